@@ -1,0 +1,172 @@
+"""Who may speak: admission of new peers, and re-attachment of those that lost a connection.
+
+An incarnation is given once, from a counter that is durable before the peer learns its number, and
+proves itself by its secret on the native connection.  A member agent that comes back names its
+incarnation; what it missed is told again by the parts that own it.  Whoever names an incarnation
+that is no longer admitted is told so, whatever it says: a peer that slept through its own eviction
+must not wait for ever.
+
+Invariant: every connection belongs to nobody or to one admitted incarnation, and an incarnation
+has at most one connection of each kind; a newer one replaces the older.
+"""
+
+from __future__ import annotations
+
+from pccl.membership.core import Core, Peer, name
+from pccl.membership.events import Close, Send, SendNative
+from pccl.membership.messages import (
+    ID_BYTES,
+    PROTOCOL_VERSION,
+    Admitted,
+    Evicted,
+    Hello,
+    Refused,
+)
+from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
+
+
+class Admission:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def hello(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
+        """Returns the peer that is attached now, or None if it was turned away."""
+        core = self._core
+        if msg.protocol != PROTOCOL_VERSION:
+            text = f"this coordinator speaks protocol {PROTOCOL_VERSION}, the peer {msg.protocol}"
+            self._refuse(conn, "protocol", text)
+            return None
+        if msg.run_id not in (b"", core.run_id):
+            text = f"this coordinator serves run {core.run_id.hex()}, not {msg.run_id.hex()}"
+            self._refuse(conn, "run", text)
+            return None
+        if msg.incarnation == 0:
+            return self._admit(conn, msg, now_s)
+        peer = core.peers.get(msg.incarnation)
+        if peer is None or peer.peer_id != msg.peer_id or peer.gone is not None:
+            text = "this incarnation is not part of the run any more"
+            core.effects += [Send(conn, Evicted(core.generation, text)), Close(conn)]
+            core.conns.pop(conn, None)
+            return None
+        self._attach_agent(conn, peer)
+        peer.epoch = max(peer.epoch, msg.epoch)
+        self._welcome(peer)
+        core.log("info", f"peer {name(peer)} is attached again")
+        return peer
+
+    def native_hello(self, conn: int, frame: NativeHello, now_s: float) -> Peer | None:
+        core = self._core
+        if frame.purpose != Purpose.COORDINATOR:
+            self._refuse_native(conn, RefusalCode.PURPOSE, "a coordinator has no data lanes")
+            return None
+        if frame.run_id != core.run_id:
+            self._refuse_native(conn, RefusalCode.RUN, "another run")
+            return None
+        peer = core.peers.get(frame.incarnation)
+        if peer is None or peer.peer_id != frame.peer_id or peer.gone is not None:
+            text = "this incarnation is not part of the run any more"
+            self._refuse_native(conn, RefusalCode.INCARNATION, text)
+            return None
+        if peer.secret != frame.secret:
+            self._refuse_native(conn, RefusalCode.SECRET, "wrong secret")
+            return None
+        if peer.native is not None and peer.native != conn:
+            core.effects.append(Close(peer.native))
+            core.conns.pop(peer.native, None)
+        peer.native = conn
+        connection = core.conns[conn]
+        connection.incarnation, connection.native = peer.incarnation, True
+        core.send_native(peer, Welcome(core.generation))
+        return peer
+
+    # -------------------------------------------------------------- new peers
+
+    def _admit(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
+        core = self._core
+        if not core.peers and core.view is None:
+            core.min_world = core.config.min_world  # what a program that is over asked for
+        min_world = core.min_world
+        if msg.min_world and min_world and msg.min_world != min_world:
+            text = (
+                f"min_world is {min_world} in this run, and this peer asks for {msg.min_world}; "
+                "all peers must give the same value or none"
+            )
+            self._refuse(conn, "min_world", text)
+            return None
+        if len(core.peers) >= core.config.admitted_max:
+            self._refuse(conn, "limit", f"{len(core.peers)} peers are admitted already")
+            return None
+        if not self._retire_namesake(msg.peer_id, now_s):
+            self._refuse(conn, "limit", "a living peer has the same peer id")
+            return None
+        core.min_world = min_world or msg.min_world
+        core.incarnations += 1
+        peer = Peer(
+            peer_id=msg.peer_id,
+            incarnation=core.incarnations,
+            secret=core.token_bytes(ID_BYTES),
+            host=msg.data_host or core.conns[conn].host,
+            port=msg.data_port,
+            host_key=msg.host_key,
+            hostname=msg.hostname,
+            pid=msg.pid,
+            last_beat_s=now_s,
+        )
+        core.peers[peer.incarnation] = peer
+        core.persist()
+        self._attach_agent(conn, peer)
+        self._welcome(peer)
+        core.log("info", f"peer {name(peer)} admitted from {peer.host}:{peer.port}")
+        return peer
+
+    def _retire_namesake(self, peer_id: bytes, now_s: float) -> bool:
+        """Gives up an older incarnation of the same id; False if that one is evidently alive."""
+        core = self._core
+        for other in list(core.peers.values()):
+            if other.peer_id != peer_id or other.gone is not None:
+                continue
+            fresh = now_s < other.last_beat_s + core.config.profile.lease_s
+            if other.native is not None and fresh:
+                return False
+            core.lose(other, "the same peer came back as a new incarnation")
+        return True
+
+    def _attach_agent(self, conn: int, peer: Peer) -> None:
+        core = self._core
+        if peer.agent is not None and peer.agent != conn:
+            core.effects.append(Close(peer.agent))
+            core.conns.pop(peer.agent, None)
+        peer.agent = conn
+        core.conns[conn].incarnation = peer.incarnation
+
+    def _welcome(self, peer: Peer) -> None:
+        core = self._core
+        core.send(
+            peer,
+            Admitted(
+                run_id=core.run_id,
+                lineage=core.lineage,
+                generation=core.generation,
+                incarnation=peer.incarnation,
+                secret=peer.secret,
+                min_world=core.effective_min_world(),
+                heartbeat_s=core.config.profile.heartbeat_s,
+                lease_s=core.config.profile.lease_s,
+                epoch=core.epoch(),
+                members=len(core.peers),
+            ),
+        )
+
+    # -------------------------------------------------------------- those turned away
+
+    def _refuse(self, conn: int, code: str, text: str) -> None:
+        core = self._core
+        core.counters.refused += 1
+        core.effects += [Send(conn, Refused(code, text)), Close(conn)]
+        core.conns.pop(conn, None)
+
+    def _refuse_native(self, conn: int, code: RefusalCode, text: str) -> None:
+        core = self._core
+        core.counters.refused += 1
+        core.effects += [SendNative(conn, RefusedFrame(int(code), text)), Close(conn)]
+        core.conns.pop(conn, None)

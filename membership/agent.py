@@ -1,0 +1,388 @@
+"""The shell around a Member: its connection, clock, timer and thread; no decision is made here.
+
+One daemon thread runs one event loop.  On it one task owns the machine: it takes what the
+connection, the engine and the program's threads report, and performs the effects in order.  The
+engine works on without this thread, so a slow moment here delays a view change, never a step.
+
+Invariant: after `stop` returns True the thread has ended, the connection is closed and the engine's
+event descriptor is watched by nobody; what waits on this agent has been woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvloop
+
+from pccl.base.clock import Deadline, system_clock
+from pccl.base.errors import ConnectError, PcclError, RemoteError
+from pccl.base.log import get_logger
+from pccl.membership import member_events as e
+from pccl.membership import messages as m
+from pccl.membership.member import Ended, Member
+from pccl.transport.address import Address
+from pccl.transport.channel import Channel
+from pccl.transport.dial import dial
+from pccl.transport.engine_api import EngineLike, MemberTuple
+from pccl.transport.engine_events import StepDecided
+
+INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
+DIAL_ROUND_S = 3.0  # one Dial effect; the machine spaces them
+STOP_MARGIN_S = 1.0  # beyond the goodbye, for the thread to end
+_log = get_logger("membership")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """How an agent finds its run, and what it says of itself."""
+
+    addresses: tuple[Address, ...]
+    peer_id: bytes
+    host_key: int
+    min_world: int
+    connect_timeout_s: float
+    coordinator_grace_s: float
+
+    def __post_init__(self) -> None:
+        assert self.addresses and self.connect_timeout_s > 0 and self.coordinator_grace_s > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """An engine that listens, and where peers find it ("" = where the coordinator sees us)."""
+
+    engine: EngineLike
+    data_host: str
+    data_port: int
+
+
+MakeSeat = Callable[[str], Seat]
+"""Makes the engine, given the literal local address used towards the coordinator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the program's threads may know of the machine; replaced as a whole."""
+
+    admitted: m.Admitted | None = None
+    world: m.World | None = None
+    ended: Ended | None = None
+    failure: BaseException | None = None  # the agent itself could not go on
+
+
+class MemberAgent:
+    """Keeps one peer in touch with the coordinator.  Its methods may be called from any thread."""
+
+    def __init__(self, config: AgentConfig, make_seat: MakeSeat) -> None:
+        self.seat: Seat | None = None
+        self.standing = Standing()
+        self.steps_decided = 0  # written by the program's threads; only growth matters
+        self._config = config
+        self._make_seat = make_seat
+        self._changed = threading.Condition()
+        self._notices: dict[int, list[Callable[[], None]]] = {}  # guarded by _changed
+        self._loop: asyncio.AbstractEventLoop | None = None  # guarded by _changed
+        self._task: asyncio.Task[None] | None = None  # guarded by _changed
+        self._thread = threading.Thread(target=self._main, name="pccl-agent", daemon=True)
+        # Below: the loop's thread only.
+        self._machine: Member | None = None
+        self._channel: Channel | None = None
+        self._first: Channel | None = None
+        self._events: deque[e.Event] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- for the program's threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_until(self, holds: Callable[[Standing], bool], timeout_s: float) -> bool:
+        """Waits until `holds` or the agent has ended; returns whether either is so."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._over() or holds(self.standing), timeout=timeout_s
+            )
+
+    def want_world(self, world_size: int) -> None:
+        """Tells the coordinator what this peer waits for; 0 = it stopped waiting."""
+        self._post_from_thread(e.WantWorld(world_size))
+
+    def when_decided(self, step: int, notify: Callable[[], None]) -> None:
+        """Calls `notify` once, from any thread, when the step is decided or the agent ends."""
+        seat = self.seat
+        assert seat is not None
+        with self._changed:
+            over = self._over()
+            if not over:
+                self._notices.setdefault(step, []).append(notify)
+        if over:
+            notify()
+        else:
+            seat.engine.set_notify(step)
+
+    def stop(self, reason: str, timeout_s: float) -> bool:
+        """Leaves the run and ends the thread; says whether that was done in time."""
+        with self._changed:
+            loop, task, machine = self._loop, self._task, self._machine
+        if self._thread.ident is None or threading.current_thread() is self._thread:
+            return True
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
+                if machine is None and task is not None:
+                    loop.call_soon_threadsafe(task.cancel)
+                else:
+                    loop.call_soon_threadsafe(self._post, e.Leave(reason))
+        self._thread.join(timeout_s + STOP_MARGIN_S)
+        return not self._thread.is_alive()
+
+    def _over(self) -> bool:
+        return self.standing.ended is not None or self.standing.failure is not None
+
+    def _post_from_thread(self, event: e.Event) -> None:
+        with self._changed:
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._post, event)
+
+    # ---- the thread
+
+    def _main(self) -> None:
+        failure: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._run())
+        except (PcclError, ImportError) as error:
+            failure = error
+        except asyncio.CancelledError:
+            failure = ConnectError("closed while connecting")
+        except Exception as error:  # a mistake of ours: it must reach the program, not the void
+            _log.exception("the member agent failed")
+            failure = error
+        self._finish(failure)
+
+    def _finish(self, failure: BaseException | None) -> None:
+        machine = self._machine
+        if failure is not None and self.seat is not None:
+            with contextlib.suppress(PcclError):
+                self.seat.engine.fail("internal", f"the member agent failed: {failure}")
+        with self._changed:
+            self._loop = self._task = None
+            self._publish(
+                Standing(
+                    admitted=self.standing.admitted,
+                    world=self.standing.world,
+                    ended=None if machine is None else machine.ended,
+                    failure=failure,
+                )
+            )
+            notices = [notify for calls in self._notices.values() for notify in calls]
+            self._notices.clear()
+        for notify in notices:
+            notify()
+
+    def _publish(self, standing: Standing) -> None:
+        with self._changed:
+            if standing != self.standing:
+                self.standing = standing
+                self._changed.notify_all()
+
+    # ---- the loop
+
+    async def _run(self) -> None:
+        with self._changed:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        deadline = Deadline(self._config.connect_timeout_s)
+        try:
+            (reader, writer), _ = await dial(
+                self._config.addresses,
+                timeout_s=self._config.connect_timeout_s,
+                rng=random.Random(),
+            )
+            self._first = Channel(reader, writer, trusted=True)
+            self.seat = self._make_seat(self._first.local_host)
+            machine = self._new_machine(self.seat, deadline)
+            with self._changed:
+                self._machine = machine
+            await self._drive(machine, self.seat.engine)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for channel in (self._first, self._channel):
+                if channel is not None:
+                    channel.abort("the agent ended")
+            await asyncio.sleep(0)  # lets the loop close what was aborted
+
+    def _new_machine(self, seat: Seat, deadline: Deadline) -> Member:
+        config = self._config
+        identity = e.Identity(
+            peer_id=config.peer_id,
+            data_host=seat.data_host,
+            data_port=seat.data_port,
+            host_key=config.host_key,
+            min_world=config.min_world,
+            hostname=socket.gethostname()[:255],
+            pid=os.getpid(),
+        )
+        return Member(
+            identity,
+            now_s=system_clock(),
+            connect_timeout_s=max(0.1, deadline.remaining_s()),
+            coordinator_grace_s=config.coordinator_grace_s,
+            dice=random.Random().random,
+        )
+
+    async def _drive(self, machine: Member, engine: EngineLike) -> None:
+        loop = asyncio.get_running_loop()
+        event_fd = engine.event_fd
+        loop.add_reader(event_fd, self._drain, engine)
+        try:
+            while machine.ended is None:
+                await self._wait_for_news(machine.deadline_s)
+                while self._events and machine.ended is None:
+                    self._perform(machine.handle(self._events.popleft(), system_clock()), engine)
+                self._room.set()
+                now_s = system_clock()
+                if machine.deadline_s is not None and now_s >= machine.deadline_s:
+                    machine.handle(e.Progress(self.steps_decided), now_s)
+                    self._perform(machine.on_deadline(now_s), engine)
+                self._publish(Standing(machine.admitted, machine.world, machine.ended))
+        finally:
+            loop.remove_reader(event_fd)
+
+    async def _wait_for_news(self, deadline_s: float | None) -> None:
+        if not self._events:
+            self._news.clear()
+            wait_s = None if deadline_s is None else max(0.0, deadline_s - system_clock())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+
+    def _post(self, event: e.Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+    def _drain(self, engine: EngineLike) -> None:
+        for event in engine.drain_events():
+            if isinstance(event, StepDecided):
+                with self._changed:
+                    notices = self._notices.pop(event.step, [])
+                for notify in notices:
+                    notify()
+            else:
+                self._post(event)
+
+    # ---- effects
+
+    def _perform(self, effects: list[e.Effect], engine: EngineLike) -> None:
+        for effect in effects:
+            match effect:
+                case e.Send(message):
+                    if self._channel is not None:
+                        self._channel.send(m.peer_codec.encode(message))
+                case e.Dial():
+                    self._spawn(self._dial())
+                case e.HangUp():
+                    if self._channel is not None:
+                        self._channel.close("hung up")
+                        self._channel = None
+                case e.HoldEngine(generation, epoch):
+                    step = engine.hold(generation, epoch)
+                    self._post(e.Held(generation, epoch, step))
+                case e.FailEngine(code, text):
+                    _log.info("membership ends (%s): %s", code, text)
+                    engine.fail(code, text)
+                case _:
+                    _perform_on_engine(effect, engine)
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _dial(self) -> None:
+        channel, self._first = self._first, None
+        reasons = ["no address answered"]
+        if channel is None:
+            try:
+                (reader, writer), _ = await dial(
+                    self._config.addresses,
+                    timeout_s=DIAL_ROUND_S,
+                    rng=random.Random(),
+                    on_failure=reasons.append,
+                )
+                channel = Channel(reader, writer, trusted=True)
+            except ConnectError:
+                return self._post(e.Disconnected(reasons[-1]))
+        self._channel = channel
+        self._post(e.Connected(channel.remote_host, channel.remote_port))
+        await self._read(channel)
+        return None
+
+    async def _read(self, channel: Channel) -> None:
+        foreign = False
+        try:
+            while (body := await channel.receive()) is not None:
+                self._post(e.Received(m.coordinator_codec.decode(body)))
+                while len(self._events) >= INBOX_MAX:
+                    self._room.clear()
+                    await self._room.wait()
+            reason = channel.close_reason or "the connection ended"
+        except RemoteError as error:
+            foreign, reason = True, str(error)
+            channel.abort(reason)
+        if channel is self._channel:  # else this end hung up, and the machine knows
+            self._channel = None
+            self._post(e.Disconnected(reason, foreign))
+
+
+def _perform_on_engine(
+    effect: e.AdmitEngine | e.PrepareView | e.ActivateView | e.CancelView | e.InstallView,
+    engine: EngineLike,
+) -> None:
+    match effect:
+        case e.AdmitEngine(admitted, host, port):
+            engine.admit(
+                run_id=admitted.run_id,
+                incarnation=admitted.incarnation,
+                secret=admitted.secret,
+                generation=admitted.generation,
+                host=host,
+                port=port,
+                heartbeat_s=admitted.heartbeat_s,
+                lease_s=admitted.lease_s,
+            )
+        case e.PrepareView(plan):
+            engine.prepare_view(plan.generation, plan.epoch, _tuples(plan.members))
+        case e.ActivateView(a):
+            engine.activate(a.generation, a.epoch, _tuples(a.members), a.step, a.name)
+        case e.CancelView(generation, epoch):
+            engine.cancel_plan(generation, epoch)
+        case e.InstallView(i):
+            decisions = [(d.step, int(d.outcome), d.code, d.text) for d in i.decisions]
+            engine.install(
+                i.generation,
+                i.epoch,
+                _tuples(i.members),
+                i.paused,
+                i.committed_below,
+                decisions,
+            )
+
+
+def _tuples(members: tuple[m.MemberInfo, ...]) -> list[MemberTuple]:
+    return [
+        (x.peer_id, x.incarnation, x.secret, x.host, x.port, x.host_key, x.first_step)
+        for x in members
+    ]

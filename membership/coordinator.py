@@ -1,0 +1,375 @@
+"""The coordinator: decides who is in, from which step on, and what became of open steps.
+
+A machine without I/O.  It routes each event to the part that owns it and then lets every part draw
+its conclusions, always in the same order: liveness, flushes, joins, and who needs to be told.
+
+The shell calls `handle` for each event and `on_deadline` once `deadline_s` has come, and carries
+out the returned effects in order.  Its two duties are in `events`.  It also reports an undecodable
+first frame with `dropped_frame`, for the count; the connection is its own to close.
+
+Invariants: docs/PROTOCOL.md, "Membership".  Same events, same dice: same effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from pccl.membership.admission import Admission
+from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Core, Peer, name
+from pccl.membership.decide import Accusation
+from pccl.membership.events import (
+    Close,
+    ConnDown,
+    ConnUp,
+    Dialled,
+    Effect,
+    Event,
+    NativeFrame,
+    Paused,
+    PeerMessage,
+    Send,
+    SendNative,
+    Synced,
+)
+from pccl.membership.flushing import Flushing
+from pccl.membership.joins import Joins
+from pccl.membership.links import Links
+from pccl.membership.liveness import Liveness
+from pccl.membership.messages import (
+    ID_BYTES,
+    AtEntry,
+    Hello,
+    HoldFrom,
+    Installed,
+    Leaving,
+    LinksFailed,
+    LinksUp,
+    PeerMessageBody,
+    StatusReply,
+    StatusRequest,
+    Switched,
+    WaitFor,
+    World,
+)
+from pccl.membership.record import Record
+from pccl.membership.status import status_json
+from pccl.transport.native_frames import (
+    EvictedFrame,
+    Frame,
+    Heartbeat,
+    NativeHello,
+    Pong,
+    Report,
+    Suspect,
+    SuspectCode,
+)
+
+__all__ = ["Coordinator", "CoordinatorConfig"]
+
+RESEND_S = 1.0  # a level is told again at most this often, unless the peer re-attaches
+
+
+class Coordinator:
+    """One run's coordinator.
+
+    Args:
+        generation: of the store's opening.
+        record: what the store held, or None for a new run.
+        token_bytes: dice, for the run id and secrets.
+        now_s: the clock at the start.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        *,
+        generation: int,
+        record: Record | None,
+        token_bytes: Callable[[int], bytes],
+        now_s: float,
+    ) -> None:
+        self._core = _restore(config, generation, record, token_bytes, now_s)
+        self._admission = Admission(self._core)
+        self._liveness = Liveness(self._core)
+        self._links = Links(self._core)
+        self._flushing = Flushing(self._core)
+        self._joins = Joins(self._core)
+        self._world = self._world_now()
+        if record is None:
+            self._core.persist()  # the run id is told to peers
+
+    @property
+    def run_id(self) -> bytes:
+        return self._core.run_id
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `on_deadline` must be called at the latest; None while nothing is awaited."""
+        times = (self._liveness.deadline_s(), self._flushing.deadline_s, self._joins.deadline_s)
+        return min((t for t in times if t is not None), default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case ConnUp(conn, host):
+                self._core.conns[conn] = Connection(host)
+            case ConnDown(conn):
+                self._connection_down(conn, now_s)
+            case PeerMessage(conn, msg):
+                self._peer_message(conn, msg, now_s)
+            case NativeFrame(conn, frame):
+                self._native_frame(conn, frame, now_s)
+            case Dialled():
+                self._liveness.dialled(event, now_s)
+            case Paused(duration_s):
+                self._liveness.paused(duration_s)
+                self._flushing.paused(duration_s)
+            case Synced():
+                pass  # output commit makes durability the shell's matter
+            case _:
+                assert_never(event)
+        return self._conclude(now_s)
+
+    def on_deadline(self, now_s: float) -> list[Effect]:
+        return self._conclude(now_s)
+
+    def dropped_frame(self) -> None:
+        """Counts bytes that were no message at all."""
+        self._core.counters.dropped_frames += 1
+
+    def _conclude(self, now_s: float) -> list[Effect]:
+        self._liveness.advance(now_s)
+        self._flushing.advance(now_s)
+        self._joins.advance(now_s)
+        world = self._world_now()
+        if world != self._world:
+            self._world = world
+            for peer in self._core.peers.values():
+                self._core.send(peer, world)
+        effects, self._core.effects = self._core.effects, []
+        return effects
+
+    def _world_now(self) -> World:
+        core = self._core
+        view = core.current()
+        return World(len(core.peers), 0 if view is None else len(view.members), core.epoch())
+
+    # -------------------------------------------------------------- connections
+
+    def _connection_down(self, conn: int, now_s: float) -> None:
+        connection = self._core.conns.pop(conn, None)
+        if connection is None or connection.incarnation is None:
+            return
+        peer = self._core.peers.get(connection.incarnation)
+        if peer is None:
+            return
+        if peer.agent == conn:
+            peer.agent = None
+        elif peer.native == conn:
+            peer.native = None
+        else:
+            return
+        self._liveness.connection_lost(peer, now_s)
+
+    def _drop(self, conn: int, why: str) -> None:
+        """Ends a connection whose owner broke the protocol; the owner's lease goes on."""
+        core = self._core
+        core.counters.dropped_frames += 1
+        core.log("warning", f"connection {conn} closed: {why}")
+        core.effects.append(Close(conn))
+
+    # -------------------------------------------------------------- member agents
+
+    def _peer_message(self, conn: int, msg: PeerMessageBody, now_s: float) -> None:
+        core = self._core
+        connection = core.conns.get(conn)
+        if connection is None:
+            return  # closed from this side; what was still under way has no effect
+        if connection.native:
+            self._drop(conn, "a member agent's message on a native connection")
+            return
+        if isinstance(msg, StatusRequest):
+            document = status_json(core, self._flushing, self._joins, now_s)
+            core.effects.append(Send(conn, StatusReply(document)))
+            return
+        if isinstance(msg, Hello):
+            if connection.incarnation not in (None, msg.incarnation):
+                self._drop(conn, "a second hello for somebody else")
+                return
+            self._hello(conn, msg, now_s)
+            return
+        peer = core.peers.get(connection.incarnation or 0)
+        if peer is None or peer.agent != conn:
+            self._drop(conn, "a message before a hello")
+            return
+        self._agent_message(peer, msg, now_s)
+
+    def _hello(self, conn: int, msg: Hello, now_s: float) -> None:
+        core = self._core
+        peer = self._admission.hello(conn, msg, now_s)
+        if peer is None:
+            return
+        if msg.incarnation == 0:
+            self._liveness.admitted(peer, now_s)
+        else:
+            self._liveness.attached(peer)
+            self._joins.reattached(peer)
+            peer.resent_s = now_s
+        if self._world_now() == self._world:  # else all are told anyway
+            core.send(peer, self._world)
+
+    def _agent_message(self, peer: Peer, msg: PeerMessageBody, now_s: float) -> None:
+        match msg:
+            case AtEntry(entry, _):
+                self._joins.at_entry(peer, entry, now_s)
+                self._resend(peer, now_s)
+            case LinksUp(epoch):
+                self._joins.links_up(peer, epoch)
+            case LinksFailed(epoch, peers):
+                self._joins.links_failed(peer, epoch, peers, now_s)
+            case HoldFrom(epoch, step):
+                self._joins.hold_from(peer, epoch, step)
+            case Switched(epoch, step):
+                self._joins.switched(peer, epoch, step, now_s)
+            case Installed(epoch):
+                self._note_epoch(peer, epoch)
+            case WaitFor(world_size):
+                peer.wait_for = world_size
+            case Leaving(reason):
+                self._leaving(peer, reason, now_s)
+            case Hello() | StatusRequest():
+                raise AssertionError("handled before")
+            case _:
+                assert_never(msg)
+
+    def _leaving(self, peer: Peer, reason: str, now_s: float) -> None:
+        core = self._core
+        core.log("info", f"peer {name(peer)} leaves: {reason}")
+        if peer.leaving_s is not None:
+            return
+        peer.leaving_s = now_s
+        if core.is_member(peer.incarnation):
+            core.want_flush(f"{name(peer)} leaves")
+        elif peer.incarnation in core.joiners():
+            core.want_flush(f"joiner {name(peer)} leaves")
+            core.expel(peer, "left the run")
+        else:
+            core.expel(peer, "left the run")
+
+    # -------------------------------------------------------------- native control threads
+
+    def _native_frame(self, conn: int, frame: Frame, now_s: float) -> None:
+        core = self._core
+        connection = core.conns.get(conn)
+        if connection is None:
+            return
+        if isinstance(frame, NativeHello):
+            if connection.incarnation is not None:
+                self._drop(conn, "a second hello")
+                return
+            attached = self._admission.native_hello(conn, frame, now_s)
+            if attached is not None:
+                self._liveness.beat(attached, now_s)
+                self._liveness.attached(attached)
+                self._flushing.repeat(attached)
+            return
+        peer = core.peers.get(connection.incarnation or 0)
+        if peer is None or peer.native != conn or peer.gone is not None:
+            evicted = EvictedFrame(core.generation, "this incarnation is not part of the run")
+            core.effects.append(SendNative(conn, evicted))
+            self._drop(conn, "a native frame of a peer that is not in the run")
+            return
+        self._liveness.beat(peer, now_s)
+        match frame:
+            case Heartbeat():
+                self._heartbeat(peer, frame, now_s)
+            case Report():
+                self._flushing.reported(peer, frame, now_s)
+            case Suspect():
+                self._suspect(peer, frame, now_s)
+            case _:
+                self._drop(conn, f"a {type(frame).__name__} is for peers, not for coordinators")
+
+    def _heartbeat(self, peer: Peer, frame: Heartbeat, now_s: float) -> None:
+        core = self._core
+        peer.watermark = max(peer.watermark, frame.watermark)
+        peer.next_step, peer.waiting, peer.lag_ms = frame.next_step, frame.waiting, frame.lag_ms
+        peer.down = frame.down
+        self._note_epoch(peer, frame.epoch)
+        core.send_native(peer, Pong(core.generation, core.epoch()))
+        self._flushing.repeat(peer)
+        self._resend(peer, now_s)
+        if frame.down:
+            self._links.reported_down(peer, frame.epoch, frame.down, now_s)
+
+    def _suspect(self, peer: Peer, frame: Suspect, now_s: float) -> None:
+        core = self._core
+        views = [] if core.view is None else [*core.history, core.view]
+        epochs = [v.epoch for v in views]
+        if core.activation is not None:
+            epochs.append(core.activation.view.epoch)
+        if frame.epoch not in epochs or not core.is_member(peer.incarnation):
+            return  # about a view that is over: its flush has answered already
+        if frame.code == SuspectCode.LINK_DOWN:
+            self._links.reported_down(peer, frame.epoch, frame.suspects, now_s)
+        elif frame.code == SuspectCode.LOCAL:
+            core.lose(peer, f"it gave up step {frame.step}: {frame.text}")
+        else:
+            if len(core.accusations) < ACCUSATIONS_MAX:
+                core.accusations.append(Accusation(frame.step, frame.code, frame.text))
+            core.want_flush(f"step {frame.step}: {SuspectCode(frame.code).name.lower()}")
+
+    # -------------------------------------------------------------- levels
+
+    def _note_epoch(self, peer: Peer, epoch: int) -> None:
+        """Believes what a peer says is in force there, as far as that can be."""
+        entering = self._core.activation
+        known = self._core.epoch() if entering is None else entering.view.epoch
+        if peer.epoch < epoch <= known:
+            peer.epoch = epoch
+
+    def _resend(self, peer: Peer, now_s: float) -> None:
+        if now_s >= max(peer.resent_s, self._core.installed_s) + RESEND_S:
+            peer.resent_s = now_s
+            self._joins.repeat(peer)
+
+
+def _restore(
+    config: CoordinatorConfig,
+    generation: int,
+    record: Record | None,
+    token_bytes: Callable[[int], bytes],
+    now_s: float,
+) -> Core:
+    """Makes the state of a new run, or that of an earlier coordinator's last record."""
+    core = Core(
+        config=config,
+        generation=generation,
+        token_bytes=token_bytes,
+        started_s=now_s,
+        min_world=config.min_world,
+    )
+    if record is None:
+        core.run_id = config.run_id or token_bytes(ID_BYTES)
+        return core
+    core.run_id, core.lineage = record.run_id, record.lineage
+    core.min_world = config.min_world or record.min_world
+    core.incarnations = record.incarnations
+    core.epoch_high = core.epochs_reserved = record.epochs_reserved
+    core.flushing = record.flushing
+    core.view, core.history, core.activation = record.view, record.history, record.activation
+    core.note, core.carried = record.note, record.carried
+    core.installed_s = now_s
+    for saved in record.peers:
+        core.peers[saved.incarnation] = Peer(
+            peer_id=saved.peer_id,
+            incarnation=saved.incarnation,
+            secret=saved.secret,
+            host=saved.host,
+            port=saved.port,
+            host_key=saved.host_key,
+            hostname=saved.hostname,
+            pid=saved.pid,
+            last_beat_s=now_s,
+        )
+    return core

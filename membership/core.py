@@ -1,0 +1,333 @@
+"""The coordinator's state and the few verbs all its parts share.
+
+The parts (admission, liveness, links, flushes, joins) never call each other.  Each turns its events
+into changes of this state and is asked, after every event, what now follows from it; so the order
+of arrival does not matter and nothing depends on an edge that was missed.
+
+Invariants: an incarnation is in `peers` exactly while it is admitted; `view` and `activation` are
+never ahead of the record that was last emitted; an epoch, once named, is never named again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pccl.base.config import LAN, TimeProfile
+from pccl.membership.decide import Accusation
+from pccl.membership.events import Close, Effect, Log, Persist, Send, SendNative
+from pccl.membership.messages import (
+    MEMBERS_MAX,
+    TEXT_CHARACTERS_MAX,
+    Activate,
+    CoordinatorMessageBody,
+    Evicted,
+    Install,
+)
+from pccl.membership.record import (
+    NO_NOTE,
+    Activation,
+    AdmittedPeer,
+    CarriedDecision,
+    InstallNote,
+    Record,
+)
+from pccl.membership.view import Member, View
+from pccl.transport.native_frames import EvictedFrame, Frame
+
+EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
+ACCUSATIONS_MAX = 256  # per flush; each survivor sends one or two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorConfig:
+    """Durations and limits; the defaults are the LAN profile."""
+
+    run_id: bytes | None = None  # None: drawn at the first start
+    min_world: int = 0  # 0: the first peer with an opinion decides, else 1
+    profile: TimeProfile = LAN
+    hold_timeout_s: float = 1.0  # members hold their next step that long for a joiner at most
+    leave_report_s: float = 1.0  # a leaving peer answers that long
+    detached_grace_s: float = 30.0  # a peer without its member agent can install no view
+    plan_backoff_s: float = 1.0  # before a joiner whose links failed is tried again; doubles
+    plan_backoff_max_s: float = 30.0
+    link_settle_s: float = 1.0  # links may take this long to come up after an install
+    strike_window_s: float = 30.0
+    strikes_max: int = 3
+    admitted_max: int = 1024
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.min_world <= self.admitted_max <= MEMBERS_MAX
+
+
+@dataclass(slots=True)
+class Peer:
+    """What the coordinator knows of one admitted peer."""
+
+    peer_id: bytes
+    incarnation: int
+    secret: bytes
+    host: str
+    port: int
+    host_key: int
+    hostname: str
+    pid: int
+    last_beat_s: float
+    agent: int | None = None  # connections
+    native: int | None = None
+    epoch: int = 0  # in force at the peer, as far as it has said
+    watermark: int = 0
+    next_step: int = 0
+    waiting: int = 0
+    lag_ms: int = 0
+    down: tuple[bytes, ...] = ()
+    entry: str | None = None  # waits at an entry of this name
+    entry_since_s: float = 0.0
+    entry_seen_s: float = 0.0
+    wait_for: int = 0
+    gone: str | None = None  # dead, evicted: why; it cannot come back
+    leaving_s: float | None = None  # since when
+    silent: bool = False  # its lease has ended, but it may come back until a view excludes it
+    plan_retry_s: float = 0.0
+    plan_backoff_s: float = 0.0
+    resent_s: float = -1e9
+
+    def present(self) -> bool:
+        """Says whether new views may count on it."""
+        return self.gone is None and self.leaving_s is None
+
+    def member(self, first_step: int) -> Member:
+        return Member(
+            peer_id=self.peer_id,
+            incarnation=self.incarnation,
+            secret=self.secret,
+            host=self.host,
+            port=self.port,
+            host_key=self.host_key,
+            first_step=first_step,
+        )
+
+    def admitted(self) -> AdmittedPeer:
+        return AdmittedPeer(
+            peer_id=self.peer_id,
+            incarnation=self.incarnation,
+            secret=self.secret,
+            host=self.host,
+            port=self.port,
+            host_key=self.host_key,
+            hostname=self.hostname,
+            pid=self.pid,
+        )
+
+
+@dataclass(slots=True)
+class Connection:
+    """One open connection; it belongs to nobody until its first frame."""
+
+    host: str
+    incarnation: int | None = None
+    native: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    views: int = 0
+    flushes: int = 0
+    joins: int = 0
+    evictions: int = 0
+    refused: int = 0
+    dropped_frames: int = 0
+
+
+@dataclass(slots=True)
+class Core:
+    """The shared state.  Lists and dicts are in insertion order, so a run is deterministic."""
+
+    config: CoordinatorConfig
+    generation: int
+    token_bytes: Callable[[int], bytes]
+    started_s: float
+    run_id: bytes = b""
+    lineage: int = 1
+    min_world: int = 0
+    incarnations: int = 0
+    epoch_high: int = 0
+    epochs_reserved: int = 0
+    flushing: bool = False
+    view: View | None = None
+    history: tuple[View, ...] = ()
+    activation: Activation | None = None
+    note: InstallNote = NO_NOTE
+    carried: tuple[CarriedDecision, ...] = ()
+    installed_s: float = 0.0  # when the newest view was sent out
+    peers: dict[int, Peer] = field(default_factory=dict)
+    conns: dict[int, Connection] = field(default_factory=dict)
+    flush_reasons: list[str] = field(default_factory=list)
+    accusations: list[Accusation] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    effects: list[Effect] = field(default_factory=list)
+    tokens: int = 0
+
+    def send(self, peer: Peer, msg: CoordinatorMessageBody) -> None:
+        """Sends to the member agent if it is connected; a level to be told again is never lost."""
+        if peer.agent is not None:
+            self.effects.append(Send(peer.agent, msg))
+
+    def send_native(self, peer: Peer, frame: Frame) -> None:
+        if peer.native is not None:
+            self.effects.append(SendNative(peer.native, frame))
+
+    def log(self, level: str, text: str) -> None:
+        assert level in ("debug", "info", "warning", "error")
+        self.effects.append(Log(level, text))  # type: ignore[arg-type]  # checked above
+
+    def persist(self) -> None:
+        self.epochs_reserved = max(self.epochs_reserved, self.epoch_high + EPOCHS_RESERVED)
+        self.tokens += 1
+        self.effects.append(Persist(self.tokens, self.record()))
+
+    def record(self) -> Record:
+        return Record(
+            run_id=self.run_id,
+            lineage=self.lineage,
+            generation=self.generation,
+            min_world=self.min_world,
+            incarnations=self.incarnations,
+            epochs_reserved=self.epochs_reserved,
+            flushing=self.flushing,
+            view=self.view,
+            history=self.history,
+            activation=self.activation,
+            note=self.note,
+            carried=self.carried,
+            peers=tuple(p.admitted() for p in self.peers.values()),
+        )
+
+    def new_epoch(self) -> int:
+        """Names an epoch nobody has heard of, also if this coordinator crashes right now."""
+        self.epoch_high += 1
+        if self.epoch_high > self.epochs_reserved:
+            self.persist()
+        return self.epoch_high
+
+    def effective_min_world(self) -> int:
+        return max(1, self.min_world)
+
+    def current(self) -> View | None:
+        """Returns the newest view that has members running in it (or about to, all agreed)."""
+        if self.activation is not None and self.activation.resolved:
+            return self.activation.view
+        return self.view
+
+    def epoch(self) -> int:
+        view = self.current()
+        return 0 if view is None else view.epoch
+
+    def is_member(self, incarnation: int) -> bool:
+        view = self.current()
+        return view is not None and incarnation in view
+
+    def members(self) -> list[Peer]:
+        """Returns the members in rank order.  All are in `peers` until a view excludes them."""
+        view = self.current()
+        return [] if view is None else [self.peers[i] for i in view.incarnations()]
+
+    def learners(self) -> list[Peer]:
+        return [p for i, p in self.peers.items() if not self.is_member(i)]
+
+    def joiners(self) -> tuple[int, ...]:
+        """Returns who enters with the activation."""
+        if self.activation is None or self.view is None:
+            return ()
+        old = self.view
+        return tuple(i for i in self.activation.view.incarnations() if i not in old)
+
+    def send_view(self, peer: Peer) -> None:
+        """Tells a member what it has not installed yet: a view in force, or how to enter one."""
+        view, entering = self.view, self.activation
+        assert view is not None
+        old = peer.incarnation in view
+        if old and peer.epoch < view.epoch:
+            self.send(peer, self.install_message(view, self.note))
+        if entering is None:
+            return
+        if old and (peer.epoch < entering.view.epoch or not entering.resolved):
+            # Members enter it by themselves; an Install before would cut their open steps short.
+            # Who has entered already answers with Switched again.
+            self.send(peer, self.activate_message(entering))
+        elif entering.resolved and peer.epoch < entering.view.epoch:
+            self.send_entered(peer)
+
+    def send_entered(self, peer: Peer) -> None:
+        """Tells a joiner, or a member that has entered, the activated view with all its steps."""
+        assert self.activation is not None and self.activation.resolved
+        note = InstallNote(False, self.note.committed_below, (), ())
+        self.send(peer, self.install_message(self.activation.view, note))
+
+    def activate_message(self, entering: Activation) -> Activate:
+        return Activate(
+            generation=self.generation,
+            epoch=entering.view.epoch,
+            members=entering.view.infos(),
+            step=entering.step,
+            name=entering.name,
+        )
+
+    def install_message(self, view: View, note: InstallNote) -> Install:
+        return Install(
+            generation=self.generation,
+            epoch=view.epoch,
+            members=view.infos(),
+            paused=note.paused,
+            committed_below=note.committed_below,
+            decisions=note.decisions,
+            lost=note.lost,
+        )
+
+    def expel(self, peer: Peer, text: str) -> None:
+        """Takes away the admission of a peer that is in no view, and tells it."""
+        assert not self.is_member(peer.incarnation)
+        self.peers.pop(peer.incarnation)
+        self.farewell(peer, text)
+
+    def farewell(self, peer: Peer, text: str) -> None:
+        """Tells a peer on every connection it has that its incarnation is over."""
+        assert peer.incarnation not in self.peers
+        text = text[:TEXT_CHARACTERS_MAX]
+        if peer.agent is not None:
+            self.effects += [Send(peer.agent, Evicted(self.generation, text)), Close(peer.agent)]
+            self.conns.pop(peer.agent, None)
+        if peer.native is not None:
+            frame = EvictedFrame(self.generation, native_text(text))
+            self.effects += [SendNative(peer.native, frame), Close(peer.native)]
+            self.conns.pop(peer.native, None)
+        peer.agent = peer.native = None
+        peer.gone = peer.gone or text
+
+    def lose(self, peer: Peer, text: str) -> None:
+        """Notes that a peer will not come back: a member costs a flush, a learner nothing."""
+        if peer.gone is not None:
+            return
+        peer.gone = text
+        self.log("warning", f"peer {name(peer)} is lost: {text}")
+        if self.is_member(peer.incarnation):
+            self.want_flush(f"{name(peer)}: {text}")
+        elif self.activation is not None and peer.incarnation in self.activation.view:
+            self.want_flush(f"joiner {name(peer)}: {text}")
+            self.expel(peer, text)
+        else:
+            self.expel(peer, text)
+
+    def want_flush(self, reason: str) -> None:
+        if len(self.flush_reasons) < ACCUSATIONS_MAX:
+            self.flush_reasons.append(reason)
+
+
+def name(peer: Peer) -> str:
+    """Names a peer for people: the first digits of its id, and its incarnation."""
+    return f"{peer.peer_id.hex()[:8]}.{peer.incarnation}"
+
+
+def native_text(text: str) -> str:
+    """Shortens a text to what fits into a native frame."""
+    return text.encode()[:TEXT_CHARACTERS_MAX].decode(errors="ignore")

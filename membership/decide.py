@@ -1,0 +1,238 @@
+"""The one recovery rule: what becomes of every open step after a flush.
+
+Every survivor has *reported*: it froze, said what it knows of each step, and promised to complete
+nothing more below the target epoch.  From the reports alone the outcome follows:
+
+    commit a step iff one reporter knows that it committed, or every reporter that takes part in
+    it holds its complete result, of one attempt, with equal manifests and digests; else run it
+    again.
+
+Why that is safe.  A peer commits a step by itself only when all participants of the attempt have
+sent DONE, and a peer sends DONE only when it is complete.  So if anybody committed, also one that
+is dead by now, all reporters among the participants are complete with equal digests, and the rule
+commits.  If some participating reporter is not complete, it never sent DONE in that attempt and,
+having promised, never will: nobody has committed or ever can, so running it again is safe.
+
+Two refinements:
+
+* Decisions that were told to somebody are final.  COMMIT and FAIL of earlier flushes which a
+  reporter has not yet installed are handed in as `carried` and win over everything.  RETRY is not
+  carried: it says only that the attempt never commits, which stays true.  Therefore an attempt of
+  an epoch older than `views` (before the latest flush) that is not carried is never committed.
+* A step that cannot end well is failed for everybody instead of being run again for ever: one
+  whose deadline passed or whose participants disagree about the operation, and, after
+  `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing.
+
+Pure functions on values; peers are named by their incarnation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
+from pccl.membership.view import View
+from pccl.transport.native_frames import OpenStep, Report, SuspectCode
+
+CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike three times in one step; a bug does
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """A SUSPECT that named a step before or during the flush."""
+
+    step: int
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that a flush decides about steps."""
+
+    committed_below: int  # all steps below are decided at some reporter
+    decisions: tuple[StepDecision, ...]  # ascending steps
+    minority: tuple[int, ...]  # hold other bits than most: to be evicted
+    inconsistent: tuple[int, ...]  # their report contradicts the others': to be evicted
+    corrupt: tuple[int, ...]  # steps run again because of unequal digests
+
+
+def decide(
+    views: Sequence[View],
+    reports: Mapping[int, Report],
+    *,
+    accusations: Sequence[Accusation] = (),
+    carried: Sequence[StepDecision] = (),
+    corrupt_attempts: Mapping[int, int] | None = None,
+    witnesses: Sequence[Report] = (),
+) -> Outcome:
+    """Applies the rule to every step that is open somewhere.
+
+    Args:
+        views: those in force since the latest flush, among them the epoch of every attempt that
+            may have committed.
+        reports: by incarnation; survivors only.  The order of keys does not matter.
+        accusations: SUSPECT frames with a step, in order of arrival.
+        carried: COMMIT and FAIL of earlier flushes that a reporter has not installed.
+        corrupt_attempts: how often each step was already run again for unequal digests.
+        witnesses: reports of peers that leave: they know what committed, but nobody needs them to
+            hold a result.
+    """
+    assert reports, "a flush decides with at least one survivor"
+    by_epoch = {view.epoch: view for view in views}
+    final = {d.step: d for d in carried if d.outcome != StepOutcome.RETRY}
+    attempts = corrupt_attempts or {}
+    decisions: list[StepDecision] = []
+    minority: set[int] = set()
+    inconsistent: set[int] = set()
+    corrupt: list[int] = []
+    for step in _undecided_steps(reports, final):
+        if step in final:
+            decisions.append(final[step])
+            continue
+        held = {i: _open_step(r, step) for i, r in sorted(reports.items())}
+        knowing = tuple(i for i, r in sorted(reports.items()) if _knows_commit(r, step))
+        if knowing or any(_knows_commit(r, step) for r in witnesses):
+            liars = _contradicted(by_epoch, held, knowing, step)
+            inconsistent.update(liars)
+            if not knowing or set(knowing) - set(liars):
+                decisions.append(_decision(step, StepOutcome.COMMIT))
+                continue
+        verdict = _judge(by_epoch, held, step, accusations, attempts.get(step, 0))
+        decisions.append(verdict.decision)
+        minority.update(verdict.minority)
+        if verdict.corrupt:
+            corrupt.append(step)
+    trusted = [r for i, r in sorted(reports.items()) if i not in inconsistent]
+    return Outcome(
+        committed_below=max((r.watermark for r in trusted), default=0),
+        decisions=tuple(decisions),
+        minority=tuple(sorted(minority)),
+        inconsistent=tuple(sorted(inconsistent)),
+        corrupt=tuple(corrupt),
+    )
+
+
+def _decision(step: int, outcome: StepOutcome, code: int = 0, text: str = "") -> StepDecision:
+    return StepDecision(step, int(outcome), int(code), text)  # plain ints: they go on the wire
+
+
+def _undecided_steps(
+    reports: Mapping[int, Report], final: Mapping[int, StepDecision]
+) -> tuple[int, ...]:
+    """Returns the steps somebody waits for, ascending and bounded.
+
+    A step that nobody holds open needs no word: whoever has not begun it begins it in the new
+    epoch.  Only a failure told to others must reach those who have not begun the step.
+    """
+    steps = {o.step for r in reports.values() for o in r.open}
+    steps.update(d.step for d in final.values() if d.outcome == StepOutcome.FAIL)
+    return tuple(sorted(steps))[:DECISIONS_MAX]
+
+
+def _open_step(report: Report, step: int) -> OpenStep | None:
+    return next((o for o in report.open if o.step == step), None)
+
+
+def _knows_commit(report: Report, step: int) -> bool:
+    if _open_step(report, step) is not None:
+        return (
+            False  # a watermark never passes an open step; if it does, the open step is the truth
+        )
+    return step < report.watermark or step in report.committed
+
+
+def _contradicted(
+    by_epoch: Mapping[int, View],
+    held: Mapping[int, OpenStep | None],
+    knowing: tuple[int, ...],
+    step: int,
+) -> tuple[int, ...]:
+    """Returns those whose word about a committed step cannot be true.
+
+    If a step committed, all its participants were complete.  A participant that holds the step
+    open and incomplete says otherwise, so either it or those who know of the commit err.  The
+    fewer are taken to err; at a tie those who know are believed, for what they told their
+    programs cannot be taken back.
+    """
+    doubting = tuple(
+        i
+        for i, o in held.items()
+        if o is not None
+        and not o.complete
+        and (view := by_epoch.get(o.epoch)) is not None
+        and i in view.participants(step)
+    )
+    if not doubting or not knowing:
+        return ()
+    return knowing if len(knowing) < len(doubting) else doubting
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    decision: StepDecision
+    minority: tuple[int, ...] = ()
+    corrupt: bool = False
+
+
+def _judge(
+    by_epoch: Mapping[int, View],
+    held: Mapping[int, OpenStep | None],
+    step: int,
+    accusations: Sequence[Accusation],
+    corrupt_attempts: int,
+) -> _Verdict:
+    """Decides a step of which nobody knows that it committed."""
+    results = _complete_results(by_epoch, held, step)
+    if results is not None:
+        if len({o.manifest for o in results.values()}) > 1:
+            told = [a.text for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)]
+            text = max(told, key=len, default="peers posted different operations in one step")
+            return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DESCRIPTOR, text))
+        if len({o.digest for o in results.values()}) > 1:
+            return _judge_corruption(results, step, corrupt_attempts)
+        return _Verdict(_decision(step, StepOutcome.COMMIT))
+    for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE):
+        told = [a.text for a in accusations if (a.step, a.code) == (step, code)]
+        if told:  # of several the longest: it names most
+            return _Verdict(_decision(step, StepOutcome.FAIL, code, max(told, key=len)))
+    return _Verdict(_decision(step, StepOutcome.RETRY))
+
+
+def _complete_results(
+    by_epoch: Mapping[int, View], held: Mapping[int, OpenStep | None], step: int
+) -> dict[int, OpenStep] | None:
+    """Returns what every surviving participant holds, or None if one of them holds no result.
+
+    The attempt is the newest one.  If an older one was committed by somebody, all its participants
+    were complete in it, and a survivor starts another attempt only after a flush that decided; so
+    an attempt of mixed epochs was never committed.
+    """
+    epochs = [o.epoch for o in held.values() if o is not None and not o.waiting]
+    view = by_epoch.get(max(epochs, default=-1))
+    if view is None:
+        return None
+    survivors = [i for i in view.participants(step) if i in held]
+    results: dict[int, OpenStep] = {}
+    for i in survivors:
+        o = held[i]
+        if o is None or o.waiting or not o.complete or o.epoch != view.epoch:
+            return None
+        results[i] = o
+    return results or None
+
+
+def _judge_corruption(results: dict[int, OpenStep], step: int, attempts: int) -> _Verdict:
+    """All are complete but the bits differ: somebody's memory, link or build is wrong."""
+    if attempts + 1 >= CORRUPT_ATTEMPTS_MAX:
+        text = f"step {step}: results differed between peers in {attempts + 1} attempts"
+        return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DIGEST, text))
+    holders: dict[bytes, list[int]] = {}
+    for i, o in results.items():
+        holders.setdefault(o.digest, []).append(i)
+    largest = max(holders.values(), key=len)
+    most = 2 * len(largest) > len(results)
+    minority = tuple(i for i in results if i not in largest) if most else ()
+    return _Verdict(_decision(step, StepOutcome.RETRY), minority, corrupt=True)

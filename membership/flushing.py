@@ -1,0 +1,272 @@
+"""Unplanned view changes: freeze, ask, decide, make durable, install.
+
+    idle --a reason--> ASKING --all awaited have reported, or time--> decided --> idle, new view
+
+While asking, every member that can still speak is asked again with each of its heartbeats, so no
+lost frame matters.  Members that die meanwhile are simply no longer awaited.  Without a single
+report nothing can be decided and nothing is lost by waiting, unless every member is proven dead:
+then the run has no state left, and the next first view begins a new lineage.
+
+Before the first FLUSH the record says that a flush is on, so a coordinator that starts in between
+knows that members may be frozen, and asks again.
+
+Invariants: a view made by a flush consists of reporters only; an epoch that was asked for (the
+target) is decided at most once, for `Core.new_epoch` never repeats one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from pccl.membership.core import Core, Peer, name
+from pccl.membership.decide import Outcome, decide
+from pccl.membership.messages import CancelPlan, StepOutcome
+from pccl.membership.record import NO_NOTE, CarriedDecision, InstallNote
+from pccl.membership.view import Member, View
+from pccl.transport.native_frames import Flush, Report
+
+CORRUPT_STEPS_MAX: Final = 64  # steps whose unequal digests are counted at a time
+
+
+@dataclass(slots=True)
+class _Asking:
+    target: int
+    started_s: float
+    deadline_s: float
+    reports: dict[int, Report] = field(default_factory=dict)
+
+
+class Flushing:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.deadline_s: float | None = None  # None exactly while idle
+        self._asking: _Asking | None = None
+        self._corrupt: dict[int, int] = {}
+        if core.flushing:  # of an earlier coordinator: members have time to come back first
+            window_s = core.config.profile.reattach_window_s
+            now_s = core.started_s
+            self._asking = _Asking(core.new_epoch(), now_s, now_s + window_s)
+            self.deadline_s = self._asking.deadline_s
+
+    @property
+    def target(self) -> int:
+        return 0 if self._asking is None else self._asking.target
+
+    def awaited_names(self) -> list[str]:
+        return [] if self._asking is None else [name(p) for p in self._awaited(self._asking, 0.0)]
+
+    # -------------------------------------------------------------- events
+
+    def reported(self, peer: Peer, report: Report, now_s: float) -> None:
+        core, asking = self._core, self._asking
+        if report.target > core.epoch_high:
+            core.counters.dropped_frames += 1
+            return
+        if asking is None:
+            if core.is_member(peer.incarnation) and report.target > core.epoch():
+                # It was frozen by a flush this coordinator knows nothing of.
+                core.want_flush(f"{name(peer)} is frozen for epoch {report.target}")
+            return
+        if report.generation != core.generation or report.target != asking.target:
+            return
+        if not asking.reports and now_s > asking.started_s + core.config.profile.flush_timeout_s:
+            # All were cut off from here; the others' reports are about to follow this first one.
+            asking.deadline_s = max(asking.deadline_s, now_s + core.config.profile.heartbeat_s * 2)
+        asking.reports.setdefault(peer.incarnation, report)
+
+    def repeat(self, peer: Peer) -> None:
+        """Asks a member (again) that has not reported."""
+        asking = self._asking
+        if asking is None or not self._core.is_member(peer.incarnation):
+            return
+        if peer.gone is None and peer.incarnation not in asking.reports:
+            self._core.send_native(peer, Flush(self._core.generation, asking.target))
+
+    def paused(self, duration_s: float) -> None:
+        if self._asking is not None:
+            self._asking.deadline_s += duration_s
+            self.deadline_s = self._asking.deadline_s
+
+    # -------------------------------------------------------------- time
+
+    def advance(self, now_s: float) -> None:
+        """Starts a flush if there is a reason, and ends it when it can be decided."""
+        self._advance(now_s)
+        self.deadline_s = None
+        if self._asking is not None:
+            leave_s = self._core.config.leave_report_s
+            leaving = [
+                p.leaving_s + leave_s for p in self._core.members() if p.leaving_s is not None
+            ]
+            times = [t for t in leaving if t > now_s]
+            self.deadline_s = min([self._asking.deadline_s, *times])
+
+    def _advance(self, now_s: float) -> None:
+        core = self._core
+        if core.flush_reasons and self._asking is None:
+            if core.current() is None:
+                core.flush_reasons.clear()
+            else:
+                self._start(now_s)
+        asking = self._asking
+        if asking is None:
+            return
+        if not any(p.present() for p in core.members()):
+            self._dissolve()
+        elif not any(i in asking.reports for i in self._survivors()):
+            if now_s >= asking.deadline_s:
+                asking.deadline_s = now_s + core.config.profile.flush_timeout_s
+        elif not self._awaited(asking, now_s) or now_s >= asking.deadline_s:
+            self._finish(asking, now_s)
+
+    def _start(self, now_s: float) -> None:
+        core = self._core
+        target = core.new_epoch()
+        self._asking = _Asking(target, now_s, now_s + core.config.profile.flush_timeout_s)
+        core.counters.flushes += 1
+        core.log("info", f"flush to epoch {target}: {'; '.join(core.flush_reasons[:4])}")
+        core.flushing = True
+        core.persist()
+        for peer in core.members():
+            self.repeat(peer)
+
+    def _survivors(self) -> list[int]:
+        return [p.incarnation for p in self._core.members() if p.present()]
+
+    def _awaited(self, asking: _Asking, now_s: float) -> list[Peer]:
+        """Returns the members whose report may still change something."""
+        members = [p for p in self._core.members() if p.gone is None]
+        silent = [p for p in members if p.silent]
+        # When most are silent at once, the coordinator's own network is the likelier culprit.
+        spare_silent = 2 * len(silent) <= len(members)
+        leave_s = self._core.config.leave_report_s
+        return [
+            p
+            for p in members
+            if p.incarnation not in asking.reports
+            and not (p.silent and spare_silent)
+            and (p.leaving_s is None or (p.native is not None and now_s < p.leaving_s + leave_s))
+        ]
+
+    # -------------------------------------------------------------- the decision
+
+    def _finish(self, asking: _Asking, now_s: float) -> None:
+        core = self._core
+        reports = {i: asking.reports[i] for i in self._survivors() if i in asking.reports}
+        witnesses = [
+            asking.reports[p.incarnation]
+            for p in core.members()
+            if p.leaving_s is not None and p.gone is None and p.incarnation in asking.reports
+        ]
+        oldest = min(r.epoch for r in reports.values())
+        carried = tuple(c for c in core.carried if c.epoch > oldest)
+        outcome = decide(
+            self._views(),
+            reports,
+            accusations=core.accusations,
+            carried=[c.decision for c in carried],
+            corrupt_attempts=self._corrupt,
+            witnesses=witnesses,
+        )
+        self._count_corruption(outcome)
+        for incarnation in outcome.minority:
+            core.peers[incarnation].gone = "its results differ from the others'"
+        for incarnation in outcome.inconsistent:
+            core.peers[incarnation].gone = "its report contradicts the others'"
+        survivors = [i for i in reports if core.peers[i].present()]
+        self._install(asking.target, survivors, outcome, carried, now_s)
+
+    def _views(self) -> list[View]:
+        core = self._core
+        assert core.view is not None
+        views = [*core.history, core.view]
+        return views if core.activation is None else [*views, core.activation.view]
+
+    def _count_corruption(self, outcome: Outcome) -> None:
+        for step in outcome.corrupt:
+            self._corrupt[step] = self._corrupt.get(step, 0) + 1
+        for step in [s for s in self._corrupt if s < outcome.committed_below]:
+            self._corrupt.pop(step)
+        while len(self._corrupt) > CORRUPT_STEPS_MAX:
+            self._corrupt.pop(min(self._corrupt))
+
+    def _install(
+        self,
+        target: int,
+        survivors: list[int],
+        outcome: Outcome,
+        carried: tuple[CarriedDecision, ...],
+        now_s: float,
+    ) -> None:
+        core = self._core
+        assert survivors, "a decision keeps at least one reporter"
+        before = core.members()
+        current = core.current()
+        assert current is not None
+        kept: tuple[Member, ...] = tuple(
+            m for m in current.members if m.incarnation in set(survivors)
+        )
+        left = [p for p in before if p.incarnation not in set(survivors)]
+        told = {d.step: CarriedDecision(target, d) for d in outcome.decisions}
+        final = {c.decision.step: c for c in carried} | told
+        joiners = core.joiners() if not self._resolved() else ()
+        core.carried = tuple(c for c in final.values() if c.decision.outcome != StepOutcome.RETRY)
+        core.view, core.history, core.activation = View(target, kept), (), None
+        core.note = InstallNote(
+            paused=len(kept) < core.effective_min_world(),
+            committed_below=outcome.committed_below,
+            decisions=outcome.decisions,
+            lost=tuple(p.peer_id for p in left),
+        )
+        core.counters.views += 1
+        self._end(left)
+        for peer in core.members():
+            peer.entry = None  # what it waits for now, it says again
+            core.send(peer, core.install_message(core.view, core.note))
+        for incarnation in joiners:
+            if (joiner := core.peers.get(incarnation)) is not None:
+                core.send(joiner, CancelPlan(core.generation, core.epoch_high))
+        core.installed_s = now_s
+        retried = sum(d.outcome == StepOutcome.RETRY for d in outcome.decisions)
+        core.log(
+            "info",
+            f"epoch {target}: {len(kept)} members{' (paused)' if core.note.paused else ''}, "
+            f"{len(left)} left, {retried} of {len(outcome.decisions)} open steps run again",
+        )
+
+    def _resolved(self) -> bool:
+        return self._core.activation is not None and self._core.activation.resolved
+
+    def _dissolve(self) -> None:
+        """Nobody is left who holds the state of the run."""
+        core = self._core
+        left = core.members()
+        core.log("warning", "no member is left; the run begins anew with the next first view")
+        joiners = core.joiners() if not self._resolved() else ()
+        core.view, core.history, core.activation, core.note = None, (), None, NO_NOTE
+        core.carried = ()
+        core.lineage += 1
+        self._corrupt.clear()
+        self._end(left)
+        for incarnation in joiners:
+            if (joiner := core.peers.get(incarnation)) is not None:
+                core.send(joiner, CancelPlan(core.generation, core.epoch_high))
+
+    def _end(self, left: list[Peer]) -> None:
+        """Makes the new state durable, then sends away who is no longer part of it."""
+        core = self._core
+        self._asking = None
+        core.flushing = False
+        core.flush_reasons.clear()
+        core.accusations.clear()
+        for peer in left:
+            core.peers.pop(peer.incarnation)
+        core.persist()
+        for peer in left:
+            if peer.leaving_s is not None:
+                text = "left the run"
+            else:
+                core.counters.evictions += 1
+                text = peer.gone or "no answer in time"
+            core.farewell(peer, text)

@@ -1,0 +1,119 @@
+"""A store in one SQLite file.
+
+WAL with `synchronous=FULL`: a commit returns after fsync, and a torn write is found by checksum
+and rolled back.  `locking_mode=EXCLUSIVE` holds the file's lock from the first read to close, so a
+second coordinator on the same file is refused at once; should a lock ever fail (some network file
+systems), the generation in the same transaction as the record still keeps the older one from
+writing.  One row: the record is small and written at view changes only, so nothing is appended and
+nothing needs compaction.
+
+Errors: every SQLite or file error becomes StoreError.  After a failed write the store refuses all
+later ones: what an fsync that failed has left on disk is unknown.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from pccl.base.errors import RemoteError
+from pccl.membership.record import Record, record_codec
+from pccl.membership.store import StoreError
+
+FORMAT: Final = 1
+"""Raised whenever an older program could misread the file."""
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS journal (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    format INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    record BLOB
+)
+"""
+
+
+class SqliteJournal:
+    """Opens or makes the file, takes its lock and raises the generation.
+
+    Raises:
+        StoreError: the file is in use by another coordinator, is no journal, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+        self._broken: str | None = None
+        try:
+            # The shell moves calls between threads but never makes two at once.
+            self._db = sqlite3.connect(
+                self._path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot open journal {self._path}: {error}") from error
+        try:
+            self._generation = self._open()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._explain(error) from error
+        except StoreError:
+            self._db.close()
+            raise
+
+    def _open(self) -> int:
+        db = self._db
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("BEGIN EXCLUSIVE")
+        db.execute(_SCHEMA)
+        row = db.execute("SELECT format, generation FROM journal").fetchone()
+        if row is None:
+            generation = 1
+            db.execute("INSERT INTO journal VALUES (1, ?, ?, NULL)", (FORMAT, generation))
+        elif row[0] != FORMAT:
+            raise StoreError(f"journal {self._path} has format {row[0]}; this program has {FORMAT}")
+        else:
+            generation = int(row[1]) + 1
+            db.execute("UPDATE journal SET generation = ?", (generation,))
+        db.execute("COMMIT")
+        return generation
+
+    def _explain(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreError(f"journal {self._path} is in use by another coordinator")
+        return StoreError(f"journal {self._path}: {error}")
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    def load(self) -> Record | None:
+        try:
+            row = self._db.execute("SELECT record FROM journal").fetchone()
+            return None if row is None or row[0] is None else record_codec.decode(row[0])
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+        except RemoteError as error:
+            raise StoreError(f"journal {self._path} holds no readable record: {error}") from error
+
+    def save(self, record: Record) -> None:
+        if self._broken is not None:
+            raise StoreError(f"journal {self._path} failed before: {self._broken}")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            changed = self._db.execute(
+                "UPDATE journal SET record = ? WHERE generation = ?",
+                (record_codec.encode(record), self._generation),
+            ).rowcount
+            self._db.execute("COMMIT" if changed == 1 else "ROLLBACK")
+        except sqlite3.Error as error:
+            self._broken = str(error)
+            raise self._explain(error) from error
+        if changed != 1:
+            self._broken = "another coordinator has taken over"
+            raise StoreError(f"journal {self._path}: {self._broken}")
+
+    def close(self) -> None:
+        self._db.close()

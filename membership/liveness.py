@@ -1,0 +1,175 @@
+"""Who is alive: connection deaths, leases, and the time that the coordinator itself lost.
+
+A lost connection plus one refused dial proves a death at once; that is how a killed process is
+found within milliseconds.  A dial that is accepted proves nothing (the kernel of a stopped process
+accepts too; and a dying one may accept before its listener closes), so it is repeated, from 10 ms
+doubling, until the peer is back or the grace is over.  From then on the lease alone judges: native
+heartbeats renew it, so a program whose Python is busy for a minute keeps its place.
+
+A lease that ends makes a peer *silent*, not dead: a flush no longer waits for it, but as long as
+no view excludes it, its next heartbeat brings it back.
+
+Invariant: nobody is lost by silence while the coordinator's own absence can explain it: a pause
+moves every lease, and after a restart none ends before `reattach_window_s`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pccl.membership.core import Core, Peer, name
+from pccl.membership.events import Dialled, ProbeListener
+
+PROBE_FIRST_S: Final = 0.01  # a process that exits closes its sockets within about this
+PROBE_SLOWEST_S: Final = 0.5
+BOOT_PROBE_S: Final = 1.0  # after a restart most members are back by then; the others are dialled
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """A peer that lost a connection and was not yet proven alive or dead."""
+
+    until_s: float
+    probe_at_s: float
+    delay_s: float
+    dialling: bool
+
+
+class Liveness:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._doubts: dict[int, _Doubt] = {}
+        self._detached: dict[int, float] = {}  # peers without an agent connection: since when
+        self._leases_checked_until_s = core.started_s
+        self._leases_not_before_s = core.started_s
+        profile = core.config.profile
+        if core.peers:
+            self._leases_not_before_s = core.started_s + profile.reattach_window_s
+        for incarnation in core.peers:
+            first_s = core.started_s + BOOT_PROBE_S
+            until_s = self._leases_not_before_s
+            self._doubts[incarnation] = _Doubt(until_s, first_s, PROBE_SLOWEST_S, dialling=False)
+            self._detached[incarnation] = core.started_s
+
+    # -------------------------------------------------------------- events
+
+    def admitted(self, peer: Peer, now_s: float) -> None:
+        self._detached.pop(peer.incarnation, None)
+        self._leases_checked_until_s = min(self._leases_checked_until_s, self._expiry_s(peer))
+
+    def attached(self, peer: Peer) -> None:
+        """A connection of the peer is (again) there."""
+        if peer.agent is not None:
+            self._detached.pop(peer.incarnation, None)
+        if peer.agent is not None and peer.native is not None:
+            self._doubts.pop(peer.incarnation, None)
+
+    def connection_lost(self, peer: Peer, now_s: float) -> None:
+        if peer.gone is not None:
+            return
+        if peer.agent is None:
+            self._detached.setdefault(peer.incarnation, now_s)
+        until_s = now_s + self._core.config.profile.suspect_grace_s
+        doubt = self._doubts.get(peer.incarnation)
+        if doubt is None:
+            doubt = _Doubt(until_s, now_s, PROBE_FIRST_S, dialling=False)
+            self._doubts[peer.incarnation] = doubt
+        else:  # its other connection: dial again at once
+            doubt.until_s, doubt.probe_at_s, doubt.delay_s = until_s, now_s, PROBE_FIRST_S
+        self._probe(peer, doubt, now_s)
+
+    def dialled(self, event: Dialled, now_s: float) -> None:
+        peer = self._core.peers.get(event.incarnation)
+        doubt = self._doubts.get(event.incarnation)
+        if doubt is not None:
+            doubt.dialling = False
+        if peer is None or peer.peer_id != event.peer_id:
+            return
+        if event.alive:
+            if doubt is not None and doubt.probe_at_s <= now_s:
+                self._probe(peer, doubt, now_s)
+            return
+        if peer.agent is not None and peer.native is not None:
+            return  # it re-attached while the dial was under way, so it lives
+        self._core.lose(peer, "its connection ended and its port refuses")
+
+    def beat(self, peer: Peer, now_s: float) -> None:
+        peer.last_beat_s = now_s
+        if peer.silent:
+            peer.silent = False
+            self._core.log("info", f"peer {name(peer)} is heard again")
+
+    def paused(self, duration_s: float) -> None:
+        """Gives everybody the time that this process slept."""
+        for peer in self._core.peers.values():
+            peer.last_beat_s += duration_s
+        for doubt in self._doubts.values():
+            doubt.until_s += duration_s
+        for incarnation in self._detached:
+            self._detached[incarnation] += duration_s
+        self._leases_not_before_s += duration_s
+
+    # -------------------------------------------------------------- time
+
+    def deadline_s(self) -> float | None:
+        times = [d.probe_at_s for d in self._doubts.values() if not d.dialling]
+        times += [since + self._core.config.detached_grace_s for since in self._detached.values()]
+        if self._core.peers:
+            times.append(self._leases_checked_until_s)
+        return min(times, default=None)
+
+    def advance(self, now_s: float) -> None:
+        """Carries out what is due."""
+        core = self._core
+        for table in (self._doubts, self._detached):
+            for incarnation in list(table):
+                known = core.peers.get(incarnation)
+                if known is None or known.gone is not None:
+                    table.pop(incarnation)
+        for incarnation, doubt in list(self._doubts.items()):
+            if now_s >= doubt.until_s:
+                self._doubts.pop(incarnation)  # from here on the lease judges
+            elif now_s >= doubt.probe_at_s:
+                self._probe(core.peers[incarnation], doubt, now_s)
+        for incarnation, since_s in list(self._detached.items()):
+            if now_s >= since_s + core.config.detached_grace_s:
+                self._detached.pop(incarnation)
+                core.lose(core.peers[incarnation], "its member agent did not come back")
+        if now_s >= self._leases_checked_until_s:
+            self._check_leases(now_s)
+
+    def _check_leases(self, now_s: float) -> None:
+        core = self._core
+        for peer in list(core.peers.values()):
+            if now_s < self._expiry_s(peer) or peer.silent or peer.gone is not None:
+                continue
+            silence_s = now_s - peer.last_beat_s
+            reason = f"no heartbeat for {silence_s:.1f} s"
+            if core.is_member(peer.incarnation):
+                peer.silent = True
+                core.log("warning", f"peer {name(peer)} is silent: {reason}")
+                core.want_flush(f"{name(peer)}: {reason}")
+            else:
+                core.lose(peer, reason)
+        expiries = [self._expiry_s(p) for p in core.peers.values() if not p.silent]
+        lease_s = core.config.profile.lease_s
+        self._leases_checked_until_s = min(expiries, default=now_s + lease_s)
+        # A heartbeat brings a silent peer back, and with it a lease that is not in the minimum.
+        if any(p.silent for p in core.peers.values()):
+            later_s = now_s + lease_s
+            self._leases_checked_until_s = min(self._leases_checked_until_s, later_s)
+
+    def _expiry_s(self, peer: Peer) -> float:
+        lease_s = self._core.config.profile.lease_s
+        return max(peer.last_beat_s + lease_s, self._leases_not_before_s)
+
+    def _probe(self, peer: Peer, doubt: _Doubt, now_s: float) -> None:
+        if doubt.dialling:
+            return
+        doubt.dialling = True
+        doubt.probe_at_s = now_s + doubt.delay_s
+        doubt.delay_s = min(2 * doubt.delay_s, PROBE_SLOWEST_S)
+        self._core.effects.append(
+            ProbeListener(peer.peer_id, peer.incarnation, peer.host, peer.port)
+        )

@@ -1,0 +1,402 @@
+"""Decides what one peer tells the coordinator and what its engine must do.  No I/O, no clock.
+
+    WAITING --deadline--> DIALLING --connected--> GREETING --Admitted--> ATTACHED
+       ^                     |                       |                      |
+       +------- back-off ----+------- no answer -----+----- disconnected ---+
+    any --Evicted, Refused, grace over, Leave--> ENDED (for good; a new connection starts anew)
+
+Theory.  The engine knows the truth about steps and views, the coordinator about who is in; this
+machine carries one to the other and remembers only what it must say again.  Everything the
+coordinator sends is level-triggered: a message about a view is forwarded to the engine until the
+engine says it is done, and answered from memory after that.
+
+Invariants: generations and installed epochs never go down, and what an older coordinator or an
+abandoned plan still says has no effect; every state except ATTACHED has a deadline; after ENDED no
+effect is returned any more.
+Source: docs/PROTOCOL.md, DESIGN sections 5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+from pccl.membership import messages as m
+from pccl.membership.member_events import (
+    ActivateView,
+    AdmitEngine,
+    CancelView,
+    Connected,
+    Dial,
+    Disconnected,
+    Effect,
+    Event,
+    FailEngine,
+    HangUp,
+    Held,
+    HoldEngine,
+    Identity,
+    InstallView,
+    Leave,
+    PrepareView,
+    Progress,
+    Received,
+    Send,
+    WantWorld,
+)
+from pccl.transport.engine_events import (
+    EngineEvent,
+    EntryLeft,
+    EntryReached,
+    LinksOpened,
+    LinksUnreachable,
+    NativeEvicted,
+    NativeLink,
+    NativeRefused,
+    StepDecided,
+    ViewInstalled,
+    ViewSwitched,
+)
+
+REDIAL_MIN_S = 0.1
+REDIAL_MAX_S = 2.0  # a restarted coordinator is found within this
+HELLO_ANSWER_S = 5.0  # as long as the coordinator waits for a first frame
+GOODBYE_S = 2.0  # how long close() waits for the coordinator to let go
+ENTRY_REPEAT_S = 0.25  # until the coordinator's heartbeat interval is known
+REFUSED_PROTOCOL = 1  # codes of the native REFUSED frame; the others heal or end by the lease
+REFUSED_INCARNATION = 4
+
+
+class Phase(Enum):
+    WAITING = "waiting"
+    DIALLING = "dialling"
+    GREETING = "greeting"
+    ATTACHED = "attached"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why it is over.  Codes: closed, evicted, refused, foreign, unreachable, coordinator_lost."""
+
+    code: str
+    text: str
+
+
+class Member:
+    """One peer's side of membership.  `dice` returns numbers in [0, 1), for the back-off."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        now_s: float,
+        connect_timeout_s: float,
+        coordinator_grace_s: float,
+        dice: Callable[[], float],
+    ) -> None:
+        self.phase = Phase.WAITING
+        self.ended: Ended | None = None
+        self.admitted: m.Admitted | None = None
+        self.world: m.World | None = None
+        self._identity = identity
+        self._grace_s = coordinator_grace_s
+        self._dice = dice
+        self._generation = 0
+        self._epoch = 0  # in force here
+        self._installed: tuple[int, int] | None = None  # (generation, epoch) the engine confirmed
+        self._installing: tuple[int, int] | None = None
+        self._plan: m.ViewPlan | None = None
+        self._links: m.LinksUp | m.LinksFailed | None = None  # what became of _plan
+        self._switched: m.Switched | None = None
+        self._entry: m.AtEntry | None = None
+        self._wanted = 0
+        self._coordinator = ("", 0)
+        self._leaving = False
+        self._last_reason = "not tried yet"
+        self._steps = 0
+        self._steps_at_loss = 0
+        self._redial_s = REDIAL_MIN_S
+        # Deadlines; None = not running.
+        self._redial_at_s: float | None = now_s
+        self._answer_by_s: float | None = None
+        self._entry_at_s: float | None = None
+        self._leave_by_s: float | None = None
+        self._give_up_at_s: float | None = now_s + connect_timeout_s
+
+    @property
+    def deadline_s(self) -> float | None:
+        if self.phase is Phase.ENDED:
+            return None
+        running = (
+            self._redial_at_s,
+            self._answer_by_s,
+            self._entry_at_s,
+            self._leave_by_s,
+            self._give_up_at_s,
+        )
+        return min((at for at in running if at is not None), default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case Connected(host, port):
+                return self._connected(host, port, now_s)
+            case Disconnected(reason, foreign):
+                return self._disconnected(reason, foreign, now_s)
+            case Received(message):
+                return self._received(message, now_s)
+            case Held(generation, epoch, step):
+                if self._is_past(generation, epoch):
+                    return []
+                return self._send(m.HoldFrom(epoch, step))
+            case WantWorld(world_size):
+                self._wanted = world_size
+                return self._send(m.WaitFor(world_size))
+            case Progress(steps):
+                self._steps = steps
+                return []
+            case Leave(reason):
+                return self._leave(reason, now_s)
+            case _:
+                return self._engine(event, now_s)
+
+    def on_deadline(self, now_s: float) -> list[Effect]:
+        if self.phase is Phase.ENDED:
+            return []
+        if _due(self._leave_by_s, now_s):
+            return self._end("closed", "the coordinator did not confirm that this process left")
+        if _due(self._give_up_at_s, now_s):
+            return self._give_up(now_s)
+        effects: list[Effect] = []
+        if _due(self._answer_by_s, now_s):
+            effects += [HangUp()]
+            effects += self._disconnected("it accepted, but did not answer", False, now_s)
+        elif _due(self._redial_at_s, now_s):
+            self._redial_at_s = None
+            self.phase = Phase.DIALLING
+            effects += [Dial()]
+        if _due(self._entry_at_s, now_s):
+            effects += self._tell_entry(now_s)
+        return effects
+
+    # ---- the control connection
+
+    def _connected(self, host: str, port: int, now_s: float) -> list[Effect]:
+        me = self._identity
+        self._coordinator = (host, port)
+        self.phase = Phase.GREETING
+        self._redial_at_s = None
+        self._answer_by_s = now_s + HELLO_ANSWER_S
+        hello = m.Hello(
+            protocol=m.PROTOCOL_VERSION,
+            run_id=me.run_id if self.admitted is None else self.admitted.run_id,
+            peer_id=me.peer_id,
+            incarnation=0 if self.admitted is None else self.admitted.incarnation,
+            generation=self._generation,
+            epoch=self._epoch,
+            data_host=me.data_host,
+            data_port=me.data_port,
+            host_key=me.host_key,
+            min_world=me.min_world,
+            hostname=me.hostname,
+            pid=me.pid,
+        )
+        return [Send(hello)]
+
+    def _disconnected(self, reason: str, foreign: bool, now_s: float) -> list[Effect]:
+        if self._leaving:
+            return self._end("closed", "left the run")
+        if foreign and self.admitted is None:
+            return self._end("foreign", reason)
+        self._last_reason = reason
+        if self.phase is Phase.ATTACHED:
+            self._steps_at_loss = self._steps
+            self._give_up_at_s = now_s + self._grace_s
+        self.phase = Phase.WAITING
+        self._answer_by_s = self._entry_at_s = None
+        # Half to one and a half of the delay, so that many peers do not come back in step.
+        self._redial_at_s = now_s + self._redial_s * (0.5 + self._dice())
+        self._redial_s = min(2 * self._redial_s, REDIAL_MAX_S)
+        return []
+
+    def _give_up(self, now_s: float) -> list[Effect]:
+        if self.admitted is None:
+            return self._end("unreachable", self._last_reason)
+        if self._steps > self._steps_at_loss:
+            # Steps still commit: nothing waits for a decision, and nobody needs a coordinator yet.
+            self._steps_at_loss = self._steps
+            self._give_up_at_s = now_s + self._grace_s
+            return []
+        return self._end(
+            "coordinator_lost",
+            f"no coordinator for {self._grace_s:g} s (last attempt: {self._last_reason}); "
+            "connect again",
+        )
+
+    def _leave(self, reason: str, now_s: float) -> list[Effect]:
+        if self.phase is not Phase.ATTACHED:
+            return self._end("closed", reason)
+        self._leaving = True
+        self._entry_at_s = None
+        self._leave_by_s = now_s + GOODBYE_S
+        return [Send(m.Leaving(reason))]
+
+    def _end(self, code: str, text: str) -> list[Effect]:
+        self.phase = Phase.ENDED
+        self.ended = Ended(code, text)
+        return [FailEngine(code, text), HangUp()]
+
+    def _send(self, message: m.PeerMessageBody) -> list[Effect]:
+        return [Send(message)] if self.phase is Phase.ATTACHED else []
+
+    # ---- the coordinator's messages
+
+    def _received(self, message: m.CoordinatorMessageBody, now_s: float) -> list[Effect]:
+        match message:
+            case m.Admitted():
+                return self._on_admitted(message, now_s)
+            case m.Refused(code, text):
+                return self._end("refused", f"{text} ({code})")
+            case m.Evicted(generation, text):
+                if generation < self._generation:
+                    return []
+                return self._end("closed" if self._leaving else "evicted", text)
+            case m.ViewPlan():
+                return self._on_plan(message)
+            case m.Hold(generation, epoch):
+                if self._is_past(generation, epoch):
+                    return self._repeat_switched(epoch)
+                return [HoldEngine(generation, epoch)]
+            case m.Activate(generation, epoch):
+                if self._is_past(generation, epoch):
+                    return self._repeat_switched(epoch)
+                return [ActivateView(message)]
+            case m.CancelPlan(generation, epoch):
+                if self._is_past(generation, epoch):
+                    return []
+                if self._plan is not None and self._plan.epoch == epoch:
+                    self._plan = self._links = None
+                return [CancelView(generation, epoch)]
+            case m.Install():
+                return self._on_install(message)
+            case m.World():
+                self.world = message
+                return []
+            case m.StatusReply():
+                return []
+            case _:
+                assert_never(message)
+
+    def _on_admitted(self, admitted: m.Admitted, now_s: float) -> list[Effect]:
+        if admitted.generation < self._generation:
+            # A coordinator that has been replaced; the next dial finds the present one.
+            return [HangUp(), *self._disconnected("an older coordinator answered", False, now_s)]
+        before = self.admitted
+        if before is not None and before.incarnation != admitted.incarnation:
+            return self._end("evicted", "the coordinator knows this process no more; connect again")
+        self.admitted = admitted
+        self._generation = admitted.generation
+        self.phase = Phase.ATTACHED
+        self._answer_by_s = self._give_up_at_s = None
+        self._redial_s = REDIAL_MIN_S
+        effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator)]
+        for message in (self._links, self._switched):
+            if message is not None:
+                effects.append(Send(message))
+        if self._wanted:
+            effects.append(Send(m.WaitFor(self._wanted)))
+        return effects + self._tell_entry(now_s)
+
+    def _on_plan(self, plan: m.ViewPlan) -> list[Effect]:
+        if self._is_past(plan.generation, plan.epoch):
+            return self._repeat_switched(plan.epoch)
+        if self._plan == plan:
+            return self._send(self._links) if self._links is not None else []
+        if self._plan is not None and self._plan.epoch > plan.epoch:
+            return []  # overtaken by a later plan of a coordinator as new as this one
+        self._plan, self._links = plan, None
+        return [PrepareView(plan)]
+
+    def _on_install(self, install: m.Install) -> list[Effect]:
+        key = (install.generation, install.epoch)
+        if install.generation < self._generation or install.epoch < self._epoch:
+            return []
+        if self._installed == key:
+            return self._send(m.Installed(install.epoch))
+        self._generation = install.generation
+        self._installing = key
+        return [InstallView(install)]
+
+    def _is_past(self, generation: int, epoch: int) -> bool:
+        """Whether a message is of an older coordinator, or of a view that already is in force."""
+        return generation < self._generation or epoch <= self._epoch
+
+    def _repeat_switched(self, epoch: int) -> list[Effect]:
+        if self._switched is not None and self._switched.epoch == epoch:
+            return self._send(self._switched)
+        return []
+
+    # ---- the engine's events
+
+    def _engine(self, event: EngineEvent, now_s: float) -> list[Effect]:
+        match event:
+            case EntryReached(name, next_step):
+                self._entry = m.AtEntry(name, next_step)
+                return self._tell_entry(now_s)
+            case EntryLeft():
+                self._entry = self._entry_at_s = None
+                return []
+            case LinksOpened(epoch):
+                return self._on_links(epoch, m.LinksUp(epoch))
+            case LinksUnreachable(epoch, peers):
+                return self._on_links(epoch, m.LinksFailed(epoch, peers))
+            case ViewSwitched(epoch, step):
+                self._epoch = max(self._epoch, epoch)
+                self._switched = m.Switched(epoch, step)
+                return self._send(self._switched)
+            case ViewInstalled(epoch):
+                return self._on_installed(epoch)
+            case NativeEvicted(text):
+                return self._end("closed" if self._leaving else "evicted", text)
+            case NativeRefused(code, text):
+                if code == REFUSED_PROTOCOL:
+                    return self._end("refused", text)
+                if code == REFUSED_INCARNATION:
+                    return self._end("closed" if self._leaving else "evicted", text)
+                return []
+            case NativeLink() | StepDecided():
+                return []
+            case _:
+                assert_never(event)
+
+    def _on_links(self, epoch: int, answer: m.LinksUp | m.LinksFailed) -> list[Effect]:
+        if self._plan is None or self._plan.epoch != epoch:
+            return []
+        self._links = answer
+        return self._send(answer)
+
+    def _on_installed(self, epoch: int) -> list[Effect]:
+        self._epoch = max(self._epoch, epoch)
+        if self._installing is not None and self._installing[1] == epoch:
+            self._installed, self._installing = self._installing, None
+        if self._plan is not None and self._plan.epoch <= epoch:
+            self._plan = self._links = None
+        if self._switched is not None and self._switched.epoch <= epoch:
+            self._switched = None
+        return self._send(m.Installed(epoch))
+
+    def _tell_entry(self, now_s: float) -> list[Effect]:
+        self._entry_at_s = None
+        if self._entry is None or self.phase is not Phase.ATTACHED or self._leaving:
+            return []
+        heartbeat_s = ENTRY_REPEAT_S if self.admitted is None else self.admitted.heartbeat_s
+        self._entry_at_s = now_s + heartbeat_s
+        return [Send(self._entry)]
+
+
+def _due(at_s: float | None, now_s: float) -> bool:
+    return at_s is not None and now_s >= at_s

@@ -1,0 +1,152 @@
+"""What happens to a peer's member machine, and what it asks for: events and effects as values.
+
+Invariant: an effect is carried out completely, in order, before the next event is handled; only
+Dial and HoldEngine are answered, each by an event of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pccl.membership import messages as m
+from pccl.transport.engine_events import EngineEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What this process is and where its peers reach it; fixed for the machine's life."""
+
+    peer_id: bytes
+    data_host: str  # "" = the address the coordinator sees
+    data_port: int
+    host_key: int
+    min_world: int = 0  # 0 = no opinion
+    run_id: bytes = b""  # b"" = whatever run the coordinator has
+    hostname: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The control connection is up; the literal address is where the engine dials too."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The control connection ended, or could not be made.  `foreign`: what answered does not speak
+    this protocol."""
+
+    reason: str
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    message: m.CoordinatorMessageBody
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The engine's answer to HoldEngine."""
+
+    generation: int
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class WantWorld:
+    """The program began (or, with 0, stopped) waiting for a world of this size."""
+
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many steps have been decided here so far."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    reason: str
+
+
+Event = Connected | Disconnected | Received | Held | WantWorld | Progress | Leave | EngineEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Try to reach a coordinator once; answer with Connected or Disconnected."""
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close the control connection, if there is one; no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    message: m.PeerMessageBody
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitEngine:
+    admitted: m.Admitted
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareView:
+    plan: m.ViewPlan
+
+
+@dataclass(frozen=True, slots=True)
+class HoldEngine:
+    """Answer with Held."""
+
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateView:
+    activate: m.Activate
+
+
+@dataclass(frozen=True, slots=True)
+class CancelView:
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstallView:
+    install: m.Install
+
+
+@dataclass(frozen=True, slots=True)
+class FailEngine:
+    """Every present and later wait ends with this."""
+
+    code: str
+    text: str
+
+
+Effect = (
+    Dial
+    | HangUp
+    | Send
+    | AdmitEngine
+    | PrepareView
+    | HoldEngine
+    | ActivateView
+    | CancelView
+    | InstallView
+    | FailEngine
+)

@@ -1,0 +1,97 @@
+"""What the coordinator must not forget: one record, written whole whenever it changes.
+
+A coordinator that starts from the newest record goes on as if it had only been slow.  Everything
+else (heartbeats, plans without a promise, reports, connections) is told again by the peers.
+
+Invariant: whatever a peer may have been told about views, incarnations and outcomes is in a record
+that was durable before; that is what `events.Persist` and output commit are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pccl.membership.messages import StepDecision
+from pccl.membership.view import View
+from pccl.transport.codec import Codec, message, struct
+
+VIEWS_MAX: Final = 4
+"""Views remembered since the latest flush.
+
+A step runs in the view in which it began, and a peer has at most three steps open (one, and two in
+the background), so the attempts that are open anywhere span at most three views and a planned one.
+"""
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class AdmittedPeer:
+    """A peer with a valid incarnation, member or learner."""
+
+    peer_id: bytes
+    incarnation: int
+    secret: bytes
+    host: str
+    port: int
+    host_key: int
+    hostname: str
+    pid: int
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A planned view that members enter at the first step >= `step` with this name."""
+
+    view: View
+    step: int
+    name: str
+    resolved: bool  # a member has entered it, so the joiners' first step is known
+    first_step: int  # meaningful if resolved
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class InstallNote:
+    """What an Install says besides the view, kept so that it can be said again."""
+
+    paused: bool
+    committed_below: int
+    decisions: tuple[StepDecision, ...]
+    lost: tuple[bytes, ...]
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class CarriedDecision:
+    """A final decision of the flush that made `epoch`, for members that have not installed it."""
+
+    epoch: int
+    decision: StepDecision
+
+
+NO_NOTE: Final = InstallNote(paused=False, committed_below=0, decisions=(), lost=())
+
+
+@message(1)
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The durable state of a run."""
+
+    run_id: bytes
+    lineage: int
+    generation: int
+    min_world: int  # 0 = nobody had an opinion yet
+    incarnations: int  # the highest ever given
+    epochs_reserved: int  # no epoch above it was ever named to a peer
+    flushing: bool  # members may be frozen by a flush that was not decided
+    view: View | None
+    history: tuple[View, ...]  # earlier views since the latest flush, oldest first
+    activation: Activation | None
+    note: InstallNote
+    carried: tuple[CarriedDecision, ...]
+    peers: tuple[AdmittedPeer, ...]
+
+
+record_codec: Codec[Record] = Codec(Record)

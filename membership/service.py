@@ -1,0 +1,202 @@
+"""Puts a coordinator together and runs it: as a program's main coroutine, or in a thread.
+
+A coordinator is a store (what it must not forget), the machine (what it decides) and the driver
+(sockets, clock, timers).  `serve` is what `pccl coordinator` runs; `CoordinatorThread` gives tests,
+benchmarks and demonstrations a coordinator inside their own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pccl.base.clock import system_clock
+from pccl.base.config import LAN, PROFILES, WAN, ControlLimits, TimeProfile
+from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError
+from pccl.base.event_loop import new_event_loop
+from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.journal_sqlite import SqliteJournal
+from pccl.membership.service_driver import CoordinatorService, check_exposure
+from pccl.membership.store import MemoryStore, Store
+from pccl.transport.address import Address, is_loopback
+from pccl.transport.dial import explain
+
+START_TIMEOUT_S = 10.0  # opening a journal on a slow disk; a loopback port takes no time
+STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorOptions:
+    """How to run one coordinator."""
+
+    listen: Address = field(default_factory=lambda: Address("127.0.0.1", 0))
+    journal: Path | None = None  # None: the run is forgotten when the coordinator ends
+    min_world: int = 0  # 0: the first peer that has an opinion decides
+    profile: TimeProfile = LAN
+    insecure: bool = False  # may listen off loopback
+    limits: ControlLimits = field(default_factory=ControlLimits)
+
+
+def choose_profile(name: str, host: str) -> TimeProfile:
+    """Returns the profile called `name`; "auto" looks at where the coordinator listens: LAN for
+    loopback, private and unspecified addresses and for plain host names, WAN for public ones."""
+    if name != "auto":
+        return PROFILES[name]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return LAN if is_loopback(host) or "." not in host else WAN
+    return LAN if address.is_private or address.is_unspecified else WAN
+
+
+async def serve(
+    options: CoordinatorOptions,
+    *,
+    stop: asyncio.Event,
+    on_listening: Callable[[Address], None],
+) -> None:
+    """Runs a coordinator until `stop` is set.
+
+    Args:
+        on_listening: told the address, with the port it got, once peers can connect.
+
+    Raises:
+        UsageError: the address is not on loopback and `insecure` is not set.
+        OSError: the port is taken, or the host is not one of this machine.
+        PcclError: the journal cannot be opened, read or written.
+    """
+    check_exposure(options.listen, insecure=options.insecure)
+    store = await asyncio.to_thread(_open_store, options)
+    try:
+        machine = await asyncio.to_thread(_make_machine, options, store)
+        service = CoordinatorService(machine, store.save, limits=options.limits)
+        on_listening(await service.listen(options.listen, insecure=options.insecure))
+        await _run_until(service, stop)
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+def _open_store(options: CoordinatorOptions) -> Store:
+    return MemoryStore() if options.journal is None else SqliteJournal(options.journal)
+
+
+def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator:
+    config = CoordinatorConfig(min_world=options.min_world, profile=options.profile)
+    return Coordinator(
+        config,
+        generation=store.generation,
+        record=store.load(),
+        token_bytes=os.urandom,
+        now_s=system_clock(),
+    )
+
+
+async def _run_until(service: CoordinatorService, stop: asyncio.Event) -> None:
+    running = asyncio.create_task(service.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+class CoordinatorThread:
+    """A coordinator in a background thread of this process, on a free loopback port.
+
+    Use it as a context manager; `address` is what peers connect to.
+    Threads: `start` and `stop` from one thread; `address` and `failure` from any.
+    """
+
+    def __init__(self, options: CoordinatorOptions | None = None) -> None:
+        self._options = options or CoordinatorOptions()
+        self._address: Address | None = None
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="pccl-coordinator", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where peers connect, as `host:port`."""
+        if self._address is None:
+            raise PcclError("the coordinator is not running; call start() first")
+        return str(self._address)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the coordinator, if it did not end because it was told to."""
+        return self._failure
+
+    def start(self) -> Self:
+        """Returns once peers can connect.
+
+        Raises:
+            UsageError, ConnectError, PcclError: it could not start; the thread has ended.
+            DeadlineExceeded: it is still not listening after `START_TIMEOUT_S`.
+        """
+        self._thread.start()
+        if not self._ready.wait(START_TIMEOUT_S):
+            self.stop()
+            raise DeadlineExceeded(f"the coordinator did not start within {START_TIMEOUT_S:g} s")
+        if self._address is None:
+            self._thread.join(STOP_TIMEOUT_S)
+            error = self._failure
+            if isinstance(error, OSError) and not isinstance(error, PcclError):
+                where = self._options.listen
+                raise ConnectError(f"cannot listen on {where}: {explain(error)}") from error
+            assert error is not None
+            raise error
+        return self
+
+    def stop(self) -> None:
+        """Ends the coordinator without a word to its peers, as a crash would; idempotent."""
+        self._stopped = True
+        loop, stop = self._loop, self._stop
+        if loop is not None and stop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                loop.call_soon_threadsafe(stop.set)
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                runner.run(self._main())
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._stopped:  # whoever started it has given up meanwhile
+            return
+        await serve(self._options, stop=self._stop, on_listening=self._on_listening)
+
+    def _on_listening(self, address: Address) -> None:
+        self._address = address
+        self._ready.set()

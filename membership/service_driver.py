@@ -1,0 +1,385 @@
+"""Drives the coordinator machine on asyncio: sockets, clock, timer and journal; no decisions.
+
+One task owns the machine, so it needs no lock.  Connections put events into an inbox; the task
+takes them out, hands them in, and performs the effects in order.  It owes the machine three things:
+
+* input before timers: a deadline is acted upon only after all that had arrived was handed in, so
+  that a coordinator which was late itself does not take that for the silence of others;
+* honesty about its own pauses: they are reported as Paused before anything else;
+* output commit: after a Persist nothing more is sent until the record is durable.
+
+Invariant: every effect is performed at most once, and none after the journal failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, assert_never
+
+from pccl.base.clock import Clock, system_clock
+from pccl.base.config import ControlLimits
+from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, UsageError
+from pccl.base.log import get_logger
+from pccl.membership.events import (
+    Close,
+    ConnDown,
+    ConnUp,
+    Dialled,
+    Effect,
+    Event,
+    Log,
+    NativeFrame,
+    Paused,
+    PeerMessage,
+    Persist,
+    ProbeListener,
+    Send,
+    SendNative,
+    Synced,
+)
+from pccl.membership.messages import (
+    CoordinatorMessageBody,
+    Hello,
+    StatusReply,
+    StatusRequest,
+    coordinator_codec,
+    peer_codec,
+)
+from pccl.membership.output_commit import OutputCommit
+from pccl.transport import native_frames
+from pccl.transport.address import Address, is_loopback
+from pccl.transport.channel import Channel
+from pccl.transport.dial import probe
+from pccl.transport.server import FrameServer, TokenBucket
+
+EVENTS_QUEUED_MAX: Final = 1024  # then readers pause, so that TCP pushes back on the senders
+PAUSE_MIN_S: Final = 0.5  # shorter gaps are ordinary scheduling
+TICK_S: Final = 0.1
+PROBE_TIMEOUT_S: Final = 1.0
+STATUS_IDLE_S: Final = 30.0  # who only asks for the status may keep a connection for this long
+DRAIN_TURNS: Final = 4  # of the loop, from a readable socket to the inbox
+DRAIN_ROUNDS_MAX: Final = 64  # then time passes anyway: a flood of messages must not stop it
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_log = get_logger("membership")
+
+
+class Machine(Protocol):
+    """What the service runs: the coordinator, or a stand-in under test."""
+
+    @property
+    def deadline_s(self) -> float | None: ...
+    def handle(self, event: Event, now_s: float) -> list[Effect]: ...
+    def on_deadline(self, now_s: float) -> list[Effect]: ...
+    def dropped_frame(self) -> None: ...  # a connection sent what is no message; for the count
+
+
+WriteRecord = Callable[[Any], None]
+"""Makes one record durable before it returns; called on the journal's thread."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    channel: Channel
+    native: bool
+
+
+class CoordinatorService:
+    """One coordinator on one listening port."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        write_record: WriteRecord,
+        *,
+        limits: ControlLimits | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._machine = machine
+        self._write_record = write_record
+        self._clock = clock
+        self._server = FrameServer(
+            self._serve, limits=limits, clock=clock, on_misfit=machine.dropped_frame
+        )
+        self._connections: dict[int, _Connection] = {}
+        self._next_conn = 1
+        self._inbox: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._outbox: OutputCommit[Effect] = OutputCommit()
+        self._journal = ThreadPoolExecutor(1, thread_name_prefix="pccl-journal")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._ticked_s = clock()
+        self._paused_s = 0.0
+        self._drained = 0
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Dropped connections by reason."""
+        return dict(self._server.drops)
+
+    async def listen(self, address: Address, *, insecure: bool = False) -> Address:
+        """Binds; returns the address with the port it got.
+
+        Raises:
+            UsageError: the address can be reached from other machines and `insecure` is not set.
+            OSError: the port is taken or the host is not one of this machine.
+        """
+        check_exposure(address, insecure=insecure)
+        return await self._server.listen(address)
+
+    async def run(self) -> None:
+        """Serves until cancelled.  Raises PcclError if the journal cannot be written any more."""
+        self._ticked_s = self._clock()
+        ticker = asyncio.create_task(self._tick())
+        try:
+            while True:
+                await self._wait()
+                self._take_input()
+                await self._heed_deadline()
+        finally:
+            ticker.cancel()
+            await self._server.close()
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
+            # Waits for the write under way: a half-written record is the journal's to avoid.
+            self._journal.shutdown(wait=True)
+
+    # ------------------------------------------------------------------ the machine's task
+
+    async def _wait(self) -> None:
+        """Yields to the readers, and returns when there is input or a deadline has passed."""
+        await asyncio.sleep(0)
+        if self._inbox:
+            return
+        deadline_s = self._machine.deadline_s
+        timeout_s = None if deadline_s is None else max(0.0, deadline_s - self._clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+
+    def _take_input(self) -> None:
+        """Hands in what is in the inbox now; not what keeps coming, so that timers get a turn."""
+        if self._failure is not None:
+            raise PcclError(
+                f"the journal cannot be written ({self._failure}); the coordinator stops rather "
+                "than decide what it could forget"
+            ) from self._failure
+        self._note_time()
+        if self._paused_s > 0:
+            paused_s, self._paused_s = self._paused_s, 0.0
+            _log.warning("the coordinator itself did not run for %.1f s", paused_s)
+            self._hand_in(Paused(paused_s))
+        for _ in range(len(self._inbox)):
+            self._hand_in(self._inbox.popleft())
+        self._room.set()
+        if not self._inbox:
+            self._arrived.clear()
+
+    async def _heed_deadline(self) -> None:
+        """Lets time pass for the machine, once the sockets hold nothing that came before."""
+        if not self._overdue():
+            self._drained = 0
+            return
+        for _ in range(DRAIN_TURNS):
+            await asyncio.sleep(0)
+        self._drained += 1
+        self._note_time()
+        stale = bool(self._inbox) or self._paused_s > 0
+        if stale and self._drained < DRAIN_ROUNDS_MAX:
+            return
+        self._drained = 0
+        if self._overdue():
+            self._perform(self._machine.on_deadline(self._clock()))
+
+    def _overdue(self) -> bool:
+        deadline_s = self._machine.deadline_s
+        return deadline_s is not None and self._clock() >= deadline_s
+
+    def _hand_in(self, event: Event) -> None:
+        if isinstance(event, Synced):
+            self._outbox.synced(event.token)
+        self._perform(self._machine.handle(event, self._clock()))
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._arrived.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._note_time()
+            if self._paused_s > 0:
+                self._arrived.set()
+
+    def _note_time(self) -> None:
+        now_s = self._clock()
+        gap_s = now_s - self._ticked_s
+        self._ticked_s = now_s
+        if gap_s > PAUSE_MIN_S + TICK_S:
+            self._paused_s += gap_s
+
+    # ------------------------------------------------------------------ effects
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Persist(token, record):
+                    self._outbox.write(token)
+                    self._start(self._persist(token, record))
+                case Log(level, text):
+                    _log.log(LEVELS[level], "%s", text)
+                case _:
+                    self._outbox.send(effect)
+        for effect in self._outbox.release():
+            self._act(effect)
+
+    def _act(self, effect: Effect) -> None:
+        match effect:
+            case Send(conn, msg):
+                connection = self._connections.get(conn)
+                if connection is not None and not connection.native:
+                    connection.channel.send(coordinator_codec.encode(self._complete(msg)))
+            case SendNative(conn, frame):
+                connection = self._connections.get(conn)
+                if connection is not None and connection.native:
+                    connection.channel.send(native_frames.encode(frame))
+            case Close(conn):
+                connection = self._connections.get(conn)
+                if connection is not None:
+                    connection.channel.close("closed by the coordinator")
+            case ProbeListener():
+                self._start(self._probe(effect))
+            case Persist() | Log():
+                raise AssertionError("performed at once")
+            case _:
+                assert_never(effect)
+
+    def _complete(self, msg: CoordinatorMessageBody) -> CoordinatorMessageBody:
+        """Adds to a status what only the shell knows."""
+        if not isinstance(msg, StatusReply):
+            return msg
+        document = json.loads(msg.json)
+        document["connections"] = {
+            "open": len(self._connections),
+            "half_open": self._server.half_open,
+            "accepted": self._server.accepted,
+            "dropped": sum(self._server.drops.values()),
+            "dropped_by_reason": dict(sorted(self._server.drops.items())),
+        }
+        try:
+            return StatusReply(json.dumps(document, separators=(",", ":")).encode())
+        except ValueError:
+            return msg  # it was at the limit already
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _persist(self, token: int, record: Any) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._journal, self._write_record, record)
+        except Exception as error:  # whatever it is, nothing may be said on top of a lost record
+            self._failure = error
+            self._arrived.set()
+        else:
+            self._post(Synced(token))
+
+    async def _probe(self, effect: ProbeListener) -> None:
+        alive = await probe(effect.host, effect.port, timeout_s=PROBE_TIMEOUT_S)
+        self._post(Dialled(effect.peer_id, effect.incarnation, alive))
+
+    # ------------------------------------------------------------------ connections
+
+    async def _serve(self, channel: Channel, first: bytes) -> None:
+        """One connection from its first frame to its end."""
+        native = native_frames.is_native(first)
+        event = _open_native(channel, first) if native else peer_codec.decode(first)
+        if not native and not isinstance(event, Hello | StatusRequest):
+            raise RemoteError(f"it begins with {type(event).__name__} instead of Hello")
+        idle_s = STATUS_IDLE_S if isinstance(event, StatusRequest) else None
+        limits, now_s = self._server.limits, self._clock()
+        bucket = TokenBucket(
+            burst=limits.native_burst_max if native else limits.message_burst_max,
+            rate_per_s=limits.native_rate_per_s if native else limits.message_rate_per_s,
+            now_s=now_s,
+        )
+        conn, self._next_conn = self._next_conn, self._next_conn + 1
+        self._connections[conn] = _Connection(channel, native)
+        self._post(ConnUp(conn, channel.remote_host))
+        try:
+            body: bytes | None = first
+            while body is not None:
+                await self._admit(bucket, native)
+                if native:
+                    self._post(NativeFrame(conn, native_frames.decode(body)))
+                else:
+                    self._post(PeerMessage(conn, peer_codec.decode(body)))
+                body = await self._next_body(channel, idle_s)
+        finally:
+            del self._connections[conn]
+            self._post(ConnDown(conn))
+
+    async def _next_body(self, channel: Channel, idle_s: float | None) -> bytes | None:
+        try:
+            return await channel.receive(idle_s)
+        except DeadlineExceeded:
+            channel.close("idle")
+            return None
+
+    async def _admit(self, bucket: TokenBucket, native: bool) -> None:
+        """Waits for room in the inbox, and holds the connection to its rate."""
+        while len(self._inbox) >= EVENTS_QUEUED_MAX:
+            self._room.clear()
+            await self._room.wait()
+        wait_s = bucket.take(self._clock())
+        if wait_s > 0 and not native:
+            raise RemoteError("it sends more messages than any peer has reason to")
+        while wait_s > 0:
+            await asyncio.sleep(wait_s)
+            wait_s = bucket.take(self._clock())
+
+
+def check_exposure(address: Address, *, insecure: bool) -> None:
+    """Raises UsageError if other machines can reach `address` and nobody has said that they may."""
+    if not insecure and not is_loopback(address.host):
+        raise UsageError(
+            f"{address} can be reached from other machines, and nothing on this port is encrypted "
+            "or authenticated; on a network you trust, say so with --insecure (insecure=True)"
+        )
+
+
+def _open_native(channel: Channel, first: bytes) -> native_frames.NativeHello:
+    """Checks what a native connection begins with; says so if it is of another version."""
+    try:
+        frame = native_frames.decode(first)
+    except native_frames.UnknownVersion as error:
+        _refuse(channel, native_frames.RefusalCode.PROTOCOL, error.reason)
+        raise
+    if not isinstance(frame, native_frames.NativeHello):
+        raise RemoteError(f"it begins with {type(frame).__name__} instead of a native hello")
+    if frame.purpose != native_frames.Purpose.COORDINATOR:
+        text = "this is a coordinator, which has neither lanes nor peers"
+        _refuse(channel, native_frames.RefusalCode.PURPOSE, text)
+        raise RemoteError(text)
+    return frame
+
+
+def _refuse(channel: Channel, code: int, text: str) -> None:
+    channel.send(native_frames.encode(native_frames.RefusedFrame(code, text)))
+    channel.close(text)

@@ -1,0 +1,65 @@
+"""Asks a coordinator how things are, as `pccl status` does; admits nobody and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import ConnectError, DeadlineExceeded, RemoteError
+from pccl.membership.messages import StatusReply, StatusRequest, coordinator_codec, peer_codec
+from pccl.transport.address import Address
+from pccl.transport.channel import Channel
+from pccl.transport.dial import dial
+
+
+async def fetch_status(addresses: Sequence[Address], *, timeout_s: float) -> dict[str, Any]:
+    """Returns the status document of the first coordinator that accepts a connection.
+
+    Raises:
+        ConnectError: nobody accepted, or what did gave no answer that pccl understands.
+    """
+    deadline = Deadline(timeout_s)
+    (reader, writer), address = await dial(
+        addresses, timeout_s=timeout_s, rng=random.Random(), rounds_max=2
+    )
+    channel = Channel(reader, writer, trusted=True)
+    try:
+        channel.send(peer_codec.encode(StatusRequest()))
+        while True:
+            body = await channel.receive(deadline.remaining_s())
+            if body is None:
+                raise ConnectError(
+                    f"{address} accepted the connection and closed it: it is no pccl coordinator, "
+                    "or it is overloaded"
+                )
+            reply = coordinator_codec.decode(body)
+            if isinstance(reply, StatusReply):
+                return _document(reply)
+    except DeadlineExceeded as error:
+        raise ConnectError(
+            f"{address} accepted the connection but did not answer within {timeout_s:g} s: it is "
+            "no pccl coordinator, or it is stuck"
+        ) from error
+    except RemoteError as error:
+        raise ConnectError(f"{address} is no pccl coordinator: {error}") from error
+    finally:
+        channel.abort()
+
+
+def fetch_status_now(addresses: Sequence[Address], *, timeout_s: float) -> dict[str, Any]:
+    """`fetch_status` for callers without an event loop."""
+    return asyncio.run(fetch_status(addresses, timeout_s=timeout_s))
+
+
+def _document(reply: StatusReply) -> dict[str, Any]:
+    try:
+        document = json.loads(reply.json)
+    except ValueError as error:
+        raise RemoteError("its status is not JSON") from error
+    if not isinstance(document, dict):
+        raise RemoteError("its status is not a JSON object")
+    return document

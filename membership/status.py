@@ -1,0 +1,79 @@
+"""What `pccl status` shows: one JSON document about the run, made on request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from pccl.membership.core import Core, Peer
+from pccl.membership.flushing import Flushing
+from pccl.membership.joins import Joins
+from pccl.membership.messages import STATUS_BYTES_MAX
+
+PEERS_SHOWN_MAX: Final = 256  # members first; each takes some 400 bytes
+
+
+def status_json(core: Core, flushing: Flushing, joins: Joins, now_s: float) -> bytes:
+    """Returns the document, UTF-8, at most STATUS_BYTES_MAX long."""
+    view = core.current()
+    members = core.members()
+    learners = core.learners()
+    steps = {} if view is None else {m.incarnation: m.first_step for m in view.members}
+    document: dict[str, Any] = {
+        "run_id": core.run_id.hex(),
+        "lineage": core.lineage,
+        "generation": core.generation,
+        "epoch": core.epoch(),
+        "paused": core.note.paused,
+        "min_world": core.effective_min_world(),
+        "uptime_s": round(now_s - core.started_s, 3),
+        "world_size": len(members),
+        "admitted": len(core.peers),
+        "flush": {"target": flushing.target, "awaited": flushing.awaited_names()},
+        "plan": joins.describe(),
+        "members": [
+            {"rank": rank, "first_step": steps[p.incarnation], **_peer(p, now_s)}
+            for rank, p in enumerate(members[:PEERS_SHOWN_MAX])
+        ],
+        "learners": [_peer(p, now_s) for p in learners[: max(0, PEERS_SHOWN_MAX - len(members))]],
+        "counters": {
+            "views": core.counters.views,
+            "flushes": core.counters.flushes,
+            "joins": core.counters.joins,
+            "evictions": core.counters.evictions,
+            "refused": core.counters.refused,
+            "dropped_frames": core.counters.dropped_frames,
+            "commits": max((p.watermark for p in members), default=0),
+        },
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    assert len(text) <= STATUS_BYTES_MAX, "PEERS_SHOWN_MAX bounds the document"
+    return text
+
+
+def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
+    return {
+        "peer_id": peer.peer_id.hex(),
+        "incarnation": peer.incarnation,
+        "address": f"{peer.host}:{peer.port}",
+        "hostname": peer.hostname,
+        "pid": peer.pid,
+        "state": _state(peer),
+        "heartbeat_age_s": round(max(0.0, now_s - peer.last_beat_s), 3),
+        "epoch": peer.epoch,
+        "watermark": peer.watermark,
+        "next_step": peer.next_step,
+        "waiting": peer.waiting,
+        "entry": peer.entry,
+        "lag_ms": peer.lag_ms,
+    }
+
+
+def _state(peer: Peer) -> str:
+    if peer.gone is not None:
+        return "lost"
+    if peer.leaving_s is not None:
+        return "leaving"
+    if peer.silent:
+        return "silent"
+    return "attached" if peer.agent is not None and peer.native is not None else "suspect"

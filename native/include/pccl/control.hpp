@@ -1,0 +1,123 @@
+// native/include/pccl/control.hpp — the control thread: small connections, timers, handshakes.
+//
+// One thread, one epoll set, no tensor bytes.  It owns the peer's one listening port, answers and
+// dials every handshake (native HELLO / WELCOME / REFUSED, docs/PROTOCOL.md) and hands finished data
+// lanes to the host; it keeps the native connection to the coordinator (heartbeats, FLUSH, REPORT,
+// SUSPECT) and one heartbeat connection per peer.  It never runs Python, so a process whose Python
+// is busy for a minute still answers FLUSH at once.
+//
+// Ownership: owns its thread, listener and connections; the host outlives it.
+// Threads:   public members from any thread (a mailbox behind a mutex and an eventfd); the host's
+//            callbacks run on the control thread.
+// Errors:    the constructor throws std::system_error if the port cannot be bound; nothing else does.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "pccl/fd.hpp"
+#include "pccl/report.hpp"
+#include "pccl/status.hpp"
+#include "pccl/types.hpp"
+
+namespace pccl {
+
+enum class Purpose : std::uint8_t { coordinator = 0, data_lane = 1, peer_control = 2 };
+
+/// Who is at the other end of a finished data lane.
+struct LaneHello {
+  PeerId peer;
+  Incarnation incarnation = 0;
+  std::uint16_t lane = 0;   // index
+  std::uint16_t lanes = 1;  // how many the dialler opens
+  bool dialled = false;     // by this side
+};
+
+class ControlHost {
+ public:
+  /// Fences every attempt below `target`; when it returns nothing writes to callers' memory for
+  /// them any more.  Answers within milliseconds.
+  virtual Report fence(Generation generation, Epoch target) noexcept = 0;
+  virtual HeartbeatStatus status() noexcept = 0;
+  /// A data lane, handshake done, socket non-blocking, nothing read beyond it.
+  virtual void adopt_lane(const LaneHello& hello, Fd socket) noexcept = 0;
+  /// Lanes asked for by connect() that did not come up before their deadline.
+  virtual void connect_failed(PeerId peer, Incarnation incarnation) noexcept = 0;
+  virtual void evicted(std::string text) noexcept = 0;
+  virtual void refused(std::uint8_t code, std::string text) noexcept = 0;  // by the coordinator
+  virtual void coordinator_connected(bool connected) noexcept = 0;
+  /// PEER_BEAT heard.
+  virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept = 0;
+
+ protected:
+  ~ControlHost() = default;
+};
+
+struct ControlConfig {
+  PeerId peer_id;
+  std::string listen_host = "127.0.0.1";  // literal IPv4 or IPv6 address, or "" for all
+  std::uint16_t listen_port = 0;          // 0: any
+  double handshake_timeout_s = 5.0;
+  std::uint32_t half_open_max = 64;       // handshakes under way; the newest is dropped beyond
+  double peer_beat_s = 0.5;
+};
+
+struct Identity {
+  RunId run_id;
+  Incarnation incarnation = 0;
+  Secret secret;
+  Generation generation = 0;
+};
+
+struct CoordinatorEndpoint {
+  std::string host;  // literal address
+  std::uint16_t port = 0;
+  double heartbeat_s = 0.25;
+};
+
+struct PeerEndpoint {
+  PeerId peer;
+  Incarnation incarnation = 0;
+  Secret secret;  // the listener's, from the view
+  std::string host;
+  std::uint16_t port = 0;
+};
+
+struct ControlCounters {
+  std::uint64_t accepted = 0;
+  std::uint64_t dropped = 0;  // garbage, oversized or late first frames; wrong secrets; over limits
+  std::uint64_t heartbeats = 0;
+  std::uint64_t flushes = 0;
+};
+
+class Control {
+ public:
+  Control(const ControlConfig& config, ControlHost& host);
+  ~Control();  // stop()
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
+
+  [[nodiscard]] std::uint16_t port() const noexcept;
+  /// Takes on an identity and (re)dials the coordinator: 0.1 s doubling to 2 s, until stop().
+  /// Handshakes from peers are accepted from now on (before, they are REFUSED).
+  void admit(const Identity& identity, const CoordinatorEndpoint& coordinator);
+  /// Dials lanes [first, first + count) of `lanes` to a peer, and its peer control connection if
+  /// there is none, retrying refused or reset dials every 50 ms until `timeout_s` has passed.
+  void connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
+               std::uint16_t lanes, double timeout_s);
+  /// Stops dialling an incarnation and closes its peer control connection.
+  void forget(PeerId peer, Incarnation incarnation);
+  void suspect(Suspect suspicion);
+  /// Sends a heartbeat now (a status changed that the coordinator should see at once).
+  void beat_now();
+  [[nodiscard]] ControlCounters counters() const noexcept;
+  /// Ends the thread and closes everything; idempotent.
+  void stop() noexcept;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pccl

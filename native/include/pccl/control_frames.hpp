@@ -1,0 +1,101 @@
+// native/include/pccl/control_frames.hpp — the messages of the native control connections.
+//
+// Bytes: docs/PROTOCOL.md, "Native control frames".  A frame is a u32 length and a body of that
+// many bytes; the body starts with 0xC1 (no MessagePack value starts so: one port serves both), a
+// type and a version.  Integers are little endian.  A body has exactly the size its fields need.
+//
+// Ownership: plain values; encode and decode borrow for the call.
+// Threads:   pure functions.
+// Errors:    decode says Status::protocol for everything it does not know, leaves `out` unspecified
+//            then, and allocates no more than a small multiple of the body.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "pccl/control.hpp"
+#include "pccl/report.hpp"
+#include "pccl/status.hpp"
+#include "pccl/types.hpp"
+
+namespace pccl::frames {
+
+inline constexpr std::byte mark{0xC1};
+inline constexpr std::uint8_t version_known = 1;
+inline constexpr std::size_t length_bytes = 4;
+inline constexpr std::size_t prefix_bytes = 3;                     // mark, type, version
+inline constexpr std::uint32_t first_body_bytes_max = 4 * 1024;    // from strangers
+inline constexpr std::uint32_t read_body_bytes_max = 64 * 1024;    // what this side reads at all
+inline constexpr std::size_t text_bytes_max = 2048;
+inline constexpr std::size_t peers_max = 1024;  // as many as a coordinator admits
+inline constexpr std::size_t steps_max = 4096;  // far above the steps that can be open at once
+
+enum class Type : std::uint8_t {
+  hello = 1, welcome = 2, refused = 3, heartbeat = 4, pong = 5,
+  flush = 6, report = 7, suspect = 8, evicted = 9, peer_beat = 10,
+};
+
+/// Why a HELLO was refused.
+enum class Refusal : std::uint8_t {
+  version = 1, run = 2, secret = 3, incarnation = 4, limit = 5, purpose = 6,
+};
+
+struct Hello {
+  Purpose purpose = Purpose::coordinator;
+  RunId run_id;
+  PeerId peer;                  // the sender
+  Incarnation incarnation = 0;  // the sender's
+  Secret secret;                // the listener's; towards the coordinator the sender's own
+  std::uint16_t lane = 0;
+  std::uint16_t lanes = 0;
+  friend bool operator==(const Hello&, const Hello&) = default;
+};
+struct Welcome {
+  Generation generation = 0;  // 0 from peers
+};
+struct Refused {
+  std::uint8_t code = 0;  // a Refusal
+  std::string text;
+};
+struct Heartbeat {
+  HeartbeatStatus status;
+  std::uint32_t lag_ms = 0;  // how late the sender's timer was
+};
+struct Pong {
+  Generation generation = 0;
+  Epoch epoch = 0;  // of the durable view
+};
+struct Flush {
+  Generation generation = 0;
+  Epoch target = 0;
+};
+struct Evicted {
+  Generation generation = 0;
+  std::string text;
+};
+struct PeerBeat {
+  Epoch epoch = 0;
+  StepId watermark = 0;
+  std::uint64_t progress = 0;
+};
+
+/// In the order of Type: index() + 1 is the type's number.
+using Frame = std::variant<Hello, Welcome, Refused, Heartbeat, Pong, Flush, Report, Suspect,
+                           Evicted, PeerBeat>;
+
+/// Appends a whole frame, length first.  Texts and lists of peers are hints and are cut to their
+/// limits; a Report is a promise and is never cut: beyond steps_max it is Status::exhausted.  A
+/// Suspect without a code is Status::usage.  Nothing is appended then.
+Status encode(const Frame& frame, std::vector<std::byte>& out);
+/// `body` without the length.
+Status decode(std::span<const std::byte> body, Frame& out);
+/// The version byte, and the purpose of something that may be a HELLO of a later version; 0 and 255
+/// if the body is too short.  For telling a stranger what was wrong.
+[[nodiscard]] std::uint8_t version_of(std::span<const std::byte> body) noexcept;
+[[nodiscard]] std::uint8_t purpose_of(std::span<const std::byte> body) noexcept;
+
+}  // namespace pccl::frames

@@ -1,0 +1,191 @@
+// native/include/pccl/engine.hpp — one per process: threads, waits and errors around the executor.
+//
+// Two threads: the control thread (control.hpp) and the reactor.  Everything of the data path is
+// guarded by one mutex, the turn, held while events are handled and never while waiting.  A caller
+// that waits for a step takes the reactor's place and moves the frames itself, since waking another
+// thread costs more than a small operation; the reactor thread then stands by.
+//
+// Ownership: owns both threads, all sockets and the executor.
+// Threads:   every public member from any thread.
+// Errors:    the constructor throws std::system_error; members throw EngineFailure (on the caller's
+//            thread, with a code and a text); the engine's own threads never throw.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "pccl/control.hpp"
+#include "pccl/executor.hpp"
+#include "pccl/poller.hpp"
+
+namespace pccl {
+
+/// Why a call could not be served: closed, evicted, coordinator_lost, timeout, usage, forked.
+class EngineFailure : public std::runtime_error {
+ public:
+  EngineFailure(std::string code, const std::string& text)
+      : std::runtime_error(text), code_(std::move(code)) {}
+  [[nodiscard]] const std::string& code() const noexcept { return code_; }
+
+ private:
+  std::string code_;
+};
+
+struct EngineEvent {
+  enum class Kind : std::uint8_t {
+    at_entry, left_entry, links_up, links_failed, switched, installed, evicted, refused,
+    coordinator, decided,
+  };
+  Kind kind;
+  std::uint64_t number = 0;  // epoch, step, code or 0/1
+  std::uint64_t step = 0;
+  std::string text;
+  std::vector<PeerId> peers;
+};
+
+struct EngineConfig {
+  PeerId peer_id;
+  std::string listen_host = "127.0.0.1";
+  std::uint16_t listen_port = 0;
+  std::uint16_t lanes = 0;  // per pair; 0: automatic
+  int spin_us = -1;         // of a waiting caller before it blocks; -1: automatic
+  std::uint64_t host_key = 0;
+};
+
+struct BegunStep {
+  StepId step = 0;
+  Epoch epoch = 0;
+  int rank = 0;
+  int world_size = 0;
+};
+
+struct StepResult {
+  StepState state = StepState::open;
+  Epoch epoch = 0;
+  std::uint32_t retries = 0;
+  std::vector<PeerId> contributors;
+  std::uint64_t wire_bytes = 0;
+  SuspectCode code = SuspectCode::none;
+  std::string text;
+};
+
+struct EngineStats {
+  ExecutorCounters executor;
+  ControlCounters control;
+  std::size_t open_steps = 0;
+  std::size_t links = 0;
+  std::size_t lanes = 0;
+  std::uint64_t progress = 0;
+  std::uint64_t tile_bytes = 0;
+};
+
+class Engine final : private ControlHost, private ExecutorHost {
+ public:
+  explicit Engine(const EngineConfig& config);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  [[nodiscard]] std::uint16_t port() const noexcept { return control_->port(); }
+  /// Readable while events wait.
+  [[nodiscard]] int event_fd() const noexcept { return event_fd_.get(); }
+  std::vector<EngineEvent> drain_events();
+
+  // --- membership: called by the member's agent ---
+  void admit(const Identity& identity, const CoordinatorEndpoint& coordinator);
+  void prepare_view(Generation generation, Epoch epoch, const std::vector<MemberEntry>& members);
+  StepId hold(Generation generation, Epoch epoch);
+  void activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
+                const std::string& name);
+  void cancel_plan(Generation generation, Epoch epoch);
+  void install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
+               const std::vector<Decision>& decisions);
+  /// Every present and later wait ends with this failure; inputs of open steps are given back.
+  void fail(const std::string& code, const std::string& text);
+  [[nodiscard]] View view(int& rank);
+
+  // --- steps: called by the program ---
+  BegunStep begin_step(const std::string& name, double timeout_s);
+  void post(const Posted& posted);
+  void seal(StepId step);
+  /// False: the time is over and the step is still open.
+  bool wait_step(StepId step, double timeout_s);
+  StepResult result(StepId step);
+  void release(StepId step);
+  void propose_failure(StepId step, SuspectCode code, const std::string& text);
+  void notify_when_decided(StepId step);
+  EngineStats stats();
+  void close() noexcept;
+  /// What a FLUSH does, for tests that play the coordinator.
+  Report fence_for_test(Generation generation, Epoch target) { return fence(generation, target); }
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  // ControlHost, on the control thread.
+  Report fence(Generation generation, Epoch target) noexcept override;
+  HeartbeatStatus status() noexcept override;
+  void adopt_lane(const LaneHello& hello, Fd socket) noexcept override;
+  void connect_failed(PeerId peer, Incarnation incarnation) noexcept override;
+  void evicted(std::string text) noexcept override;
+  void refused(std::uint8_t code, std::string text) noexcept override;
+  void coordinator_connected(bool connected) noexcept override;
+  void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept override;
+  // ExecutorHost, under the turn.
+  void watch(Lane& lane) noexcept override;
+  void unwatch(Lane& lane) noexcept override;
+  void want_write(Lane& lane, bool wanted) noexcept override;
+  void suspect(Suspect suspicion) noexcept override;
+  void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept override;
+  void step_decided(const StepRecord& record) noexcept override;
+  void switched(Epoch epoch, StepId step) noexcept override;
+  void links_up(Epoch epoch) noexcept override;
+
+  Lock take_turn();
+  void give_way(Lock& turn) noexcept;
+  void run_reactor() noexcept;
+  std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept;
+  void handle(std::span<const Poller::Event> events) noexcept;
+  bool drive(Lock& turn, StepId step, double deadline_s);
+  void after_change() noexcept;
+  void attend(bool now) noexcept;  // the reactor thread is needed (at once, or when it looks)
+  void kick() noexcept;
+  void emit(EngineEvent event) noexcept;
+  void check_usable() const;
+  void count_local_peers(const std::vector<MemberEntry>& members);
+
+  const EngineConfig config_;
+  const std::uint64_t forks_;  // at construction: a child process must not use this engine
+  Fd event_fd_;
+  Fd kick_fd_;
+  Poller poller_;
+
+  std::mutex turn_;
+  std::atomic<int> turn_wanted_{0};
+  std::condition_variable changed_;  // a step was decided, the gate may be open, or it all failed
+  std::condition_variable standby_;  // the reactor thread may be needed
+  Executor executor_;
+  bool driving_ = false;             // a waiting caller moves the frames
+  bool stop_ = false;
+  bool decided_ = false;
+  double linger_until_s_ = 0;        // a caller drove lately and will again
+  double spin_s_ = 0;
+  std::string failed_code_;
+  std::string failed_text_;
+
+  std::mutex events_mutex_;
+  std::deque<EngineEvent> events_;
+
+  std::unique_ptr<Control> control_;  // after all it calls back into
+  std::thread reactor_;
+};
+
+}  // namespace pccl

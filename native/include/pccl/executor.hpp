@@ -1,0 +1,193 @@
+// native/include/pccl/executor.hpp — steps, operations and links of one group, and what arrives.
+//
+// The executor performs what the outcome machine decides: it starts attempts, routes frames to
+// operations, keeps early frames of operations not posted here yet, counts completions, sends DONE,
+// and at a fence stops every byte.  It does no waiting; the engine owns threads and time.
+//
+// Ownership: owns links, step records and operations; callers' tensors are borrowed until the step
+//            is decided.
+// Threads:   under the engine's turn.
+// Errors:    Status; a link that breaks the protocol loses the lane it did it on.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "pccl/control.hpp"
+#include "pccl/link.hpp"
+#include "pccl/operation.hpp"
+#include "pccl/outcome.hpp"
+
+namespace pccl {
+
+/// A member as the coordinator describes it.
+struct MemberEntry {
+  Member member;
+  PeerEndpoint endpoint;
+  std::uint64_t host_key = 0;
+};
+
+enum class StepState : std::uint8_t { open = 0, committed = 1, failed = 2 };
+
+struct StepRecord {
+  StepId id = 0;
+  std::uint64_t name_hash = 0;
+  Epoch epoch = 0;                // of the attempt
+  bool started = false;           // in that epoch, and not fenced
+  bool sealed = false;
+  bool notify = false;            // tell the host when it is decided
+  bool accused = false;           // one mismatch is told once per attempt
+  StepState state = StepState::open;
+  std::uint32_t retries = 0;
+  std::uint16_t rank = 0;         // among the attempt's participants
+  std::vector<Link*> peers;       // by that rank; null for this peer
+  std::vector<PeerId> contributors;
+  std::vector<std::unique_ptr<Operation>> operations;
+  std::unordered_map<Tag, Operation*> by_tag;
+  std::size_t completed = 0;
+  std::uint64_t control_bytes = 0;
+  std::uint64_t wire_bytes = 0;   // when decided
+  Digest manifest;
+  SuspectCode code = SuspectCode::none;
+  std::string text;
+};
+
+/// What the executor asks of the engine around it.
+class ExecutorHost {
+ public:
+  virtual void watch(Lane& lane) noexcept = 0;    // a new lane: poll it
+  virtual void unwatch(Lane& lane) noexcept = 0;
+  virtual void want_write(Lane& lane, bool wanted) noexcept = 0;
+  virtual void suspect(Suspect suspicion) noexcept = 0;
+  virtual void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept = 0;
+  virtual void step_decided(const StepRecord& record) noexcept = 0;
+  virtual void switched(Epoch epoch, StepId step) noexcept = 0;
+  virtual void links_up(Epoch epoch) noexcept = 0;
+
+ protected:
+  ~ExecutorHost() = default;
+};
+
+struct ExecutorCounters {
+  std::uint64_t frames_received = 0;
+  std::uint64_t frames_discarded = 0;
+  std::uint64_t lanes_lost = 0;
+  std::uint64_t lanes_refused = 0;  // ended for breaking the protocol
+  std::uint64_t frames_early = 0;
+};
+
+class Executor final : public FrameSink {
+ public:
+  Executor(PeerId self, std::uint16_t lanes, ExecutorHost& host);
+
+  // --- the program ---
+  std::optional<StepId> begin(std::uint64_t name_hash);
+  /// usage: the step is not open, sealed, or has this tag already.
+  Status post(const Posted& posted);
+  Status seal(StepId step);
+  [[nodiscard]] StepRecord* record(StepId step) noexcept;
+  void release(StepId step);
+
+  // --- the coordinator, by way of the engine ---
+  void admit(Incarnation incarnation);
+  Report fence(Generation generation, Epoch target);
+  void prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s);
+  StepId hold(Generation generation, Epoch epoch);
+  void activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
+                std::uint64_t name_hash, double now_s);
+  void cancel_plan(Generation generation, Epoch epoch);
+  Status install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
+                 const std::vector<Decision>& decisions, double now_s);
+
+  // --- sockets ---
+  void adopt(const LaneHello& hello, Fd socket, double now_s);
+  /// Reads and writes what a ready lane can; the lane may be gone afterwards.
+  void ready(Link& link, Lane& lane, bool readable, bool writable, double now_s);
+  /// Sends what queued up; true if some lane still has output and is not blocked.
+  bool pump(double now_s);
+  void tick(double now_s);
+  void dial_failed(PeerId peer, Incarnation incarnation);
+  /// The engine is failing: stops everything and gives every open step's inputs back.
+  void abandon();
+
+  Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
+  Status delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
+
+  [[nodiscard]] const OutcomeMachine* machine() const noexcept { return machine_ ? &*machine_ : nullptr; }
+  [[nodiscard]] std::vector<PeerId> down(double now_s) const;
+  [[nodiscard]] std::uint64_t progress() const noexcept { return environment_.progress; }
+  [[nodiscard]] const ExecutorCounters& counters() const noexcept { return counters_; }
+  [[nodiscard]] Link* link_of_lane(std::uint32_t id) noexcept;
+  [[nodiscard]] std::size_t open_steps() const noexcept;
+  [[nodiscard]] Epoch preparing() const noexcept { return preparing_; }
+  [[nodiscard]] bool has_output() const noexcept;
+  [[nodiscard]] std::size_t lane_count() const noexcept;
+  [[nodiscard]] std::size_t link_count() const noexcept { return links_.size(); }
+  Environment& environment() noexcept { return environment_; }
+
+ private:
+  using Key = std::tuple<Epoch, StepId, Tag>;
+  struct EarlyFrame { Link* link; FrameHeader header; Buffer buffer; };
+  struct EarlyOperation {
+    std::vector<std::pair<Link*, Descriptor>> opens;
+    std::vector<EarlyFrame> frames;
+  };
+  struct EarlySeal { Link* link; SealBody body; };
+
+  void perform(Effects effects);
+  void on_start(const Start& effect);
+  void on_undo(StepId step);
+  void on_end(StepRecord& record);
+  void start_operation(StepRecord& record, Operation& operation);
+  void replay(StepRecord& record, Operation& operation);
+  void check_open(StepRecord& record, Operation& operation, Link& link, const Descriptor& theirs);
+  void check_seals(StepRecord& record);
+  void accuse(StepRecord& record, Link& link, std::string text);
+  void completed(StepRecord& record, Operation& operation);
+  void complete_step(StepRecord& record);
+  void settle_sent();
+  void stop(Operation& operation);
+  void purge_early();
+  Operation* find(const FrameHeader& header, StepRecord** record) noexcept;
+  Status stage(Link& link, const FrameHeader& header, Placement& placement) noexcept;
+  Status on_open(Link& link, const FrameHeader& header, const Descriptor& theirs);
+  Status on_control(Link& link, const FrameHeader& header, const Placement& placement);
+  void resynchronise(Link& link, bool ask);
+  void send_haves(Link& link);
+
+  Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
+  void learn(const std::vector<MemberEntry>& members, double now_s);
+  void drop_strangers(double now_s);
+  void dial(Link& link);
+  void lose(Link& link, Lane& lane, Status why, double now_s);
+  void check_links_up();
+  std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Descriptor& what);
+
+  PeerId self_;
+  std::uint16_t lanes_wanted_;
+  ExecutorHost& host_;
+  BufferPool buffers_;
+  UndoArena undo_;
+  Environment environment_{buffers_, undo_};
+  ExecutorCounters counters_;
+  std::optional<OutcomeMachine> machine_;
+  std::map<std::pair<PeerId, Incarnation>, std::unique_ptr<Link>> links_;
+  std::unordered_map<std::uint32_t, Link*> lane_links_;
+  std::uint32_t next_lane_ = 1;
+  std::map<StepId, StepRecord> steps_;
+  std::map<Key, EarlyOperation> early_;
+  std::map<std::pair<Epoch, StepId>, std::vector<EarlySeal>> seals_;
+  std::map<std::string, std::shared_ptr<const CompiledPlan>> plans_;
+  Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
+  std::vector<Link*> prepared_;
+  double next_tick_s_ = 0;
+  std::byte small_[64] = {};
+};
+
+}  // namespace pccl

@@ -1,0 +1,137 @@
+// native/include/pccl/lane.hpp — one TCP connection of a link, and the frames on it.
+//
+// A lane pulls: when its socket takes bytes it asks its FrameSource for the next frame, so unequal
+// lanes share the work by what they really move, and a dead lane has lost only what it held.  On the
+// way in, the FrameSink says where each frame's payload goes before a byte of it is read.
+//
+// Ownership: owns its socket; payloads are borrowed from operations, or owned as pooled buffers.
+// Threads:   under the engine's turn.
+// Errors:    Status; closed, io_error and protocol end the lane.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+
+#include "pccl/buffers.hpp"
+#include "pccl/fd.hpp"
+#include "pccl/status.hpp"
+#include "pccl/wire.hpp"
+
+namespace pccl {
+
+class Operation;
+class Link;
+
+/// Where an incoming payload goes.
+struct Placement {
+  enum class Kind : std::uint8_t {
+    discard,  // stale or unwanted: read and forgotten
+    control,  // a control frame's body, in the lane's own small buffer
+    tile,     // a pooled buffer, applied when whole
+    direct,   // straight into an operation's output
+    early,    // a pooled buffer, kept until the operation is posted
+  };
+  Kind kind = Kind::discard;
+  std::byte* target = nullptr;
+  Operation* operation = nullptr;
+  std::uint16_t transfer = 0;
+  Buffer buffer;
+};
+
+/// What is on its way out.
+struct OutgoingFrame {
+  std::array<std::byte, header_bytes> header;
+  std::array<std::byte, 32> small;     // body of a control frame
+  const std::byte* payload = nullptr;  // into the operation's memory, `small` or `buffer`
+  std::uint32_t length = 0;
+  bool in_small = false;
+  Buffer buffer;
+  Operation* operation = nullptr;  // null for control frames, and once it let go
+  std::uint16_t transfer = 0;
+  std::uint32_t slice = 0;
+};
+
+class FrameSink {
+ public:
+  /// Decides where the payload of `header` goes; anything but ok ends the lane.
+  virtual Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept = 0;
+  virtual Status delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept = 0;
+
+ protected:
+  ~FrameSink() = default;
+};
+
+class FrameSource {
+ public:
+  /// The next frame for this lane, or false if there is none now.
+  virtual bool next(std::uint32_t lane, OutgoingFrame& frame) noexcept = 0;
+  /// The last byte of an operation's frame is in the kernel.
+  virtual void sent(const OutgoingFrame& frame) noexcept = 0;
+
+ protected:
+  ~FrameSource() = default;
+};
+
+class Lane {
+ public:
+  Lane(Fd socket, std::uint32_t id) noexcept : socket_(std::move(socket)), id_(id) {}
+
+  [[nodiscard]] int fd() const noexcept { return socket_.get(); }
+  [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+  [[nodiscard]] bool blocked() const noexcept { return blocked_; }
+  [[nodiscard]] bool idle() const noexcept { return out_.empty(); }
+  void unblock() noexcept { blocked_ = false; }
+
+  /// Sends until the socket is full (then blocked()), the source dry, or `budget` bytes are gone.
+  Status pump(FrameSource& source, std::size_t budget) noexcept;
+  /// Receives until the socket is empty or `budget` bytes came; `more` says whether there may be more.
+  Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) noexcept;
+  /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
+  /// finished from a copy, a half-received one is read into scratch.
+  Status let_go(const Operation& operation, BufferPool& buffers) noexcept;
+
+  /// The lane is dead: calls `dropped(frame)` for every operation's frame it still held.
+  template <class Dropped>
+  void drain(const Dropped& dropped) {
+    for (const OutgoingFrame& frame : out_) {
+      if (frame.operation != nullptr) dropped(frame);
+    }
+    out_.clear();
+  }
+
+  /// Bytes staged for an early frame that is not whole yet.
+  [[nodiscard]] std::uint32_t early_in_progress() const noexcept {
+    return in_payload_ && placement_.kind == Placement::Kind::early ? header_.length : 0;
+  }
+
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_received = 0;
+
+ private:
+  static constexpr std::size_t inbox_bytes = 16384;   // several small frames in one system call
+  static constexpr std::size_t readahead_bytes = 512; // behind a large payload: the next header
+  Status fill(std::size_t wanted_payload, bool& empty) noexcept;
+  Status accept_header(Link& link, FrameSink& sink) noexcept;
+  Status take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty) noexcept;
+  [[nodiscard]] std::size_t buffered() const noexcept { return inbox_end_ - inbox_begin_; }
+
+  Fd socket_;
+  std::uint32_t id_;
+  bool blocked_ = false;
+
+  std::deque<OutgoingFrame> out_;
+  std::size_t out_done_ = 0;  // bytes of out_.front() that the kernel has
+
+  FrameHeader header_;
+  Placement placement_;
+  bool in_payload_ = false;
+  std::size_t received_ = 0;  // of the payload
+  std::size_t inbox_begin_ = 0;
+  std::size_t inbox_end_ = 0;
+  std::array<std::byte, inbox_bytes> inbox_;
+  std::array<std::byte, inbox_bytes> scratch_;
+};
+
+}  // namespace pccl

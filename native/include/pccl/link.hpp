@@ -1,0 +1,88 @@
+// native/include/pccl/link.hpp — everything this peer has towards one other: lanes and send queues.
+//
+// Order of frames: control frames first, then operations whose whole buffer is small, then the
+// others in turn, one frame each, so a large operation never holds up a small one by more than the
+// frame under way.  An operation that the other side has not posted yet may send its eager budget;
+// the rest waits for the other side's OPEN.
+//
+// Ownership: owns its lanes; send queues belong to operations, which unlist them before they go.
+// Threads:   under the engine's turn.
+// Errors:    none of its own.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "pccl/control.hpp"
+#include "pccl/lane.hpp"
+#include "pccl/types.hpp"
+#include "pccl/wire.hpp"
+
+namespace pccl {
+
+inline constexpr std::uint64_t eager_operation_bytes = 256 * 1024;
+inline constexpr std::uint64_t eager_link_bytes = 8u << 20;
+/// Operations up to this size overtake larger ones.
+inline constexpr std::uint64_t small_operation_bytes = 64 * 1024;
+
+struct SendItem {
+  std::uint16_t transfer = 0;
+  std::uint32_t slice = 0;
+};
+
+/// What one operation has for one peer.
+struct SendQueue {
+  Operation* operation = nullptr;
+  std::deque<SendItem> results;  // finished slices: still in cache, so they go first
+  std::deque<SendItem> inputs;
+  std::uint64_t eager = 0;  // bytes sent before the peer's OPEN came
+  bool opened = false;      // the peer has posted the operation
+  bool listed = false;      // in one of the link's lists
+  [[nodiscard]] bool empty() const noexcept { return results.empty() && inputs.empty(); }
+};
+
+class Link final : public FrameSource {
+ public:
+  Link(PeerId other, Incarnation its_incarnation, double now_s) noexcept
+      : peer(other), incarnation(its_incarnation), created_s(now_s), down_since_s(now_s) {}
+
+  bool next(std::uint32_t lane, OutgoingFrame& frame) noexcept override;
+  void sent(const OutgoingFrame& frame) noexcept override;
+
+  /// The queue has something to send (again).
+  void list(SendQueue& queue);
+  void unlist(SendQueue& queue) noexcept;
+  /// The peer posted the operation: nothing of it is eager any more.
+  void open(SendQueue& queue);
+  /// Queues a control frame; `body` is copied.
+  void post(FrameHeader header, std::span<const std::byte> body, BufferPool& buffers);
+  [[nodiscard]] bool has_lane(std::uint32_t id) const noexcept;
+  [[nodiscard]] bool up() const noexcept { return !lanes.empty(); }
+  [[nodiscard]] bool has_output() const noexcept;
+
+  const PeerId peer;
+  const Incarnation incarnation;
+  const double created_s;
+  double down_since_s;              // meaningful while there is no lane
+  std::vector<std::unique_ptr<Lane>> lanes;
+  PeerEndpoint endpoint;            // empty host: not known yet
+  bool dialling = false;            // this side dials, and is at it
+  bool lost_lane = false;           // since the link was made: frames may need sending again
+  bool dirty = false;               // has output that was not pumped yet
+  std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted
+
+ private:
+  [[nodiscard]] bool may_send(const SendQueue& queue) const noexcept;
+  bool next_of(std::deque<SendQueue*>& queues, std::uint32_t lane, OutgoingFrame& frame) noexcept;
+
+  std::deque<OutgoingFrame> control_;
+  std::deque<SendQueue*> small_;
+  std::deque<SendQueue*> bulk_;
+  std::vector<SendQueue*> waiting_;  // beyond their eager budget
+  std::uint64_t eager_outstanding_ = 0;
+};
+
+}  // namespace pccl

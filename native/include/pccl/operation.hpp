@@ -1,0 +1,190 @@
+// native/include/pccl/operation.hpp — one posted all-reduce, and its attempts.
+//
+// An attempt walks a plan, slice by slice: incoming contributions are folded into the slice's
+// accumulator, a finished slice goes out, a finished slice that comes in is copied.  The accumulator
+// is the output itself where element types allow and order does not matter, else a pooled tile.
+// What an in-place result overwrites is first saved to the undo block, so that undo() can give the
+// input back until the step commits.
+//
+// Invariants: a (transfer, slice) is applied at most once per attempt; no byte of the caller's
+// memory is touched while !running().
+// Ownership: the caller's memory is borrowed until the operation goes; undo block and tiles are owned.
+// Threads:   under the engine's turn.
+// Errors:    Status::protocol for frames that do not fit the plan; exhausted without memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "pccl/buffers.hpp"
+#include "pccl/kernels.hpp"
+#include "pccl/lane.hpp"
+#include "pccl/link.hpp"
+#include "pccl/plan.hpp"
+#include "pccl/wire.hpp"
+
+namespace pccl {
+
+/// A plan with the look-ups that the data path needs; immutable, shared, cached.
+struct CompiledPlan {
+  explicit CompiledPlan(Plan made);
+  Plan plan;
+  std::vector<std::uint32_t> first_slice;  // per shard: its slices' place among all
+  std::uint32_t slices = 0;                // of all shards
+  std::vector<std::uint16_t> reduces;      // per shard: contributions this rank folds per slice
+  /// The receive of (phase, shard, peer), or -1.
+  [[nodiscard]] int receive_of(Phase phase, std::uint16_t shard, std::uint16_t peer) const noexcept;
+  [[nodiscard]] int send_of(Phase phase, std::uint16_t shard, std::uint16_t peer) const noexcept;
+
+ private:
+  std::vector<std::pair<std::uint64_t, std::uint16_t>> receives_;  // sorted by key
+  std::vector<std::pair<std::uint64_t, std::uint16_t>> sends_;
+};
+
+/// What an operation needs from its surroundings.
+struct Environment {
+  BufferPool& buffers;
+  UndoArena& undo;
+  bool hash = true;             // payload hashes on the wire
+  std::uint64_t progress = 0;   // payload bytes moved, for heartbeats
+  /// Operations whose last slice became final on the way out: a send had to leave first.
+  std::vector<std::pair<StepId, Tag>> finished_by_send{};
+};
+
+struct Posted {
+  StepId step = 0;
+  Tag tag = 0;
+  Descriptor descriptor;
+  const std::byte* input = nullptr;
+  std::byte* output = nullptr;  // may be the input
+  double weight = 1.0;
+};
+
+class Operation {
+ public:
+  Operation(const Posted& posted, Environment& environment);
+  ~Operation();
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+
+  // --- an attempt ---
+  /// `peers` by plan rank, null for this one.
+  Status start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan, std::vector<Link*> peers);
+  /// Nothing is sent or applied any more; lanes must let_go() of it as well.
+  void stop() noexcept;
+  /// Gives the input back after stop().
+  void undo() noexcept;
+
+  // --- frames in ---
+  Status place(const FrameHeader& header, std::uint16_t from, Placement& placement) noexcept;
+  /// Applies a whole payload; `placement` as place() or the early store made it.
+  Status deliver(const FrameHeader& header, std::uint16_t from, Placement& placement) noexcept;
+  /// What the peer lacks of what dead lanes carried is queued again.
+  void have(const FrameHeader& header, std::uint16_t from, const std::byte* bitmap);
+  /// Bitmaps of what has come from `from`, one per transfer: calls `emit(header, bytes)`.
+  template <class Emit>
+  void report_received(std::uint16_t from, const Emit& emit) const;
+
+  // --- frames out ---
+  Status build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) noexcept;
+  void sent(const OutgoingFrame& frame) noexcept;
+  [[nodiscard]] std::uint32_t frame_bytes(const SendItem& item) const noexcept;
+
+  // --- questions ---
+  [[nodiscard]] const Posted& posted() const noexcept { return posted_; }
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
+  [[nodiscard]] Epoch epoch() const noexcept { return epoch_; }
+  [[nodiscard]] bool running() const noexcept { return running_; }
+  [[nodiscard]] bool complete() const noexcept { return running_ && finals_left_ == 0; }
+  [[nodiscard]] Digest digest() const noexcept { return digest_; }
+  [[nodiscard]] int rank_of(const Link& link) const noexcept;
+  [[nodiscard]] SendQueue& queue(std::uint16_t peer) noexcept { return queues_[peer]; }
+  [[nodiscard]] FrameHeader header(FrameType type) const noexcept;
+
+  std::vector<std::uint8_t> opened;  // by plan rank: its OPEN came
+  std::uint64_t wire_bytes = 0;      // over all attempts
+  bool counted = false;              // the executor has seen it complete in this attempt
+
+ private:
+  struct TransferState {
+    std::vector<std::uint16_t> needs;      // sends: left per slice
+    std::vector<std::uint32_t> lane;       // sends: 0 not built yet, else lane id + 1
+    std::vector<std::uint8_t> received;    // receives: 1 when applied
+  };
+  struct SliceState {
+    Buffer accumulator;
+    std::uint16_t folded = 0;     // contributions of others
+    std::uint16_t turn = 0;       // ordered: next rank to fold
+    std::uint16_t in_flight = 0;  // built frames that read this slice of the input
+    bool saved = false;           // in the undo block
+    bool final = false;
+    std::uint64_t hash = 0;       // of the final bytes
+  };
+
+  [[nodiscard]] std::uint32_t index(std::uint16_t shard, std::uint32_t slice) const noexcept {
+    return plan_->first_slice[shard] + slice;
+  }
+  [[nodiscard]] std::uint64_t offset(std::uint16_t shard, std::uint32_t slice) const noexcept;
+  [[nodiscard]] std::uint64_t elements(std::uint16_t shard, std::uint32_t slice) const noexcept;
+  [[nodiscard]] std::uint32_t length(const Transfer& transfer, std::uint32_t slice) const noexcept;
+  [[nodiscard]] bool in_place() const noexcept { return posted_.output == posted_.input; }
+  [[nodiscard]] bool accumulates_in_output() const noexcept;
+  [[nodiscard]] double weight_sum() const noexcept;
+
+  Status save(std::uint16_t shard, std::uint32_t slice) noexcept;
+  Status fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data, double weight,
+              std::uint16_t from) noexcept;
+  Status fold_ordered(std::uint16_t shard, std::uint32_t slice) noexcept;
+  Status finish(std::uint16_t shard, std::uint32_t slice) noexcept;
+  void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
+  void run_next(const Transfer& transfer, std::uint32_t slice);
+  void enqueue(std::uint16_t transfer, std::uint32_t slice);
+  const std::byte* original(std::uint16_t shard, std::uint32_t slice) const noexcept;
+  Status finish_alone() noexcept;
+
+  Posted posted_;
+  Environment& environment_;
+  const Kernels& kernels_;
+  std::uint32_t element_bytes_;
+  std::uint32_t accumulator_bytes_;
+  std::uint64_t bytes_;
+
+  bool running_ = false;
+  Epoch epoch_ = 0;
+  std::shared_ptr<const CompiledPlan> plan_;
+  std::vector<Link*> peers_;
+  std::vector<SendQueue> queues_;
+  std::vector<double> weights_;
+  double partial_weight_ = 0;  // ring: of what this rank passes on
+  std::vector<TransferState> transfers_;
+  std::vector<SliceState> slices_;
+  std::unordered_map<std::uint64_t, Buffer> staged_;  // ordered: by slice and rank
+  std::uint64_t finals_left_ = 0;
+  Digest digest_;
+  UndoBlock undo_;
+};
+
+template <class Emit>
+void Operation::report_received(std::uint16_t from, const Emit& emit) const {
+  for (std::size_t i = 0; i < transfers_.size(); ++i) {
+    const Transfer& transfer = plan_->plan.transfers[i];
+    if (transfer.kind == TransferKind::send || transfer.peer != from) continue;
+    const auto& received = transfers_[i].received;
+    if (received.empty()) continue;
+    std::vector<std::byte> bitmap((received.size() + 7) / 8);
+    for (std::size_t slice = 0; slice < received.size(); ++slice) {
+      if (received[slice] != 0) bitmap[slice / 8] |= static_cast<std::byte>(1u << (slice % 8));
+    }
+    FrameHeader frame = header(FrameType::have);
+    frame.shard = transfer.shard;
+    frame.phase = transfer.phase;
+    frame.length = static_cast<std::uint32_t>(bitmap.size());
+    emit(frame, std::span<const std::byte>(bitmap));
+  }
+}
+
+}  // namespace pccl

@@ -1,0 +1,155 @@
+// native/include/pccl/outcome.hpp — what becomes of a step: the peer's half of the agreement.
+//
+// A pure state machine: no sockets, no clock, no threads, no tensor.  The executor feeds it and
+// performs its effects in order; the simulation drives the same class.
+//
+// Theory.  A step is attempted at most once per epoch.  Sealed and complete, a peer sends DONE to
+// every participant; with the DONEs of all and equal digests it COMMITs.  FLUSH freezes the machine
+// (fence): from then on nothing of an older epoch completes or commits here, and the report says
+// what had; the INSTALL that follows says for each open step commit, retry or fail.  Nothing is
+// undone before that.  Steps start through a gate: not while the machine is frozen, the view paused,
+// or the step at or past a `hold` promise; a pending activation switches the view at the first step
+// >= its step with its name.
+//
+// Invariants: epochs and generations never go down; a committed step is never retried; committed
+// steps below the watermark are consecutive.
+// Ownership: values only.
+// Threads:   none of its own; one caller at a time.
+// Errors:    Status::protocol where the coordinator's word contradicts what this peer knows: the
+//            peer must then leave, since it can no longer agree with the others.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "pccl/report.hpp"
+#include "pccl/status.hpp"
+#include "pccl/types.hpp"
+
+namespace pccl {
+
+struct Member {
+  PeerId peer;
+  Incarnation incarnation = 0;
+  StepId first_step = 0;  // the first step it takes part in
+};
+
+struct View {
+  Generation generation = 0;
+  Epoch epoch = 0;
+  std::vector<Member> members;  // in rank order
+  bool paused = false;          // fewer than min_world: nothing starts
+};
+
+enum class Verdict : std::uint8_t { commit = 1, retry = 2, fail = 3 };
+struct Decision {
+  StepId step = 0;
+  Verdict verdict = Verdict::retry;
+  SuspectCode code = SuspectCode::none;
+  std::string text;
+};
+
+/// Send DONE(step, epoch, manifest, digest) to the attempt's other participants.
+struct SendDone { StepId step; Epoch epoch; Digest manifest; Digest digest; };
+/// The step ended: results may be read, inputs forgotten.
+struct Committed { StepId step; Epoch epoch; };
+struct Failed { StepId step; SuspectCode code; std::string text; };
+/// Give the inputs back; the step will start again or fail.
+struct Undo { StepId step; };
+/// Attempt the step in `epoch` with its participants.
+struct Start { StepId step; Epoch epoch; };
+/// The view of `epoch` came into force here at `step`.
+struct Switched { Epoch epoch; StepId step; };
+/// Tell the coordinator: digests or manifests differ.
+struct Accuse { Suspect suspicion; };
+using Effect = std::variant<SendDone, Committed, Failed, Undo, Start, Switched, Accuse>;
+using Effects = std::vector<Effect>;
+
+class OutcomeMachine {
+ public:
+  OutcomeMachine(PeerId self, Incarnation incarnation) : self_(self), incarnation_(incarnation) {}
+
+  // --- the program ---
+  /// The next step in program order, if the gate lets it start now; else nothing changed.
+  std::optional<StepId> begin(std::uint64_t name_hash, Effects& effects);
+  /// The last operation was posted.
+  void seal(StepId step, Digest manifest, Effects& effects);
+  /// All results are here (and the step is sealed); ignored for an older attempt or while frozen.
+  void complete(StepId step, Epoch epoch, Digest digest, Effects& effects);
+
+  // --- other peers ---
+  void done(PeerId from, StepId step, Epoch epoch, Digest manifest, Digest digest,
+            Effects& effects);
+
+  // --- the coordinator ---
+  Report fence(Generation generation, Epoch target);
+  StepId hold(Generation generation, Epoch epoch);
+  void activate(const View& view, StepId step, std::uint64_t name_hash, Effects& effects);
+  void cancel_plan(Generation generation, Epoch epoch, Effects& effects);
+  Status install(const View& view, StepId committed_below, const std::vector<Decision>& decisions,
+                 Effects& effects);
+
+  // --- questions ---
+  [[nodiscard]] const View& view() const noexcept { return view_; }
+  [[nodiscard]] int rank() const noexcept;  // -1: not a member
+  [[nodiscard]] bool frozen() const noexcept { return frozen_target_ > view_.epoch; }
+  [[nodiscard]] bool waiting_at_gate() const noexcept;  // a retried step waits to start
+  [[nodiscard]] StepId next_step() const noexcept { return next_step_; }
+  [[nodiscard]] StepId watermark() const noexcept { return watermark_; }
+  [[nodiscard]] Generation generation() const noexcept { return generation_; }
+  /// Members of the current view that take part in `step`, in rank order.
+  [[nodiscard]] std::vector<Member> participants(StepId step) const;
+  /// DONEs this peer sent lately, for a lane that died: newest last.
+  [[nodiscard]] const std::deque<SendDone>& sent() const noexcept { return sent_; }
+
+  static constexpr std::size_t open_steps_max = 64;  // also bounds how far ahead DONEs are kept
+
+ private:
+  struct Done { Digest manifest; Digest digest; };
+  struct Step {
+    Epoch epoch = 0;  // of the attempt
+    std::uint64_t name_hash = 0;
+    bool waiting = false;   // retried, not started yet
+    bool sealed = false;
+    bool complete = false;
+    Digest manifest;
+    Digest digest;
+    std::vector<PeerId> participants;
+  };
+  struct Pending { View view; StepId step = 0; std::uint64_t name_hash = 0; bool any_name = false; };
+
+  [[nodiscard]] bool may_start(StepId step) const noexcept;
+  void switch_if_due(StepId step, std::uint64_t name_hash, Effects& effects);
+  void start(StepId id, Step& step, Effects& effects);
+  void start_waiting(Effects& effects);
+  void judge(StepId id, Effects& effects);
+  void commit(StepId id, Effects& effects);
+  void adopt(const View& view);
+  void apply(const Decision& decision, Effects& effects);
+  [[nodiscard]] const Member* me(const View& view) const noexcept;
+
+  PeerId self_;
+  Incarnation incarnation_;
+  View view_;
+  Generation generation_ = 0;
+  Epoch frozen_target_ = 0;
+  std::optional<Pending> pending_;
+  std::optional<StepId> hold_from_;
+  Epoch hold_epoch_ = 0;
+  bool switched_ = false;
+  StepId switch_step_ = 0;
+  StepId next_step_ = 0;
+  StepId watermark_ = 0;
+  std::set<StepId> committed_;  // above the watermark
+  std::map<StepId, Step> open_;
+  std::map<std::pair<Epoch, StepId>, std::map<PeerId, Done>> dones_;
+  std::deque<SendDone> sent_;
+};
+
+}  // namespace pccl

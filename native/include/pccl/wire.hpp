@@ -1,0 +1,85 @@
+// native/include/pccl/wire.hpp — the header in front of everything on a data lane.
+// Bytes: docs/PROTOCOL.md, "Data frames".  64 bytes, little endian, then `length` bytes of payload.
+// Ownership: plain values; encode and decode borrow their spans for the call.
+// Threads:   pure functions.
+// Errors:    decode says Status::protocol for anything it does not know; sizes that depend on an
+//            operation are checked by the executor, against the posted operation, before a write.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "pccl/dtype.hpp"
+#include "pccl/plan.hpp"
+#include "pccl/status.hpp"
+#include "pccl/types.hpp"
+
+namespace pccl {
+
+enum class FrameType : std::uint8_t {
+  open = 1,  // an operation was posted here: its descriptor; grants what exceeds the eager budget
+  data = 2,  // one slice
+  seal = 3,  // the step's last operation was posted: how many, and the digest of them all
+  done = 4,  // the step's results are all here: manifest and result digest
+  have = 5,  // which slices of one transfer have arrived (a lane died)
+  ask = 6,   // please send your `have`s (a lane died)
+};
+
+inline constexpr std::size_t header_bytes = 64;
+inline constexpr std::uint32_t have_bytes_max = 256 * 1024;  // 2 Mi slices: 512 GiB per shard
+
+inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash is XXH3-128's low half of the payload
+
+struct FrameHeader {
+  FrameType type = FrameType::data;
+  Epoch epoch = 0;
+  StepId step = 0;
+  Tag tag = 0;
+  std::uint32_t group = 0;
+  std::uint16_t shard = 0;
+  Phase phase = Phase::reduce;
+  std::uint8_t flags = 0;
+  std::uint32_t slice = 0;
+  std::uint32_t length = 0;
+  std::uint32_t descriptor = 0;  // low half of Descriptor::digest()
+  double weight = 1.0;           // of what a reduce frame carries (a partial sum's is a sum)
+  std::uint64_t payload_hash = 0;
+};
+
+/// What an operation is; equal on all its participants.
+struct Descriptor {
+  Dtype dtype = Dtype::f32;
+  ReduceOp op = ReduceOp::sum;
+  std::uint8_t codec = 0;  // 0: none
+  Algorithm algorithm = Algorithm::automatic;
+  std::uint64_t count = 0;
+  bool deterministic = false;
+
+  friend bool operator==(const Descriptor&, const Descriptor&) = default;
+  [[nodiscard]] std::uint64_t digest() const noexcept;
+};
+
+inline constexpr std::size_t descriptor_bytes = 24;
+inline constexpr std::size_t seal_bytes = 24;
+inline constexpr std::size_t done_bytes = 32;
+
+struct SealBody {
+  Digest manifest;
+  std::uint64_t operations = 0;
+};
+struct DoneBody {
+  Digest manifest;
+  Digest digest;
+};
+
+void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) noexcept;
+Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept;
+void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes> out) noexcept;
+Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& out) noexcept;
+void encode(const SealBody& body, std::span<std::byte, seal_bytes> out) noexcept;
+void decode(std::span<const std::byte, seal_bytes> bytes, SealBody& out) noexcept;
+void encode(const DoneBody& body, std::span<std::byte, done_bytes> out) noexcept;
+void decode(std::span<const std::byte, done_bytes> bytes, DoneBody& out) noexcept;
+
+}  // namespace pccl

@@ -1,0 +1,193 @@
+// native/src/control/coordinator_link.cpp — dialling, heartbeats and answers to the coordinator.
+// Ownership: see coordinator_link.hpp.
+// Threads:   the control thread only.
+// Errors:    see coordinator_link.hpp.
+#include "control/coordinator_link.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "pccl/sockets.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr double backoff_first_s = 0.1;
+constexpr double backoff_s_max = 2.0;
+// Beyond it the oldest goes: the newest names the epoch that still matters.
+constexpr std::size_t suspicions_max = 64;
+
+std::uint32_t lag_ms(double due_s, double now_s) noexcept {
+  return static_cast<std::uint32_t>(std::clamp((now_s - due_s) * 1e3, 0.0, 4e9));
+}
+
+}  // namespace
+
+void CoordinatorLink::admit(const CoordinatorEndpoint& endpoint, double now_s) {
+  endpoint_ = endpoint;
+  close(Stage::waiting);
+  backoff_s_ = backoff_first_s;
+  dial(now_s);
+}
+
+void CoordinatorLink::dial(double now_s) {
+  serial_ = ++context_.serial;
+  Fd fd;
+  if (connect_tcp(endpoint_.host, endpoint_.port, fd) != Status::ok ||
+      context_.poller.add(fd.get(), ready::write, token_of(Part::coordinator, serial_)) !=
+          Status::ok) {
+    lose(now_s);
+    return;
+  }
+  set_control_options(fd.get());
+  socket_ = FramedSocket(std::move(fd), frames::first_body_bytes_max);
+  stage_ = Stage::connecting;
+  due_s_ = now_s + context_.config.handshake_timeout_s;
+}
+
+/// Closes and tells the host if it had been told that the connection is up.
+void CoordinatorLink::close(Stage next) {
+  socket_ = FramedSocket();
+  due_s_ = no_deadline;
+  const bool was_up = std::exchange(stage_, next) == Stage::up;
+  if (was_up) context_.host.coordinator_connected(false);
+}
+
+void CoordinatorLink::shut() noexcept {
+  socket_ = FramedSocket();
+  stage_ = Stage::off;
+  due_s_ = no_deadline;
+}
+
+void CoordinatorLink::lose(double now_s) {
+  close(Stage::waiting);
+  due_s_ = now_s + backoff_s_;
+  backoff_s_ = std::min(2 * backoff_s_, backoff_s_max);
+}
+
+Status CoordinatorLink::send(const frames::Frame& frame) {
+  return context_.send(socket_, token_of(Part::coordinator, serial_), frame);
+}
+
+void CoordinatorLink::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
+  if (serial != serial_ || !socket_) return;
+  const Status status = stage_ == Stage::connecting ? greet(now_s) : read(bits, now_s);
+  // An eviction has closed the socket on the way; that was no loss.
+  if (status != Status::ok && stage_ != Stage::off) lose(now_s);
+}
+
+Status CoordinatorLink::greet(double now_s) {
+  if (const Status status = connect_result(socket_.fd()); status != Status::ok) return status;
+  const Identity& identity = *context_.identity;  // set before the first dial
+  stage_ = Stage::greeting;
+  due_s_ = now_s + context_.config.handshake_timeout_s;
+  const Status status = context_.poller.modify(socket_.fd(), ready::read,
+                                               token_of(Part::coordinator, serial_));
+  if (status != Status::ok) return status;
+  return send(frames::Hello{
+      .purpose = Purpose::coordinator,
+      .run_id = identity.run_id,
+      .peer = context_.config.peer_id,
+      .incarnation = identity.incarnation,
+      .secret = identity.secret,
+      .lane = 0,
+      .lanes = 0,
+  });
+}
+
+Status CoordinatorLink::read(std::uint32_t bits, double now_s) {
+  if ((bits & ready::write) != 0) {
+    const Status status = context_.flush(socket_, token_of(Part::coordinator, serial_));
+    if (status != Status::ok) return status;
+  }
+  for (int i = 0; i < frames_per_turn_max; ++i) {
+    std::span<const std::byte> body;
+    Status status = socket_.read_frame(body);
+    if (status == Status::would_block) {
+      return (bits & ready::error) != 0 ? Status::closed : Status::ok;
+    }
+    frames::Frame frame;
+    if (status == Status::ok) status = frames::decode(body, frame);
+    if (status == Status::ok) status = handle(frame, now_s);
+    if (status != Status::ok) return status;
+  }
+  return Status::ok;
+}
+
+Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
+  if (const auto* evicted = std::get_if<frames::Evicted>(&frame)) {
+    end_incarnation(evicted->text);
+    return Status::closed;
+  }
+  if (const auto* refused = std::get_if<frames::Refused>(&frame)) {
+    const bool final = refused->code == static_cast<std::uint8_t>(frames::Refusal::incarnation);
+    context_.host.refused(refused->code, refused->text);
+    if (final) end_incarnation(refused->text);
+    return Status::closed;
+  }
+  if (stage_ == Stage::greeting) {
+    return std::holds_alternative<frames::Welcome>(frame) ? come_up(now_s) : Status::protocol;
+  }
+  if (const auto* flush = std::get_if<frames::Flush>(&frame)) return answer(*flush);
+  // A PONG shows that the coordinator lives; a dead path shows by TCP_USER_TIMEOUT.
+  return std::holds_alternative<frames::Pong>(frame) ? Status::ok : Status::protocol;
+}
+
+Status CoordinatorLink::come_up(double now_s) {
+  stage_ = Stage::up;
+  backoff_s_ = backoff_first_s;
+  due_s_ = now_s;
+  socket_.set_body_bytes_max(frames::read_body_bytes_max);
+  context_.host.coordinator_connected(true);
+  if (const Status status = send_heartbeat(now_s); status != Status::ok) return status;
+  return send_suspicions();
+}
+
+Status CoordinatorLink::answer(const frames::Flush& flush) {
+  ++context_.counters.flushes;
+  return send(context_.host.fence(flush.generation, flush.target));
+}
+
+Status CoordinatorLink::send_heartbeat(double now_s) {
+  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s)};
+  due_s_ = now_s + std::max(endpoint_.heartbeat_s, interval_s_min);
+  ++context_.counters.heartbeats;
+  return send(beat);
+}
+
+void CoordinatorLink::beat(double now_s) {
+  if (stage_ == Stage::up && send_heartbeat(now_s) != Status::ok) lose(now_s);
+}
+
+void CoordinatorLink::suspect(Suspect suspicion, double now_s) {
+  if (suspicion.code == SuspectCode::none) return;  // names no reason: nothing to act on
+  if (suspicions_.size() >= suspicions_max) suspicions_.pop_front();
+  suspicions_.push_back(std::move(suspicion));
+  if (stage_ == Stage::up && send_suspicions() != Status::ok) lose(now_s);
+}
+
+Status CoordinatorLink::send_suspicions() {
+  while (!suspicions_.empty()) {
+    if (const Status status = send(suspicions_.front()); status != Status::ok) return status;
+    suspicions_.pop_front();
+  }
+  return Status::ok;
+}
+
+void CoordinatorLink::end_incarnation(const std::string& text) {
+  close(Stage::off);
+  context_.host.evicted(text);
+}
+
+void CoordinatorLink::on_time(double now_s) {
+  if (now_s < due_s_) return;
+  switch (stage_) {
+    case Stage::off: break;
+    case Stage::waiting: dial(now_s); break;
+    case Stage::connecting:
+    case Stage::greeting: lose(now_s); break;
+    case Stage::up: beat(now_s); break;
+  }
+}
+
+}  // namespace pccl

@@ -1,0 +1,61 @@
+// native/src/control/coordinator_link.hpp — the native connection to the coordinator.
+//
+//   off -> waiting -> connecting -> greeting -> up        (admit() starts; a fault goes to waiting)
+//
+// Up: a heartbeat at once and every heartbeat_s; FLUSH is fenced and answered with a REPORT before
+// anything else is read.  EVICTED, or a refusal of our incarnation, is final: off until admit().
+//
+// Ownership: owns the connection and the suspicions that wait for one.
+// Threads:   the control thread only.
+// Errors:    every fault closes the connection and dials again, after 0.1 s, doubling to 2 s.
+#pragma once
+
+#include <deque>
+#include <string>
+
+#include "control/context.hpp"
+
+namespace pccl {
+
+class CoordinatorLink {
+ public:
+  explicit CoordinatorLink(Context& context) noexcept : context_(context) {}
+
+  void admit(const CoordinatorEndpoint& endpoint, double now_s);
+  void suspect(Suspect suspicion, double now_s);
+  void forget_suspicions() noexcept { suspicions_.clear(); }
+  void beat(double now_s);
+  /// Off, without a word to the host.
+  void shut() noexcept;
+
+  void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
+  [[nodiscard]] double due_s() const noexcept { return due_s_; }
+  void on_time(double now_s);
+
+ private:
+  enum class Stage : std::uint8_t { off, waiting, connecting, greeting, up };
+
+  void dial(double now_s);
+  void lose(double now_s);
+  void close(Stage next);
+  Status greet(double now_s);
+  Status read(std::uint32_t bits, double now_s);
+  Status handle(const frames::Frame& frame, double now_s);
+  Status come_up(double now_s);
+  Status answer(const frames::Flush& flush);
+  Status send_heartbeat(double now_s);
+  Status send_suspicions();
+  void end_incarnation(const std::string& text);
+  Status send(const frames::Frame& frame);
+
+  Context& context_;
+  CoordinatorEndpoint endpoint_;
+  Stage stage_ = Stage::off;
+  FramedSocket socket_;
+  std::uint64_t serial_ = 0;
+  double due_s_ = no_deadline;  // waiting: dial; connecting, greeting: give up; up: heartbeat
+  double backoff_s_ = 0;
+  std::deque<Suspect> suspicions_;
+};
+
+}  // namespace pccl

@@ -1,0 +1,183 @@
+// native/src/control/dialler.cpp — the dialler's half of the handshake, with retries.
+// Ownership: see dialler.hpp.
+// Threads:   the control thread only.
+// Errors:    see dialler.hpp.
+#include "control/dialler.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "pccl/sockets.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr double retry_s = 0.05;
+
+}  // namespace
+
+void Dialler::connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
+                      std::uint16_t lanes, double timeout_s, double now_s) {
+  const bool wants_control = !peers_.has(peer.peer, peer.incarnation) &&
+                             !dialling(peer.peer, peer.incarnation);
+  const std::uint64_t job = ++context_.serial;
+  jobs_.emplace(job, Job{peer, lanes, now_s + timeout_s, count});
+  for (std::uint16_t i = 0; i < count; ++i) {
+    add(job, Purpose::data_lane, static_cast<std::uint16_t>(first + i), now_s);
+  }
+  if (wants_control) add(job, Purpose::peer_control, 0, now_s);
+}
+
+bool Dialler::dialling(PeerId peer, Incarnation incarnation) const noexcept {
+  return std::any_of(dials_.begin(), dials_.end(), [&](const auto& entry) {
+    if (entry.second.purpose != Purpose::peer_control) return false;
+    const auto job = jobs_.find(entry.second.job);
+    return job != jobs_.end() && job->second.peer.peer == peer &&
+           job->second.peer.incarnation == incarnation;
+  });
+}
+
+void Dialler::add(std::uint64_t job, Purpose purpose, std::uint16_t lane, double now_s) {
+  const std::uint64_t serial = ++context_.serial;
+  Dial& dial = dials_[serial];
+  dial.job = job;
+  dial.purpose = purpose;
+  dial.lane = lane;
+  start(serial, dial, now_s);
+}
+
+void Dialler::forget(PeerId peer, Incarnation incarnation) noexcept {
+  std::erase_if(jobs_, [&](const auto& entry) {
+    return entry.second.peer.peer == peer && entry.second.peer.incarnation == incarnation;
+  });
+  std::erase_if(dials_, [&](const auto& entry) { return !jobs_.contains(entry.second.job); });
+}
+
+void Dialler::close() noexcept {
+  dials_.clear();
+  jobs_.clear();
+}
+
+void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
+  const PeerEndpoint& peer = jobs_.at(dial.job).peer;
+  Fd fd;
+  if (!context_.identity || connect_tcp(peer.host, peer.port, fd) != Status::ok ||
+      context_.poller.add(fd.get(), ready::write, token_of(Part::dialler, serial)) != Status::ok) {
+    retry(dial, now_s);
+    return;
+  }
+  dial.socket = FramedSocket(std::move(fd), frames::first_body_bytes_max);
+  dial.stage = Stage::connecting;
+  // The listener gives up on a handshake after as long; a new try may find it in a better state.
+  dial.due_s = now_s + context_.config.handshake_timeout_s;
+}
+
+void Dialler::retry(Dial& dial, double now_s) noexcept {
+  dial.socket = FramedSocket();
+  dial.stage = Stage::idle;
+  dial.due_s = now_s + retry_s;
+}
+
+void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
+  const auto found = dials_.find(serial);
+  if (found == dials_.end() || found->second.stage == Stage::idle) return;
+  switch (advance(serial, found->second, bits)) {
+    case Progress::pending: break;
+    case Progress::failed: retry(found->second, now_s); break;
+    case Progress::done: finish(serial, now_s); break;
+  }
+}
+
+Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32_t bits) {
+  if (dial.stage == Stage::connecting) return greet(serial, dial);
+  if ((bits & ready::write) != 0 &&
+      context_.flush(dial.socket, token_of(Part::dialler, serial)) != Status::ok) {
+    return Progress::failed;
+  }
+  std::span<const std::byte> body;
+  const Status status = dial.socket.read_frame(body);
+  if (status == Status::would_block) {
+    return (bits & ready::error) != 0 ? Progress::failed : Progress::pending;
+  }
+  frames::Frame frame;
+  const bool welcome = status == Status::ok && frames::decode(body, frame) == Status::ok &&
+                       std::holds_alternative<frames::Welcome>(frame);
+  return welcome ? Progress::done : Progress::failed;
+}
+
+Dialler::Progress Dialler::greet(std::uint64_t serial, Dial& dial) {
+  if (connect_result(dial.socket.fd()) != Status::ok || !context_.identity) {
+    return Progress::failed;
+  }
+  const Job& job = jobs_.at(dial.job);
+  const bool lane = dial.purpose == Purpose::data_lane;
+  const frames::Hello hello{
+      .purpose = dial.purpose,
+      .run_id = context_.identity->run_id,
+      .peer = context_.config.peer_id,
+      .incarnation = context_.identity->incarnation,
+      .secret = job.peer.secret,
+      .lane = dial.lane,
+      .lanes = lane ? job.lanes : std::uint16_t{0},
+  };
+  dial.stage = Stage::greeting;
+  const std::uint64_t token = token_of(Part::dialler, serial);
+  if (context_.poller.modify(dial.socket.fd(), ready::read, token) != Status::ok ||
+      context_.send(dial.socket, token, hello) != Status::ok) {
+    return Progress::failed;
+  }
+  return Progress::pending;
+}
+
+void Dialler::finish(std::uint64_t serial, double now_s) {
+  Dial dial = std::move(dials_.at(serial));
+  dials_.erase(serial);
+  Job& job = jobs_.at(dial.job);
+  const PeerId peer = job.peer.peer;
+  const Incarnation incarnation = job.peer.incarnation;
+  const std::uint16_t lanes = job.lanes;
+  if (dial.purpose == Purpose::data_lane) --job.lanes_missing;
+  const bool last = std::none_of(dials_.begin(), dials_.end(), [&](const auto& entry) {
+    return entry.second.job == dial.job;
+  });
+  if (last) jobs_.erase(dial.job);
+  if (dial.purpose == Purpose::peer_control) {
+    peers_.adopt(std::move(dial.socket), peer, incarnation, true, now_s);
+    return;
+  }
+  context_.poller.remove(dial.socket.fd());
+  context_.host.adopt_lane({peer, incarnation, dial.lane, lanes, true}, dial.socket.release());
+}
+
+double Dialler::due_s() const noexcept {
+  double due_s = no_deadline;
+  for (const auto& [id, job] : jobs_) due_s = std::min(due_s, job.deadline_s);
+  for (const auto& [serial, dial] : dials_) due_s = std::min(due_s, dial.due_s);
+  return due_s;
+}
+
+void Dialler::on_time(double now_s) {
+  struct Failed {
+    PeerId peer;
+    Incarnation incarnation;
+  };
+  std::vector<Failed> failed;
+  std::erase_if(jobs_, [&](const auto& entry) {
+    const Job& job = entry.second;
+    if (now_s < job.deadline_s) return false;
+    if (job.lanes_missing > 0) failed.push_back({job.peer.peer, job.peer.incarnation});
+    return true;
+  });
+  std::erase_if(dials_, [&](const auto& entry) { return !jobs_.contains(entry.second.job); });
+  for (auto& [serial, dial] : dials_) {
+    if (now_s < dial.due_s) continue;
+    if (dial.stage == Stage::idle) {
+      start(serial, dial, now_s);
+    } else {
+      retry(dial, now_s);
+    }
+  }
+  for (const Failed& peer : failed) context_.host.connect_failed(peer.peer, peer.incarnation);
+}
+
+}  // namespace pccl

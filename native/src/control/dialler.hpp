@@ -1,0 +1,66 @@
+// native/src/control/dialler.hpp — opening lanes and peer control connections to peers.
+//
+// A connect() is a job of several dials, one per lane and one for peer control.  A dial that is
+// refused, reset or answered with REFUSED is tried again every 50 ms: the other side may hear of
+// the view a little later than we do.  At the job's deadline what is not up is given up, and the
+// host hears of missing lanes once.
+//
+// Ownership: owns dials under way; a finished lane goes to the host, a peer control connection to
+//            PeerLinks.
+// Threads:   the control thread only.
+// Errors:    ControlHost::connect_failed.
+#pragma once
+
+#include <unordered_map>
+
+#include "control/context.hpp"
+#include "control/peer_links.hpp"
+
+namespace pccl {
+
+class Dialler {
+ public:
+  Dialler(Context& context, PeerLinks& peers) noexcept : context_(context), peers_(peers) {}
+
+  void connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
+               std::uint16_t lanes, double timeout_s, double now_s);
+  void forget(PeerId peer, Incarnation incarnation) noexcept;
+
+  void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
+  [[nodiscard]] double due_s() const noexcept;
+  void on_time(double now_s);
+  void close() noexcept;  // tells nobody
+
+ private:
+  struct Job {
+    PeerEndpoint peer;
+    std::uint16_t lanes = 0;
+    double deadline_s = 0;
+    std::size_t lanes_missing = 0;
+  };
+  enum class Stage : std::uint8_t { idle, connecting, greeting };
+  struct Dial {
+    std::uint64_t job = 0;
+    Purpose purpose = Purpose::data_lane;
+    std::uint16_t lane = 0;
+    Stage stage = Stage::idle;
+    double due_s = 0;  // idle: try then; else: give this try up then
+    FramedSocket socket;
+  };
+  enum class Progress : std::uint8_t { pending, failed, done };
+
+  void add(std::uint64_t job, Purpose purpose, std::uint16_t lane, double now_s);
+  void start(std::uint64_t serial, Dial& dial, double now_s);
+  void retry(Dial& dial, double now_s) noexcept;
+  Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
+  Progress greet(std::uint64_t serial, Dial& dial);
+  void finish(std::uint64_t serial, double now_s);
+  [[nodiscard]] bool dialling(PeerId peer, Incarnation incarnation) const noexcept;
+
+  Context& context_;
+  PeerLinks& peers_;
+  std::unordered_map<std::uint64_t, Job> jobs_;
+  std::unordered_map<std::uint64_t, Dial> dials_;
+};
+
+}  // namespace pccl

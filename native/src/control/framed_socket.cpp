@@ -1,0 +1,74 @@
+// native/src/control/framed_socket.cpp — reads and writes of whole frames.
+// Ownership: see framed_socket.hpp.
+// Threads:   the control thread only.
+// Errors:    see framed_socket.hpp.
+#include "control/framed_socket.hpp"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace pccl {
+namespace {
+
+// A little more than the largest report; a connection that piles up more is not being read.
+constexpr std::size_t out_bytes_max = 256 * 1024;
+
+}  // namespace
+
+Status FramedSocket::receive(std::size_t bytes_wanted) {
+  if (in_.size() < bytes_wanted) in_.resize(bytes_wanted);
+  while (received_ < bytes_wanted) {
+    const ssize_t got = ::recv(fd_.get(), in_.data() + received_, bytes_wanted - received_, 0);
+    if (got > 0) {
+      received_ += static_cast<std::size_t>(got);
+    } else if (got == 0) {
+      return Status::closed;
+    } else if (errno != EINTR) {
+      return errno == EAGAIN ? Status::would_block : Status::io_error;
+    }
+  }
+  return Status::ok;
+}
+
+Status FramedSocket::read_frame(std::span<const std::byte>& body) {
+  using frames::length_bytes;
+  if (const Status status = receive(length_bytes); status != Status::ok) return status;
+  std::uint32_t length = 0;
+  std::memcpy(&length, in_.data(), sizeof length);
+  if (length < frames::prefix_bytes || length > body_bytes_max_) return Status::protocol;
+  const Status status = receive(length_bytes + length);
+  if (received_ > length_bytes && in_[length_bytes] != frames::mark) return Status::protocol;
+  if (status != Status::ok) return status;
+  body = std::span<const std::byte>(in_).subspan(length_bytes, length);
+  received_ = 0;
+  return Status::ok;
+}
+
+Status FramedSocket::send(const frames::Frame& frame) {
+  if (const Status status = frames::encode(frame, out_); status != Status::ok) return status;
+  const Status status = flush();
+  return status == Status::ok && out_.size() - sent_ > out_bytes_max ? Status::exhausted : status;
+}
+
+Status FramedSocket::flush() noexcept {
+  while (sent_ < out_.size()) {
+    const ssize_t sent =
+        ::send(fd_.get(), out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
+    if (sent >= 0) {
+      sent_ += static_cast<std::size_t>(sent);
+    } else if (errno == EAGAIN) {
+      out_.erase(out_.begin(), out_.begin() + static_cast<std::ptrdiff_t>(sent_));
+      sent_ = 0;
+      return Status::ok;
+    } else if (errno != EINTR) {
+      return Status::io_error;
+    }
+  }
+  out_.clear();
+  sent_ = 0;
+  return Status::ok;
+}
+
+}  // namespace pccl

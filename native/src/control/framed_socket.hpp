@@ -1,0 +1,56 @@
+// native/src/control/framed_socket.hpp — whole frames over one non-blocking socket.
+//
+// It never reads beyond the frame it is in: whoever takes the socket over after a handshake (a data
+// lane) finds the next byte in the kernel, not here.  Two system calls more per frame; control
+// frames are few.
+//
+// Ownership: owns the descriptor and both buffers; release() gives the descriptor away.
+// Threads:   the control thread only.
+// Errors:    a Status; after any other than ok and would_block the socket is of no more use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "pccl/control_frames.hpp"
+#include "pccl/fd.hpp"
+#include "pccl/status.hpp"
+
+namespace pccl {
+
+class FramedSocket {
+ public:
+  FramedSocket() noexcept = default;
+  FramedSocket(Fd fd, std::uint32_t body_bytes_max) noexcept
+      : fd_(std::move(fd)), body_bytes_max_(body_bytes_max) {}
+
+  /// ok: `body` is one whole frame, good until the next call.  closed: the other side ended it.
+  /// protocol: not one of our frames, found out as early as its length or first byte shows it.
+  Status read_frame(std::span<const std::byte>& body);
+  /// True if a frame, or the end, was cut short.
+  [[nodiscard]] bool amid_frame() const noexcept { return received_ > 0; }
+  void set_body_bytes_max(std::uint32_t bytes) noexcept { body_bytes_max_ = bytes; }
+
+  /// Queues a frame and sends what the socket takes.  exhausted: the other side reads too slowly.
+  Status send(const frames::Frame& frame);
+  Status flush() noexcept;
+  [[nodiscard]] bool wants_write() const noexcept { return sent_ < out_.size(); }
+
+  [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+  [[nodiscard]] Fd release() noexcept { return std::move(fd_); }
+  explicit operator bool() const noexcept { return static_cast<bool>(fd_); }
+
+ private:
+  Status receive(std::size_t bytes_wanted);
+
+  Fd fd_;
+  std::uint32_t body_bytes_max_ = frames::first_body_bytes_max;
+  std::vector<std::byte> in_;  // the frame under way, length first
+  std::size_t received_ = 0;
+  std::vector<std::byte> out_;
+  std::size_t sent_ = 0;
+};
+
+}  // namespace pccl

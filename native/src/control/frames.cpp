@@ -1,0 +1,280 @@
+// native/src/control/frames.cpp — control messages to bytes and back.
+// Ownership: none.
+// Threads:   pure functions.
+// Errors:    see control_frames.hpp.
+#include "pccl/control_frames.hpp"
+
+#include "control/bytes.hpp"
+
+namespace pccl::frames {
+namespace {
+
+constexpr std::size_t open_step_bytes = 8 + 4 + 1 + 16 + 16 + 8;
+constexpr std::uint8_t flag_sealed = 1;
+constexpr std::uint8_t flag_complete = 2;
+constexpr std::uint8_t flag_waiting = 4;
+constexpr std::uint8_t waiting_max = 2;  // HeartbeatStatus::waiting
+
+void write(Writer& out, const Hello& hello) {
+  out.put(static_cast<std::uint8_t>(hello.purpose));
+  out.put(hello.run_id);
+  out.put(hello.peer);
+  out.put(hello.incarnation);
+  out.put(hello.secret);
+  out.put(hello.lane);
+  out.put(hello.lanes);
+}
+void read(Reader& in, Hello& hello) {
+  hello.purpose =
+      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::peer_control)));
+  in.get(hello.run_id);
+  in.get(hello.peer);
+  in.get(hello.incarnation);
+  in.get(hello.secret);
+  in.get(hello.lane);
+  in.get(hello.lanes);
+}
+
+void write(Writer& out, const Welcome& welcome) { out.put(welcome.generation); }
+void read(Reader& in, Welcome& welcome) { in.get(welcome.generation); }
+
+void write(Writer& out, const Refused& refused) {
+  out.put(refused.code);
+  out.text(refused.text, text_bytes_max);
+}
+void read(Reader& in, Refused& refused) {
+  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::purpose));
+  in.text(refused.text, text_bytes_max);
+}
+
+void write(Writer& out, const Heartbeat& beat) {
+  out.put(beat.status.generation);
+  out.put(beat.status.epoch);
+  out.put(beat.status.watermark);
+  out.put(beat.status.next_step);
+  out.put(beat.status.progress);
+  out.put(std::min(beat.status.waiting, waiting_max));
+  out.put(beat.lag_ms);
+  out.peers(beat.status.down, peers_max);
+}
+void read(Reader& in, Heartbeat& beat) {
+  in.get(beat.status.generation);
+  in.get(beat.status.epoch);
+  in.get(beat.status.watermark);
+  in.get(beat.status.next_step);
+  in.get(beat.status.progress);
+  beat.status.waiting = in.between(0, waiting_max);
+  in.get(beat.lag_ms);
+  in.peers(beat.status.down, peers_max);
+}
+
+void write(Writer& out, const Pong& pong) {
+  out.put(pong.generation);
+  out.put(pong.epoch);
+}
+void read(Reader& in, Pong& pong) {
+  in.get(pong.generation);
+  in.get(pong.epoch);
+}
+
+void write(Writer& out, const Flush& flush) {
+  out.put(flush.generation);
+  out.put(flush.target);
+}
+void read(Reader& in, Flush& flush) {
+  in.get(flush.generation);
+  in.get(flush.target);
+}
+
+void write(Writer& out, const OpenStep& open) {
+  out.put(open.step);
+  out.put(open.epoch);
+  out.put(static_cast<std::uint8_t>((open.sealed ? flag_sealed : 0) |
+                                    (open.complete ? flag_complete : 0) |
+                                    (open.waiting ? flag_waiting : 0)));
+  out.put(open.manifest);
+  out.put(open.digest);
+  out.put(open.name_hash);
+}
+void read(Reader& in, OpenStep& open) {
+  in.get(open.step);
+  in.get(open.epoch);
+  const std::uint8_t flags = in.between(0, flag_sealed | flag_complete | flag_waiting);
+  open.sealed = (flags & flag_sealed) != 0;
+  open.complete = (flags & flag_complete) != 0;
+  open.waiting = (flags & flag_waiting) != 0;
+  in.get(open.manifest);
+  in.get(open.digest);
+  in.get(open.name_hash);
+}
+
+void write(Writer& out, const Report& report) {
+  out.put(report.generation);
+  out.put(report.target);
+  out.put(report.epoch);
+  out.put(static_cast<std::uint8_t>(report.switched ? 1 : 0));
+  out.put(report.switch_step);
+  out.put(report.watermark);
+  out.put(report.next_step);
+  out.put(static_cast<std::uint16_t>(report.committed.size()));
+  for (const StepId step : report.committed) out.put(step);
+  out.put(static_cast<std::uint16_t>(report.open.size()));
+  for (const OpenStep& open : report.open) write(out, open);
+}
+void read(Reader& in, Report& report) {
+  in.get(report.generation);
+  in.get(report.target);
+  in.get(report.epoch);
+  report.switched = in.between(0, 1) == 1;
+  in.get(report.switch_step);
+  in.get(report.watermark);
+  in.get(report.next_step);
+  report.committed.resize(in.count(sizeof(StepId), steps_max));
+  for (StepId& step : report.committed) in.get(step);
+  report.open.resize(in.count(open_step_bytes, steps_max));
+  for (OpenStep& open : report.open) read(in, open);
+}
+
+void write(Writer& out, const Suspect& suspect) {
+  out.put(suspect.epoch);
+  out.put(suspect.step);
+  out.put(static_cast<std::uint8_t>(suspect.code));
+  out.peers(suspect.peers, peers_max);
+  out.text(suspect.text, text_bytes_max);
+}
+void read(Reader& in, Suspect& suspect) {
+  in.get(suspect.epoch);
+  in.get(suspect.step);
+  suspect.code =
+      static_cast<SuspectCode>(in.between(1, static_cast<std::uint8_t>(SuspectCode::local)));
+  in.peers(suspect.peers, peers_max);
+  in.text(suspect.text, text_bytes_max);
+}
+
+void write(Writer& out, const Evicted& evicted) {
+  out.put(evicted.generation);
+  out.text(evicted.text, text_bytes_max);
+}
+void read(Reader& in, Evicted& evicted) {
+  in.get(evicted.generation);
+  in.text(evicted.text, text_bytes_max);
+}
+
+void write(Writer& out, const PeerBeat& beat) {
+  out.put(beat.epoch);
+  out.put(beat.watermark);
+  out.put(beat.progress);
+}
+void read(Reader& in, PeerBeat& beat) {
+  in.get(beat.epoch);
+  in.get(beat.watermark);
+  in.get(beat.progress);
+}
+
+Status fits(const Frame& frame) noexcept {
+  if (const Report* report = std::get_if<Report>(&frame)) {
+    const bool small = report->committed.size() <= steps_max && report->open.size() <= steps_max;
+    return small ? Status::ok : Status::exhausted;
+  }
+  const Suspect* suspect = std::get_if<Suspect>(&frame);
+  return suspect != nullptr && suspect->code == SuspectCode::none ? Status::usage : Status::ok;
+}
+
+template <class Message>
+bool read_as(Reader& in, Frame& out) {
+  read(in, out.emplace<Message>());
+  return in.finished();
+}
+
+bool read_type(Reader& in, std::uint8_t type, Frame& out) {
+  switch (static_cast<Type>(type)) {
+    case Type::hello: return read_as<Hello>(in, out);
+    case Type::welcome: return read_as<Welcome>(in, out);
+    case Type::refused: return read_as<Refused>(in, out);
+    case Type::heartbeat: return read_as<Heartbeat>(in, out);
+    case Type::pong: return read_as<Pong>(in, out);
+    case Type::flush: return read_as<Flush>(in, out);
+    case Type::report: return read_as<Report>(in, out);
+    case Type::suspect: return read_as<Suspect>(in, out);
+    case Type::evicted: return read_as<Evicted>(in, out);
+    case Type::peer_beat: return read_as<PeerBeat>(in, out);
+  }
+  return false;
+}
+
+}  // namespace
+
+std::size_t character_bytes(std::string_view text) noexcept {
+  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (text.empty()) return 0;
+  const unsigned char lead = at(0);
+  if (lead < 0x80) return 1;
+  const std::size_t bytes = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4 || text.size() < bytes) return 0;
+  for (std::size_t i = 1; i < bytes; ++i) {
+    if ((at(i) & 0xC0) != 0x80) return 0;
+  }
+  // Longer than need be, surrogates, beyond the last code point: all show in the second byte.
+  const unsigned char second = at(1);
+  const bool wrong = (lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) ||
+                     (lead == 0xF0 && second < 0x90) || (lead == 0xF4 && second > 0x8F);
+  return wrong ? 0 : bytes;
+}
+
+bool valid_utf8(std::string_view text) noexcept {
+  while (!text.empty()) {
+    const std::size_t bytes = character_bytes(text);
+    if (bytes == 0) return false;
+    text.remove_prefix(bytes);
+  }
+  return true;
+}
+
+std::string clean_text(std::string_view text, std::size_t bytes_max) {
+  std::string clean;
+  while (!text.empty()) {
+    const std::size_t bytes = character_bytes(text);
+    if (clean.size() + std::max<std::size_t>(bytes, 1) > bytes_max) break;
+    if (bytes == 0) {
+      clean += '?';
+    } else {
+      clean += text.substr(0, bytes);
+    }
+    text.remove_prefix(std::max<std::size_t>(bytes, 1));
+  }
+  return clean;
+}
+
+Status encode(const Frame& frame, std::vector<std::byte>& out) {
+  if (const Status status = fits(frame); status != Status::ok) return status;
+  const std::size_t start = out.size();
+  Writer writer(out);
+  writer.put(std::uint32_t{0});
+  writer.put(std::to_integer<std::uint8_t>(mark));
+  writer.put(static_cast<std::uint8_t>(frame.index() + 1));
+  writer.put(version_known);
+  std::visit([&writer](const auto& message) { write(writer, message); }, frame);
+  const auto length = static_cast<std::uint32_t>(out.size() - start - length_bytes);
+  std::memcpy(out.data() + start, &length, sizeof length);
+  return Status::ok;
+}
+
+Status decode(std::span<const std::byte> body, Frame& out) {
+  if (body.size() < prefix_bytes || body[0] != mark || version_of(body) != version_known) {
+    return Status::protocol;
+  }
+  Reader reader(body.subspan(prefix_bytes));
+  return read_type(reader, std::to_integer<std::uint8_t>(body[1]), out) ? Status::ok
+                                                                        : Status::protocol;
+}
+
+std::uint8_t version_of(std::span<const std::byte> body) noexcept {
+  return body.size() < prefix_bytes ? std::uint8_t{0} : std::to_integer<std::uint8_t>(body[2]);
+}
+
+std::uint8_t purpose_of(std::span<const std::byte> body) noexcept {
+  return body.size() <= prefix_bytes ? std::uint8_t{255}
+                                     : std::to_integer<std::uint8_t>(body[prefix_bytes]);
+}
+
+}  // namespace pccl::frames

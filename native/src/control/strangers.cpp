@@ -1,0 +1,197 @@
+// native/src/control/strangers.cpp — accepting, and the listener's half of the handshake.
+// Ownership: see strangers.hpp.
+// Threads:   the control thread only.
+// Errors:    see strangers.hpp.
+#include "control/strangers.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include "pccl/sockets.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr int backlog = 128;
+constexpr int accepts_per_turn_max = 64;
+constexpr double accept_pause_s = 0.1;  // without descriptors accept fails at once, for ever
+
+/// Takes the same time wherever the two differ.
+bool same_secret(const Secret& ours, const Secret& theirs) noexcept {
+  std::uint8_t difference = 0;
+  for (std::size_t i = 0; i < ours.bytes.size(); ++i) {
+    difference = static_cast<std::uint8_t>(difference | (ours.bytes[i] ^ theirs.bytes[i]));
+  }
+  return difference == 0;
+}
+
+frames::Refused refused(frames::Refusal code, const char* text) {
+  return {static_cast<std::uint8_t>(code), text};
+}
+
+/// What an undecodable first frame deserves to hear; code 0: nothing, it is no HELLO at all.
+frames::Refused answer_to_unknown(std::span<const std::byte> body) {
+  using frames::Refusal;
+  if (body.size() < frames::prefix_bytes ||
+      body[1] != static_cast<std::byte>(frames::Type::hello)) {
+    return {};
+  }
+  if (frames::version_of(body) != frames::version_known) {
+    return refused(Refusal::version, "this peer speaks version 1 of the native protocol");
+  }
+  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::peer_control)) {
+    return refused(Refusal::purpose, "unknown purpose");
+  }
+  return {};
+}
+
+/// Code 0 for a HELLO that is welcome.
+frames::Refused answer_to(const frames::Hello& hello, const Identity& identity, bool full) {
+  using frames::Refusal;
+  if (hello.purpose == Purpose::coordinator) {
+    return refused(Refusal::purpose, "this is a peer, not a coordinator");
+  }
+  if (hello.run_id != identity.run_id) {
+    return refused(Refusal::run, "this peer belongs to another run");
+  }
+  if (!same_secret(identity.secret, hello.secret)) {
+    return refused(Refusal::secret, "wrong secret for this peer's incarnation");
+  }
+  if (hello.purpose == Purpose::data_lane && hello.lane >= hello.lanes) {
+    return refused(Refusal::limit, "lane index beyond the number of lanes");
+  }
+  if (hello.purpose == Purpose::peer_control && full) {
+    return refused(Refusal::limit, "too many peer control connections");
+  }
+  return {};
+}
+
+}  // namespace
+
+std::uint16_t Strangers::listen() {
+  const ControlConfig& config = context_.config;
+  switch (listen_tcp(config.listen_host, config.listen_port, backlog, listener_)) {
+    case Status::ok: break;
+    case Status::usage:
+      throw std::system_error(EINVAL, std::system_category(),
+                              "not a literal address to listen on: " + config.listen_host);
+    default:
+      throw std::system_error(errno, std::system_category(),
+                              "cannot listen on " + config.listen_host + " port " +
+                                  std::to_string(config.listen_port));
+  }
+  if (context_.poller.add(listener_.get(), ready::read, token_of(Part::listener, 0)) !=
+      Status::ok) {
+    throw std::system_error(errno, std::system_category(), "cannot watch the listening socket");
+  }
+  return local_port(listener_.get());
+}
+
+void Strangers::on_listener_ready(double now_s) {
+  for (int i = 0; i < accepts_per_turn_max; ++i) {
+    Fd fd;
+    switch (accept_tcp(listener_.get(), fd)) {
+      case Status::ok: add(std::move(fd), now_s); break;
+      case Status::closed: break;
+      case Status::exhausted:
+        accept_again_s_ = now_s + accept_pause_s;
+        static_cast<void>(
+            context_.poller.modify(listener_.get(), 0, token_of(Part::listener, 0)));
+        return;
+      default: return;
+    }
+  }
+}
+
+void Strangers::add(Fd fd, double now_s) {
+  if (strangers_.size() >= context_.config.half_open_max) {
+    ++context_.counters.dropped;
+    return;
+  }
+  const std::uint64_t serial = ++context_.serial;
+  if (context_.poller.add(fd.get(), ready::read, token_of(Part::strangers, serial)) != Status::ok) {
+    return;
+  }
+  strangers_.emplace(serial,
+                     Stranger{FramedSocket(std::move(fd), frames::first_body_bytes_max),
+                              now_s + context_.config.handshake_timeout_s});
+}
+
+void Strangers::drop(std::uint64_t serial) noexcept {
+  ++context_.counters.dropped;
+  strangers_.erase(serial);
+}
+
+void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
+  const auto found = strangers_.find(serial);
+  if (found == strangers_.end()) return;
+  FramedSocket& socket = found->second.socket;
+  std::span<const std::byte> body;
+  const Status status = socket.read_frame(body);
+  if (status == Status::ok) {
+    const std::vector<std::byte> first(body.begin(), body.end());  // outlives the move
+    FramedSocket moved = std::move(socket);
+    strangers_.erase(found);
+    judge(first, std::move(moved), now_s);
+  } else if (status == Status::closed && !socket.amid_frame()) {
+    strangers_.erase(found);  // it only looked whether somebody listens: nothing hostile
+  } else if (status != Status::would_block || (bits & ready::error) != 0) {
+    drop(serial);
+  }
+}
+
+void Strangers::judge(std::span<const std::byte> body, FramedSocket socket, double now_s) {
+  if (!context_.identity) {
+    static_cast<void>(socket.send(refused(frames::Refusal::incarnation, "not admitted yet")));
+    return;
+  }
+  frames::Frame frame;
+  const bool known = frames::decode(body, frame) == Status::ok;
+  const frames::Hello* hello = known ? std::get_if<frames::Hello>(&frame) : nullptr;
+  const frames::Refused answer = hello != nullptr
+                                     ? answer_to(*hello, *context_.identity, peers_.full())
+                                     : answer_to_unknown(body);
+  if (hello != nullptr && answer.code == 0) {
+    welcome(*hello, std::move(socket), now_s);
+    return;
+  }
+  ++context_.counters.dropped;
+  if (answer.code != 0) static_cast<void>(socket.send(answer));
+}
+
+void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double now_s) {
+  // The answer is the first thing this socket sends, so it goes out whole or the socket is broken.
+  if (socket.send(frames::Welcome{}) != Status::ok || socket.wants_write()) return;
+  ++context_.counters.accepted;
+  if (hello.purpose == Purpose::peer_control) {
+    peers_.adopt(std::move(socket), hello.peer, hello.incarnation, false, now_s);
+    return;
+  }
+  context_.poller.remove(socket.fd());
+  context_.host.adopt_lane({hello.peer, hello.incarnation, hello.lane, hello.lanes, false},
+                           socket.release());
+}
+
+void Strangers::close() noexcept {
+  strangers_.clear();
+  listener_.reset();
+}
+
+double Strangers::due_s() const noexcept {
+  double due_s = accept_again_s_;
+  for (const auto& [serial, stranger] : strangers_) due_s = std::min(due_s, stranger.deadline_s);
+  return due_s;
+}
+
+void Strangers::on_time(double now_s) {
+  if (now_s >= accept_again_s_) {
+    accept_again_s_ = no_deadline;
+    static_cast<void>(
+        context_.poller.modify(listener_.get(), ready::read, token_of(Part::listener, 0)));
+  }
+  context_.counters.dropped += std::erase_if(
+      strangers_, [&](const auto& entry) { return entry.second.deadline_s <= now_s; });
+}
+
+}  // namespace pccl

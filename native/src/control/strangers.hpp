@@ -1,0 +1,48 @@
+// native/src/control/strangers.hpp — the listener, and those who have not yet proved themselves.
+//
+// A stranger has handshake_timeout_s to send one HELLO that names our run and our secret; until
+// then it costs one descriptor and at most 4 KiB.  Whether it is in the view is not asked here: the
+// secret shows that it has seen a view with us in it, and the host looks at the rest.
+//
+// Ownership: owns the listening socket and the handshakes under way; a finished data lane goes to
+//            the host, a finished peer control connection to PeerLinks.
+// Threads:   the control thread only; made on the thread that makes the Control.
+// Errors:    listen throws std::system_error; a stranger that fails in any way is closed.
+#pragma once
+
+#include <unordered_map>
+
+#include "control/context.hpp"
+#include "control/peer_links.hpp"
+
+namespace pccl {
+
+class Strangers {
+ public:
+  Strangers(Context& context, PeerLinks& peers) noexcept : context_(context), peers_(peers) {}
+
+  std::uint16_t listen();  // once; returns the port
+  void on_listener_ready(double now_s);
+  void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
+  [[nodiscard]] double due_s() const noexcept;
+  void on_time(double now_s);
+  void close() noexcept;  // for good
+
+ private:
+  struct Stranger {
+    FramedSocket socket;
+    double deadline_s = 0;
+  };
+  void add(Fd fd, double now_s);
+  void drop(std::uint64_t serial) noexcept;
+  void judge(std::span<const std::byte> body, FramedSocket socket, double now_s);
+  void welcome(const frames::Hello& hello, FramedSocket socket, double now_s);
+
+  Context& context_;
+  PeerLinks& peers_;
+  Fd listener_;
+  double accept_again_s_ = no_deadline;  // while accepting is paused
+  std::unordered_map<std::uint64_t, Stranger> strangers_;
+};
+
+}  // namespace pccl

@@ -1,0 +1,228 @@
+// native/src/engine/reactor.cpp — who moves the frames: the reactor thread, or a waiting caller.
+// Ownership: see engine.hpp.
+// Threads:   the reactor thread, and callers of begin_step and wait_step.
+// Errors:    EngineFailure on callers' threads only.
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <thread>
+
+#include "pccl/clock.hpp"
+#include "pccl/engine.hpp"
+#include "pccl/xxh3.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr std::size_t events_max = 64;
+constexpr int idle_poll_ms = 50;   // also the grain of the executor's timers
+// After driving, a caller mostly drives again: the reactor thread leaves the sockets to it so long.
+constexpr double linger_s = 0.002;
+constexpr int courtesy_spins = 200;
+constexpr double dial_timeout_s = 5.0;
+
+}  // namespace
+
+Engine::Lock Engine::take_turn() {
+  turn_wanted_.fetch_add(1, std::memory_order_relaxed);
+  Lock turn(turn_);
+  turn_wanted_.fetch_sub(1, std::memory_order_relaxed);
+  return turn;
+}
+
+/// Lets those in who wait for the turn: a mutex alone would give it back to its last holder.
+void Engine::give_way(Lock& turn) noexcept {
+  for (int i = 0; i < courtesy_spins && turn_wanted_.load(std::memory_order_relaxed) > 0; ++i) {
+    turn.unlock();
+    std::this_thread::yield();
+    turn.lock();
+  }
+}
+
+std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept {
+  turn.unlock();
+  const std::size_t count = poller_.wait(events, timeout_ms);
+  turn.lock();
+  return count;
+}
+
+void Engine::handle(std::span<const Poller::Event> events) noexcept {
+  const double now_s = monotonic_s();
+  for (const Poller::Event& event : events) {
+    if (event.token == 0) {
+      std::uint64_t count = 0;
+      (void)!::read(kick_fd_.get(), &count, sizeof count);
+      continue;
+    }
+    // Lanes may have gone since the event was fetched, by the hand of an event before it.
+    const auto id = static_cast<std::uint32_t>(event.token);
+    Link* link = executor_.link_of_lane(id);
+    if (link == nullptr) continue;
+    const auto lane = std::find_if(link->lanes.begin(), link->lanes.end(),
+                                   [&](const auto& held) { return held->id() == id; });
+    if (lane == link->lanes.end()) continue;
+    const bool readable = (event.bits & (ready::read | ready::error)) != 0;
+    executor_.ready(*link, **lane, readable, (event.bits & ready::write) != 0, now_s);
+    (void)executor_.pump(now_s);
+  }
+  executor_.tick(now_s);
+  if (decided_) {
+    decided_ = false;
+    changed_.notify_all();
+  }
+}
+
+void Engine::run_reactor() noexcept {
+  std::array<Poller::Event, events_max> events;
+  Lock turn = take_turn();
+  while (!stop_) {
+    if (driving_ || monotonic_s() < linger_until_s_) {
+      standby_.wait_for(turn, std::chrono::duration<double>(linger_s));
+      continue;
+    }
+    const bool more = executor_.pump(monotonic_s());
+    give_way(turn);
+    if (driving_ || stop_) continue;
+    const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms);
+    if (driving_) continue;  // events stay ready: the driver will be told of them
+    handle({events.data(), count});
+  }
+}
+
+bool Engine::drive(Lock& turn, StepId step, double deadline_s) {
+  std::array<Poller::Event, events_max> events;
+  driving_ = true;
+  double now_s = monotonic_s();
+  double spin_until_s = now_s + spin_s_;
+  const auto decided = [&] {
+    const StepRecord* record = executor_.record(step);
+    return record == nullptr || record->state != StepState::open || !failed_code_.empty();
+  };
+  while (!decided() && now_s < deadline_s) {
+    const bool more = executor_.pump(now_s);
+    if (decided()) break;
+    int timeout_ms = 0;
+    if (!more && now_s >= spin_until_s) {
+      timeout_ms = std::clamp(static_cast<int>((deadline_s - now_s) * 1e3) + 1, 1, idle_poll_ms);
+    }
+    give_way(turn);
+    const std::size_t count = poll(turn, events, timeout_ms);
+    handle({events.data(), count});
+    now_s = monotonic_s();
+    if (count > 0) spin_until_s = now_s + spin_s_;
+  }
+  driving_ = false;
+  const bool busy = executor_.pump(now_s) || executor_.open_steps() > 0 || executor_.has_output();
+  linger_until_s_ = busy ? 0 : now_s + linger_s;
+  if (busy) standby_.notify_one();
+  changed_.notify_all();  // another waiting caller may drive now
+  return decided();
+}
+
+bool Engine::wait_step(StepId step, double timeout_s) {
+  check_usable();
+  const double deadline_s = monotonic_s() + timeout_s;
+  Lock turn = take_turn();
+  for (;;) {
+    const StepRecord* record = executor_.record(step);
+    if (record == nullptr) throw EngineFailure("usage", "no such step");
+    if (record->state != StepState::open) return true;
+    if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
+    const double left_s = deadline_s - monotonic_s();
+    if (left_s <= 0) return false;
+    if (driving_) {
+      changed_.wait_for(turn, std::chrono::duration<double>(left_s));
+    } else {
+      (void)drive(turn, step, deadline_s);
+    }
+  }
+}
+
+BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
+  check_usable();
+  const std::uint64_t hash = xxh3_64(std::as_bytes(std::span(name.data(), name.size())));
+  const double deadline_s = monotonic_s() + timeout_s;
+  Lock turn = take_turn();
+  bool told = false;
+  const auto leave = [&] {
+    if (told) emit({EngineEvent::Kind::left_entry, 0, 0, {}, {}});
+  };
+  for (;;) {
+    if (!failed_code_.empty()) {
+      leave();
+      throw EngineFailure(failed_code_, failed_text_);
+    }
+    if (const auto id = executor_.begin(hash)) {
+      leave();
+      decided_ = false;
+      const OutcomeMachine& machine = *executor_.machine();
+      return {*id, machine.view().epoch, machine.rank(),
+              static_cast<int>(machine.view().members.size())};
+    }
+    const OutcomeMachine* machine = executor_.machine();
+    const bool outside = machine == nullptr || machine->rank() < 0 || machine->view().paused;
+    if (outside && !told) {
+      told = true;
+      emit({EngineEvent::Kind::at_entry, 0, machine == nullptr ? 0 : machine->next_step(), name, {}});
+    }
+    const double left_s = deadline_s - monotonic_s();
+    if (left_s <= 0) {
+      leave();
+      throw EngineFailure("timeout", "no step began within the time given");
+    }
+    attend(true);
+    changed_.wait_for(turn, std::chrono::duration<double>(left_s));
+  }
+}
+
+void Engine::attend(bool now) noexcept {
+  if (driving_ || !now) return;
+  linger_until_s_ = 0;
+  standby_.notify_one();
+  kick();
+}
+
+void Engine::after_change() noexcept {
+  decided_ = false;
+  attend(true);
+  kick();
+  changed_.notify_all();
+}
+
+void Engine::kick() noexcept {
+  const std::uint64_t one = 1;
+  (void)!::write(kick_fd_.get(), &one, sizeof one);
+}
+
+// --- the executor's callbacks, under the turn ---
+
+void Engine::watch(Lane& lane) noexcept { (void)poller_.add(lane.fd(), ready::read, lane.id()); }
+
+void Engine::unwatch(Lane& lane) noexcept { poller_.remove(lane.fd()); }
+
+void Engine::want_write(Lane& lane, bool wanted) noexcept {
+  (void)poller_.modify(lane.fd(), ready::read | (wanted ? ready::write : 0u), lane.id());
+}
+
+void Engine::suspect(Suspect suspicion) noexcept { control_->suspect(std::move(suspicion)); }
+
+void Engine::dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept {
+  control_->connect(peer, 0, lanes, lanes, dial_timeout_s);
+}
+
+void Engine::step_decided(const StepRecord& record) noexcept {
+  decided_ = true;
+  if (record.notify) emit({EngineEvent::Kind::decided, 0, record.id, {}, {}});
+}
+
+void Engine::switched(Epoch epoch, StepId step) noexcept {
+  emit({EngineEvent::Kind::switched, epoch, step, {}, {}});
+}
+
+void Engine::links_up(Epoch epoch) noexcept {
+  emit({EngineEvent::Kind::links_up, epoch, 0, {}, {}});
+}
+
+}  // namespace pccl

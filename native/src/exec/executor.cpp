@@ -1,0 +1,309 @@
+// native/src/exec/executor.cpp — steps: begin, post, seal, effects of the outcome machine.
+// Ownership: see executor.hpp.
+// Threads:   under the engine's turn.
+// Errors:    Status.
+#include "pccl/executor.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "pccl/xxh3.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr std::size_t plans_max = 256;
+
+/// Digest of (tag, digest) pairs in tag order: what a step posted, or what came out of it.
+template <class Value>
+Digest digest_of(std::vector<std::pair<Tag, Value>> entries) {
+  std::sort(entries.begin(), entries.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<std::uint64_t> words;
+  for (const auto& [tag, value] : entries) {
+    words.push_back(tag);
+    if constexpr (std::is_same_v<Value, Digest>) {
+      words.push_back(value.low);
+      words.push_back(value.high);
+    } else {
+      words.push_back(value);
+    }
+  }
+  return xxh3_128(std::as_bytes(std::span(words)));
+}
+
+}  // namespace
+
+Executor::Executor(PeerId self, std::uint16_t lanes, ExecutorHost& host)
+    : self_(self), lanes_wanted_(lanes), host_(host) {}
+
+void Executor::admit(Incarnation incarnation) {
+  if (!machine_) machine_.emplace(self_, incarnation);
+}
+
+std::optional<StepId> Executor::begin(std::uint64_t name_hash) {
+  if (!machine_) return std::nullopt;
+  Effects effects;
+  const auto id = machine_->begin(name_hash, effects);
+  if (id) {
+    StepRecord& record = steps_[*id];
+    record.id = *id;
+    record.name_hash = name_hash;
+  }
+  perform(std::move(effects));
+  return id;
+}
+
+Status Executor::post(const Posted& posted) {
+  StepRecord* step = record(posted.step);
+  if (step == nullptr || step->state == StepState::committed || step->sealed ||
+      step->by_tag.contains(posted.tag)) {
+    return Status::usage;
+  }
+  if (step->state == StepState::failed) return Status::ok;  // its end tells why
+  auto& operation = *step->operations.emplace_back(
+      std::make_unique<Operation>(posted, environment_));
+  step->by_tag[posted.tag] = &operation;
+  if (step->started) start_operation(*step, operation);
+  return Status::ok;
+}
+
+Status Executor::seal(StepId id) {
+  StepRecord* step = record(id);
+  if (step == nullptr || step->sealed) return Status::usage;
+  step->sealed = true;
+  std::vector<std::pair<Tag, std::uint64_t>> entries;
+  for (const auto& operation : step->operations) {
+    entries.emplace_back(operation->posted().tag, operation->posted().descriptor.digest());
+  }
+  step->manifest = digest_of(std::move(entries));
+  if (step->state != StepState::open) return Status::ok;
+  Effects effects;
+  machine_->seal(id, step->manifest, effects);
+  perform(std::move(effects));
+  if (step->started) {
+    FrameHeader header;
+    header.type = FrameType::seal;
+    header.epoch = step->epoch;
+    header.step = id;
+    encode(SealBody{step->manifest, step->operations.size()},
+           std::span<std::byte, seal_bytes>(small_, seal_bytes));
+    for (Link* link : step->peers) {
+      if (link != nullptr) link->post(header, {small_, seal_bytes}, buffers_);
+    }
+    check_seals(*step);
+    complete_step(*step);
+  }
+  return Status::ok;
+}
+
+StepRecord* Executor::record(StepId step) noexcept {
+  const auto it = steps_.find(step);
+  return it == steps_.end() ? nullptr : &it->second;
+}
+
+void Executor::release(StepId step) {
+  const auto it = steps_.find(step);
+  if (it != steps_.end() && it->second.state != StepState::open) steps_.erase(it);
+}
+
+std::size_t Executor::open_steps() const noexcept {
+  return static_cast<std::size_t>(std::count_if(steps_.begin(), steps_.end(), [](const auto& e) {
+    return e.second.state == StepState::open;
+  }));
+}
+
+void Executor::perform(Effects effects) {
+  // Performing an effect may cause others: they come after those already here.
+  for (std::size_t i = 0; i < effects.size(); ++i) {
+    const Effect effect = effects[i];
+    if (const auto* done = std::get_if<SendDone>(&effect)) {
+      StepRecord* step = record(done->step);
+      FrameHeader header;
+      header.type = FrameType::done;
+      header.epoch = done->epoch;
+      header.step = done->step;
+      encode(DoneBody{done->manifest, done->digest},
+             std::span<std::byte, done_bytes>(small_, done_bytes));
+      for (Link* link : step->peers) {
+        if (link != nullptr) link->post(header, {small_, done_bytes}, buffers_);
+      }
+    } else if (const auto* committed = std::get_if<Committed>(&effect)) {
+      StepRecord* step = record(committed->step);
+      step->state = StepState::committed;
+      on_end(*step);
+    } else if (const auto* failed = std::get_if<Failed>(&effect)) {
+      StepRecord* step = record(failed->step);
+      step->state = StepState::failed;
+      step->code = failed->code;
+      step->text = failed->text;
+      on_end(*step);
+    } else if (const auto* undo = std::get_if<Undo>(&effect)) {
+      on_undo(undo->step);
+    } else if (const auto* start = std::get_if<Start>(&effect)) {
+      on_start(*start);
+    } else if (const auto* switched = std::get_if<Switched>(&effect)) {
+      preparing_ = 0;
+      host_.switched(switched->epoch, switched->step);
+    } else if (const auto* accuse = std::get_if<Accuse>(&effect)) {
+      host_.suspect(accuse->suspicion);
+    }
+  }
+}
+
+void Executor::on_start(const Start& effect) {
+  // begin() makes the record after the machine's effect; a retry finds it.
+  StepRecord& step = steps_[effect.step];
+  step.id = effect.step;
+  step.epoch = effect.epoch;
+  step.started = true;
+  step.accused = false;
+  step.completed = 0;
+  step.peers.clear();
+  step.contributors.clear();
+  for (const Member& member : machine_->participants(effect.step)) {
+    if (member.peer == self_) {
+      step.rank = static_cast<std::uint16_t>(step.peers.size());
+      step.peers.push_back(nullptr);
+    } else {
+      step.peers.push_back(&link_to(member.peer, member.incarnation, 0));
+    }
+    step.contributors.push_back(member.peer);
+  }
+  for (const auto& operation : step.operations) start_operation(step, *operation);
+  if (!step.sealed) return;
+  step.sealed = false;  // seal() again, towards the new participants
+  (void)seal(effect.step);
+}
+
+void Executor::start_operation(StepRecord& step, Operation& operation) {
+  const Posted& posted = operation.posted();
+  const Status status =
+      operation.start(step.epoch, plan_for(step, posted.descriptor), step.peers);
+  if (status != Status::ok) {
+    host_.suspect({step.epoch, step.id, SuspectCode::local, {self_},
+                   "a peer has no memory for the undo copy of an operation"});
+    return;
+  }
+  const FrameHeader header = operation.header(FrameType::open);
+  encode(posted.descriptor, std::span<std::byte, descriptor_bytes>(small_, descriptor_bytes));
+  for (Link* link : step.peers) {
+    if (link == nullptr) continue;
+    link->post(header, {small_, descriptor_bytes}, buffers_);
+    step.control_bytes += header_bytes + descriptor_bytes;
+    // Early frames may have been lost with a lane before this operation was known here.
+    if (link->lost_lane) send_haves(*link);
+  }
+  replay(step, operation);
+  completed(step, operation);
+}
+
+void Executor::replay(StepRecord& step, Operation& operation) {
+  const auto it = early_.find({step.epoch, step.id, operation.posted().tag});
+  if (it == early_.end()) return;
+  EarlyOperation early = std::move(it->second);
+  early_.erase(it);
+  for (const auto& [link, theirs] : early.opens) check_open(step, operation, *link, theirs);
+  for (EarlyFrame& frame : early.frames) {
+    frame.link->early_bytes -= frame.header.length;
+    const int from = operation.rank_of(*frame.link);
+    Placement placement;
+    if (from < 0 || operation.place(frame.header, static_cast<std::uint16_t>(from), placement) !=
+                        Status::ok) {
+      continue;
+    }
+    if (placement.kind == Placement::Kind::discard) continue;
+    // It is whole already: applied from where it lies.
+    placement.kind = Placement::Kind::early;
+    placement.buffer = std::move(frame.buffer);
+    placement.target = placement.buffer.data();
+    (void)operation.deliver(frame.header, static_cast<std::uint16_t>(from), placement);
+  }
+}
+
+void Executor::completed(StepRecord& step, Operation& operation) {
+  if (!operation.complete() || operation.counted) return;
+  operation.counted = true;
+  ++step.completed;
+  complete_step(step);
+}
+
+void Executor::complete_step(StepRecord& step) {
+  if (!step.started || !step.sealed || step.completed != step.operations.size()) return;
+  std::vector<std::pair<Tag, Digest>> entries;
+  for (const auto& operation : step.operations) {
+    entries.emplace_back(operation->posted().tag, operation->digest());
+  }
+  Effects effects;
+  machine_->complete(step.id, step.epoch, digest_of(std::move(entries)), effects);
+  perform(std::move(effects));
+}
+
+void Executor::settle_sent() {
+  while (!environment_.finished_by_send.empty()) {
+    const auto [id, tag] = environment_.finished_by_send.back();
+    environment_.finished_by_send.pop_back();
+    StepRecord* step = record(id);
+    if (step == nullptr || !step->started) continue;
+    if (const auto it = step->by_tag.find(tag); it != step->by_tag.end()) {
+      completed(*step, *it->second);
+    }
+  }
+}
+
+void Executor::stop(Operation& operation) {
+  operation.stop();
+  for (const auto& [name, link] : links_) {
+    for (const auto& lane : link->lanes) (void)lane->let_go(operation, buffers_);
+  }
+}
+
+void Executor::on_undo(StepId id) {
+  StepRecord* step = record(id);
+  for (const auto& operation : step->operations) {
+    stop(*operation);
+    operation->undo();
+  }
+  step->started = false;
+  ++step->retries;
+}
+
+void Executor::on_end(StepRecord& step) {
+  step.started = false;
+  step.wire_bytes = step.control_bytes;
+  for (const auto& operation : step.operations) {
+    stop(*operation);
+    step.wire_bytes += operation->wire_bytes;
+  }
+  step.operations.clear();
+  step.by_tag.clear();
+  seals_.erase({step.epoch, step.id});
+  host_.step_decided(step);
+}
+
+std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
+                                                       const Descriptor& what) {
+  PlanRequest request;
+  request.algorithm = what.algorithm;
+  request.rank = step.rank;
+  request.size = static_cast<std::uint16_t>(step.peers.size());
+  request.count = what.count;
+  request.element_bytes = static_cast<std::uint32_t>(size_of(what.dtype));
+  request.accumulator_bytes =
+      static_cast<std::uint32_t>(size_of(accumulator_of(what.dtype, what.op)));
+  request.ordered = what.deterministic;
+  std::uint64_t words[4] = {request.count,
+                            std::uint64_t{request.rank} << 32 | request.size,
+                            std::uint64_t{request.element_bytes} << 32 | request.accumulator_bytes,
+                            std::uint64_t{static_cast<std::uint8_t>(request.algorithm)} << 1 |
+                                (request.ordered ? 1u : 0u)};
+  std::string key(reinterpret_cast<const char*>(words), sizeof words);
+  auto it = plans_.find(key);
+  if (it == plans_.end()) {
+    if (plans_.size() >= plans_max) plans_.clear();
+    it = plans_.emplace(std::move(key), std::make_shared<CompiledPlan>(make_plan(request))).first;
+  }
+  return it->second;
+}
+
+}  // namespace pccl

@@ -1,0 +1,292 @@
+// native/src/exec/frames.cpp — where incoming frames go, and what control frames mean.
+// Ownership: see executor.hpp.
+// Threads:   under the engine's turn.
+// Errors:    Status::protocol ends the lane a frame came on.
+#include <algorithm>
+#include <cstring>
+
+#include "pccl/executor.hpp"
+#include "pccl/text.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr std::size_t early_operations_max = 65536;
+constexpr std::size_t early_seals_max = 1024;
+
+}  // namespace
+
+Operation* Executor::find(const FrameHeader& header, StepRecord** found) noexcept {
+  StepRecord* step = record(header.step);
+  *found = step;
+  if (step == nullptr || !step->started || step->epoch != header.epoch) return nullptr;
+  const auto it = step->by_tag.find(header.tag);
+  return it == step->by_tag.end() ? nullptr : it->second;
+}
+
+Status Executor::place(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+  ++counters_.frames_received;
+  if (header.type != FrameType::data) {
+    placement.kind = Placement::Kind::control;
+    // Its body may arrive in pieces while another lane's does: memory of its own.
+    placement.buffer = buffers_.take(std::max<std::uint32_t>(header.length, 1));
+    placement.target = placement.buffer.data();
+    return placement.buffer ? Status::ok : Status::exhausted;
+  }
+  StepRecord* step = nullptr;
+  if (Operation* operation = find(header, &step)) {
+    const int from = operation->rank_of(link);
+    if (from < 0) return Status::protocol;
+    const Status status = operation->place(header, static_cast<std::uint16_t>(from), placement);
+    if (status == Status::ok && placement.kind == Placement::Kind::discard) {
+      ++counters_.frames_discarded;
+    }
+    return status;
+  }
+  return stage(link, header, placement);
+}
+
+Status Executor::stage(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+  const bool stale = machine_ && header.epoch < machine_->view().epoch;
+  StepRecord* step = record(header.step);
+  const bool ended = step != nullptr ? step->state != StepState::open
+                                     : machine_ && header.step < machine_->watermark();
+  if (stale || ended || (machine_ && machine_->frozen() && header.epoch <= machine_->view().epoch)) {
+    ++counters_.frames_discarded;
+    return Status::ok;
+  }
+  // A correct peer keeps to its eager budget, so these bounds are never met by one.
+  if (link.early_bytes + header.length > eager_link_bytes) return Status::protocol;
+  const Key key{header.epoch, header.step, header.tag};
+  const auto it = early_.find(key);
+  if (it == early_.end() && early_.size() >= early_operations_max) return Status::exhausted;
+  if (it != early_.end()) {
+    std::uint64_t bytes = header.length;
+    for (const EarlyFrame& frame : it->second.frames) {
+      if (frame.link == &link) bytes += frame.header.length;
+    }
+    if (bytes > eager_operation_bytes) return Status::protocol;
+  }
+  placement.kind = Placement::Kind::early;
+  placement.buffer = buffers_.take(header.length);
+  placement.target = placement.buffer.data();
+  if (!placement.buffer) return Status::exhausted;
+  link.early_bytes += header.length;
+  ++counters_.frames_early;
+  return Status::ok;
+}
+
+Status Executor::delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+  switch (placement.kind) {
+    case Placement::Kind::discard: return Status::ok;
+    case Placement::Kind::control: return on_control(link, header, placement);
+    case Placement::Kind::early: {
+      StepRecord* step = nullptr;
+      Operation* operation = find(header, &step);
+      if (operation == nullptr) {
+        early_[{header.epoch, header.step, header.tag}].frames.push_back(
+            {&link, header, std::move(placement.buffer)});
+        return Status::ok;
+      }
+      // Posted while the payload was on its way.
+      link.early_bytes -= header.length;
+      const int from = operation->rank_of(link);
+      Placement actual;
+      if (from < 0) return Status::protocol;
+      const auto rank = static_cast<std::uint16_t>(from);
+      const Status status = operation->place(header, rank, actual);
+      if (status != Status::ok || actual.kind == Placement::Kind::discard) return status;
+      actual.kind = Placement::Kind::early;
+      actual.buffer = std::move(placement.buffer);
+      actual.target = actual.buffer.data();
+      const Status applied = operation->deliver(header, rank, actual);
+      completed(*step, *operation);
+      return applied;
+    }
+    case Placement::Kind::tile:
+    case Placement::Kind::direct: {
+      StepRecord* step = nullptr;
+      Operation* operation = find(header, &step);
+      if (operation == nullptr || operation != placement.operation) return Status::ok;
+      const auto from = static_cast<std::uint16_t>(operation->rank_of(link));
+      const Status status = operation->deliver(header, from, placement);
+      completed(*step, *operation);
+      return status;
+    }
+  }
+  return Status::ok;
+}
+
+Status Executor::on_control(Link& link, const FrameHeader& header, const Placement& placement) {
+  const std::byte* body = placement.target;
+  switch (header.type) {
+    case FrameType::open: {
+      Descriptor theirs;
+      const auto bytes = std::span<const std::byte, descriptor_bytes>(body, descriptor_bytes);
+      if (const Status status = decode(bytes, theirs); status != Status::ok) return status;
+      return on_open(link, header, theirs);
+    }
+    case FrameType::seal: {
+      SealBody seal;
+      decode(std::span<const std::byte, seal_bytes>(body, seal_bytes), seal);
+      if (machine_ && header.epoch < machine_->view().epoch && record(header.step) == nullptr) {
+        return Status::ok;
+      }
+      if (seals_.size() >= early_seals_max) return Status::ok;
+      auto& seals = seals_[{header.epoch, header.step}];
+      std::erase_if(seals, [&](const EarlySeal& known) { return known.link == &link; });
+      seals.push_back({&link, seal});
+      StepRecord* step = record(header.step);
+      if (step != nullptr && step->started && step->epoch == header.epoch) check_seals(*step);
+      return Status::ok;
+    }
+    case FrameType::done: {
+      DoneBody done;
+      decode(std::span<const std::byte, done_bytes>(body, done_bytes), done);
+      if (!machine_) return Status::ok;
+      Effects effects;
+      machine_->done(link.peer, header.step, header.epoch, done.manifest, done.digest, effects);
+      perform(std::move(effects));
+      return Status::ok;
+    }
+    case FrameType::have: {
+      StepRecord* step = nullptr;
+      if (Operation* operation = find(header, &step)) {
+        const int from = operation->rank_of(link);
+        if (from >= 0) operation->have(header, static_cast<std::uint16_t>(from), body);
+      }
+      return Status::ok;
+    }
+    case FrameType::ask: resynchronise(link, false); return Status::ok;
+    case FrameType::data: break;
+  }
+  return Status::protocol;
+}
+
+Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor& theirs) {
+  StepRecord* step = nullptr;
+  if (Operation* operation = find(header, &step)) {
+    check_open(*step, *operation, link, theirs);
+    check_seals(*step);
+    return Status::ok;
+  }
+  const bool stale = machine_ && header.epoch < machine_->view().epoch;
+  const bool ended = step != nullptr && step->state != StepState::open;
+  if (stale || ended) return Status::ok;
+  const Key key{header.epoch, header.step, header.tag};
+  if (early_.size() >= early_operations_max && !early_.contains(key)) return Status::exhausted;
+  auto& opens = early_[key].opens;
+  std::erase_if(opens, [&](const auto& known) { return known.first == &link; });
+  opens.emplace_back(&link, theirs);
+  if (step != nullptr && step->started && step->epoch == header.epoch) check_seals(*step);
+  return Status::ok;
+}
+
+void Executor::check_open(StepRecord& step, Operation& operation, Link& link,
+                          const Descriptor& theirs) {
+  const int from = operation.rank_of(link);
+  if (from < 0) return;
+  const auto rank = static_cast<std::uint16_t>(from);
+  const Descriptor& ours = operation.posted().descriptor;
+  if (theirs != ours) {
+    accuse(step, link,
+           "tag " + std::to_string(operation.posted().tag) + ": peer " + short_name(self_) +
+               " posted " + describe(ours) + ", peer " + short_name(link.peer) + " posted " +
+               describe(theirs));
+    return;
+  }
+  operation.opened[rank] = 1;
+  link.open(operation.queue(rank));
+}
+
+void Executor::check_seals(StepRecord& step) {
+  const auto it = seals_.find({step.epoch, step.id});
+  if (it == seals_.end() || !step.sealed || !step.started) return;
+  for (const EarlySeal& seal : it->second) {
+    if (seal.body.manifest == step.manifest) continue;
+    // Which tag differs is known once all its OPENs are here; they may come by other lanes.
+    std::size_t opened = 0;
+    std::string text;
+    for (const auto& operation : step.operations) {
+      const int from = operation->rank_of(*seal.link);
+      if (from < 0) return;
+      if (operation->opened[static_cast<std::size_t>(from)] != 0) {
+        ++opened;
+      } else {
+        text = "tag " + std::to_string(operation->posted().tag) + ": peer " + short_name(self_) +
+               " posted " + describe(operation->posted().descriptor) + ", peer " +
+               short_name(seal.link->peer) + " posted nothing";
+      }
+    }
+    for (const auto& [key, early] : early_) {
+      if (std::get<0>(key) != step.epoch || std::get<1>(key) != step.id) continue;
+      for (const auto& [link, theirs] : early.opens) {
+        if (link != seal.link) continue;
+        ++opened;
+        text = "tag " + std::to_string(std::get<2>(key)) + ": peer " + short_name(self_) +
+               " posted nothing, peer " + short_name(link->peer) + " posted " + describe(theirs) +
+               (text.empty() ? "" : "; " + text);
+      }
+    }
+    if (opened < seal.body.operations) continue;
+    accuse(step, *seal.link, std::move(text));
+  }
+}
+
+void Executor::accuse(StepRecord& step, Link& link, std::string text) {
+  if (step.accused) return;
+  step.accused = true;
+  host_.suspect({step.epoch, step.id, SuspectCode::descriptor, {link.peer}, std::move(text)});
+}
+
+void Executor::send_haves(Link& link) {
+  for (auto& [id, step] : steps_) {
+    if (!step.started) continue;
+    for (const auto& operation : step.operations) {
+      const int from = operation->rank_of(link);
+      if (from < 0 || !operation->running()) continue;
+      operation->report_received(
+          static_cast<std::uint16_t>(from),
+          [&](const FrameHeader& header, std::span<const std::byte> bitmap) {
+            link.post(header, bitmap, buffers_);
+          });
+    }
+  }
+}
+
+void Executor::resynchronise(Link& link, bool ask) {
+  // Everything a dead lane may have swallowed is said again: all of it may be heard twice.
+  FrameHeader header;
+  for (auto& [id, step] : steps_) {
+    if (!step.started || std::find(step.peers.begin(), step.peers.end(), &link) == step.peers.end()) {
+      continue;
+    }
+    for (const auto& operation : step.operations) {
+      encode(operation->posted().descriptor,
+             std::span<std::byte, descriptor_bytes>(small_, descriptor_bytes));
+      link.post(operation->header(FrameType::open), {small_, descriptor_bytes}, buffers_);
+    }
+    if (!step.sealed) continue;
+    header.type = FrameType::seal;
+    header.epoch = step.epoch;
+    header.step = id;
+    encode(SealBody{step.manifest, step.operations.size()},
+           std::span<std::byte, seal_bytes>(small_, seal_bytes));
+    link.post(header, {small_, seal_bytes}, buffers_);
+  }
+  for (const SendDone& done : machine_ ? machine_->sent() : std::deque<SendDone>{}) {
+    header.type = FrameType::done;
+    header.epoch = done.epoch;
+    header.step = done.step;
+    encode(DoneBody{done.manifest, done.digest},
+           std::span<std::byte, done_bytes>(small_, done_bytes));
+    link.post(header, {small_, done_bytes}, buffers_);
+  }
+  send_haves(link);
+  if (!ask) return;
+  header = {};
+  header.type = FrameType::ask;
+  link.post(header, {}, buffers_);
+}
+
+}  // namespace pccl

@@ -1,0 +1,301 @@
+// native/src/exec/links.cpp — links and lanes: views, dialling, ready sockets, lost lanes.
+// Ownership: see executor.hpp.
+// Threads:   under the engine's turn.
+// Errors:    a lane that fails is taken out; its link asks again for what was lost.
+#include <algorithm>
+
+#include "pccl/executor.hpp"
+
+namespace pccl {
+namespace {
+
+// A newcomer's lanes may arrive before the view that names it; one that no view names goes.
+constexpr double stranger_age_s = 15.0;
+constexpr double down_after_s = 0.5;
+constexpr double tick_s = 0.1;
+constexpr std::size_t links_max = 1024;
+constexpr std::size_t lanes_per_link_max = 64;
+// Per visit of a lane: enough to pay for the visit, little enough that slices stay in cache and
+// nobody else waits long for the turn.
+constexpr std::size_t receive_budget = 512 * 1024;
+constexpr std::size_t send_budget = 1024 * 1024;
+
+}  // namespace
+
+Link& Executor::link_to(PeerId peer, Incarnation incarnation, double now_s) {
+  auto& slot = links_[{peer, incarnation}];
+  if (!slot) slot = std::make_unique<Link>(peer, incarnation, now_s);
+  return *slot;
+}
+
+Link* Executor::link_of_lane(std::uint32_t id) noexcept {
+  const auto it = lane_links_.find(id);
+  return it == lane_links_.end() ? nullptr : it->second;
+}
+
+void Executor::learn(const std::vector<MemberEntry>& members, double now_s) {
+  for (const MemberEntry& entry : members) {
+    if (entry.member.peer == self_) continue;
+    Link& link = link_to(entry.member.peer, entry.member.incarnation, now_s);
+    link.endpoint = entry.endpoint;
+    dial(link);
+  }
+}
+
+void Executor::dial(Link& link) {
+  // One side dials, so that lanes are not made twice: the one whose name sorts first.
+  if (!(self_ < link.peer) || link.endpoint.host.empty() || link.dialling) return;
+  if (link.lanes.size() >= lanes_wanted_) return;
+  link.dialling = true;
+  host_.dial(link.endpoint, static_cast<std::uint16_t>(lanes_wanted_ - link.lanes.size()));
+}
+
+void Executor::prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s) {
+  learn(members, now_s);
+  preparing_ = epoch;
+  prepared_.clear();
+  for (const MemberEntry& entry : members) {
+    if (entry.member.peer == self_) continue;
+    prepared_.push_back(&link_to(entry.member.peer, entry.member.incarnation, now_s));
+  }
+  check_links_up();
+}
+
+void Executor::check_links_up() {
+  if (preparing_ == 0) return;
+  const bool all = std::all_of(prepared_.begin(), prepared_.end(),
+                               [](const Link* link) { return link->up(); });
+  if (!all) return;
+  host_.links_up(preparing_);
+  preparing_ = 0;
+}
+
+StepId Executor::hold(Generation generation, Epoch epoch) {
+  return machine_ ? machine_->hold(generation, epoch) : 0;
+}
+
+void Executor::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
+                        std::uint64_t name_hash, double now_s) {
+  if (!machine_) return;
+  learn(members, now_s);
+  Effects effects;
+  machine_->activate(view, step, name_hash, effects);
+  perform(std::move(effects));
+}
+
+void Executor::cancel_plan(Generation generation, Epoch epoch) {
+  if (!machine_) return;
+  if (preparing_ == epoch) preparing_ = 0;
+  Effects effects;
+  machine_->cancel_plan(generation, epoch, effects);
+  perform(std::move(effects));
+}
+
+Report Executor::fence(Generation generation, Epoch target) {
+  if (!machine_) return {generation, target, 0, false, 0, 0, 0, {}, {}};
+  for (auto& [id, step] : steps_) {
+    if (!step.started || step.epoch >= target) continue;
+    for (const auto& operation : step.operations) stop(*operation);
+  }
+  return machine_->fence(generation, target);
+}
+
+Status Executor::install(const View& view, const std::vector<MemberEntry>& members,
+                         StepId committed_below, const std::vector<Decision>& decisions,
+                         double now_s) {
+  if (!machine_) return Status::usage;
+  learn(members, now_s);
+  Effects effects;
+  const Status status = machine_->install(view, committed_below, decisions, effects);
+  perform(std::move(effects));
+  purge_early();
+  drop_strangers(now_s);
+  return status;
+}
+
+void Executor::purge_early() {
+  const Epoch epoch = machine_->view().epoch;
+  for (auto it = early_.begin(); it != early_.end();) {
+    const StepRecord* step = record(std::get<1>(it->first));
+    const bool ended = step != nullptr && step->state != StepState::open;
+    if (std::get<0>(it->first) >= epoch && !ended) {
+      ++it;
+      continue;
+    }
+    for (const EarlyFrame& frame : it->second.frames) {
+      frame.link->early_bytes -= frame.header.length;
+    }
+    it = early_.erase(it);
+  }
+  std::erase_if(seals_, [&](const auto& entry) { return entry.first.first < epoch; });
+}
+
+void Executor::drop_strangers(double now_s) {
+  const auto& members = machine_->view().members;
+  for (auto it = links_.begin(); it != links_.end();) {
+    Link& link = *it->second;
+    const bool member = std::any_of(members.begin(), members.end(), [&](const Member& m) {
+      return m.peer == link.peer && m.incarnation == link.incarnation;
+    });
+    const bool planned = preparing_ != 0 && std::find(prepared_.begin(), prepared_.end(), &link) !=
+                                                prepared_.end();
+    if (member || planned || now_s - link.created_s < stranger_age_s) {
+      ++it;
+      continue;
+    }
+    // A link can still be named by a started attempt only if its peer is a member.
+    for (const auto& lane : link.lanes) {
+      host_.unwatch(*lane);
+      lane_links_.erase(lane->id());
+    }
+    for (auto& [key, early] : early_) {
+      std::erase_if(early.frames, [&](const EarlyFrame& frame) { return frame.link == &link; });
+      std::erase_if(early.opens, [&](const auto& open) { return open.first == &link; });
+    }
+    for (auto& [key, seals] : seals_) {
+      std::erase_if(seals, [&](const EarlySeal& seal) { return seal.link == &link; });
+    }
+    for (auto& [id, step] : steps_) {
+      std::replace(step.peers.begin(), step.peers.end(), &link, static_cast<Link*>(nullptr));
+    }
+    std::erase(prepared_, &link);
+    it = links_.erase(it);
+  }
+}
+
+void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
+  if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
+  Link& link = link_to(hello.peer, hello.incarnation, now_s);
+  if (link.lanes.size() >= lanes_per_link_max) return;
+  const std::uint32_t id = next_lane_++;
+  Lane& lane = *link.lanes.emplace_back(std::make_unique<Lane>(std::move(socket), id));
+  lane_links_[id] = &link;
+  host_.watch(lane);
+  if (link.lanes.size() >= lanes_wanted_) link.dialling = false;
+  if (link.lost_lane) resynchronise(link, true);
+  link.dirty = true;
+  check_links_up();
+}
+
+void Executor::ready(Link& link, Lane& lane, bool readable, bool writable, double now_s) {
+  Status status = Status::ok;
+  if (writable) {
+    lane.unblock();
+    host_.want_write(lane, false);
+    link.dirty = true;
+  }
+  if (readable) {
+    bool more = false;  // the poller tells again
+    status = lane.receive(link, *this, receive_budget, more);
+  }
+  if (status != Status::ok) lose(link, lane, status, now_s);
+}
+
+bool Executor::pump(double now_s) {
+  bool more = false;
+  for (auto& [name, owned] : links_) {
+    Link& link = *owned;
+    if (!link.dirty) continue;
+    link.dirty = false;
+    for (std::size_t i = 0; i < link.lanes.size(); ++i) {
+      Lane& lane = *link.lanes[i];
+      if (lane.blocked()) continue;
+      const Status status = lane.pump(link, send_budget);
+      if (status != Status::ok) {
+        lose(link, lane, status, now_s);
+        --i;
+        continue;
+      }
+      if (lane.blocked()) {
+        host_.want_write(lane, true);
+      } else if (!lane.idle() || link.has_output()) {
+        link.dirty = true;
+      }
+    }
+    // All lanes full: the poller says when one takes bytes again.
+    const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
+                                  [](const auto& lane) { return !lane->blocked(); });
+    link.dirty = link.dirty && open;
+  }
+  settle_sent();  // may queue DONEs: then there is more
+  for (const auto& [name, link] : links_) {
+    const bool open = std::any_of(link->lanes.begin(), link->lanes.end(),
+                                  [](const auto& lane) { return !lane->blocked(); });
+    more = more || (link->dirty && open);
+  }
+  return more;
+}
+
+void Executor::lose(Link& link, Lane& lane, Status why, double now_s) {
+  ++counters_.lanes_lost;
+  if (why == Status::protocol) ++counters_.lanes_refused;
+  host_.unwatch(lane);
+  lane_links_.erase(lane.id());
+  lane.drain([](const OutgoingFrame& frame) { frame.operation->sent(frame); });
+  link.early_bytes -= lane.early_in_progress();
+  std::erase_if(link.lanes, [&](const auto& held) { return held.get() == &lane; });
+  link.lost_lane = true;
+  if (link.lanes.empty()) {
+    link.down_since_s = now_s;
+  } else {
+    resynchronise(link, true);
+  }
+}
+
+void Executor::tick(double now_s) {
+  if (now_s < next_tick_s_) return;
+  next_tick_s_ = now_s + tick_s;
+  if (!machine_) return;
+  for (const Member& member : machine_->view().members) {
+    const auto it = links_.find({member.peer, member.incarnation});
+    if (it == links_.end() || member.peer == self_) continue;
+    Link& link = *it->second;
+    dial(link);
+  }
+}
+
+void Executor::dial_failed(PeerId peer, Incarnation incarnation) {
+  const auto it = links_.find({peer, incarnation});
+  if (it != links_.end()) it->second->dialling = false;
+}
+
+void Executor::abandon() {
+  for (auto& [id, step] : steps_) {
+    if (step.state != StepState::open) continue;
+    for (const auto& operation : step.operations) {
+      stop(*operation);
+      operation->undo();
+    }
+    step.started = false;
+  }
+}
+
+std::vector<PeerId> Executor::down(double now_s) const {
+  std::vector<PeerId> peers;
+  if (!machine_) return peers;
+  for (const Member& member : machine_->view().members) {
+    if (member.peer == self_) continue;
+    const auto it = links_.find({member.peer, member.incarnation});
+    if (it != links_.end() && it->second->lanes.empty() &&
+        now_s - it->second->down_since_s > down_after_s) {
+      peers.push_back(member.peer);
+    }
+  }
+  return peers;
+}
+
+bool Executor::has_output() const noexcept {
+  return std::any_of(links_.begin(), links_.end(), [](const auto& entry) {
+    const Link& link = *entry.second;
+    return link.has_output() || std::any_of(link.lanes.begin(), link.lanes.end(),
+                                            [](const auto& lane) { return !lane->idle(); });
+  });
+}
+
+std::size_t Executor::lane_count() const noexcept {
+  std::size_t count = 0;
+  for (const auto& [name, link] : links_) count += link->lanes.size();
+  return count;
+}
+
+}  // namespace pccl

@@ -1,0 +1,125 @@
+// native/src/lane/link.cpp — which frame a lane of this link sends next.
+// Ownership: see link.hpp.
+// Threads:   under the engine's turn.
+// Errors:    none; a frame that cannot be built for want of memory stays queued.
+#include "pccl/link.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "pccl/operation.hpp"
+
+namespace pccl {
+
+bool Link::has_lane(std::uint32_t id) const noexcept {
+  return std::any_of(lanes.begin(), lanes.end(),
+                     [&](const auto& lane) { return lane->id() == id; });
+}
+
+bool Link::has_output() const noexcept {
+  return !control_.empty() || !small_.empty() || !bulk_.empty();
+}
+
+void Link::list(SendQueue& queue) {
+  dirty = true;
+  if (queue.listed || queue.empty()) return;
+  queue.listed = true;
+  const bool is_small = queue.operation->bytes() <= small_operation_bytes;
+  (is_small ? small_ : bulk_).push_back(&queue);
+}
+
+void Link::unlist(SendQueue& queue) noexcept {
+  if (!queue.opened) {
+    eager_outstanding_ -= queue.eager;
+    queue.eager = 0;
+  }
+  if (!queue.listed) return;
+  queue.listed = false;
+  std::erase(small_, &queue);
+  std::erase(bulk_, &queue);
+  std::erase(waiting_, &queue);
+}
+
+void Link::open(SendQueue& queue) {
+  if (!queue.opened) {
+    queue.opened = true;
+    eager_outstanding_ -= queue.eager;
+  }
+  // The link's budget may have room again for others as well.
+  std::vector<SendQueue*> waiting;
+  waiting.swap(waiting_);
+  for (SendQueue* other : waiting) {
+    other->listed = false;
+    list(*other);
+  }
+}
+
+void Link::post(FrameHeader header, std::span<const std::byte> body, BufferPool& buffers) {
+  OutgoingFrame& frame = control_.emplace_back();
+  header.length = static_cast<std::uint32_t>(body.size());
+  frame.length = header.length;
+  if (body.size() <= frame.small.size()) {
+    std::copy(body.begin(), body.end(), frame.small.begin());
+    frame.in_small = true;
+  } else {
+    frame.buffer = buffers.take(body.size());
+    if (!frame.buffer) {
+      control_.pop_back();
+      return;
+    }
+    std::memcpy(frame.buffer.data(), body.data(), body.size());
+    frame.payload = frame.buffer.data();
+  }
+  encode(header, frame.header);
+  dirty = true;
+}
+
+bool Link::may_send(const SendQueue& queue) const noexcept {
+  if (queue.opened) return true;
+  const SendItem& item = queue.results.empty() ? queue.inputs.front() : queue.results.front();
+  const std::uint64_t bytes = queue.operation->frame_bytes(item);
+  return queue.eager + bytes <= eager_operation_bytes &&
+         eager_outstanding_ + bytes <= eager_link_bytes;
+}
+
+bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
+                   OutgoingFrame& frame) noexcept {
+  while (!queues.empty()) {
+    SendQueue& queue = *queues.front();
+    queues.pop_front();
+    if (!may_send(queue)) {
+      waiting_.push_back(&queue);  // still listed: open() brings it back
+      continue;
+    }
+    auto& items = queue.results.empty() ? queue.inputs : queue.results;
+    if (queue.operation->build(items.front(), lane, frame) != Status::ok) {
+      queues.push_front(&queue);
+      return false;
+    }
+    items.pop_front();
+    if (!queue.opened) {
+      queue.eager += frame.length;
+      eager_outstanding_ += frame.length;
+    }
+    if (queue.empty()) {
+      queue.listed = false;
+    } else {
+      queues.push_back(&queue);  // the others' turn
+    }
+    return true;
+  }
+  return false;
+}
+
+bool Link::next(std::uint32_t lane, OutgoingFrame& frame) noexcept {
+  if (!control_.empty()) {
+    frame = std::move(control_.front());
+    control_.pop_front();
+    return true;
+  }
+  return next_of(small_, lane, frame) || next_of(bulk_, lane, frame);
+}
+
+void Link::sent(const OutgoingFrame& frame) noexcept { frame.operation->sent(frame); }
+
+}  // namespace pccl

@@ -1,0 +1,282 @@
+// native/src/outcome/outcome.cpp — gate, DONE counting, fence and install of the outcome machine.
+// Ownership: values only.
+// Threads:   one caller at a time.
+// Errors:    install returns Status::protocol when the outcome contradicts what this peer holds.
+#include "pccl/outcome.hpp"
+
+#include <algorithm>
+
+namespace pccl {
+
+const Member* OutcomeMachine::me(const View& view) const noexcept {
+  for (const Member& member : view.members) {
+    if (member.peer == self_ && member.incarnation == incarnation_) return &member;
+  }
+  return nullptr;
+}
+
+int OutcomeMachine::rank() const noexcept {
+  const Member* member = me(view_);
+  return member == nullptr ? -1 : static_cast<int>(member - view_.members.data());
+}
+
+bool OutcomeMachine::waiting_at_gate() const noexcept {
+  return std::any_of(open_.begin(), open_.end(),
+                     [](const auto& entry) { return entry.second.waiting; });
+}
+
+std::vector<Member> OutcomeMachine::participants(StepId step) const {
+  std::vector<Member> result;
+  for (const Member& member : view_.members) {
+    if (member.first_step <= step) result.push_back(member);
+  }
+  return result;
+}
+
+bool OutcomeMachine::may_start(StepId step) const noexcept {
+  return me(view_) != nullptr && !frozen() && !view_.paused &&
+         (!hold_from_ || step < *hold_from_);
+}
+
+void OutcomeMachine::adopt(const View& view) {
+  view_ = view;
+  generation_ = std::max(generation_, view.generation);
+  hold_from_.reset();
+  pending_.reset();
+  // What older epochs said about steps is void: an attempt belongs to one epoch.
+  for (auto it = dones_.begin(); it != dones_.end();) {
+    const bool live = it->first.first >= view_.epoch || open_.count(it->first.second) != 0;
+    it = live ? std::next(it) : dones_.erase(it);
+  }
+}
+
+void OutcomeMachine::switch_if_due(StepId step, std::uint64_t name_hash, Effects& effects) {
+  if (!pending_ || frozen() || step < pending_->step) return;
+  if (!pending_->any_name && pending_->name_hash != name_hash) return;
+  View view = std::move(pending_->view);
+  for (Member& member : view.members) {
+    const auto known = std::find_if(view_.members.begin(), view_.members.end(), [&](const Member& m) {
+      return m.peer == member.peer && m.incarnation == member.incarnation;
+    });
+    member.first_step = known != view_.members.end() ? known->first_step : step;
+  }
+  adopt(view);
+  switched_ = true;
+  switch_step_ = step;
+  effects.emplace_back(Switched{view_.epoch, step});
+}
+
+std::optional<StepId> OutcomeMachine::begin(std::uint64_t name_hash, Effects& effects) {
+  if (open_.size() >= open_steps_max || waiting_at_gate()) return std::nullopt;
+  switch_if_due(next_step_, name_hash, effects);
+  if (!may_start(next_step_)) return std::nullopt;
+  const StepId id = next_step_++;
+  Step& step = open_[id];
+  step.name_hash = name_hash;
+  start(id, step, effects);
+  return id;
+}
+
+void OutcomeMachine::start(StepId id, Step& step, Effects& effects) {
+  step.waiting = false;
+  step.complete = false;
+  step.epoch = view_.epoch;
+  step.participants.clear();
+  for (const Member& member : participants(id)) step.participants.push_back(member.peer);
+  effects.emplace_back(Start{id, step.epoch});
+}
+
+void OutcomeMachine::start_waiting(Effects& effects) {
+  for (auto& [id, step] : open_) {
+    if (!step.waiting) continue;
+    switch_if_due(id, step.name_hash, effects);
+    if (!may_start(id)) return;  // later steps wait for earlier ones
+    start(id, step, effects);
+  }
+}
+
+void OutcomeMachine::seal(StepId id, Digest manifest, Effects&) {
+  const auto it = open_.find(id);
+  if (it == open_.end()) return;
+  it->second.sealed = true;
+  it->second.manifest = manifest;
+}
+
+void OutcomeMachine::complete(StepId id, Epoch epoch, Digest digest, Effects& effects) {
+  const auto it = open_.find(id);
+  if (it == open_.end() || frozen()) return;
+  Step& step = it->second;
+  if (step.epoch != epoch || step.waiting || !step.sealed || step.complete) return;
+  step.complete = true;
+  step.digest = digest;
+  const SendDone message{id, epoch, step.manifest, digest};
+  sent_.push_back(message);
+  if (sent_.size() > open_steps_max) sent_.pop_front();
+  effects.emplace_back(message);
+  dones_[{epoch, id}][self_] = {step.manifest, digest};
+  judge(id, effects);
+}
+
+void OutcomeMachine::done(PeerId from, StepId id, Epoch epoch, Digest manifest, Digest digest,
+                          Effects& effects) {
+  if (epoch < frozen_target_ && frozen()) return;  // promised: nothing older commits here
+  if (id < watermark_ || committed_.count(id) != 0) return;
+  if (id > next_step_ + open_steps_max) return;  // no correct peer is so far ahead
+  const auto it = open_.find(id);
+  if (it != open_.end() && !it->second.waiting && epoch < it->second.epoch) return;
+  if (it == open_.end() && epoch < view_.epoch) return;
+  dones_[{epoch, id}][from] = {manifest, digest};
+  judge(id, effects);
+}
+
+void OutcomeMachine::judge(StepId id, Effects& effects) {
+  const auto it = open_.find(id);
+  if (it == open_.end() || !it->second.complete || frozen()) return;
+  const Step& step = it->second;
+  const auto& dones = dones_[{step.epoch, id}];
+  Suspect suspicion{step.epoch, id, SuspectCode::none, {}, {}};
+  bool all = true;
+  for (const PeerId& peer : step.participants) {
+    const auto found = dones.find(peer);
+    if (found == dones.end()) {
+      all = false;
+    } else if (found->second.manifest != step.manifest) {
+      suspicion.code = SuspectCode::descriptor;
+      suspicion.peers.push_back(peer);
+    } else if (found->second.digest != step.digest) {
+      if (suspicion.code == SuspectCode::none) suspicion.code = SuspectCode::digest;
+      suspicion.peers.push_back(peer);
+    }
+  }
+  if (suspicion.code != SuspectCode::none) {
+    suspicion.text = suspicion.code == SuspectCode::digest
+                         ? "results of one step differ between peers"
+                         : "peers posted different operations in one step";
+    effects.emplace_back(Accuse{std::move(suspicion)});
+    return;
+  }
+  if (all) commit(id, effects);
+}
+
+void OutcomeMachine::commit(StepId id, Effects& effects) {
+  const auto it = open_.find(id);
+  const Epoch epoch = it->second.epoch;
+  open_.erase(it);
+  dones_.erase({epoch, id});
+  committed_.insert(id);
+  while (!committed_.empty() && *committed_.begin() == watermark_) {
+    committed_.erase(committed_.begin());
+    ++watermark_;
+  }
+  effects.emplace_back(Committed{id, epoch});
+}
+
+Report OutcomeMachine::fence(Generation generation, Epoch target) {
+  generation_ = std::max(generation_, generation);
+  frozen_target_ = std::max(frozen_target_, target);
+  Report report{generation, target, view_.epoch, switched_, switch_step_,
+                watermark_, next_step_, {}, {}};
+  report.committed.assign(committed_.begin(), committed_.end());
+  for (const auto& [id, step] : open_) {
+    report.open.push_back({id, step.epoch, step.sealed, step.complete, step.waiting, step.manifest,
+                           step.digest, step.name_hash});
+  }
+  return report;
+}
+
+StepId OutcomeMachine::hold(Generation generation, Epoch epoch) {
+  generation_ = std::max(generation_, generation);
+  StepId from = next_step_;
+  for (const auto& [id, step] : open_) {
+    if (step.waiting) from = std::min(from, id);
+  }
+  // A repeated question gets the same answer: the promise stands.
+  if (hold_from_ && hold_epoch_ == epoch) return *hold_from_;
+  hold_from_ = from;
+  hold_epoch_ = epoch;
+  return from;
+}
+
+void OutcomeMachine::activate(const View& view, StepId step, std::uint64_t name_hash,
+                              Effects& effects) {
+  if (view.generation < generation_ || view.epoch <= view_.epoch || frozen()) return;
+  generation_ = view.generation;
+  pending_ = Pending{view, step, name_hash, false};
+  hold_from_.reset();
+  start_waiting(effects);
+}
+
+void OutcomeMachine::cancel_plan(Generation generation, Epoch epoch, Effects& effects) {
+  if (generation < generation_ || epoch <= view_.epoch) return;
+  generation_ = generation;
+  if (pending_ && pending_->view.epoch == epoch) pending_.reset();
+  if (hold_epoch_ == epoch) hold_from_.reset();
+  start_waiting(effects);
+}
+
+Status OutcomeMachine::install(const View& view, StepId committed_below,
+                               const std::vector<Decision>& decisions, Effects& effects) {
+  if (view.generation < generation_) return Status::ok;  // an older coordinator
+  generation_ = view.generation;
+  const Member* member = me(view);
+  if (member == nullptr || view.epoch < view_.epoch) return Status::ok;
+  if (view.epoch == view_.epoch) {
+    if (view.members.size() == view_.members.size()) view_.members = view.members;
+    return Status::ok;
+  }
+  const bool newcomer = me(view_) == nullptr;
+  if (!newcomer && frozen_target_ <= view_.epoch) {
+    // Not a flush: the planned view, resolved by a peer that switched before us.
+    if (pending_ && pending_->view.epoch == view.epoch) return Status::ok;
+    StepId step = 0;
+    for (const Member& other : view.members) step = std::max(step, other.first_step);
+    pending_ = Pending{view, step, 0, true};
+    hold_from_.reset();
+    start_waiting(effects);
+    return Status::ok;
+  }
+  if (newcomer) {
+    next_step_ = watermark_ = member->first_step;
+    switched_ = false;
+  }
+  for (auto it = open_.begin(); it != open_.end();) {
+    const StepId id = (it++)->first;  // apply may erase it
+    Decision decision{id, Verdict::retry, SuspectCode::none, {}};
+    if (id < committed_below) decision.verdict = Verdict::commit;
+    for (const Decision& given : decisions) {
+      if (given.step == id) decision = given;
+    }
+    if (decision.verdict == Verdict::commit && !open_[id].complete) return Status::protocol;
+    apply(decision, effects);
+  }
+  adopt(view);
+  switched_ = false;
+  start_waiting(effects);
+  return Status::ok;
+}
+
+void OutcomeMachine::apply(const Decision& decision, Effects& effects) {
+  const auto it = open_.find(decision.step);
+  switch (decision.verdict) {
+    case Verdict::commit: commit(decision.step, effects); return;
+    case Verdict::retry:
+      if (!it->second.waiting) effects.emplace_back(Undo{decision.step});
+      it->second.waiting = true;
+      it->second.complete = false;
+      return;
+    case Verdict::fail: {
+      if (!it->second.waiting) effects.emplace_back(Undo{decision.step});
+      open_.erase(it);
+      // A failed step is over everywhere: it counts as decided, so that the watermark can pass it.
+      committed_.insert(decision.step);
+      while (!committed_.empty() && *committed_.begin() == watermark_) {
+        committed_.erase(committed_.begin());
+        ++watermark_;
+      }
+      effects.emplace_back(Failed{decision.step, decision.code, decision.text});
+      return;
+    }
+  }
+}
+
+}  // namespace pccl

@@ -1,0 +1,169 @@
+// native/src/wire/wire.cpp — data frame headers to bytes and back.
+// Ownership: none.
+// Threads:   pure functions.
+// Errors:    decode returns Status::protocol.
+#include "pccl/wire.hpp"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "pccl/xxh3.hpp"
+
+namespace pccl {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "wire integers are copied as they are");
+
+constexpr std::uint16_t magic = 0x6370;  // "pc"
+constexpr std::uint8_t version = 1;
+constexpr std::size_t checked_bytes = 60;  // the check covers what is in front of it
+
+template <class T>
+void put(std::byte* out, std::size_t offset, T value) noexcept {
+  std::memcpy(out + offset, &value, sizeof value);
+}
+
+template <class T>
+T get(const std::byte* bytes, std::size_t offset) noexcept {
+  T value;
+  std::memcpy(&value, bytes + offset, sizeof value);
+  return value;
+}
+
+std::uint32_t check_of(const std::byte* bytes) noexcept {
+  return static_cast<std::uint32_t>(xxh3_64({bytes, checked_bytes}));
+}
+
+/// The longest payload each type may have; 0 for a type that does not exist.
+std::uint32_t length_max(std::uint8_t type) noexcept {
+  switch (static_cast<FrameType>(type)) {
+    case FrameType::open: return descriptor_bytes;
+    case FrameType::data: return slice_bytes_max;
+    case FrameType::seal: return seal_bytes;
+    case FrameType::done: return done_bytes;
+    case FrameType::have: return have_bytes_max;
+    case FrameType::ask: return 1;
+  }
+  return 0;
+}
+
+/// Control payloads have one size only.
+bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
+  switch (static_cast<FrameType>(type)) {
+    case FrameType::open: return length == descriptor_bytes;
+    case FrameType::seal: return length == seal_bytes;
+    case FrameType::done: return length == done_bytes;
+    case FrameType::ask: return length == 0;
+    case FrameType::data:
+    case FrameType::have: return length > 0 && length <= length_max(type);
+  }
+  return false;
+}
+
+}  // namespace
+
+std::uint64_t Descriptor::digest() const noexcept {
+  std::byte bytes[descriptor_bytes];
+  encode(*this, bytes);
+  return xxh3_64(bytes);
+}
+
+void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) noexcept {
+  std::byte* p = out.data();
+  put(p, 0, magic);
+  put(p, 2, version);
+  put(p, 3, static_cast<std::uint8_t>(header.type));
+  put(p, 4, header.epoch);
+  put(p, 8, header.step);
+  put(p, 16, header.tag);
+  put(p, 20, header.group);
+  put(p, 24, header.shard);
+  put(p, 26, static_cast<std::uint8_t>(header.phase));
+  put(p, 27, header.flags);
+  put(p, 28, header.slice);
+  put(p, 32, header.length);
+  put(p, 36, header.descriptor);
+  put(p, 40, header.weight);
+  put(p, 48, header.payload_hash);
+  put(p, 56, std::uint32_t{0});
+  put(p, 60, check_of(p));
+}
+
+Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept {
+  const std::byte* p = bytes.data();
+  if (get<std::uint16_t>(p, 0) != magic || get<std::uint8_t>(p, 2) != version) {
+    return Status::protocol;
+  }
+  if (get<std::uint32_t>(p, 60) != check_of(p)) return Status::protocol;
+  const auto type = get<std::uint8_t>(p, 3);
+  const auto phase = get<std::uint8_t>(p, 26);
+  const auto length = get<std::uint32_t>(p, 32);
+  if (length_max(type) == 0 || !length_fits(type, length) || phase > 1) return Status::protocol;
+  header.type = static_cast<FrameType>(type);
+  header.epoch = get<Epoch>(p, 4);
+  header.step = get<StepId>(p, 8);
+  header.tag = get<Tag>(p, 16);
+  header.group = get<std::uint32_t>(p, 20);
+  header.shard = get<std::uint16_t>(p, 24);
+  header.phase = static_cast<Phase>(phase);
+  header.flags = get<std::uint8_t>(p, 27);
+  header.slice = get<std::uint32_t>(p, 28);
+  header.length = length;
+  header.descriptor = get<std::uint32_t>(p, 36);
+  header.weight = get<double>(p, 40);
+  header.payload_hash = get<std::uint64_t>(p, 48);
+  if (!std::isfinite(header.weight) || header.weight < 0) return Status::protocol;
+  return Status::ok;
+}
+
+void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes> out) noexcept {
+  std::byte* p = out.data();
+  std::memset(p, 0, descriptor_bytes);
+  put(p, 0, static_cast<std::uint8_t>(descriptor.dtype));
+  put(p, 1, static_cast<std::uint8_t>(descriptor.op));
+  put(p, 2, descriptor.codec);
+  put(p, 3, static_cast<std::uint8_t>(descriptor.algorithm));
+  put(p, 4, static_cast<std::uint8_t>(descriptor.deterministic ? 1 : 0));
+  put(p, 8, descriptor.count);
+}
+
+Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& out) noexcept {
+  const std::byte* p = bytes.data();
+  const auto dtype = get<std::uint8_t>(p, 0);
+  const auto op = get<std::uint8_t>(p, 1);
+  const auto algorithm = get<std::uint8_t>(p, 3);
+  if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3) return Status::protocol;
+  out.dtype = static_cast<Dtype>(dtype);
+  out.op = static_cast<ReduceOp>(op);
+  out.codec = get<std::uint8_t>(p, 2);
+  out.algorithm = static_cast<Algorithm>(algorithm);
+  out.deterministic = get<std::uint8_t>(p, 4) != 0;
+  out.count = get<std::uint64_t>(p, 8);
+  return Status::ok;
+}
+
+void encode(const SealBody& body, std::span<std::byte, seal_bytes> out) noexcept {
+  put(out.data(), 0, body.manifest.low);
+  put(out.data(), 8, body.manifest.high);
+  put(out.data(), 16, body.operations);
+}
+
+void decode(std::span<const std::byte, seal_bytes> bytes, SealBody& out) noexcept {
+  out.manifest = {get<std::uint64_t>(bytes.data(), 0), get<std::uint64_t>(bytes.data(), 8)};
+  out.operations = get<std::uint64_t>(bytes.data(), 16);
+}
+
+void encode(const DoneBody& body, std::span<std::byte, done_bytes> out) noexcept {
+  put(out.data(), 0, body.manifest.low);
+  put(out.data(), 8, body.manifest.high);
+  put(out.data(), 16, body.digest.low);
+  put(out.data(), 24, body.digest.high);
+}
+
+void decode(std::span<const std::byte, done_bytes> bytes, DoneBody& out) noexcept {
+  out.manifest = {get<std::uint64_t>(bytes.data(), 0), get<std::uint64_t>(bytes.data(), 8)};
+  out.digest = {get<std::uint64_t>(bytes.data(), 16), get<std::uint64_t>(bytes.data(), 24)};
+}
+
+}  // namespace pccl

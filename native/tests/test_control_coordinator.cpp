@@ -1,0 +1,240 @@
+// native/tests/test_control_coordinator.cpp — the control thread towards the coordinator.
+// Ownership: see control_rig.hpp.
+// Threads:   the test's (it plays the coordinator) and each Control's own.
+// Errors:    CHECK.
+#include <array>
+
+#include "control_rig.hpp"
+
+namespace {
+
+using namespace rig;
+
+/// A coordinator's side of one connection, after HELLO and WELCOME.
+Wire welcomed(Gate& gate) {
+  Wire wire = gate.accept();
+  CHECK(wire.next<frames::Hello>().has_value());
+  wire.write(frames::Welcome{5});
+  return wire;
+}
+
+TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
+  Gate gate;
+  Peer peer(1);
+  peer.host.beating = {5, 7, 11, 13, 17, 1, {id<PeerId>(3)}};
+  peer.admit(gate.port());
+  Wire wire = gate.accept();
+  const auto hello = wire.read_frame();
+  const frames::Hello expected{Purpose::coordinator, id<RunId>(9), id<PeerId>(1), 1,
+                               id<Secret>(1), 0, 0};
+  CHECK(hello && std::get<frames::Hello>(*hello) == expected);
+  CHECK(wire.silent_for(30));  // nothing before the answer
+  CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
+  wire.write(frames::Welcome{5});
+  for (int i = 0; i < 3; ++i) {
+    const auto frame = wire.read_frame();
+    CHECK(frame.has_value());
+    const auto* beat = frame ? std::get_if<frames::Heartbeat>(&*frame) : nullptr;
+    CHECK(beat != nullptr);
+    if (beat == nullptr) continue;
+    CHECK(beat->status.generation == 5 && beat->status.epoch == 7 && beat->status.watermark == 11);
+    CHECK(beat->status.next_step == 13 && beat->status.progress == 17);
+    CHECK(beat->status.waiting == 1);
+    CHECK(beat->status.down == (std::vector<PeerId>{id<PeerId>(3)}));
+    CHECK(beat->lag_ms < 5000);
+    wire.write(frames::Pong{5, 7});
+  }
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) == (std::vector<bool>{true}));
+  CHECK(peer.control.counters().heartbeats >= 3);
+}
+
+TEST(every_flush_is_fenced_and_answered_with_what_the_fence_found) {
+  Gate gate;
+  Peer peer(1);
+  peer.host.report.epoch = 3;
+  peer.host.report.watermark = 20;
+  peer.host.report.next_step = 24;
+  peer.host.report.committed = {21, 22};
+  peer.host.report.open.push_back({23, 3, true, true, false, {1, 2}, {3, 4}, 99});
+  peer.admit(gate.port(), 60.0);
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  wire.write(frames::Flush{5, 4});
+  wire.write(frames::Flush{5, 4});  // the coordinator repeats it until it is answered
+  wire.write(frames::Flush{5, 6});
+  for (const Epoch target : {Epoch{4}, Epoch{4}, Epoch{6}}) {
+    const auto frame = wire.read_frame();  // the very next frame
+    const Report* report = frame ? std::get_if<Report>(&*frame) : nullptr;
+    CHECK(report != nullptr);
+    if (report == nullptr) continue;
+    CHECK(report->generation == 5 && report->target == target && report->epoch == 3);
+    CHECK(!report->switched && report->watermark == 20 && report->next_step == 24);
+    CHECK(report->committed == (std::vector<StepId>{21, 22}) && report->open.size() == 1);
+    CHECK(report->open[0].step == 23 && report->open[0].complete && report->open[0].sealed);
+    CHECK(report->open[0].digest == (Digest{3, 4}) && report->open[0].name_hash == 99);
+  }
+  CHECK(peer.host.look([](auto& seen) { return seen.fences; }) == (std::vector<Epoch>{4, 4, 6}));
+  CHECK(peer.control.counters().flushes == 3);
+}
+
+TEST(beat_now_does_not_wait_for_the_timer) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port(), 60.0);
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  CHECK(wire.silent_for(30));
+  peer.control.beat_now();
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+}
+
+TEST(a_lost_connection_is_told_and_dialled_again) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  welcomed(gate).close();
+  CHECK(peer.host.sees([](auto& seen) { return seen.connected.size() == 2; }));
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) ==
+        (std::vector<bool>{true, false, true}));
+}
+
+TEST(a_coordinator_that_is_away_is_dialled_until_it_is_back_ever_less_often) {
+  std::uint16_t port = 0;
+  { port = Gate().port(); }
+  Peer peer(1);
+  peer.admit(port);
+  Gate gate(port);
+  Wire wire = gate.accept();
+  for (const double pause_s : {0.1, 0.2, 0.4}) {  // no WELCOME: no fresh start of the back-off
+    const double closed_s = monotonic_s();
+    wire.close();
+    wire = gate.accept();
+    CHECK(monotonic_s() - closed_s >= pause_s);
+  }
+  CHECK(wire.next<frames::Hello>().has_value());
+  wire.write(frames::Welcome{6});
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+}
+
+TEST(suspicions_wait_for_a_connection_and_the_oldest_give_way) {
+  Gate gate;
+  Peer peer(1);
+  for (StepId step = 0; step < 70; ++step) {
+    if (step == 1) peer.admit(gate.port());  // a new incarnation: step 0 was the one before's
+    peer.control.suspect({2, step, SuspectCode::deadline, {id<PeerId>(3)}, "too slow"});
+  }
+  Wire wire = gate.accept();
+  CHECK(wire.next<frames::Hello>().has_value());
+  // The mailbox is read in order: what was posted is queued once a later connect() has failed.
+  peer.control.connect({id<PeerId>(4), 4, id<Secret>(4), "127.0.0.1", 1}, 0, 1, 1, 0.01);
+  CHECK(peer.host.sees([](auto& seen) { return seen.failed.size() == 1; }));
+  wire.write(frames::Welcome{5});
+  for (StepId step = 6; step < 70; ++step) {
+    const auto suspect = wire.next<Suspect>();
+    CHECK(suspect && suspect->step == step && suspect->epoch == 2);
+    CHECK(suspect && suspect->code == SuspectCode::deadline && suspect->text == "too slow");
+    CHECK(suspect && suspect->peers == (std::vector<PeerId>{id<PeerId>(3)}));
+  }
+  peer.control.suspect({2, 70, SuspectCode::digest, {}, ""});
+  const auto last = wire.next<Suspect>();
+  CHECK(last && last->step == 70);
+}
+
+TEST(an_evicted_peer_is_told_once_and_does_not_dial_again_until_it_is_admitted_anew) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  wire.write(frames::Evicted{5, "too late"});
+  CHECK(wire.ends());
+  CHECK(peer.host.sees([](auto& seen) { return seen.evicted.size() == 1; }));
+  CHECK(peer.host.look([](auto& seen) { return seen.evicted[0]; }) == "too late");
+  CHECK(!gate.rings(300));  // the first pause would have been 0.1 s
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) ==
+        (std::vector<bool>{true, false}));
+  peer.admit(gate.port());
+  CHECK(welcomed(gate).next<frames::Heartbeat>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.evicted.size(); }) == 1);
+}
+
+TEST(a_refused_incarnation_is_an_eviction_and_other_refusals_are_tried_again) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  for (const std::uint8_t code : std::array<std::uint8_t, 2>{5, 4}) {
+    Wire wire = gate.accept();
+    CHECK(wire.next<frames::Hello>().has_value());
+    wire.write(frames::Refused{code, "no"});
+    CHECK(wire.ends());
+  }
+  CHECK(peer.host.sees([](auto& seen) { return seen.evicted.size() == 1; }));
+  CHECK(peer.host.look([](auto& seen) { return seen.refused; }) ==
+        (std::vector<std::uint8_t>{5, 4}));
+  CHECK(!gate.rings(500));  // the next pause would have been 0.2 s
+  CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
+}
+
+TEST(a_coordinator_that_breaks_the_protocol_is_left_and_dialled_again) {
+  const std::array<frames::Frame, 3> wrong = {
+      frames::Welcome{1}, frames::Hello{}, frames::PeerBeat{1, 2, 3}};
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  for (const frames::Frame& frame : wrong) {
+    Wire wire = welcomed(gate);
+    CHECK(wire.next<frames::Heartbeat>().has_value());
+    wire.write(frame);
+    CHECK(wire.ends());
+  }
+  Wire garbage = welcomed(gate);
+  garbage.write(std::string("\xFF\xFF\xFF\x7F", 4));
+  CHECK(garbage.ends());
+  Wire impatient = gate.accept();
+  CHECK(impatient.next<frames::Hello>().has_value());
+  impatient.write(frames::Flush{5, 4});  // before the WELCOME
+  CHECK(impatient.ends());
+  CHECK(welcomed(gate).next<frames::Heartbeat>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.fences.empty(); }));
+}
+
+TEST(a_coordinator_that_accepts_and_is_silent_is_given_up_after_the_handshake_timeout) {
+  ControlConfig config;
+  config.handshake_timeout_s = 0.2;
+  Gate gate;
+  Peer peer(1, config);
+  peer.admit(gate.port());
+  Wire silent = gate.accept();
+  CHECK(silent.ends());
+  CHECK(welcomed(gate).next<frames::Heartbeat>().has_value());
+}
+
+TEST(a_second_admission_moves_the_connection_to_the_new_coordinator) {
+  Gate before;
+  Gate after;
+  Peer peer(1);
+  peer.admit(before.port());
+  Wire old = welcomed(before);
+  CHECK(old.next<frames::Heartbeat>().has_value());
+  peer.admit(after.port());
+  CHECK(old.ends());
+  Wire wire = welcomed(after);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) ==
+        (std::vector<bool>{true, false, true}));
+}
+
+TEST(stop_in_the_midst_of_things_ends_the_connection_without_a_word_to_the_host) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  peer.control.stop();
+  CHECK(wire.ends());
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) == (std::vector<bool>{true}));
+}
+
+}  // namespace

@@ -1,0 +1,183 @@
+"""The native core.  Buffers are given as addresses: the caller keeps their memory alive.
+
+Numbers that cross this border:
+    dtype      f64 0, f32 1, f16 2, bf16 3, i8 4, u8 5, i16 6, u16 7, i32 8, u32 9, i64 10, u64 11,
+               bool 12
+    op         sum 0, avg 1, prod 2, min 3, max 4
+    algorithm  automatic 0, exchange 1, direct 2, ring 3
+Members cross as tuples (peer_id, incarnation, secret, host, port, host_key, first_step), decisions
+as tuples (step, outcome, code, text) with outcome 1 COMMIT, 2 RETRY, 3 FAIL.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+class Engine:
+    """Lanes, steps and the control thread of this process; reached through transport/engine.py."""
+
+    def __init__(
+        self,
+        *,
+        peer_id: bytes,
+        listen_host: str,
+        listen_port: int = 0,
+        lanes: int = 0,
+        spin_us: int = -1,
+        host_key: int = 0,
+    ) -> None:
+        """Starts to listen.  `lanes=0` chooses; OSError if the port cannot be bound."""
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable while `drain_events` has something to give."""
+
+    def drain_events(self) -> list[tuple[Any, ...]]: ...
+    def admit(
+        self,
+        *,
+        run_id: bytes,
+        incarnation: int,
+        secret: bytes,
+        generation: int,
+        host: str,
+        port: int,
+        heartbeat_s: float,
+        lease_s: float,
+    ) -> None:
+        """Starts, or on re-attaching restarts, the native connection to the coordinator.
+
+        `host` is a literal address.
+        """
+
+    def prepare_view(self, generation: int, epoch: int, members: Sequence[tuple[Any, ...]]) -> None:
+        """Opens links in the background; a links_up or links_failed event follows."""
+
+    def hold(self, generation: int, epoch: int) -> int:
+        """Returns the step from which this process promises to start none."""
+
+    def activate(
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[tuple[Any, ...]],
+        step: int,
+        name: str,
+    ) -> None: ...
+    def cancel_plan(self, generation: int, epoch: int) -> None: ...
+    def install(
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[tuple[Any, ...]],
+        paused: bool,
+        committed_below: int,
+        decisions: Sequence[tuple[int, int, int, str]],
+    ) -> None: ...
+    def fail(self, code: str, text: str) -> None:
+        """Ends every present and later wait with (code, text)."""
+
+    def view(self) -> tuple[int, int, int, bool, list[bytes]]:
+        """Returns epoch, rank (-1: not a member), generation, paused, member ids by rank."""
+
+    def begin_step(self, name: str, timeout_s: float) -> tuple[int, int, int, int]:
+        """Waits at the gate; returns step, epoch, rank, world size."""
+
+    def post_all_reduce(
+        self,
+        step: int,
+        tag: int,
+        input_address: int,
+        output_address: int,
+        count: int,
+        dtype: int,
+        op: int,
+        weight: float,
+        deterministic: bool,
+        algorithm: int,
+    ) -> None: ...
+    def seal(self, step: int) -> None: ...
+    def wait_step(self, step: int, timeout_s: float) -> bool:
+        """Waits for the decision without the GIL; False when the time ran out first.
+
+        Drives the reactor meanwhile, and looks for signals about every 50 ms.
+        """
+
+    def step_result(self, step: int) -> tuple[int, int, int, list[bytes], int, int, str]:
+        """Returns state, epoch, retries, contributors, wire bytes, code, text.
+
+        State is 0 open, 1 committed, 2 failed.
+        """
+
+    def release_step(self, step: int) -> None:
+        """Forgets a decided step: its buffers may go."""
+
+    def propose_failure(self, step: int, code: int, text: str) -> None:
+        """Tells the coordinator of a passed deadline or a local error."""
+
+    def set_notify(self, step: int) -> None:
+        """Queues a ("decided", step) event when the step is decided."""
+
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+class EngineError(RuntimeError):
+    """Its args are (code, text).
+
+    Codes: closed, evicted, coordinator_lost, timeout, usage, forked.
+    """
+
+class OutcomeMachine:
+    """What decides a step, without I/O; simulations drive it directly.
+
+    Its members are (peer_id, incarnation, first_step); effects are tuples that begin with a word:
+    send_done, committed, failed, undo, start, switched, accuse.  A manifest or digest is 16 bytes.
+    """
+
+    def __init__(self, peer_id: bytes, incarnation: int) -> None: ...
+    def begin(self, name_hash: int) -> tuple[int | None, list[tuple[Any, ...]]]: ...
+    def seal(self, step: int, manifest: bytes) -> list[tuple[Any, ...]]: ...
+    def complete(self, step: int, epoch: int, digest: bytes) -> list[tuple[Any, ...]]: ...
+    def done(
+        self, peer_id: bytes, step: int, epoch: int, manifest: bytes, digest: bytes
+    ) -> list[tuple[Any, ...]]: ...
+    def fence(self, generation: int, target: int) -> dict[str, Any]:
+        """Freezes the epoch and returns the report."""
+
+    def hold(self, generation: int, epoch: int) -> int: ...
+    def activate(
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[tuple[bytes, int, int]],
+        step: int,
+        name_hash: int,
+    ) -> list[tuple[Any, ...]]: ...
+    def cancel_plan(self, generation: int, epoch: int) -> list[tuple[Any, ...]]: ...
+    def install(
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[tuple[bytes, int, int]],
+        paused: bool,
+        committed_below: int,
+        decisions: Sequence[tuple[int, int, int, str]],
+    ) -> tuple[bool, list[tuple[Any, ...]]]: ...
+    def participants(self, step: int) -> list[bytes]: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def frozen(self) -> bool: ...
+    @property
+    def watermark(self) -> int: ...
+    @property
+    def next_step(self) -> int: ...
+
+def kernels_name() -> str: ...
+def xxh3_64(data: bytes, seed: int = 0) -> int: ...
+def xxh3_128(data: bytes, seed: int = 0) -> bytes: ...

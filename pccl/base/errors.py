@@ -1,0 +1,152 @@
+"""Every error pccl raises on purpose.
+
+The class says whose fault it is, `retryable` what the caller may do about it, and the text what to
+do next.  `except pccl.PcclError` catches them all; none of them leaves the library half-changed.
+
+    PcclError
+    ├── UsageError           the caller broke a documented precondition; nothing was sent
+    │   ├── Closed           used after close(); connect again
+    │   └── Forked           used in a fork of the process that connected; connect in the child
+    ├── RemoteError          the other end broke the protocol; its connection is closed
+    ├── ConnectError         no coordinator, or one that will not have us (also a ConnectionError)
+    ├── DeadlineExceeded     nothing failed, but time ran out (also a TimeoutError)   [retryable]
+    ├── PeerLost             a peer vanished in the middle                            [retryable]
+    ├── StaleView            the operation belongs to an older epoch                  [retryable]
+    ├── ViewChanged          the members changed, and the operation depends on them   [retryable]
+    ├── StepFailed           all members decided that this step cannot succeed
+    │   ├── DescriptorMismatch   peers posted different operations under one tag
+    │   └── CorruptResult        peers hold different results, attempt after attempt
+    ├── Evicted              the run went on without this process; connect again
+    └── CoordinatorLost      no coordinator for longer than the grace period
+        └── OutcomeUnknown   ... while a step's outcome had still to be decided
+
+Invariant: errors that end a step on one member end it with the same class on every member, except
+Evicted and CoordinatorLost, which are about this process alone.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class PcclError(Exception):
+    """Base of everything pccl raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    """Whether doing the same again may succeed."""
+
+
+class UsageError(PcclError):
+    """The caller broke a documented precondition; fix the code.  Nothing was sent or changed."""
+
+
+class Closed(UsageError):
+    """The communicator was used after it was closed."""
+
+    def __init__(self, reason: str = "the communicator is closed; connect again") -> None:
+        super().__init__(reason)
+
+
+class Forked(UsageError):
+    """The communicator was used in a fork of the process that made it."""
+
+    def __init__(
+        self,
+        reason: str = (
+            "this communicator belongs to the parent process; call pccl.connect() in the child, "
+            "or start the child with the 'spawn' method"
+        ),
+    ) -> None:
+        super().__init__(reason)
+
+
+class RemoteError(PcclError):
+    """The other end broke the protocol; its connection is closed and everybody else goes on."""
+
+    def __init__(self, reason: str, *, peer: str | None = None) -> None:
+        super().__init__(reason if peer is None else f"peer {peer}: {reason}")
+        self.reason = reason
+        self.peer = peer
+
+
+class ConnectError(PcclError, ConnectionError):
+    """No coordinator answered, or the one that did will not have this process."""
+
+
+class DeadlineExceeded(PcclError, TimeoutError):
+    """Nothing failed, but the time the caller gave ran out; what was waited for may still come."""
+
+    retryable = True
+
+
+class PeerLost(PcclError):
+    """A peer vanished in the middle of an operation; the next view is without it."""
+
+    retryable = True
+
+    def __init__(self, peer: str, *, epoch: int) -> None:
+        super().__init__(f"peer {peer} was lost in epoch {epoch}; retry under the next view")
+        self.peer = peer
+        self.epoch = epoch
+
+
+class StaleView(PcclError):
+    """The operation belongs to an older epoch; retry it under the present view."""
+
+    retryable = True
+
+    def __init__(self, *, epoch: int, current_epoch: int) -> None:
+        super().__init__(
+            f"the operation belongs to epoch {epoch}, the view is at epoch {current_epoch}; "
+            "retry it under the present view"
+        )
+        self.epoch = epoch
+        self.current_epoch = current_epoch
+
+
+class ViewChanged(PcclError):
+    """The members changed during an operation whose meaning depends on them; post it again."""
+
+    retryable = True
+
+    def __init__(
+        self,
+        reason: str = "the members changed during the operation; post it again",
+        *,
+        epoch: int = 0,
+    ) -> None:
+        super().__init__(reason)
+        self.epoch = epoch
+
+
+class StepFailed(PcclError):
+    """All members decided that a step cannot succeed; every input is as it was before the step."""
+
+    def __init__(self, reason: str, *, step: int | None = None) -> None:
+        super().__init__(reason if step is None else f"step {step}: {reason}")
+        self.step = step
+
+
+class DescriptorMismatch(StepFailed):
+    """Peers posted different operations under one tag; the text names both peers and what each
+    posted.  Make shape, dtype, op and tag agree on all peers."""
+
+    def __init__(self, reason: str, *, step: int | None = None, peers: Sequence[str] = ()) -> None:
+        super().__init__(reason, step=step)
+        self.peers = tuple(peers)
+
+
+class CorruptResult(StepFailed):
+    """Peers computed different results attempt after attempt: suspect memory or a processor."""
+
+
+class Evicted(PcclError):
+    """The run went on without this process (it was silent or unreachable); connect again."""
+
+
+class CoordinatorLost(PcclError):
+    """No coordinator could be reached for longer than the grace period; connect again."""
+
+
+class OutcomeUnknown(CoordinatorLost):
+    """The coordinator was lost while a step had to be decided: other members may hold it as
+    committed.  Restore from shared state before going on."""

@@ -1,0 +1,119 @@
+"""`pccl status`: asks a coordinator how its run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pccl.base.ids import SHORT_HEX_DIGITS
+from pccl.membership.service_status import fetch_status_now
+from pccl.transport.address import parse_addresses
+
+
+@click.command("status")
+@click.argument("address")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole document as JSON.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.01, 3600),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for the answer.",
+)
+def command(address: str, as_json: bool, timeout_s: float) -> None:
+    """Shows the members of the run at ADDRESS (host:port, or a list of them)."""
+    document = fetch_status_now(parse_addresses(address), timeout_s=timeout_s)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        show(document, Console(highlight=False))
+
+
+COLUMNS: Final = {
+    "rank": "rank",
+    "peer_id": "peer",
+    "address": "address",
+    "state": "state",
+    "heartbeat_age_s": "heard",
+    "epoch": "epoch",
+    "watermark": "committed",
+    "next_step": "next",
+    "entry": "waits at",
+}
+"""What people see of a peer; --json has it all."""
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    """Prints a status document for people; parts that it lacks are left out."""
+    paused = "  [yellow]paused: too few members[/]" if document.get("paused") else ""
+    console.print(
+        f"[bold]run {_text(document.get('run_id'))[:SHORT_HEX_DIGITS]}[/]  "
+        f"generation {_text(document.get('generation'))}  epoch {_text(document.get('epoch'))}  "
+        f"up {_duration(document.get('uptime_s'))}{paused}"
+    )
+    for kind in ("members", "learners"):
+        _show_peers(kind, _rows(document, kind), console)
+    for key in ("plan", "flush", "counters", "connections"):
+        if document.get(key):
+            line = f"{key}: {_pairs(document[key])}"
+            console.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def _show_peers(kind: str, rows: list[Mapping[str, Any]], console: Console) -> None:
+    console.print(f"{len(rows)} {kind if len(rows) != 1 else kind[:-1]}")
+    if not rows:
+        return
+    keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for key in keys:
+        table.add_column(COLUMNS[key], overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(key, row.get(key)) for key in keys))
+    console.print(table)
+
+
+def _cell(key: str, value: Any) -> str:
+    text = _text(value)[:40]
+    if key == "peer_id":
+        text = text[:SHORT_HEX_DIGITS]
+    return escape(f"{text} s" if key == "heartbeat_age_s" else text)
+
+
+def _pairs(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return _text(value)
+    return "  ".join(f"{name} {_text(item)}" for name, item in value.items())
+
+
+def _rows(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    rows = document.get(key)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.2f}"
+        case Mapping() | list():
+            return json.dumps(value, separators=(",", ":"))
+        case _:
+            return str(value)
+
+
+def _duration(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "-"
+    minutes, seconds = divmod(int(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,223 @@
+"""The public face of a run: one process's seat in it."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, PcclError, UsageError
+from pccl.collectives.ops import Algorithm, ReduceOp
+from pccl.membership.agent import Standing
+from pccl.outcome import Outcome, Peer
+from pccl.session import Session
+from pccl.step import Step, check_all_reduce
+from pccl.view import View
+from pccl.work import Work
+
+POLL_S = 0.25  # how often wait_for looks at the engine's view, which changes without a message
+
+
+class Communicator:
+    """One process's seat in a fault-tolerant group.
+
+    Get one from `pccl.connect(...)` and leave with `with` or `close()`.  The others go on without
+    this peer whatever becomes of it; what they do shows here only as `view` and as `contributors`.
+    Methods may be called from any thread; steps get their order by the order of their begin.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        # Also at interpreter exit, so that the others need not detect a loss.
+        self._finalizer = weakref.finalize(self, session.close, "the process forgot or ended it")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<Communicator of peer {self.peer_id}, {state}>"
+
+    def __enter__(self) -> Self:
+        self._session.check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- who is in
+
+    @property
+    def peer_id(self) -> Peer:
+        """This peer's id: a hash of its public key."""
+        return self._session.peer_id
+
+    @property
+    def view(self) -> View:
+        """The view in force now.  It may change whenever no step of this process is open."""
+        self._session.check()
+        view = self._session.engine.view()
+        return View(view.epoch, self._session.peers(view.members), view.rank)
+
+    @property
+    def rank(self) -> int:
+        """This peer's rank in the view in force now; -1 before its first step."""
+        self._session.check()
+        return self._session.engine.view().rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of members now; 0 before the first view."""
+        self._session.check()
+        return len(self._session.engine.view().members)
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    def wait_for(self, world_size: int, timeout_s: float = 60.0) -> None:
+        """Waits until that many peers are in: members, and for a newcomer also other newcomers.
+
+        Raises:
+            DeadlineExceeded: they are not; the text says how many are.
+        """
+        if world_size < 1:
+            raise UsageError(f"world_size must be at least 1, not {world_size}")
+        deadline = Deadline(check_timeout(timeout_s))
+        session = self._session
+        session.check()
+        if self._count(session.agent.standing) >= world_size:
+            return
+        session.agent.want_world(world_size)
+        try:
+            while self._count(session.agent.standing) < world_size:
+                if deadline.passed():
+                    raise DeadlineExceeded(
+                        f"{self._count(session.agent.standing)} of {world_size} peers are in "
+                        f"after {timeout_s:g} s"
+                    )
+                session.agent.wait_until(
+                    lambda standing: self._count(standing) >= world_size,
+                    min(POLL_S, deadline.remaining_s()),
+                )
+                session.check()
+        finally:
+            if not session.closed:
+                session.agent.want_world(0)
+
+    def _count(self, standing: Standing) -> int:
+        """Members count members; a newcomer also counts those who wait to come in with it."""
+        view = self._session.engine.view()
+        world = standing.world
+        if view.rank >= 0:
+            return max(len(view.members), 0 if world is None else world.members)
+        admitted = 0 if standing.admitted is None else standing.admitted.members
+        return admitted if world is None else max(world.admitted, world.members)
+
+    # ---- operations
+
+    def step(self, name: str = "step", timeout_s: float | None = None) -> Step:
+        """Returns the next step, to be entered by `with`; an entry, at which joiners come in.
+
+        Args:
+            name: of the entry; members and joiners meet at steps of the same name.
+            timeout_s: for the gate, and again from the block's end until the outcome; None takes
+                the communicator's default.  On time-out the members decide together.
+
+        On leaving the block, raises StepFailed or DeadlineExceeded if that is the decision on
+        every member (inputs are as before), Evicted or OutcomeUnknown if this peer is out.
+        An exception inside the block makes this peer leave the run; the others retry without it.
+        """
+        return Step(self._session, name, self._timeout(timeout_s))
+
+    @overload
+    def all_reduce(
+        self,
+        array: Any,
+        op: str | ReduceOp = ...,
+        weight: float = ...,
+        out: Any = ...,
+        *,
+        async_op: Literal[False] = ...,
+        timeout_s: float | None = ...,
+        deterministic: bool = ...,
+        algorithm: str | Algorithm = ...,
+    ) -> Outcome: ...
+
+    @overload
+    def all_reduce(
+        self,
+        array: Any,
+        op: str | ReduceOp = ...,
+        weight: float = ...,
+        out: Any = ...,
+        *,
+        async_op: Literal[True],
+        timeout_s: float | None = ...,
+        deterministic: bool = ...,
+        algorithm: str | Algorithm = ...,
+    ) -> Work: ...
+
+    def all_reduce(
+        self,
+        array: Any,
+        op: str | ReduceOp = "sum",
+        weight: float = 1.0,
+        out: Any = None,
+        *,
+        async_op: bool = False,
+        timeout_s: float | None = None,
+        deterministic: bool = False,
+        algorithm: str | Algorithm = "auto",
+    ) -> Outcome | Work:
+        """Reduces `array` over the members, as a step of its own whose name is its descriptor.
+
+        Arguments and errors are as in `Step.all_reduce` and `step`.
+
+        Returns:
+            The Outcome; with `async_op` a Work, and the array is borrowed until that is done.
+
+        Cost: sends 2(n-1)/n of the array's bytes per peer, n = world size; no coordinator round
+        trip.
+        """
+        session = self._session
+        session.check()
+        limit_s = self._timeout(timeout_s)
+        work = check_all_reduce(array, op, weight, out, deterministic, algorithm)
+        session.check_free(work.source, work.target)
+        ticket = session.begin(str(work.descriptor), limit_s)
+        try:
+            ticket.post(work.descriptor, work.source, work.target, 0, work.weight)
+            ticket.seal()
+            if async_op:
+                return Work(ticket, array if out is None else out)
+            return ticket.finish()
+        except PcclError as error:
+            if not ticket.sealed:  # begun, but never to be completed by this peer
+                session.leave_after(error)
+            raise
+        except BaseException as error:
+            session.leave_after(error)
+            raise
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Leaves the run at once; idempotent, bounded (about 3 s), also after errors."""
+        self._finalizer.detach()
+        self._session.close()
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._session.step_timeout_s if timeout_s is None else check_timeout(timeout_s)
+
+
+def check_timeout(timeout_s: float) -> float:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise UsageError(f"timeout_s must be a number of seconds, not {timeout_s!r}")
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise UsageError(f"timeout_s must be finite and positive, not {timeout_s!r}")
+    return float(timeout_s)

@@ -1,0 +1,207 @@
+"""Connecting: from an address to a Communicator.
+
+    dial the coordinator -> listen on the address that leads there -> Hello -> Admitted
+
+Invariant: `connect` returns an admitted peer, or raises within `timeout_s` (and the second or two
+that hanging up takes) having left nothing behind: no thread, no socket, no place in the run.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+
+from pccl.base.errors import ConnectError, PcclError, UsageError
+from pccl.communicator import Communicator, check_timeout
+from pccl.identity import load_or_make_key, peer_id_of, this_host_key
+from pccl.membership.agent import AgentConfig, MemberAgent, Seat
+from pccl.outcome import Peer
+from pccl.session import Session
+from pccl.transport.address import (
+    Address,
+    is_loopback,
+    is_wildcard,
+    parse_address,
+    parse_addresses,
+)
+from pccl.transport.engine import Engine, error_of
+from pccl.transport.engine_api import EngineLike
+
+STEP_TIMEOUT_S = 300.0
+COORDINATOR_GRACE_S = 30.0
+LANES_MAX = 64
+MIN_WORLD_MAX = 1024  # as many as a coordinator admits
+
+
+def connect(
+    address: str | Sequence[str],
+    *,
+    min_world: int | None = None,
+    timeout_s: float = 60.0,
+    listen: str | None = None,
+    advertise: str | None = None,
+    lanes: int = 0,
+    insecure: bool = False,
+    identity: str | os.PathLike[str] | None = None,
+    step_timeout_s: float = STEP_TIMEOUT_S,
+    coordinator_grace_s: float = COORDINATOR_GRACE_S,
+    spin_us: int = -1,
+) -> Communicator:
+    """Joins the run of a coordinator; blocks until this process is admitted.
+
+    Args:
+        address: host:port of the coordinator; host name, IPv4, or IPv6 in brackets; several
+            separated by commas are tried in turn.
+        min_world: steps run only while at least that many members are in; alike on all peers;
+            None leaves it to the coordinator or the other peers.
+        timeout_s: for everything until admission.
+        listen: host:port where peers reach this process (port 0: any).  None: the address used
+            towards the coordinator, any port.
+        advertise: host or host:port under which peers reach it, if that differs (NAT).
+        lanes: connections per pair of peers; 0 chooses.
+        insecure: allows an unencrypted listener that other machines can reach.
+        identity: file that keeps this peer's key; None makes a new identity.
+        step_timeout_s: default of `Communicator.step` and `all_reduce`.
+        coordinator_grace_s: how long to go on without a coordinator while no step gets done.
+        spin_us: how long a waiting call polls before it sleeps; -1 chooses.
+
+    Raises:
+        UsageError: an argument is not as described.
+        ConnectError: no coordinator in time, or it will not have this process; says what to do.
+    """
+    addresses = parse_addresses(address if isinstance(address, str) else ",".join(address))
+    _check_numbers(min_world, timeout_s, lanes, step_timeout_s, coordinator_grace_s)
+    listen_at = None if listen is None else _literal(parse_address(listen, port_min=0))
+    if listen_at is not None:
+        _require_allowed(listen_at.host, insecure)
+    advertised = None if advertise is None else _parse_advertise(advertise)
+    peer_id = peer_id_of(load_or_make_key(identity))
+    host_key = this_host_key()
+
+    def make_seat(local_host: str) -> Seat:
+        at = listen_at or Address(local_host, 0)
+        _require_allowed(at.host, insecure)
+        engine = Engine(
+            peer_id=bytes(peer_id),
+            listen_host=at.host,
+            listen_port=at.port,
+            lanes=lanes,
+            spin_us=spin_us,
+            host_key=host_key,
+        )
+        return seat_of(engine, at.host, advertised)
+
+    config = AgentConfig(
+        addresses=addresses,
+        peer_id=bytes(peer_id),
+        host_key=host_key,
+        min_world=min_world or 0,
+        connect_timeout_s=timeout_s,
+        coordinator_grace_s=coordinator_grace_s,
+    )
+    return admit(MemberAgent(config, make_seat), config, peer_id, step_timeout_s=step_timeout_s)
+
+
+def admit(
+    agent: MemberAgent, config: AgentConfig, peer_id: Peer, *, step_timeout_s: float
+) -> Communicator:
+    """Starts an agent and returns the Communicator once it is admitted; else ends it and raises."""
+    session: Session | None = None
+    agent.start()
+    try:
+        # The agent keeps the time itself; the margin lets its own, better text come first.
+        agent.wait_until(lambda now: now.admitted is not None, config.connect_timeout_s + 1.0)
+        standing = agent.standing
+        if standing.admitted is None:
+            raise _refusal(agent, config)
+        assert agent.seat is not None
+        session = Session(agent.seat.engine, agent, peer_id, step_timeout_s=step_timeout_s)
+        return Communicator(session)
+    finally:
+        if session is None:
+            agent.stop("gave up connecting", 0.0)
+            if agent.seat is not None:
+                agent.seat.engine.close()
+
+
+def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:
+    """Returns where peers find an engine that listens on `listen_host`."""
+    if advertised is not None:
+        return Seat(engine, advertised.host, advertised.port or engine.port)
+    # A wildcard tells nobody where to go: the coordinator then takes the address it sees.
+    return Seat(engine, "" if is_wildcard(listen_host) else listen_host, engine.port)
+
+
+def _refusal(agent: MemberAgent, config: AgentConfig) -> BaseException:
+    where = ", ".join(map(str, config.addresses))
+    standing = agent.standing
+    if standing.failure is not None:
+        return standing.failure
+    if standing.ended is None:
+        return ConnectError(f"{where}: no answer within {config.connect_timeout_s:g} s")
+    code, text = standing.ended.code, standing.ended.text
+    match code:
+        case "unreachable":
+            return ConnectError(
+                f"no coordinator admitted this process within {config.connect_timeout_s:g} s "
+                f"(tried {where}; last: {text}); is that address a `pccl coordinator`?"
+            )
+        case "foreign":
+            return ConnectError(
+                f"what answers at {where} does not speak this protocol ({text}); check that the "
+                "address is that of a `pccl coordinator` of the same version"
+            )
+        case "refused":
+            return ConnectError(f"the coordinator at {where} refused this process: {text}")
+        case _:
+            error: PcclError = error_of(code, text, deciding=False)
+            return error
+
+
+def _require_allowed(host: str, insecure: bool) -> None:
+    if not insecure and not is_loopback(host):
+        raise UsageError(
+            f"this process would listen on {host} without encryption, where other machines can "
+            "reach it; pass insecure=True on a network you trust, or listen='127.0.0.1:0' for "
+            "peers on this machine only"
+        )
+
+
+def _parse_advertise(text: str) -> Address:
+    try:
+        return Address(str(ipaddress.ip_address(text.strip("[]"))), 0)
+    except ValueError:
+        pass
+    bare_name = ":" not in text
+    return _literal(parse_address(f"{text}:0" if bare_name else text, port_min=0))
+
+
+def _literal(address: Address) -> Address:
+    """Resolves a host name once, because peers and the engine use literal addresses."""
+    try:
+        ipaddress.ip_address(address.host)
+        return address
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(f"{address.host!r} cannot be resolved: {error.strerror}") from error
+    return Address(str(found[0][4][0]), address.port)
+
+
+def _check_numbers(
+    min_world: int | None,
+    timeout_s: float,
+    lanes: int,
+    step_timeout_s: float,
+    coordinator_grace_s: float,
+) -> None:
+    for duration_s in (timeout_s, step_timeout_s, coordinator_grace_s):
+        check_timeout(duration_s)
+    if min_world is not None and not 1 <= min_world <= MIN_WORLD_MAX:
+        raise UsageError(f"min_world must be within 1 to {MIN_WORLD_MAX}, not {min_world}")
+    if not 0 <= lanes <= LANES_MAX:
+        raise UsageError(f"lanes must be within 0 (automatic) to {LANES_MAX}, not {lanes}")

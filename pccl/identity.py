@@ -1,0 +1,86 @@
+"""Who a peer is: an Ed25519 key, whose hash is the peer id.
+
+The key is made at connect and forgotten with the process, or kept in a file if a path is given.
+Invariant: a key file is only ever created with access for its owner alone, and never overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pccl.base.errors import UsageError
+from pccl.base.ids import ID_BYTES
+from pccl.outcome import Peer
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+HOST_KEY_BYTES = 8
+
+
+def load_or_make_key(path: str | os.PathLike[str] | None) -> Ed25519PrivateKey:
+    """Returns the key in the file `path`, making the file if there is none; a new key if None.
+
+    Raises:
+        UsageError: the file cannot be read or written, or holds no Ed25519 key in PEM form.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if path is None:
+        return Ed25519PrivateKey.generate()
+    file = Path(path)
+    try:
+        if not file.exists():
+            _write_new(file, Ed25519PrivateKey.generate())
+        return _parse(file.read_bytes(), file)
+    except OSError as error:
+        raise UsageError(f"identity file {file}: {error.strerror or error}") from error
+
+
+def peer_id_of(key: Ed25519PrivateKey) -> Peer:
+    """Returns the first 16 bytes of SHA-256 over the raw public key."""
+    return Peer(hashlib.sha256(key.public_key().public_bytes_raw()).digest()[:ID_BYTES])
+
+
+def this_host_key() -> int:
+    """Returns a number that is equal for processes which can reach each other inside one machine:
+    same boot, same network namespace.  0 if the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        namespace = os.stat("/proc/self/ns/net").st_ino
+    except OSError:
+        return 0
+    digest = hashlib.sha256(boot + namespace.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest[:HOST_KEY_BYTES], "little")
+
+
+def _write_new(file: Path, key: Ed25519PrivateKey) -> None:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return  # another process was faster: its key is as good
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(pem)
+
+
+def _parse(pem: bytes, file: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"identity file {file} holds no usable private key: {error}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"identity file {file} holds a {type(key).__name__}, not an Ed25519 key")
+    return key

@@ -1,0 +1,161 @@
+"""What a Communicator, its steps and its works share: an engine, an agent, and the open steps.
+
+Steps get their numbers in program order: beginning one is serialised by a lock, so that threads of
+one process agree on the order; that all processes use the same order is the program's duty.
+
+Invariant: `close` may be called at any moment from any thread, any number of times; after it
+nothing of this session runs, and no memory of the caller is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import Closed, DeadlineExceeded, Forked, PcclError, UsageError
+from pccl.collectives.buffers import Buffer
+from pccl.membership.agent import MemberAgent
+from pccl.membership.member import GOODBYE_S
+from pccl.outcome import Peer
+from pccl.ticket import Ticket
+from pccl.transport.engine import error_of
+from pccl.transport.engine_api import EngineLike
+
+OPEN_STEPS_MAX = 16  # the engine holds 64; more in flight than this only costs memory
+NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
+
+
+class Session:
+    """One process's seat in a run.  Its methods may be called from any thread."""
+
+    def __init__(
+        self, engine: EngineLike, agent: MemberAgent, peer_id: Peer, *, step_timeout_s: float
+    ) -> None:
+        self.engine = engine
+        self.agent = agent
+        self.peer_id = peer_id
+        self.step_timeout_s = step_timeout_s
+        self._pid = os.getpid()
+        self._begin_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self._closed: str | None = None
+        self._open: dict[int, Ticket] = {}
+        self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None or os.getpid() != self._pid
+
+    def check(self) -> None:
+        """Raises what every call on this session now raises, if it is over."""
+        if os.getpid() != self._pid:
+            raise Forked()
+        if self._closed is not None:
+            raise Closed(self._closed)
+        standing = self.agent.standing
+        if standing.ended is not None:
+            raise error_of(standing.ended.code, standing.ended.text, deciding=False)
+        if standing.failure is not None:
+            raise PcclError(f"the member agent failed: {standing.failure}") from standing.failure
+
+    def begin(self, name: str, timeout_s: float) -> Ticket:
+        """Passes the gate of an entry; returns the step.
+
+        Raises:
+            DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
+            UsageError: the name is empty or too long.
+        """
+        self.check()
+        if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX:
+            raise UsageError(f"a step's name has 1 to {NAME_CHARACTERS_MAX} characters: {name!r}")
+        deadline = Deadline(timeout_s)
+        with self._interruptible():
+            if not self._begin_lock.acquire(timeout=timeout_s):
+                raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
+            try:
+                self.check()
+                self._make_room(deadline)
+                begun = self.engine.begin_step(name, deadline.remaining_s())
+                ticket = Ticket(self, name, begun, timeout_s)
+                self._open[begun.step] = ticket
+            except DeadlineExceeded as error:
+                raise DeadlineExceeded(
+                    f"step {name!r} did not begin within {timeout_s:g} s ({error}); a newcomer "
+                    "enters when the members reach an entry of that name"
+                ) from error
+            finally:
+                self._begin_lock.release()
+        return ticket
+
+    def _make_room(self, deadline: Deadline) -> None:
+        """Settles what is decided; with too many steps in flight, waits for the oldest."""
+        for ticket in list(self._open.values()):
+            if ticket.sealed:
+                ticket.poll()
+        while len(self._open) >= OPEN_STEPS_MAX:
+            oldest = next((t for t in list(self._open.values()) if t.sealed), None)
+            if oldest is None:
+                raise UsageError(
+                    f"{len(self._open)} steps are open in this process; leave their blocks first"
+                )
+            if not oldest.wait(deadline.remaining_s()):
+                raise DeadlineExceeded(f"{len(self._open)} steps are still in flight")
+
+    def check_free(self, source: Buffer, target: Buffer) -> None:
+        """Raises UsageError if an operation in flight uses this memory in conflict."""
+        for ticket in list(self._open.values()):
+            if ticket.spans.conflict(source, target):
+                raise UsageError(
+                    "the memory of this operation is in use by another one in flight "
+                    f"(step {ticket.begun.step}); wait for it, or use separate arrays"
+                )
+
+    def forget(self, ticket: Ticket) -> None:
+        self._open.pop(ticket.begun.step, None)
+        self.agent.steps_decided += 1
+
+    def peers(self, ids: Iterable[bytes]) -> tuple[Peer, ...]:
+        known = self._peers
+        found = []
+        for one in ids:
+            peer = known.get(one)
+            if peer is None:
+                peer = known[one] = Peer(one)
+            found.append(peer)
+        return tuple(found)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except PcclError:
+            raise
+        except BaseException as error:
+            self.leave_after(error)
+            raise
+
+    def leave_after(self, error: BaseException) -> None:
+        """The program broke off inside a step: this peer leaves, the others go on without it."""
+        name = type(error).__name__
+        self.close(f"the communicator closed after {name} inside a step; connect again")
+
+    def close(self, reason: str = "") -> None:
+        """Leaves the run and frees everything; idempotent, bounded, never raises PcclError.
+
+        After an error as after success; `reason` is what later calls are told.
+        """
+        if os.getpid() != self._pid:
+            return  # a fork: the run is the parent's, and its locks may be held for ever
+        with self._close_lock:
+            if self._closed is not None:
+                return
+            self._closed = reason or "the communicator is closed; connect again"
+            try:
+                self.agent.stop(reason or "closed", GOODBYE_S)
+            finally:
+                with contextlib.suppress(PcclError):
+                    self.engine.close()
+                self._open.clear()

@@ -1,0 +1,169 @@
+"""Brings newcomers to the members' state, by ordinary committed steps.
+
+    pccl.sync        tiny: who needs the state, who has it, what it looks like
+    pccl.sync.data   only if somebody needs it: sources contribute their bytes, the others zeros,
+                     and the maximum of unsigned bytes is the sources' bytes again
+
+Theory.  Whoever decides here decides from committed results, so every member takes the same way.
+All sources hold the same bits, so any of them may die at any moment: the retried step still has
+the same maximum.  If all die, the committed count of sources is 0, nobody writes anything, and
+another round begins.  If nobody holds the state (the run is new), the peer with the highest key is
+the one source, chosen in the committed first step: a later change of view cannot change the choice.
+
+Invariant: an array of the caller is written at most once, at the end, with bytes whose hash the
+sources agreed on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pccl.base.errors import CorruptResult, StepFailed, UsageError
+from pccl.collectives.buffers import Buffer, describe_pair
+from pccl.communicator import Communicator
+
+ENTRY = "pccl.sync"
+ROUNDS_MAX = 16  # every further round means that all sources died within one step
+KEY_MASK = (1 << 64) - 1
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What the first step found, the same on every member."""
+
+    newcomers: int
+    synced: int
+    layout: int  # of the synced members, or of the elected source
+    elected: int  # key of the source if nobody is synced
+
+
+def sync_state(
+    comm: Communicator,
+    arrays: Mapping[str, Any],
+    synced: bool,
+    *,
+    timeout_s: float | None = None,
+) -> bool:
+    """Gives every newcomer the members' state; a collective call, made by all at the same place.
+
+    Args:
+        arrays: the state by name, as accepted by `all_reduce`, writable; names, dtypes and shapes
+            alike on all peers.  A newcomer's arrays are overwritten.  Members hold equal bits.
+        synced: whether this process holds the state already.  If nobody does, one peer's arrays
+            become the state.
+        timeout_s: for each of the two steps.
+
+    Returns:
+        True: this process now holds the state.
+
+    Raises:
+        UsageError: an array is unusable, or this newcomer's layout is not the members'; it has
+            then left the run, and the others go on.
+        CorruptResult: the members' states differ; nothing was written.
+
+    Cost: a step of 56 bytes while nobody needs anything; else memory and traffic of one all-reduce
+    of the whole state.
+    """
+    names = sorted(arrays)
+    buffers = [describe_pair(arrays[name], None)[0] for name in names]
+    layout = _layout_hash(names, buffers)
+    key = int.from_bytes(bytes(comm.peer_id)[:8], "little") | 1  # never 0
+    for _ in range(ROUNDS_MAX):
+        survey = _survey(comm, layout, key, synced, timeout_s)
+        if survey.newcomers == 0:
+            return True
+        source = synced if survey.synced else key == survey.elected
+        if layout != survey.layout:
+            comm.close()
+            raise UsageError(
+                "names, dtypes or shapes of this process's state differ from the members'; it has "
+                "left the run"
+            )
+        if _transfer(comm, buffers, source, synced, timeout_s):
+            return True
+    raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
+
+
+def _survey(
+    comm: Communicator, layout: int, key: int, synced: bool, timeout_s: float | None
+) -> _Survey:
+    counts = np.array([not synced, synced], np.uint64)
+    # A value and its complement under max: equal to the own ones iff all contributors' are equal.
+    held = np.array([layout, ~layout & KEY_MASK] if synced else [0, 0], np.uint64)
+    own = np.array([0 if synced else key], np.uint64)
+    proposed = np.array([layout, ~layout & KEY_MASK], np.uint64)
+    with comm.step(ENTRY, timeout_s) as step:
+        step.all_reduce(counts, op="sum")
+        step.all_reduce(held, op="max")
+        step.all_reduce(own, op="max")
+        step.all_reduce(proposed, op="max")
+    newcomers, members = map(int, counts)
+    first = held if members else proposed
+    if not _agreed(first):
+        raise UsageError("names, dtypes or shapes of the state differ between the peers")
+    return _Survey(newcomers, members, int(first[0]), int(own[0]))
+
+
+def _transfer(
+    comm: Communicator, buffers: list[Buffer], source: bool, synced: bool, timeout_s: float | None
+) -> bool:
+    """Runs the data step; returns whether a source took part, so that all hold the state."""
+    state = [_bytes_of(buffer) for buffer in buffers]
+    content = _content_hash(state) if source else 0
+    sources = np.array([source], np.uint64)
+    content_words = np.array([content, ~content & KEY_MASK] if source else [0, 0], np.uint64)
+    received = [np.zeros(part.size, np.uint8) for part in state]
+    with comm.step(f"{ENTRY}.data", timeout_s) as step:
+        step.all_reduce(sources, op="sum")
+        step.all_reduce(content_words, op="max")
+        for part, target in zip(state, received, strict=True):
+            step.all_reduce(part if source else target, op="max", out=target)
+    if int(sources[0]) == 0:
+        return False
+    if not _agreed(content_words) or _content_hash(received) != int(content_words[0]):
+        raise CorruptResult("the states of the members differ; no newcomer was given any")
+    if not source and not synced:
+        for part, target in zip(state, received, strict=True):
+            part[:] = target
+    return True
+
+
+def _agreed(pair: Words) -> bool:
+    return int(pair[0]) == ~int(pair[1]) & KEY_MASK
+
+
+def _layout_hash(names: list[str], buffers: list[Buffer]) -> int:
+    text = "\n".join(
+        f"{name!r} {buffer.dtype.label} {buffer.shape}"
+        for name, buffer in zip(names, buffers, strict=True)
+    )
+    return _word(hashlib.blake2b(text.encode(), digest_size=8))
+
+
+def _content_hash(parts: list[Bytes]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.data)
+    return _word(digest)
+
+
+def _word(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _bytes_of(buffer: Buffer) -> Bytes:
+    """Views the memory of any array as unsigned bytes; the Buffer must outlive the view."""
+    if buffer.byte_count == 0:
+        return np.zeros(0, np.uint8)
+    raw = (ctypes.c_uint8 * buffer.byte_count).from_address(buffer.address)
+    return np.ctypeslib.as_array(raw)

@@ -1,0 +1,169 @@
+"""A step: the unit of outcome.
+
+    BEGUN --post--> BEGUN --block ends--> SEALED --all members agree--> COMMITTED
+                      |                      |                             or raised on all members
+                      +-- exception: this peer leaves, the others retry without it
+
+Invariant: results exist when the block has ended without an error, and are then the same bits on
+every member; until then an attempt may be undone and run again under another view.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from pccl.base.errors import PcclError, UsageError
+from pccl.collectives.buffers import Buffer, describe_pair
+from pccl.collectives.descriptor import Descriptor
+from pccl.collectives.ops import (
+    Algorithm,
+    ReduceOp,
+    check_meaning,
+    check_weight,
+    parse_algorithm,
+    parse_op,
+)
+from pccl.outcome import Outcome
+from pccl.session import Session
+from pccl.ticket import Ticket
+from pccl.work import Work
+
+
+class Step:
+    """A block of operations that commit or are retried as one; get it from `comm.step()`."""
+
+    def __init__(self, session: Session, name: str, timeout_s: float) -> None:
+        self._session = session
+        self._name = name
+        self._timeout_s = timeout_s
+        self._ticket: Ticket | None = None
+        self._outcome: Outcome | None = None
+
+    def __enter__(self) -> Self:
+        if self._ticket is not None:
+            raise UsageError("a step is entered once; call comm.step() for the next one")
+        self._ticket = self._session.begin(self._name, self._timeout_s)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ticket = self._begun()
+        if error is not None:
+            self._session.leave_after(error)
+            return
+        try:
+            ticket.seal()
+            self._outcome = ticket.finish()
+        except PcclError:
+            raise
+        except BaseException as interruption:
+            self._session.leave_after(interruption)
+            raise
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome, once the block has ended.  Raises UsageError before."""
+        if self._outcome is None:
+            raise UsageError("a step has an outcome when its block has ended without an error")
+        return self._outcome
+
+    @property
+    def number(self) -> int:
+        """Its number in program order, the same on all members."""
+        return self._begun().begun.step
+
+    @property
+    def epoch(self) -> int:
+        """The view of the first attempt; `outcome.epoch` is the one that counts."""
+        return self._begun().begun.epoch
+
+    @property
+    def rank(self) -> int:
+        """This peer's rank in the first attempt."""
+        return self._begun().begun.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of members in the first attempt; `outcome.contributors` is what counts."""
+        return self._begun().begun.world_size
+
+    def all_reduce(
+        self,
+        array: Any,
+        op: str | ReduceOp = "sum",
+        tag: int | None = None,
+        weight: float = 1.0,
+        out: Any = None,
+        *,
+        deterministic: bool = False,
+        algorithm: str | Algorithm = "auto",
+    ) -> Work:
+        """Starts to reduce `array` element-wise over the members.
+
+        Args:
+            array: numpy array, torch CPU tensor or other shared memory; C-contiguous; element
+                count, dtype, op and tag alike on all members.  Borrowed until the step ends.
+            op: sum, avg, prod, min or max.
+            tag: names the operation within the step; None numbers operations in program order.
+            weight: of this peer's contribution to an avg; finite, not negative.
+            out: where the result goes; None reduces in place.  Shape and dtype as `array`.
+            deterministic: adds contributions in rank order, so that runs can be repeated exactly.
+            algorithm: auto, exchange, direct or ring; alike on all members.
+
+        Returns:
+            A Work whose result may be read when the block has ended.
+
+        Raises:
+            UsageError: an argument is not as described; nothing was sent or changed.
+        """
+        ticket = self._begun()
+        if ticket.sealed or self._session.closed:
+            self._session.check()
+            raise UsageError("the step has ended; post operations inside its block")
+        work = check_all_reduce(array, op, weight, out, deterministic, algorithm)
+        number = ticket.choose_tag(tag)
+        self._session.check_free(work.source, work.target)
+        ticket.post(work.descriptor, work.source, work.target, number, work.weight)
+        return Work(ticket, array if out is None else out)
+
+    def _begun(self) -> Ticket:
+        if self._ticket is None:
+            raise UsageError("enter the step first: with comm.step() as step: ...")
+        return self._ticket
+
+
+class CheckedAllReduce:
+    """The arguments of one all-reduce, all of them checked."""
+
+    __slots__ = ("descriptor", "source", "target", "weight")
+
+    def __init__(
+        self, descriptor: Descriptor, source: Buffer, target: Buffer, weight: float
+    ) -> None:
+        self.descriptor = descriptor
+        self.source = source
+        self.target = target
+        self.weight = weight
+
+
+def check_all_reduce(
+    array: Any,
+    op: str | ReduceOp,
+    weight: float,
+    out: Any,
+    deterministic: bool,
+    algorithm: str | Algorithm,
+) -> CheckedAllReduce:
+    """Checks what can be checked on this peer alone; raises UsageError and changes nothing."""
+    reduce_op = parse_op(op)
+    checked_weight = check_weight(weight, reduce_op)
+    plan = parse_algorithm(algorithm)
+    source, target = describe_pair(array, out)
+    check_meaning(source.dtype, reduce_op)
+    descriptor = Descriptor(source.dtype, source.count, reduce_op, bool(deterministic), plan)
+    return CheckedAllReduce(descriptor, source, target, checked_weight)

@@ -1,0 +1,204 @@
+"""One step of this peer, from the gate to its outcome.
+
+Steps and works are two faces of a Ticket.  It holds the buffers that the engine may touch, and lets
+go of them only when the step is decided and nobody waits on it inside the engine any more.
+
+Invariant: a ticket is settled once; from then on its outcome or its error never changes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import (
+    CorruptResult,
+    DeadlineExceeded,
+    DescriptorMismatch,
+    OutcomeUnknown,
+    PcclError,
+    StepFailed,
+    UsageError,
+)
+from pccl.collectives.buffers import Buffer, SpanSet
+from pccl.collectives.descriptor import Descriptor
+from pccl.outcome import Outcome
+from pccl.transport.engine_api import STEP_COMMITTED, STEP_OPEN, BegunStep, StepResult
+from pccl.transport.native_frames import SuspectCode
+
+if TYPE_CHECKING:
+    from pccl.session import Session
+
+DECISION_S = 10.0  # after a proposal to fail, the members' decision takes a flush: seconds at most
+TAG_MAX = (1 << 32) - 1
+
+
+class Ticket:
+    """Made by `Session.begin`.  `post` and `seal` belong to one thread, the rest to any."""
+
+    def __init__(self, session: Session, name: str, begun: BegunStep, timeout_s: float) -> None:
+        self.session = session
+        self.name = name
+        self.begun = begun
+        self.timeout_s = timeout_s
+        self.sealed = False
+        self.spans = SpanSet()
+        self._deadline = Deadline(timeout_s)
+        self._buffers: list[tuple[Buffer, Buffer]] = []
+        self._tags: set[int] = set()
+        self._next_tag = 0
+        self._lock = threading.Lock()
+        self._waiters = 0
+        self._released = False
+        self._proposed = False
+        self._outcome: Outcome | None = None
+        self._error: PcclError | None = None
+
+    # ---- the thread that began it
+
+    def choose_tag(self, tag: int | None) -> int:
+        """Returns `tag`, or the next free number.  Raises UsageError if it is taken or no tag."""
+        if tag is None:
+            while self._next_tag in self._tags:
+                self._next_tag += 1
+            return self._next_tag
+        if isinstance(tag, bool) or not hasattr(tag, "__index__"):
+            raise UsageError(f"tag must be an integer, not {tag!r}")
+        number = int(tag.__index__())
+        if not 0 <= number <= TAG_MAX:
+            raise UsageError(f"tag must be within 0 to {TAG_MAX}, not {number}")
+        if number in self._tags:
+            raise UsageError(f"tag {number} is taken by another operation of this step")
+        return number
+
+    def post(
+        self, descriptor: Descriptor, source: Buffer, target: Buffer, tag: int, weight: float
+    ) -> None:
+        """Starts one operation whose arguments have been checked."""
+        self.session.engine.post_all_reduce(
+            self.begun.step,
+            tag,
+            source.address,
+            target.address,
+            source.count,
+            int(descriptor.dtype),
+            int(descriptor.op),
+            weight,
+            descriptor.deterministic,
+            int(descriptor.algorithm),
+        )
+        self._tags.add(tag)
+        self._buffers.append((source, target))
+        self.spans.add(source, target)
+
+    def seal(self) -> None:
+        """Says that no operation follows; the step may now commit."""
+        self.sealed = True
+        self._deadline = Deadline(self.timeout_s)
+        self.session.engine.seal(self.begun.step)
+
+    # ---- any thread
+
+    @property
+    def deadline(self) -> Deadline:
+        """The step's own deadline; it begins to run when the step is sealed."""
+        return self._deadline
+
+    @property
+    def decided(self) -> bool:
+        return self._outcome is not None or self._error is not None
+
+    def poll(self) -> bool:
+        """Says whether the step is decided, without waiting."""
+        if not self.decided and self.sealed:
+            with self._lock:
+                if not self.decided:  # another thread may have released the step just now
+                    self._settle(self.session.engine.step_result(self.begun.step))
+        return self.decided
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits; says whether the step is decided.  Raises when the engine ended meanwhile."""
+        with self._lock:
+            if self.decided:
+                return True
+            self._waiters += 1
+        engine = self.session.engine
+        done = False
+        try:
+            done = engine.wait_step(self.begun.step, timeout_s)
+        finally:
+            with self._lock:
+                self._waiters -= 1
+                if done or self.decided:
+                    self._settle(None if self.decided else engine.step_result(self.begun.step))
+        return done
+
+    def finish(self) -> Outcome:
+        """Waits until the step's own deadline and then proposes to all that it has failed.
+
+        Raises:
+            StepFailed, DeadlineExceeded: decided so on every member.
+            OutcomeUnknown: no decision came either; this peer has left the run.
+        """
+        if not self.wait(self._deadline.remaining_s()):
+            self.propose_deadline()
+            if not self.wait(DECISION_S):
+                text = (
+                    f"step {self.begun.step} ({self.name}) was not decided within "
+                    f"{self.timeout_s:g} s and the {DECISION_S:g} s after it; this peer left the "
+                    "run, the others may hold the step as committed"
+                )
+                self.session.close(text)
+                raise OutcomeUnknown(text)
+        return self.result()
+
+    def propose_deadline(self) -> None:
+        """Asks the members to decide, because time is up here; at most once."""
+        if self._proposed:
+            return
+        self._proposed = True
+        self.session.engine.propose_failure(
+            self.begun.step,
+            int(SuspectCode.DEADLINE),
+            f"step {self.begun.step} ({self.name}) was not done after {self.timeout_s:g} s "
+            f"on peer {self.session.peer_id}",
+        )
+
+    def result(self) -> Outcome:
+        """Returns the outcome of a decided step, or raises what it ended with."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _settle(self, result: StepResult | None) -> None:
+        """Takes note of a decision and releases the engine's step once.  The lock is held."""
+        if result is not None and result.state != STEP_OPEN:
+            if result.state == STEP_COMMITTED:
+                self._outcome = Outcome(
+                    self.session.peers(result.contributors),
+                    result.epoch,
+                    result.retries,
+                    result.wire_bytes,
+                )
+            else:
+                self._error = failure_of(result.code, result.text, self.begun.step)
+        if self.decided and self._waiters == 0 and not self._released:
+            self._released = True
+            self._buffers.clear()
+            self.session.engine.release_step(self.begun.step)
+            self.session.forget(self)
+
+
+def failure_of(code: int, text: str, step: int) -> PcclError:
+    """Returns the error of a step that all members decided to fail."""
+    match code:
+        case SuspectCode.DESCRIPTOR:
+            return DescriptorMismatch(text, step=step)
+        case SuspectCode.DIGEST:
+            return CorruptResult(text, step=step)
+        case SuspectCode.DEADLINE:
+            return DeadlineExceeded(f"step {step}: {text}")
+        case _:
+            return StepFailed(text, step=step)

@@ -1,0 +1,133 @@
+"""A handle on one operation in flight.
+
+Invariant: a Work never holds up its operation, nor ends it: dropping it, or giving up waiting,
+changes nothing.  Its result may be read when its step has been decided, not before, since an
+attempt that is undone gives the inputs back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.outcome import Outcome
+from pccl.ticket import DECISION_S, Ticket
+
+
+class Work:
+    """One posted operation.  Wait with `wait()` or `await`; both return the step's Outcome."""
+
+    def __init__(self, ticket: Ticket, result: Any) -> None:
+        self._ticket = ticket
+        self._result = result
+
+    def __repr__(self) -> str:
+        state = "done" if self._ticket.decided else "in flight"
+        return f"<Work of step {self._ticket.begun.step} ({self._ticket.name}), {state}>"
+
+    def done(self) -> bool:
+        """Says whether the step is decided, without waiting."""
+        return self._ticket.poll()
+
+    @property
+    def outcome(self) -> Outcome:
+        """The step's outcome.  Raises UsageError while it is not decided, else what it ended
+        with."""
+        if not self.done():
+            raise UsageError("the operation is still in flight; wait() for it first")
+        return self._ticket.result()
+
+    @property
+    def result(self) -> Any:
+        """The array with the result.  Raises as `outcome`."""
+        _ = self.outcome
+        return self._result
+
+    def wait(self, timeout_s: float | None = None) -> Outcome:
+        """Waits until the step is decided.
+
+        Args:
+            timeout_s: None waits for the step's own deadline and then asks the members to decide.
+
+        Returns:
+            The outcome; the result array then holds the result.
+
+        Raises:
+            UsageError: called inside the step that the operation belongs to.
+            DeadlineExceeded: `timeout_s` is over; the operation goes on.  Or the members decided
+                that the step's own deadline is over; then the inputs are as they were.
+            StepFailed: the members decided so; the inputs are as they were.
+            KeyboardInterrupt: and this peer has left the run.
+        """
+        self._require_sealed()
+        ticket = self._ticket
+        try:
+            if timeout_s is None:
+                return ticket.finish()
+            if not ticket.wait(min(timeout_s, ticket.deadline.remaining_s())):
+                if not ticket.deadline.passed():
+                    raise DeadlineExceeded(self._patience(timeout_s))
+                ticket.propose_deadline()
+                if not ticket.wait(min(timeout_s, DECISION_S)):
+                    raise DeadlineExceeded(self._patience(timeout_s))
+            return ticket.result()
+        except KeyboardInterrupt as error:
+            ticket.session.leave_after(error)
+            raise
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> Outcome:
+        """As `wait()`, on the caller's event loop; cancelling it only stops the waiting."""
+        self._require_sealed()
+        ticket = self._ticket
+        for limit_s in (ticket.deadline.remaining_s(), DECISION_S):
+            if ticket.poll():
+                return ticket.result()
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._notice()
+            except TimeoutError:
+                ticket.propose_deadline()
+        if not ticket.poll():
+            raise DeadlineExceeded(self._patience(ticket.timeout_s))
+        return ticket.result()
+
+    async def _notice(self) -> None:
+        """Returns when the step is decided or the session has ended."""
+        loop = asyncio.get_running_loop()
+        decided = asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+                loop.call_soon_threadsafe(decided.set)
+
+        session = self._ticket.session
+        try:
+            session.agent.when_decided(self._ticket.begun.step, notify)
+        except UsageError:
+            if not self._ticket.poll():  # else another thread has settled it just now
+                raise
+        while not self._ticket.poll():
+            session.check()
+            await decided.wait()
+            if not self._ticket.poll():
+                session.check()
+                decided.clear()
+
+    def _require_sealed(self) -> None:
+        if not self._ticket.sealed:
+            raise UsageError(
+                "the results of a step exist when its block has ended, because the step may be "
+                "retried until then; wait() after the with block"
+            )
+
+    def _patience(self, timeout_s: float) -> str:
+        return (
+            f"step {self._ticket.begun.step} ({self._ticket.name}) is not decided after "
+            f"{timeout_s:g} s; it goes on, wait() again"
+        )

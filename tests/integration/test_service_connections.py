@@ -1,0 +1,155 @@
+"""Strangers, misfits and slow readers at a coordinator's port: dropped, counted, harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from pccl.base.config import ControlLimits
+from pccl.membership.events import (
+    ConnDown,
+    Effect,
+    Event,
+    NativeFrame,
+    PeerMessage,
+    Send,
+)
+from pccl.membership.messages import (
+    Installed,
+    Leaving,
+    StatusReply,
+    StatusRequest,
+    peer_codec,
+)
+from pccl.transport import native_frames as nf
+from pccl.transport.framing import frame
+from tests.integration.scripted_machine import (
+    HELLO,
+    STATUS,
+    ScriptedMachine,
+    running,
+    tell,
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "protocol"),
+        ((4097).to_bytes(4, "little") + bytes(4097), "protocol"),
+        ((0).to_bytes(4, "little"), "protocol"),
+        (frame(b"\x91\x63"), "protocol"),
+        (frame(b"garbage"), "protocol"),
+        (frame(peer_codec.encode(Leaving("I was never here"))), "protocol"),
+        (frame(nf.encode(nf.Heartbeat(1, 1, 0, 0, 0))), "protocol"),
+        (frame(nf.encode(nf.NativeHello(1, bytes(16), bytes(16), 1, bytes(16)))), "protocol"),
+        (frame(nf.encode(HELLO)) + frame(STATUS), "protocol"),
+        (frame(STATUS) + frame(nf.encode(HELLO)), "protocol"),
+        (b"", "silent"),
+        (b"\x05\x00", "silent"),
+    ],
+)
+def test_a_connection_that_misbehaves_is_dropped_and_counted_and_nobody_else_notices(
+    first: bytes, reason: str
+) -> None:
+    async def story() -> None:
+        machine = ScriptedMachine()
+        limits = ControlLimits(first_frame_timeout_s=0.2)
+        async with running(machine, limits=limits) as run:
+            good = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(1, HELLO) in told)
+            reader, writer = await asyncio.open_connection(run.address.host, run.address.port)
+            writer.write(first)
+            try:
+                while await reader.read(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+            writer.close()
+            assert run.service.drops == {reason: 1}
+            assert machine.dropped == 1
+            beat = nf.Heartbeat(1, 1, 0, 0, 0)
+            good.send(nf.encode(beat))
+            await machine.until(lambda told: NativeFrame(1, beat) in told)
+            good.close()
+
+    tell(story())
+
+
+def test_a_hello_of_another_version_is_told_so() -> None:
+    async def story() -> None:
+        async with running(ScriptedMachine()) as run:
+            channel = await run.dial()
+            body = bytearray(nf.encode(HELLO))
+            body[2] = 200
+            channel.send(bytes(body))
+            answer = nf.decode(await channel.receive() or b"")
+            assert isinstance(answer, nf.RefusedFrame)
+            assert answer.code == nf.RefusalCode.PROTOCOL
+            assert "version 200, ours is 1" in answer.text
+            assert await channel.receive() is None
+
+    tell(story())
+
+
+def test_strangers_who_say_nothing_cannot_take_all_the_places() -> None:
+    async def story() -> None:
+        machine = ScriptedMachine()
+        limits = ControlLimits(half_open_max=2, first_frame_timeout_s=10.0)
+        async with running(machine, limits=limits) as run:
+            silent = [await run.dial() for _ in range(3)]
+            assert await silent[2].receive() is None
+            assert run.service.drops == {"half_open": 1}
+            silent[0].close()
+            silent[1].send(STATUS)
+            await machine.until(lambda told: PeerMessage(1, StatusRequest()) in told)
+            again = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(2, HELLO) in told)
+            for channel in (silent[1], again):
+                channel.close()
+
+    tell(story())
+
+
+def test_messages_above_the_rate_cost_the_connection_but_heartbeats_only_time() -> None:
+    async def story() -> None:
+        machine = ScriptedMachine()
+        limits = ControlLimits(
+            message_burst_max=10,
+            message_rate_per_s=0.1,
+            native_burst_max=10,
+            native_rate_per_s=2000.0,
+        )
+        async with running(machine, limits=limits) as run:
+            talker, native = await run.dial(), await run.dial_native()
+            talker.send(STATUS)
+            for _ in range(20):
+                talker.send(peer_codec.encode(Installed(1)))
+            for number in range(100):
+                native.send(nf.encode(nf.Heartbeat(1, 1, 0, 0, number)))
+            assert await talker.receive() is None
+            await machine.until(lambda told: machine.count(NativeFrame) == 101)
+            assert machine.count(PeerMessage) == 10
+            assert run.service.drops == {"protocol": 1}
+            native.close()
+
+    tell(story())
+
+
+def test_a_peer_that_does_not_read_is_cut_off() -> None:
+    def answer(event: Event) -> list[Effect]:
+        if isinstance(event, PeerMessage):
+            reply = StatusReply(b'{"x":"' + b"y" * 100_000 + b'"}')
+            return [Send(event.conn, reply) for _ in range(200)]
+        return []
+
+    async def story() -> None:
+        machine = ScriptedMachine(answer)
+        async with running(machine) as run:
+            with socket.create_connection((run.address.host, run.address.port)) as stuck:
+                stuck.sendall(frame(STATUS))
+                await machine.until(lambda told: ConnDown(1) in told)
+
+    tell(story())

@@ -1,0 +1,113 @@
+"""Newcomers get the members' state, whoever dies on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pccl
+from pccl.transport.engine_api import BegunStep
+from tests.unit.face.fake_run import FakeRun, sit
+from tests.unit.face.test_step import at_once
+
+
+def state(fill: float) -> dict[str, Any]:
+    values = np.array([fill, np.nan, -0.0, 3.0], np.float32)
+    return {"weights": values, "step": np.array(int(fill) * 7), "none": np.zeros((0, 2))}
+
+
+def bits(arrays: dict[str, Any]) -> list[bytes]:
+    return [arrays[name].tobytes() for name in sorted(arrays)]
+
+
+def test_a_newcomer_gets_the_members_bits_and_members_keep_theirs() -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"two", b"new")]
+    arrays = [state(5.0), state(5.0), state(-1.0)]
+    results = at_once(
+        *(lambda i=i: pccl.sync_state(peers[i], arrays[i], synced=i < 2) for i in range(3))
+    )
+    assert results == [True, True, True]
+    assert bits(arrays[0]) == bits(arrays[1]) == bits(arrays[2]) == bits(state(5.0))
+
+
+def test_while_nobody_needs_anything_it_is_one_small_step() -> None:
+    comm, engine, _ = sit(FakeRun(), b"one")
+    assert pccl.sync_state(comm, state(1.0), synced=True)
+    assert engine.next_step == 1
+
+
+def test_in_a_new_run_one_peers_state_becomes_everybodys() -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"two", b"six")]
+    arrays = [state(1.0), state(2.0), state(3.0)]
+    results = at_once(
+        *(lambda i=i: pccl.sync_state(peers[i], arrays[i], synced=False) for i in range(3))
+    )
+    assert results == [True, True, True]
+    assert bits(arrays[0]) == bits(arrays[1]) == bits(arrays[2])
+    assert bits(arrays[0]) in [bits(state(fill)) for fill in (1.0, 2.0, 3.0)]
+
+
+def test_if_the_only_holder_dies_newcomers_keep_their_arrays_and_elect_one() -> None:
+    run = FakeRun()
+    holder, engine, _ = sit(run, b"one")
+    newcomers = [sit(run, name)[0] for name in (b"new", b"too")]
+    arrays = [state(-1.0), state(-2.0)]
+
+    begin = engine.begin_step
+
+    def dies_at_the_data_step(name: str, timeout_s: float) -> BegunStep:
+        begun = begin(name, timeout_s)
+        if name == "pccl.sync.data":
+            engine.close()
+        return begun
+
+    engine.begin_step = dies_at_the_data_step  # type: ignore[method-assign]
+    results = at_once(
+        lambda: pccl.sync_state(holder, state(0.0), synced=True),
+        *(lambda i=i: pccl.sync_state(newcomers[i], arrays[i], synced=False) for i in range(2)),
+    )
+    assert isinstance(results[0], pccl.Closed)
+    assert results[1:] == [True, True]
+    assert bits(arrays[0]) == bits(arrays[1])
+    assert bits(arrays[0]) in [bits(state(-1.0)), bits(state(-2.0))]
+
+
+def test_members_whose_states_differ_are_told_and_the_newcomer_gets_nothing() -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"two", b"new")]
+    arrays = [state(5.0), state(6.0), state(-1.0)]
+    results = at_once(
+        *(lambda i=i: pccl.sync_state(peers[i], arrays[i], synced=i < 2) for i in range(3))
+    )
+    assert [type(result) for result in results] == [pccl.CorruptResult] * 3
+    assert [bits(have) for have in arrays] == [bits(state(f)) for f in (5.0, 6.0, -1.0)]
+
+
+def test_a_newcomer_of_another_layout_leaves_and_the_members_go_on() -> None:
+    run = FakeRun()
+    (one, _, _), (new, _, _) = sit(run, b"one"), sit(run, b"new")
+    other = {"weights": np.zeros(5)}
+    kept, refused = at_once(
+        lambda: pccl.sync_state(one, state(1.0), synced=True),
+        lambda: pccl.sync_state(new, other, synced=False),
+    )
+    assert kept is True and not one.closed
+    assert isinstance(refused, pccl.UsageError) and new.closed
+
+
+def test_torch_tensors_travel_like_arrays() -> None:
+    torch = pytest.importorskip("torch")
+    run = FakeRun()
+    (one, _, _), (new, _, _) = sit(run, b"one"), sit(run, b"new")
+    held = {"p": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)}
+    fresh = {"p": torch.zeros(2, 3, dtype=torch.bfloat16)}
+    results = at_once(
+        lambda: pccl.sync_state(one, held, synced=True),
+        lambda: pccl.sync_state(new, fresh, synced=False),
+    )
+    assert results == [True, True]
+    assert torch.equal(held["p"], fresh["p"])

@@ -1,0 +1,75 @@
+"""Output commit: nothing is said before what it rests on is durable."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pccl.membership.output_commit import OutputCommit
+
+
+def test_without_a_write_everything_is_sent_at_once() -> None:
+    outbox: OutputCommit[str] = OutputCommit()
+    outbox.send("a")
+    outbox.send("b")
+    assert outbox.release() == ["a", "b"]
+    assert outbox.release() == []
+
+
+def test_a_send_after_a_write_waits_for_it_and_one_before_does_not() -> None:
+    outbox: OutputCommit[str] = OutputCommit()
+    outbox.send("before")
+    outbox.write(1)
+    outbox.send("after")
+    assert outbox.release() == ["before"]
+    assert outbox.held == 1
+    outbox.synced(1)
+    assert outbox.release() == ["after"]
+    assert outbox.held == 0
+
+
+def test_a_later_write_that_is_synced_first_releases_nothing() -> None:
+    outbox: OutputCommit[str] = OutputCommit()
+    outbox.write(1)
+    outbox.send("a")
+    outbox.write(2)
+    outbox.send("b")
+    outbox.synced(2)
+    assert outbox.release() == []
+    outbox.synced(1)
+    assert outbox.release() == ["a", "b"]
+
+
+def test_one_write_cannot_be_issued_twice() -> None:
+    outbox: OutputCommit[str] = OutputCommit()
+    outbox.write(1)
+    with pytest.raises(ValueError, match="already"):
+        outbox.write(1)
+
+
+@given(st.lists(st.sampled_from(["write", "send", "sync"]), max_size=60), st.randoms())
+def test_sends_keep_their_order_and_never_pass_an_unsynced_write(
+    script: list[str], dice: random.Random
+) -> None:
+    outbox: OutputCommit[int] = OutputCommit()
+    unsynced: list[int] = []
+    rests_on: dict[int, set[int]] = {}
+    released: list[int] = []
+    for number, action in enumerate(script):
+        if action == "write":
+            outbox.write(number)
+            unsynced.append(number)
+        elif action == "send":
+            outbox.send(number)
+            rests_on[number] = set(unsynced)
+        elif unsynced:
+            outbox.synced(unsynced.pop(dice.randrange(len(unsynced))))
+        for sent in outbox.release():
+            assert not rests_on[sent] & set(unsynced)
+            released.append(sent)
+    for token in unsynced:
+        outbox.synced(token)
+    assert released + outbox.release() == list(rests_on)

@@ -1,0 +1,118 @@
+"""Writes the vectors of the native control frames: `native_frames.json`, for every language.
+
+Run `python tests/wire/make_native_frames.py` from the root after a change of the protocol, and
+read the difference: a line that changes is a frame that older peers no longer understand.
+`valid` frames have their fields by name (bytes as hex digits) and their body; `invalid` bodies
+must be refused, each for the one reason it names.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pccl.transport import native_frames as nf
+
+U32, U64 = (1 << 32) - 1, (1 << 64) - 1
+A, B, C = (bytes(range(start, start + 16)) for start in (0x00, 0x40, 0xF0))
+
+FRAMES: dict[str, nf.Frame] = {
+    "hello to the coordinator": nf.NativeHello(0, A, B, 7, C),
+    "hello of the last of four lanes": nf.NativeHello(1, A, B, U64, C, lane=3, lanes=4),
+    "hello of a peer control connection": nf.NativeHello(2, A, B, 1, C),
+    "welcome from a peer": nf.Welcome(),
+    "welcome from a coordinator": nf.Welcome(9),
+    "refused with an empty text": nf.RefusedFrame(3, ""),
+    "refused with a text beyond ASCII": nf.RefusedFrame(6, "no lanes → here"),
+    "refused with the longest text": nf.RefusedFrame(1, "x" * nf.TEXT_BYTES_MAX),
+    "heartbeat of an idle peer": nf.Heartbeat(1, 0, 0, 0, 0),
+    "heartbeat at every limit": nf.Heartbeat(U64, U32, U64, U64, U64, 2, U32, (A, B, C)),
+    "pong": nf.Pong(2, 3),
+    "flush": nf.Flush(2, 4),
+    "report of a peer without steps": nf.Report(2, 4, 3, False, 0, 10, 10),
+    "report with committed and open steps": nf.Report(
+        2,
+        4,
+        3,
+        True,
+        12,
+        10,
+        15,
+        (12, 13),
+        (
+            nf.OpenStep(10, 3, True, True, False, A, B, 0x1122334455667788),
+            nf.OpenStep(11, 3, True, False, False, A, bytes(16), 1),
+            nf.OpenStep(14, 2, False, False, True, bytes(16), bytes(16), U64),
+        ),
+    ),
+    "suspect of two peers": nf.Suspect(3, 11, 1, (A, C), "dtype f32 here, f64 there"),
+    "suspect without names": nf.Suspect(3, 11, 3),
+    "evicted": nf.EvictedFrame(2, "silent for 3.0 s"),
+    "peer beat": nf.PeerBeat(3, 11, 1 << 40),
+}
+
+PONG, FLAGS_AT = nf.encode(nf.Pong(2, 3)), 3 + 8 + 4 + 4 + 1 + 8 + 8 + 8 + 2 + 2 + 8 + 4
+OPEN = nf.encode(
+    nf.Report(2, 4, 3, False, 0, 0, 0, (), (nf.OpenStep(1, 3, True, True, False, A, B, 1),))
+)
+
+
+def changed(body: bytes, at: int, value: int) -> bytes:
+    return body[:at] + bytes([value]) + body[at + 1 :]
+
+
+INVALID: dict[str, bytes] = {
+    "empty": b"",
+    "the magic byte alone": b"\xc1",
+    "no version": b"\xc1\x05",
+    "MessagePack": b"\x91\x05\x01" + bytes(9),
+    "type 0": changed(PONG, 1, 0),
+    "type 11": changed(PONG, 1, 11),
+    "another version": changed(PONG, 2, 2),
+    "one byte short": PONG[:-1],
+    "one byte long": PONG + b"\x00",
+    "purpose 3": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 3),
+    "refusal code 0": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 0),
+    "refusal code 7": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 7),
+    "waiting 3": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 39, 3),
+    "switched 2": changed(nf.encode(FRAMES["report of a peer without steps"]), 19, 2),
+    "an unknown flag of an open step": changed(OPEN, FLAGS_AT, 8),
+    "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),
+    "suspect code 0": changed(nf.encode(FRAMES["suspect without names"]), 15, 0),
+    "suspect code 6": changed(nf.encode(FRAMES["suspect without names"]), 15, 6),
+    "a text longer than the frame": b"\xc1\x03\x01\x01\x05\x00abcd",
+    "a text over the limit": b"\xc1\x03\x01\x01\x01\x08" + b"x" * 2049,
+    "a text that is not UTF-8": b"\xc1\x03\x01\x01\x02\x00\xff\xfe",
+    "65535 links announced and none sent": nf.encode(FRAMES["heartbeat of an idle peer"])[:-2]
+    + b"\xff\xff",
+}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def document() -> dict[str, Any]:
+    return {
+        "valid": [
+            {
+                "name": name,
+                "frame": type(frame).__name__,
+                "fields": plain(frame),
+                "body": nf.encode(frame).hex(),
+            }
+            for name, frame in FRAMES.items()
+        ],
+        "invalid": [{"name": name, "body": body.hex()} for name, body in INVALID.items()],
+    }
+
+
+if __name__ == "__main__":
+    path = Path(__file__).with_name("native_frames.json")
+    path.write_text(json.dumps(document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

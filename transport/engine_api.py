@@ -1,0 +1,118 @@
+"""What an engine offers to the rooms above it, whoever provides it.
+
+Times are seconds, addresses raw pointers whose memory the caller keeps alive.  Invariant: methods
+raise errors of `pccl.base.errors` only, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pccl.transport.engine_events import EngineEvent
+
+MemberTuple = tuple[bytes, int, bytes, str, int, int, int]
+"""(peer_id, incarnation, secret, host, port, host_key, first_step)"""
+
+DecisionTuple = tuple[int, int, int, str]
+"""(step, outcome, code, text)"""
+
+STEP_OPEN = 0
+STEP_COMMITTED = 1
+STEP_FAILED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BegunStep:
+    """A step that passed the gate.  `epoch`, `rank` and `world_size` are of its first attempt."""
+
+    step: int
+    epoch: int
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What is known of a step; the fields after `state` are final once it is not STEP_OPEN."""
+
+    state: int
+    epoch: int
+    retries: int
+    contributors: tuple[bytes, ...]
+    wire_bytes: int
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """The view in force here; rank is -1 while this process is no member of it."""
+
+    epoch: int
+    rank: int
+    generation: int
+    paused: bool
+    members: tuple[bytes, ...]
+
+
+class EngineLike(Protocol):
+    """What membership, collectives and the face use of an engine.  Callable from any thread."""
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def event_fd(self) -> int: ...
+    def drain_events(self) -> list[EngineEvent]: ...
+    def admit(
+        self,
+        *,
+        run_id: bytes,
+        incarnation: int,
+        secret: bytes,
+        generation: int,
+        host: str,
+        port: int,
+        heartbeat_s: float,
+        lease_s: float,
+    ) -> None: ...
+    def prepare_view(self, generation: int, epoch: int, members: Sequence[MemberTuple]) -> None: ...
+    def hold(self, generation: int, epoch: int) -> int: ...
+    def activate(
+        self, generation: int, epoch: int, members: Sequence[MemberTuple], step: int, name: str
+    ) -> None: ...
+    def cancel_plan(self, generation: int, epoch: int) -> None: ...
+    def install(
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[MemberTuple],
+        paused: bool,
+        committed_below: int,
+        decisions: Sequence[DecisionTuple],
+    ) -> None: ...
+    def fail(self, code: str, text: str) -> None: ...
+    def view(self) -> EngineView: ...
+    def begin_step(self, name: str, timeout_s: float) -> BegunStep: ...
+    def post_all_reduce(
+        self,
+        step: int,
+        tag: int,
+        input_address: int,
+        output_address: int,
+        count: int,
+        dtype: int,
+        op: int,
+        weight: float,
+        deterministic: bool,
+        algorithm: int,
+    ) -> None: ...
+    def seal(self, step: int) -> None: ...
+    def wait_step(self, step: int, timeout_s: float) -> bool: ...
+    def step_result(self, step: int) -> StepResult: ...
+    def release_step(self, step: int) -> None: ...
+    def propose_failure(self, step: int, code: int, text: str) -> None: ...
+    def set_notify(self, step: int) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...

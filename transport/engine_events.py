@@ -1,0 +1,125 @@
+"""What the native engine reports, as values.
+
+The engine queues tuples and makes its event descriptor readable; `parse_event` names them, so that
+the deciding code above never sees a bare tuple.  Invariant: every event is idempotent news ("this
+is so"), never a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EntryReached:
+    """The program waits at an entry and this process runs in no unpaused view."""
+
+    name: str
+    next_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryLeft:
+    """The program waits at no entry any more: the step began, or the wait ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinksOpened:
+    """Links to every other member of the planned view are up."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinksUnreachable:
+    """Links to these members of the planned view could not be opened in time."""
+
+    epoch: int
+    peers: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSwitched:
+    """A planned view came into force here, with `step` as its first step."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ViewInstalled:
+    """The installed view of this epoch is in force here."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeEvicted:
+    """The coordinator told the native control thread that this incarnation is out."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRefused:
+    """The coordinator refused the native control connection; the engine dials again by itself."""
+
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLink:
+    """The native control connection to the coordinator came up or went down."""
+
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepDecided:
+    """A step for which notice was asked is committed or has failed."""
+
+    step: int
+
+
+EngineEvent = (
+    EntryReached
+    | EntryLeft
+    | LinksOpened
+    | LinksUnreachable
+    | ViewSwitched
+    | ViewInstalled
+    | NativeEvicted
+    | NativeRefused
+    | NativeLink
+    | StepDecided
+)
+
+
+def parse_event(raw: Sequence[Any]) -> EngineEvent:
+    """Names one queued tuple.  Raises ValueError for one that no engine of this version queues."""
+    match list(raw):
+        case ["at_entry", str(name), int(next_step)]:
+            return EntryReached(name, next_step)
+        case ["left_entry"]:
+            return EntryLeft()
+        case ["links_up", int(epoch)]:
+            return LinksOpened(epoch)
+        case ["links_failed", int(epoch), peers]:
+            return LinksUnreachable(epoch, tuple(bytes(peer) for peer in peers))
+        case ["switched", int(epoch), int(step)]:
+            return ViewSwitched(epoch, step)
+        case ["installed", int(epoch)]:
+            return ViewInstalled(epoch)
+        case ["evicted", str(text)]:
+            return NativeEvicted(text)
+        case ["refused", int(code), str(text)]:
+            return NativeRefused(code, text)
+        case ["coordinator", bool(connected)]:
+            return NativeLink(connected)
+        case ["decided", int(step)]:
+            return StepDecided(step)
+        case _:
+            raise ValueError(f"the native engine reported {tuple(raw)!r}")
