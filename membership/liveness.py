@@ -152,9 +152,11 @@ class Liveness:
                 core.want_flush(f"{name(peer)}: {reason}")
             else:
                 core.lose(peer, reason)
-        expiries = [self._expiry_s(p) for p in core.peers.values() if not p.silent]
+        judged = [p for p in core.peers.values() if not p.silent and p.gone is None]
         lease_s = core.config.profile.lease_s
-        self._leases_checked_until_s = min(expiries, default=now_s + lease_s)
+        self._leases_checked_until_s = min(
+            (self._expiry_s(p) for p in judged), default=now_s + lease_s
+        )
         # A heartbeat brings a silent peer back, and with it a lease that is not in the minimum.
         if any(p.silent for p in core.peers.values()):
             later_s = now_s + lease_s

@@ -67,9 +67,9 @@ def command(
     A coordinator and a few peer processes on this machine train a byte-level GPT on the Python
     standard library's own sources and average gradients with pccl. Takes one to three minutes.
     """
-    console = Console()
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=LOG_COLUMNS)
+        console = Console(width=LOG_COLUMNS, highlight=False)
     if batch < 1 or seed < 0:
         raise click.UsageError("--batch must be at least 1 and --seed at least 0")
     if kill_at is None and not no_kill and peers > 1:

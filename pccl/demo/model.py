@@ -17,6 +17,7 @@ from pccl.demo.peer_config import ModelShape
 
 VOCABULARY = 256  # a token is a byte
 WARM_UP_STEPS = 10
+GRADIENT_LENGTH_MAX = 1.0
 EVALUATED_ROWS_MAX = 16  # at once; as much memory as a training batch
 
 
@@ -127,6 +128,10 @@ class Trainer:
     def update(self, step: int) -> None:
         """Applies the gradients, which by now are the average over all peers, as step `step`."""
         assert int(self._step_count) == step, (int(self._step_count), step)
+        # Early gradients can be huge.  Equal on all peers, as they run on machines of one kind.
+        length = float(self.gradients.norm())
+        if length > GRADIENT_LENGTH_MAX:
+            self.gradients.mul_(GRADIENT_LENGTH_MAX / length)
         self._optimizer.param_groups[0]["lr"] = self._peak_rate * rate_at(step, self._steps)
         self._optimizer.step()
 

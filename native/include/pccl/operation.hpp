@@ -122,6 +122,7 @@ class Operation {
     std::uint16_t in_flight = 0;  // built frames that read this slice of the input
     bool saved = false;           // in the undo block
     bool final = false;
+    double partial_weight = 0;    // ring: of the accumulator, this rank's own included
     std::uint64_t hash = 0;       // of the final bytes
   };
 
@@ -133,11 +134,11 @@ class Operation {
   [[nodiscard]] std::uint32_t length(const Transfer& transfer, std::uint32_t slice) const noexcept;
   [[nodiscard]] bool in_place() const noexcept { return posted_.output == posted_.input; }
   [[nodiscard]] bool accumulates_in_output() const noexcept;
-  [[nodiscard]] double weight_sum() const noexcept;
+  [[nodiscard]] double weight_sum(const SliceState& slice) const noexcept;
 
   Status save(std::uint16_t shard, std::uint32_t slice) noexcept;
-  Status fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data, double weight,
-              std::uint16_t from) noexcept;
+  Status fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
+              double weight) noexcept;
   Status fold_ordered(std::uint16_t shard, std::uint32_t slice) noexcept;
   Status finish(std::uint16_t shard, std::uint32_t slice) noexcept;
   void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
@@ -159,7 +160,6 @@ class Operation {
   std::vector<Link*> peers_;
   std::vector<SendQueue> queues_;
   std::vector<double> weights_;
-  double partial_weight_ = 0;  // ring: of what this rank passes on
   std::vector<TransferState> transfers_;
   std::vector<SliceState> slices_;
   std::unordered_map<std::uint64_t, Buffer> staged_;  // ordered: by slice and rank

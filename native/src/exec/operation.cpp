@@ -81,8 +81,8 @@ bool Operation::accumulates_in_output() const noexcept {
                                      posted_.descriptor.dtype;
 }
 
-double Operation::weight_sum() const noexcept {
-  if (plan_->plan.algorithm == Algorithm::ring) return partial_weight_;
+double Operation::weight_sum(const SliceState& slice) const noexcept {
+  if (plan_->plan.algorithm == Algorithm::ring) return slice.partial_weight;
   double sum = 0;  // in rank order, so that every peer that divides divides by the same number
   for (const double weight : weights_) sum += weight;
   return sum;
@@ -114,7 +114,6 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
   opened.assign(p.size, 0);
   weights_.assign(p.size, 0.0);
   weights_[p.rank] = posted_.weight;
-  partial_weight_ = posted_.weight;
   digest_ = {};
   finals_left_ = plan_->slices;
   counted = false;
@@ -241,7 +240,7 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   head.phase = transfer.phase;
   head.slice = item.slice;
   head.length = frame.length;
-  if (transfer.source == Source::accumulator) head.weight = partial_weight_;
+  if (transfer.source == Source::accumulator) head.weight = slice.partial_weight;
   if (environment_.hash) {
     head.flags = flag_hashed;
     const std::uint64_t seed = index(transfer.shard, item.slice);

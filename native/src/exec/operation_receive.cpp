@@ -70,12 +70,11 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
     ++slices_[index(head.shard, head.slice)].folded;
     return fold_ordered(head.shard, head.slice);
   }
-  return fold(transfer, head.slice, placement.target, head.weight, from);
+  return fold(transfer, head.slice, placement.target, head.weight);
 }
 
 Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
-                       double weight, std::uint16_t from) noexcept {
-  (void)from;
+                       double weight) noexcept {
   const std::uint16_t shard = transfer.shard;
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
@@ -91,7 +90,7 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
     accumulator = state.accumulator.data();
   }
   const bool partial = transfer.element == Element::accumulator;
-  if (partial) partial_weight_ = weight + posted_.weight;
+  if (partial) state.partial_weight = weight + posted_.weight;
   if (first && kernels_.combine != nullptr && accumulator == output && !partial) {
     kernels_.combine(output, input, data, count);
   } else {
@@ -113,7 +112,9 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
 Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) noexcept {
   const Plan& plan = plan_->plan;
   SliceState& state = slices_[index(shard, slice)];
-  if (state.folded != plan_->reduces[shard] || state.final) return Status::ok;
+  if (plan.finishes[shard] == 0 || state.folded != plan_->reduces[shard] || state.final) {
+    return Status::ok;
+  }
   if (in_place() && state.in_flight != 0) return Status::ok;  // sent() comes back here
   const std::uint64_t count = elements(shard, slice);
   state.accumulator = environment_.buffers.take(count * accumulator_bytes_);
@@ -149,10 +150,10 @@ Status Operation::finish(std::uint16_t shard, std::uint32_t slice) noexcept {
   std::byte* output = posted_.output + offset(shard, slice);
   if (!accumulates_in_output()) {
     (void)save(shard, slice);
-    kernels_.lower(output, state.accumulator.data(), count, weight_sum());
+    kernels_.lower(output, state.accumulator.data(), count, weight_sum(state));
     state.accumulator = Buffer{};
   } else if (posted_.descriptor.op == ReduceOp::avg) {
-    kernels_.lower(output, output, count, weight_sum());
+    kernels_.lower(output, output, count, weight_sum(state));
   }
   finalize(shard, slice, xxh3_128({output, count * element_bytes_}, index(shard, slice)));
   return Status::ok;

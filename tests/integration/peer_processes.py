@@ -1,0 +1,141 @@
+"""Starts peers as processes, reads what they tell, and ends them whatever happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pccl.membership.service import CoordinatorThread
+
+PROGRAM = Path(__file__).with_name("peer_program.py")
+WAIT_S = 60.0
+
+
+class PeerProcess:
+    """One running peer_program; `next_fact` returns what it tells, line by line."""
+
+    def __init__(self, address: str, program: str, index: int, count: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), address, program, str(index), str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._facts: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read_facts, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_facts(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._facts.put(json.loads(line))
+        self._facts.put(None)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors.extend(self.process.stderr)
+
+    def next_fact(self) -> dict[str, Any]:
+        try:
+            fact = self._facts.get(timeout=WAIT_S)
+        except queue.Empty:
+            raise AssertionError(f"peer {self.process.pid} says nothing\n{self.errors()}") from None
+        assert fact is not None, f"peer {self.process.pid} ended\n{self.errors()}"
+        return fact
+
+    def fact_with(self, key: str) -> dict[str, Any]:
+        """Returns the next fact that has `key`; a failure told meanwhile is an error."""
+        while True:
+            fact = self.next_fact()
+            if key in fact:
+                return fact
+            assert "failure" not in fact, f"{fact}\n{self.errors()}"
+
+    def until(self, key: str, wanted: Any) -> dict[str, Any]:
+        """Returns the first fact whose `key` is (or counts) `wanted`."""
+        while True:
+            fact = self.fact_with(key)
+            value = fact[key]
+            if (len(value) if isinstance(value, list) else value) == wanted:
+                return fact
+
+    def ask_to_end(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("end\n")
+            self.process.stdin.flush()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Waits for the process; returns its exit code."""
+        code = self.process.wait(WAIT_S)
+        for reader in self._readers:
+            reader.join(WAIT_S)
+        return code
+
+    def errors(self) -> str:
+        return "".join(self._errors)[-4000:]
+
+    def discard(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait(WAIT_S)
+        for reader in self._readers:
+            reader.join(WAIT_S)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+class Run:
+    """A coordinator in this process, and peers as processes of their own."""
+
+    def __init__(self) -> None:
+        self.coordinator = CoordinatorThread()
+        self.peers: list[PeerProcess] = []
+
+    def __enter__(self) -> Self:
+        self.coordinator.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for peer in self.peers:
+            peer.discard()
+        self.coordinator.stop()
+
+    @property
+    def address(self) -> str:
+        return self.coordinator.address
+
+    def start(self, program: str, count: int) -> list[PeerProcess]:
+        """Starts `count` peers that wait for one another."""
+        started = [PeerProcess(self.address, program, index, count) for index in range(count)]
+        self.peers += started
+        return started
+
+    def start_newcomer(self, program: str) -> PeerProcess:
+        peer = PeerProcess(self.address, program, index=1, count=1)
+        self.peers.append(peer)
+        return peer

@@ -1,0 +1,213 @@
+"""The one recovery rule, by examples and by its laws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pccl.membership.decide import Accusation, Outcome, decide
+from pccl.membership.messages import StepDecision, StepOutcome
+from pccl.membership.view import Member, View
+from pccl.transport.native_frames import OpenStep, Report, SuspectCode
+
+A, B, C, D = 1, 2, 3, 4
+BITS, OTHER_BITS = b"\x01" * 16, b"\x02" * 16
+STEP, EPOCH = 7, 3
+
+
+def member(incarnation: int, first_step: int = 0) -> Member:
+    return Member(bytes([incarnation]) * 16, incarnation, bytes(16), "10.0.0.1", 1, 0, first_step)
+
+
+def view(*members: Member, epoch: int = EPOCH) -> View:
+    return View(epoch, members)
+
+
+def held(*, complete: bool, epoch: int = EPOCH, digest: bytes = BITS, step: int = STEP) -> OpenStep:
+    return OpenStep(step, epoch, complete, complete, False, BITS, digest, 0)
+
+
+def report(*steps: OpenStep, watermark: int = STEP, committed: tuple[int, ...] = ()) -> Report:
+    return Report(1, EPOCH + 1, EPOCH, False, 0, watermark, STEP + 1, committed, steps)
+
+
+COMPLETE = report(held(complete=True))
+INCOMPLETE = report(held(complete=False))
+COMMITTED = report(watermark=STEP + 1)
+THREE = view(member(A), member(B), member(C))
+
+
+def outcome_of(outcome: Outcome, step: int = STEP) -> StepOutcome | None:
+    found = [d.outcome for d in outcome.decisions if d.step == step]
+    assert len(found) <= 1
+    return StepOutcome(found[0]) if found else None
+
+
+def test_a_step_complete_at_all_survivors_commits_without_the_dead() -> None:
+    assert outcome_of(decide([THREE], {A: COMPLETE, B: COMPLETE})) is StepOutcome.COMMIT
+
+
+def test_a_step_incomplete_at_one_survivor_runs_again() -> None:
+    assert outcome_of(decide([THREE], {A: COMPLETE, B: INCOMPLETE})) is StepOutcome.RETRY
+
+
+def test_a_step_not_begun_at_one_survivor_runs_again() -> None:
+    assert outcome_of(decide([THREE], {A: COMPLETE, B: report()})) is StepOutcome.RETRY
+
+
+def test_one_that_knows_of_the_commit_is_enough() -> None:
+    outcome = decide([THREE], {A: COMMITTED, B: COMPLETE})
+    assert outcome_of(outcome) is StepOutcome.COMMIT
+    assert outcome.committed_below == STEP + 1
+    above = report(held(complete=False, step=STEP - 1), watermark=STEP - 1, committed=(STEP,))
+    assert outcome_of(decide([THREE], {A: above, B: COMPLETE})) is StepOutcome.COMMIT
+
+
+def test_a_leaving_peer_testifies_to_a_commit_but_its_missing_result_stops_nobody() -> None:
+    reports = {A: COMPLETE, B: COMPLETE}
+    for witness in (COMMITTED, INCOMPLETE):
+        outcome = decide([THREE], reports, witnesses=[witness])
+        assert outcome_of(outcome) is StepOutcome.COMMIT
+
+
+def test_a_joiner_that_enters_later_is_not_asked_about_earlier_steps() -> None:
+    views = [view(member(A), member(B), member(C, first_step=STEP + 1))]
+    reports = {A: COMPLETE, B: COMPLETE, C: report(watermark=STEP + 1)}
+    reports[C] = replace(reports[C], watermark=0, next_step=0)
+    assert outcome_of(decide(views, reports)) is StepOutcome.COMMIT
+
+
+def test_attempts_of_two_epochs_are_no_common_result() -> None:
+    views = [THREE, view(member(A), member(B), epoch=EPOCH + 1)]
+    reports = {A: report(held(complete=True, epoch=EPOCH + 1)), B: COMPLETE}
+    assert outcome_of(decide(views, reports)) is StepOutcome.RETRY
+
+
+def test_an_attempt_from_before_the_latest_flush_is_never_committed_anew() -> None:
+    reports = {A: report(held(complete=True, epoch=EPOCH - 1))}
+    assert outcome_of(decide([THREE], reports)) is StepOutcome.RETRY
+
+
+def test_a_final_decision_told_before_is_told_again() -> None:
+    for told in (StepOutcome.COMMIT, StepOutcome.FAIL):
+        carried = [StepDecision(STEP, int(told), 0, "")]
+        assert outcome_of(decide([THREE], {A: INCOMPLETE}, carried=carried)) is told
+
+
+def test_a_failure_told_before_reaches_who_has_not_begun_the_step() -> None:
+    carried = [StepDecision(STEP + 2, int(StepOutcome.FAIL), 3, "late")]
+    outcome = decide([THREE], {A: COMPLETE}, carried=carried)
+    assert outcome_of(outcome, STEP + 2) is StepOutcome.FAIL
+
+
+def test_a_deadline_fails_the_step_for_all_unless_it_is_done() -> None:
+    late = [Accusation(STEP, SuspectCode.DEADLINE, "took too long")]
+    outcome = decide([THREE], {A: INCOMPLETE, B: INCOMPLETE}, accusations=late)
+    assert outcome.decisions == (StepDecision(STEP, 3, 3, "took too long"),)
+    outcome = decide([THREE], {A: COMPLETE, B: COMPLETE}, accusations=late)
+    assert outcome_of(outcome) is StepOutcome.COMMIT
+
+
+def test_a_mismatch_fails_the_step_with_the_words_that_say_most() -> None:
+    accusations = [
+        Accusation(STEP, SuspectCode.DESCRIPTOR, "differs"),
+        Accusation(STEP, SuspectCode.DESCRIPTOR, "A posted f32[4], B posted f32[5]"),
+    ]
+    outcome = decide([THREE], {A: INCOMPLETE, B: INCOMPLETE}, accusations=accusations)
+    assert outcome.decisions[0].outcome == StepOutcome.FAIL
+    assert outcome.decisions[0].text == "A posted f32[4], B posted f32[5]"
+
+
+def test_who_holds_other_bits_than_most_is_named_and_the_step_runs_again() -> None:
+    odd = report(held(complete=True, digest=OTHER_BITS))
+    outcome = decide([THREE], {A: COMPLETE, B: odd, C: COMPLETE})
+    assert outcome_of(outcome) is StepOutcome.RETRY
+    assert (outcome.minority, outcome.corrupt) == ((B,), (STEP,))
+
+
+def test_between_two_peers_nobody_is_the_minority_and_the_third_attempt_fails() -> None:
+    odd = report(held(complete=True, digest=OTHER_BITS))
+    outcome = decide([THREE], {A: COMPLETE, B: odd}, corrupt_attempts={STEP: 1})
+    assert (outcome_of(outcome), outcome.minority) == (StepOutcome.RETRY, ())
+    outcome = decide([THREE], {A: COMPLETE, B: odd}, corrupt_attempts={STEP: 2})
+    assert outcome_of(outcome) is StepOutcome.FAIL
+    assert outcome.decisions[0].code == SuspectCode.DIGEST
+
+
+def test_a_lone_claim_of_a_commit_is_not_believed_against_two() -> None:
+    outcome = decide([THREE], {A: COMMITTED, B: INCOMPLETE, C: INCOMPLETE})
+    assert outcome.inconsistent == (A,)
+    assert outcome_of(outcome) is StepOutcome.RETRY
+    assert outcome.committed_below == STEP
+
+
+# ---- laws
+
+STATES = st.sampled_from(["complete", "incomplete", "absent", "committed"])
+BY_STATE = {
+    "complete": COMPLETE,
+    "incomplete": INCOMPLETE,
+    "absent": report(),
+    "committed": COMMITTED,
+}
+FOUR = view(member(A), member(B), member(C), member(D))
+
+
+@st.composite
+def possible_states(draw: st.DrawFn) -> dict[int, str]:
+    """Draws what members can hold: if one has committed, all were complete."""
+    states = {i: draw(STATES) for i in (A, B, C, D)}
+    if "committed" in states.values():
+        states = {i: s if s == "committed" else "complete" for i, s in states.items()}
+    return states
+
+
+SURVIVORS = st.sets(st.sampled_from([A, B, C, D]), min_size=1)
+
+
+@given(possible_states(), SURVIVORS)
+def test_what_anybody_committed_is_committed_whoever_survives(
+    states: dict[int, str], survivors: set[int]
+) -> None:
+    outcome = decide([FOUR], {i: BY_STATE[states[i]] for i in survivors})
+    assert outcome.inconsistent == ()
+    if "committed" in states.values() and any(states[i] == "complete" for i in survivors):
+        assert outcome_of(outcome) is StepOutcome.COMMIT
+
+
+@given(possible_states(), SURVIVORS)
+def test_nothing_is_committed_that_a_surviving_participant_does_not_hold(
+    states: dict[int, str], survivors: set[int]
+) -> None:
+    outcome = decide([FOUR], {i: BY_STATE[states[i]] for i in survivors})
+    if any(states[i] in ("incomplete", "absent") for i in survivors):
+        assert outcome_of(outcome) is not StepOutcome.COMMIT
+
+
+@given(possible_states(), SURVIVORS, SURVIVORS)
+def test_further_deaths_never_take_a_commit_back(
+    states: dict[int, str], survivors: set[int], fewer: set[int]
+) -> None:
+    before = decide([FOUR], {i: BY_STATE[states[i]] for i in survivors})
+    left = survivors & fewer
+    if outcome_of(before) is StepOutcome.COMMIT and left:
+        after = decide([FOUR], {i: BY_STATE[states[i]] for i in left})
+        assert outcome_of(after) in (StepOutcome.COMMIT, None)  # None: all of them know already
+
+
+@given(possible_states(), st.permutations([A, B, C, D]))
+def test_the_order_of_reports_does_not_matter(states: dict[int, str], order: list[int]) -> None:
+    reports = {i: BY_STATE[states[i]] for i in (A, B, C, D)}
+    assert decide([FOUR], reports) == decide([FOUR], {i: reports[i] for i in order})
+
+
+@given(st.dictionaries(st.sampled_from([A, B, C, D]), STATES, min_size=1))
+def test_every_open_step_is_decided_even_if_reports_contradict_each_other(
+    states: dict[int, str],
+) -> None:
+    reports = {i: BY_STATE[s] for i, s in states.items()}
+    outcome = decide([FOUR], reports)
+    assert (outcome_of(outcome) is not None) == any(r.open for r in reports.values())
+    assert set(outcome.inconsistent) < set(reports)

@@ -1,0 +1,126 @@
+"""The journal: what it keeps, whom it refuses."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from pccl.membership.journal_sqlite import SqliteJournal
+from pccl.membership.messages import StepDecision
+from pccl.membership.record import (
+    NO_NOTE,
+    Activation,
+    AdmittedPeer,
+    CarriedDecision,
+    InstallNote,
+    Record,
+)
+from pccl.membership.store import MemoryDisk, MemoryStore, StoreError
+from pccl.membership.view import FIRST_STEP_UNKNOWN, Member, View
+
+MEMBER = Member(b"p" * 16, 3, b"s" * 16, "10.0.0.1", 4000, 9, 12)
+JOINER = Member(b"j" * 16, 5, b"t" * 16, "fe80::1", 4001, 9, FIRST_STEP_UNKNOWN)
+RECORD = Record(
+    run_id=b"r" * 16,
+    lineage=2,
+    generation=1,
+    min_world=2,
+    incarnations=5,
+    epochs_reserved=70,
+    flushing=True,
+    view=View(6, (MEMBER,)),
+    history=(View(5, (MEMBER,)),),
+    activation=Activation(View(7, (MEMBER, JOINER)), 20, "step", resolved=False, first_step=0),
+    note=InstallNote(True, 12, (StepDecision(12, 2, 0, ""),), (b"g" * 16,)),
+    carried=(CarriedDecision(6, StepDecision(11, 3, 3, "late")),),
+    peers=(AdmittedPeer(b"p" * 16, 3, b"s" * 16, "10.0.0.1", 4000, 9, "host", 77),),
+)
+
+
+def test_what_was_saved_is_there_after_a_restart(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    assert journal.load() is None
+    journal.save(RECORD)
+    journal.close()
+
+    again = SqliteJournal(tmp_path / "run.db")
+    assert again.load() == RECORD
+    assert (journal.generation, again.generation) == (1, 2)
+    again.close()
+
+
+def test_an_empty_record_survives_too(tmp_path: Path) -> None:
+    empty = Record(b"r" * 16, 1, 1, 0, 0, 64, False, None, (), None, NO_NOTE, (), ())
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal.save(empty)
+    assert journal.load() == empty
+    journal.close()
+
+
+def test_a_second_coordinator_on_the_same_file_is_refused_in_plain_words(tmp_path: Path) -> None:
+    first = SqliteJournal(tmp_path / "run.db")
+    with pytest.raises(StoreError, match=r"run\.db is in use by another coordinator"):
+        SqliteJournal(tmp_path / "run.db")
+    first.save(RECORD)
+    first.close()
+    SqliteJournal(tmp_path / "run.db").close()
+
+
+def test_a_write_is_synced_fully(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    (mode,) = journal._db.execute("PRAGMA journal_mode").fetchone()
+    (synchronous,) = journal._db.execute("PRAGMA synchronous").fetchone()
+    assert (mode, synchronous) == ("wal", 2)
+    journal.close()
+
+
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"these are not the bytes of a database" * 40)
+    with pytest.raises(StoreError, match=r"notes\.txt"):
+        SqliteJournal(path)
+    assert path.read_bytes().startswith(b"these are not")
+    with pytest.raises(StoreError, match="cannot open"):
+        SqliteJournal(tmp_path / "missing" / "run.db")
+
+
+def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "run.db").close()
+    with sqlite3.connect(tmp_path / "run.db") as db:
+        db.execute("UPDATE journal SET format = 99")
+    db.close()
+    with pytest.raises(StoreError, match="format 99"):
+        SqliteJournal(tmp_path / "run.db")
+
+
+def test_a_damaged_record_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "run.db").close()
+    with sqlite3.connect(tmp_path / "run.db") as db:
+        db.execute("UPDATE journal SET record = x'92'")
+    db.close()
+    journal = SqliteJournal(tmp_path / "run.db")
+    with pytest.raises(StoreError, match="no readable record"):
+        journal.load()
+    journal.close()
+
+
+def test_a_deposed_coordinator_can_never_write_again() -> None:
+    disk = MemoryDisk()
+    old = MemoryStore(disk)
+    new = MemoryStore(disk)
+    new.save(RECORD)
+    with pytest.raises(StoreError, match="generation 1 was deposed by 2"):
+        old.save(RECORD)
+    assert new.load() == RECORD
+
+
+def test_a_taken_over_journal_refuses_the_older_generation(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal._db.execute("UPDATE journal SET generation = generation + 1")
+    with pytest.raises(StoreError, match="taken over"):
+        journal.save(RECORD)
+    with pytest.raises(StoreError, match="failed before"):
+        journal.save(RECORD)
+    journal.close()
