@@ -188,17 +188,25 @@ def _judge(
     results = _complete_results(by_epoch, held, step)
     if results is not None:
         if len({o.manifest for o in results.values()}) > 1:
-            told = [a.text for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)]
+            told = [
+                a.text for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)
+            ]
             text = max(told, key=len, default="peers posted different operations in one step")
             return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DESCRIPTOR, text))
         if len({o.digest for o in results.values()}) > 1:
             return _judge_corruption(results, step, corrupt_attempts)
         return _Verdict(_decision(step, StepOutcome.COMMIT))
     for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE):
-        told = [a.text for a in accusations if (a.step, a.code) == (step, code)]
-        if told:  # of several the longest: it names most
-            return _Verdict(_decision(step, StepOutcome.FAIL, code, max(told, key=len)))
+        accused = _words(accusations, step, code)
+        if accused is not None:
+            return _Verdict(_decision(step, StepOutcome.FAIL, code, accused))
     return _Verdict(_decision(step, StepOutcome.RETRY))
+
+
+def _words(accusations: Sequence[Accusation], step: int, code: SuspectCode) -> str | None:
+    """Returns the longest text (it names most) of those that accuse `step` so, if there is one."""
+    texts = [a.text for a in accusations if a.step == step and a.code == code]
+    return max(texts, key=len, default=None)
 
 
 def _complete_results(

@@ -34,6 +34,7 @@ class _Asking:
     target: int
     started_s: float
     deadline_s: float
+    cut_off: bool = False  # nobody could be heard for a whole flush: not the members' fault
     reports: dict[int, Report] = field(default_factory=dict)
 
 
@@ -70,9 +71,9 @@ class Flushing:
             return
         if report.generation != core.generation or report.target != asking.target:
             return
-        if not asking.reports and now_s > asking.started_s + core.config.profile.flush_timeout_s:
-            # All were cut off from here; the others' reports are about to follow this first one.
-            asking.deadline_s = max(asking.deadline_s, now_s + core.config.profile.heartbeat_s * 2)
+        if asking.cut_off and not asking.reports:
+            # The first one is back; give the others the time that a flush takes.
+            asking.deadline_s = now_s + core.config.profile.flush_timeout_s
         asking.reports.setdefault(peer.incarnation, report)
 
     def repeat(self, peer: Peer) -> None:
@@ -116,6 +117,7 @@ class Flushing:
             self._dissolve()
         elif not any(i in asking.reports for i in self._survivors()):
             if now_s >= asking.deadline_s:
+                asking.cut_off = True
                 asking.deadline_s = now_s + core.config.profile.flush_timeout_s
         elif not self._awaited(asking, now_s) or now_s >= asking.deadline_s:
             self._finish(asking, now_s)
@@ -139,7 +141,7 @@ class Flushing:
         members = [p for p in self._core.members() if p.gone is None]
         silent = [p for p in members if p.silent]
         # When most are silent at once, the coordinator's own network is the likelier culprit.
-        spare_silent = 2 * len(silent) <= len(members)
+        spare_silent = 2 * len(silent) <= len(members) and not asking.cut_off
         leave_s = self._core.config.leave_report_s
         return [
             p

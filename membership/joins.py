@@ -333,13 +333,12 @@ class Joins:
 
     def _consider_join(self, view: View, ready: list[Peer], now_s: float) -> None:
         core = self._core
-        first = min(ready, key=lambda p: (p.entry_since_s, p.incarnation))
+        names = {p.entry for p in core.members() if p.entry is not None}
+        here = [p for p in ready if p.entry in names]
+        # Members of a paused view stand at an entry themselves; who waits at the same one comes
+        # first.  For others the members run on, below min_world, to where those can come in.
+        first = min(here or ready, key=lambda p: (p.entry_since_s, p.incarnation))
         entry = first.entry
-        if core.note.paused:
-            # Members of a paused view wait at an entry themselves, and only its name lets them go.
-            names = {p.entry for p in core.members() if p.entry is not None}
-            if len(names) == 1:
-                entry = names.pop()
         group = [p for p in ready if p.entry == entry]
         if not group or len(view.members) + len(group) < core.effective_min_world():
             return  # still too few to run a step: more must come

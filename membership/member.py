@@ -11,9 +11,8 @@ coordinator sends is level-triggered: a message about a view is forwarded to the
 engine says it is done, and answered from memory after that.
 
 Invariants: generations and installed epochs never go down, and what an older coordinator or an
-abandoned plan still says has no effect; every state except ATTACHED has a deadline; after ENDED no
-effect is returned any more.
-Source: docs/PROTOCOL.md, DESIGN sections 5 and 6.
+abandoned plan still says has no effect; every state but ATTACHED has a deadline; after ENDED no
+effect is returned any more.  Source: docs/PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -283,10 +282,9 @@ class Member:
                 return [CancelView(generation, epoch)]
             case m.Install():
                 return self._on_install(message)
-            case m.World():
-                self.world = message
-                return []
-            case m.StatusReply():
+            case m.World() | m.StatusReply():
+                if isinstance(message, m.World):
+                    self.world = message
                 return []
             case _:
                 assert_never(message)

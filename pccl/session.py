@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import Closed, DeadlineExceeded, Forked, PcclError, UsageError
@@ -71,24 +71,32 @@ class Session:
         self.check()
         if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX:
             raise UsageError(f"a step's name has 1 to {NAME_CHARACTERS_MAX} characters: {name!r}")
+        try:
+            return self._begin(name, timeout_s)
+        except PcclError:
+            raise
+        except BaseException as error:  # Ctrl-C at the gate
+            self.leave_after(error)
+            raise
+
+    def _begin(self, name: str, timeout_s: float) -> Ticket:
         deadline = Deadline(timeout_s)
-        with self._interruptible():
-            if not self._begin_lock.acquire(timeout=timeout_s):
-                raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
-            try:
-                self.check()
-                self._make_room(deadline)
-                begun = self.engine.begin_step(name, deadline.remaining_s())
-                ticket = Ticket(self, name, begun, timeout_s)
-                self._open[begun.step] = ticket
-            except DeadlineExceeded as error:
-                raise DeadlineExceeded(
-                    f"step {name!r} did not begin within {timeout_s:g} s ({error}); a newcomer "
-                    "enters when the members reach an entry of that name"
-                ) from error
-            finally:
-                self._begin_lock.release()
-        return ticket
+        if not self._begin_lock.acquire(timeout=timeout_s):
+            raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
+        try:
+            self.check()
+            self._make_room(deadline)
+            begun = self.engine.begin_step(name, deadline.remaining_s())
+            ticket = Ticket(self, name, begun, timeout_s)
+            self._open[begun.step] = ticket
+            return ticket
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"step {name!r} did not begin within {timeout_s:g} s ({error}); a newcomer "
+                "enters when the members reach an entry of that name"
+            ) from error
+        finally:
+            self._begin_lock.release()
 
     def _make_room(self, deadline: Deadline) -> None:
         """Settles what is decided; with too many steps in flight, waits for the oldest."""
@@ -126,16 +134,6 @@ class Session:
                 peer = known[one] = Peer(one)
             found.append(peer)
         return tuple(found)
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        try:
-            yield
-        except PcclError:
-            raise
-        except BaseException as error:
-            self.leave_after(error)
-            raise
 
     def leave_after(self, error: BaseException) -> None:
         """The program broke off inside a step: this peer leaves, the others go on without it."""

@@ -28,7 +28,7 @@ class PeerConfig:
     shards: int
     founders: int
     joining: bool
-    final_world: int
+    newcomers: int
     steps: int
     rows: int
     seed: int

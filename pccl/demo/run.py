@@ -214,7 +214,7 @@ class Demo:
             shards=config.plan.shards,
             founders=config.plan.peers,
             joining=launch.joining,
-            final_world=config.plan.final_world,
+            newcomers=int(config.plan.join_at is not None),
             steps=config.plan.steps,
             rows=config.rows,
             seed=config.seed,

@@ -43,7 +43,7 @@ MEET_WAIT_S = 60.0
 STEP_WAIT_S = 60.0  # a hundred steps; less than the parent bears without news
 # Near the end the members wait for a newcomer that is on its way, so that even a run of seconds
 # shows one.  Runs of the usual length never wait.
-NEWCOMER_WAITS_MAX = 250
+NEWCOMER_WAITS_MAX = 150
 NEWCOMER_WAIT_S = 0.2
 
 
@@ -94,8 +94,8 @@ class TrainingLoop:
         self._held_out = held_out_batch(held_out, rows=HELD_OUT_ROWS, context=context)
         self._trainer = Trainer(config.shape, seed=config.seed, steps=config.steps)
         self._buckets = self._trainer.buckets(BUCKETS)
-        # Updates applied, contributors of the last step, and waits for the newcomer: all that a
-        # decision in the loop depends on, so that all members decide alike, newcomers included.
+        # Updates applied, newcomers that were met, and waits for one: all that a decision in the
+        # loop depends on, so that all members decide alike, newcomers included.
         self._counters = np.zeros(3, np.int64)
         self._shared = {
             "parameters": self._trainer.parameters.numpy(),
@@ -129,16 +129,19 @@ class TrainingLoop:
         self._tell(Done(step, loss, self._trainer.digest()))
 
     def _newcomer_is_due(self, step: int) -> bool:
-        missing = self._counters[1] < self._config.final_world
-        patient = self._counters[2] < NEWCOMER_WAITS_MAX
-        return bool(step == self._config.all_aboard_at and missing and patient)
+        config = self._config
+        met, waits = self._counters[1:]
+        missing = met < config.newcomers and waits < NEWCOMER_WAITS_MAX
+        return bool(step == config.all_aboard_at and missing)
 
     def _wait_a_little(self, seat: Seat) -> None:
+        newcomers = np.array([self._config.joining], np.int64)
         with seat.step(name="demo.wait") as step:
-            step.all_reduce(np.ones(1, np.float32), op="sum", weight=1.0, tag=0)
-        self._counters[1] = len(step.outcome.contributors)
+            step.all_reduce(newcomers, op="sum", weight=1.0, tag=0)
+        self._counters[1] = newcomers[0]
         self._counters[2] += 1
-        time.sleep(NEWCOMER_WAIT_S)
+        if newcomers[0] < self._config.newcomers:
+            time.sleep(NEWCOMER_WAIT_S)
 
     def _batch(self, step: int) -> Tensor:
         config = self._config
@@ -162,7 +165,6 @@ class TrainingLoop:
         self._trainer.update(number)
         outcome = step.outcome
         self._counters[0] = number + 1
-        self._counters[1] = len(outcome.contributors)
         time.sleep(max(0.0, config.least_step_s - (time.perf_counter() - begin_s)))
         self._tell(
             StepDone(

@@ -96,7 +96,9 @@ class ModelEngine:
 
     def may_start(self, step: int) -> bool:
         held = self.hold_from is not None and step >= self.hold_from
-        return self.is_member() and not self.frozen and not self.paused and not held
+        # An activation ends the pause: its joiners may wait at a later step's name.
+        paused = self.paused and self.pending is None
+        return self.is_member() and not self.frozen and not paused and not held
 
     # ------------------------------------------------------------ the program
 

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import methodcaller
 
 from pccl.base.config import TimeProfile
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
@@ -86,7 +87,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count()
         self._conns: dict[int, Conn] = {}
         self._conn_numbers = itertools.count(1)
@@ -98,7 +99,7 @@ class World:
 
     # ------------------------------------------------------------ time
 
-    def at(self, time_s: float, action: Callable[[], None]) -> None:
+    def at(self, time_s: float, action: Callable[[], object]) -> None:
         heapq.heappush(self._heap, (max(time_s, self.now_s), next(self._sequence), action))
 
     def after(self, peer: ModelPeer, delay_s: float, action: Callable[[], None]) -> None:
@@ -218,7 +219,9 @@ class World:
         blob = record_codec.encode(record)
         outbox = self._outbox
         outbox.write(token)
-        self._disk_free_s = max(self._disk_free_s, self.now_s) + self.rng.uniform(0, 2) * self.fsync_s
+        self._disk_free_s = (
+            max(self._disk_free_s, self.now_s) + self.rng.uniform(0, 2) * self.fsync_s
+        )
         for view in (record.view, record.activation.view if record.activation else None):
             if view is not None:
                 self.lineages.setdefault(view.epoch, record.lineage)
@@ -236,9 +239,9 @@ class World:
         for effect in self._outbox.release():
             match effect:
                 case Send(conn, msg):
-                    self._down(conn, lambda p, m=msg: p.on_message(m))
+                    self._down(conn, methodcaller("on_message", msg))
                 case SendNative(conn, frame):
-                    self._down(conn, lambda p, f=frame: p.on_frame(f))
+                    self._down(conn, methodcaller("on_frame", frame))
                 case Close(conn):
                     self._close_down(conn)
                 case ProbeListener(peer_id, incarnation):

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
 #include "pccl/engine.hpp"
 #include "pccl/xxh3.hpp"
@@ -49,6 +50,7 @@ std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeou
 }
 
 void Engine::handle(std::span<const Poller::Event> events) noexcept {
+  const DefaultArithmetic arithmetic;
   const double now_s = monotonic_s();
   for (const Poller::Event& event : events) {
     if (event.token == 0) {

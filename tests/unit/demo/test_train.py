@@ -66,7 +66,7 @@ class Exchange:
     def _reduce(steps: list[FakeStep]) -> None:
         for tag, (_, op, _) in steps[0].posted.items():
             posts = [step.posted[tag] for step in steps]
-            total = sum(array * np.float32(weight) for array, _, weight in posts)
+            total = sum(array * array.dtype.type(weight) for array, _, weight in posts)
             if op == "avg":
                 total = total / np.float32(sum(weight for _, _, weight in posts))
             for array, _, _ in posts:
@@ -92,7 +92,7 @@ def config(shard: int, **other: Any) -> PeerConfig:
         "shards": 2,
         "founders": 1,
         "joining": False,
-        "final_world": 1,
+        "newcomers": 0,
         "steps": 6,
         "rows": 2,
         "seed": 1,
@@ -131,10 +131,7 @@ def test_peers_with_different_text_end_with_the_same_parameters() -> None:
     told: list[list[PeerEvent]] = [[], []]
 
     # Built here: torch's seed is one for the process.
-    loops = [
-        TrainingLoop(config(rank, final_world=2), corpus(rank), told[rank].append)
-        for rank in range(2)
-    ]
+    loops = [TrainingLoop(config(rank), corpus(rank), told[rank].append) for rank in range(2)]
     threads = [
         threading.Thread(target=loop.run, args=(exchange.seat(rank), no_newcomers))
         for rank, loop in enumerate(loops)
@@ -179,10 +176,16 @@ def test_members_wait_near_the_end_for_a_newcomer_and_not_for_ever(
     monkeypatch.setattr("pccl.demo.train.NEWCOMER_WAIT_S", 0.0)
     monkeypatch.setattr("pccl.demo.train.NEWCOMER_WAITS_MAX", 3)
 
-    events, exchange = run_alone(config(0, final_world=2), no_newcomers)
+    events, exchange = run_alone(config(0, newcomers=1), no_newcomers)
 
     assert exchange.names == ["train"] * 5 + ["demo.wait"] * 3 + ["train"]
     assert done_in(events).step == 6
+
+
+def test_members_that_have_met_the_newcomer_do_not_wait() -> None:
+    _, exchange = run_alone(config(0, newcomers=1, joining=True), no_newcomers)
+
+    assert exchange.names == ["train"] * 5 + ["demo.wait"] + ["train"]
 
 
 def test_the_state_that_is_shared_says_all_that_a_member_knows() -> None:

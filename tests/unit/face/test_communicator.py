@@ -13,6 +13,7 @@ import pytest
 import pccl
 from pccl.membership import messages as m
 from pccl.membership.agent import Standing
+from pccl.transport.engine_api import BegunStep
 from tests.unit.face.fake_run import FakeRun, sit
 
 
@@ -61,7 +62,12 @@ def test_a_stand_alone_operation_enters_by_its_descriptor() -> None:
     comm, engine, _ = sit(FakeRun(), b"one")
     names: list[str] = []
     begin = engine.begin_step
-    engine.begin_step = lambda name, timeout_s: names.append(name) or begin(name, timeout_s)  # type: ignore[method-assign,func-returns-value]
+
+    def watched(name: str, timeout_s: float) -> BegunStep:
+        names.append(name)
+        return begin(name, timeout_s)
+
+    engine.begin_step = watched  # type: ignore[method-assign]
     comm.all_reduce(np.ones((2, 3), np.float32))
     comm.all_reduce(np.ones(6, np.int8), op="max")
     assert names == ["all_reduce(sum, f32[6])", "all_reduce(max, i8[6])"]

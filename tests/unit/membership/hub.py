@@ -90,7 +90,9 @@ class FakePeer:
     def tell(self, frame: Frame) -> None:
         self.hub.handle(NativeFrame(self.native, frame))
 
-    def beat(self, epoch: int | None = None, down: Sequence[bytes] = (), watermark: int = 0) -> None:
+    def beat(
+        self, epoch: int | None = None, down: Sequence[bytes] = (), watermark: int = 0
+    ) -> None:
         said = self.epoch if epoch is None else epoch
         self.tell(Heartbeat(1, said, watermark, watermark, 0, down=tuple(down)))
 
@@ -246,6 +248,11 @@ class Hub:
     def dead(self, peer: FakePeer) -> None:
         """Answers the probe of the peer's port: refused."""
         self.handle(Dialled(peer.peer_id, peer.incarnation, alive=False))
+
+    def kill(self, peer: FakePeer) -> None:
+        """Ends the process: both connections, and the probe of its port is refused."""
+        peer.lose(agent=True, native=True)
+        self.dead(peer)
 
     def probes(self, peer: FakePeer) -> int:
         return sum(

@@ -1,0 +1,270 @@
+"""Who gets in, who is turned away, and what a returning peer is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pccl.membership.messages import (
+    Activate,
+    Admitted,
+    AtEntry,
+    CancelPlan,
+    Evicted,
+    Hold,
+    HoldFrom,
+    Install,
+    LinksUp,
+    Refused,
+    StatusReply,
+    StatusRequest,
+    Switched,
+    ViewPlan,
+    World,
+)
+from pccl.transport.native_frames import EvictedFrame, Flush, Pong, RefusedFrame, Welcome
+from tests.unit.membership.hub import Hub
+
+
+def test_a_new_peer_gets_an_incarnation_a_secret_and_the_time_constants() -> None:
+    hub = Hub(min_world=3)
+    first, second = hub.learner(), hub.learner()
+    admitted = first.got(Admitted)
+    assert (admitted.incarnation, admitted.min_world, admitted.epoch) == (1, 3, 0)
+    assert (admitted.heartbeat_s, admitted.lease_s) == (0.25, 3.0)
+    assert admitted.run_id == hub.machine.run_id and admitted.generation == 1
+    assert second.incarnation == 2 and second.secret != first.secret
+    assert second.got(Welcome).generation == 1
+
+
+def test_an_incarnation_is_never_given_twice_even_across_a_restart() -> None:
+    hub = Hub()
+    hub.learner()
+    hub.start()
+    assert hub.learner().incarnation == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"protocol": 2}, "protocol", "speaks protocol 1, the peer 2"),
+        ({"run_id": b"x" * 16}, "run", (b"x" * 16).hex()),
+        ({"min_world": 5}, "min_world", "is 2 in this run, and this peer asks for 5"),
+    ],
+)
+def test_a_peer_that_does_not_fit_is_refused_and_told_why(
+    changes: dict[str, object], code: str, words: str
+) -> None:
+    hub = Hub(min_world=2)
+    stranger = hub.peer()
+    stranger.hello(**changes)
+    refused = stranger.got(Refused)
+    assert refused.code == code and words in refused.text
+    assert stranger.closed == {stranger.agent}
+
+
+def test_the_first_peer_with_an_opinion_fixes_min_world_for_the_run() -> None:
+    hub = Hub()
+    assert hub.learner().got(Admitted).min_world == 1
+    assert hub.learner(min_world=2).got(Admitted).min_world == 2
+    other = hub.peer()
+    other.hello(min_world=3)
+    assert "is 2 in this run, and this peer asks for 3" in other.got(Refused).text
+    assert hub.learner().got(Admitted).min_world == 2
+
+
+def test_admission_is_bounded() -> None:
+    hub = Hub(admitted_max=2)
+    hub.learner()
+    hub.learner()
+    third = hub.peer()
+    third.hello()
+    assert third.got(Refused).code == "limit"
+
+
+def test_a_living_peer_cannot_be_displaced_by_one_that_takes_its_id() -> None:
+    hub = Hub()
+    (victim,) = hub.members(1)
+    thief = hub.peer()
+    thief.peer_id = victim.peer_id
+    thief.hello(incarnation=0)
+    assert thief.got(Refused).code == "limit"
+    assert victim.last(Evicted) is None
+
+
+def test_native_connections_need_the_incarnation_and_its_secret() -> None:
+    hub = Hub()
+    peer = hub.learner()
+    for secret, purpose, code in ((b"w" * 16, 0, 3), (None, 1, 6)):
+        peer.native_hello(secret, purpose)
+        assert peer.got(RefusedFrame).code == code
+        assert peer.native in peer.closed
+    stranger = hub.peer()
+    stranger.incarnation = 99
+    stranger.native_hello(b"s" * 16)
+    assert stranger.got(RefusedFrame).code == 4
+
+
+def test_who_slept_through_its_eviction_is_told_on_every_way_back() -> None:
+    hub = Hub()
+    sleeper, other = hub.members(2)
+    hub.pass_time(3.25, beating=[other])
+    other.report()
+    assert sleeper.last(Evicted) is not None and sleeper.last(EvictedFrame) is not None
+    sleeper.inbox.clear()
+    sleeper.hello()
+    assert sleeper.got(Evicted).generation == 1
+    sleeper.native_hello()
+    assert sleeper.got(RefusedFrame).code == 4
+
+
+def test_garbage_in_sequence_closes_the_connection_and_harms_nobody() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    stranger = hub.peer()
+    stranger.agent = hub.connect(stranger)
+    stranger.say(LinksUp(1))
+    assert stranger.closed == {stranger.agent}
+    stranger.native = hub.connect(stranger)
+    stranger.beat()
+    assert stranger.native in stranger.closed
+    member.inbox.clear()
+    member.tell(Pong(1, 1))  # what only coordinators say
+    assert member.native in member.closed
+
+
+def test_a_status_request_admits_nobody_and_tells_the_state() -> None:
+    hub = Hub(min_world=2)
+    members = hub.members(2)
+    members[0].beat(watermark=9)
+    viewer = hub.peer()
+    viewer.agent = hub.connect(viewer)
+    viewer.say(StatusRequest())
+    status = json.loads(viewer.got(StatusReply).json)
+    assert (status["epoch"], status["world_size"], status["admitted"]) == (1, 2, 2)
+    assert status["counters"]["commits"] == 9
+    assert [m["rank"] for m in status["members"]] == [0, 1]
+    assert status["members"][0]["address"] == "10.0.0.9:5001"
+    assert {m["state"] for m in status["members"]} == {"attached"}
+
+
+def test_everybody_learns_when_the_world_changes() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.learner()
+    assert a.got(World) == World(3, 2, 1)
+    assert b.got(World) == World(3, 2, 1)
+
+
+def test_a_member_that_comes_back_is_told_what_it_missed() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    for peer in (a, b):
+        peer.report()
+    a.install()
+    b.inbox.clear()
+    b.lose(agent=True)
+    b.hello()
+    assert b.got(Install).epoch == 2
+
+
+def test_a_member_that_comes_back_during_a_join_is_told_the_pending_parts() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    a.inbox.clear()
+    a.hello()
+    epoch = a.got(ViewPlan).epoch
+    for peer in (a, b, joiner):
+        peer.say(LinksUp(epoch))
+    a.inbox.clear()
+    a.hello()
+    assert a.last(ViewPlan) is not None and a.got(Hold).epoch == epoch
+    for peer in (a, b):
+        peer.say(HoldFrom(epoch, 4))
+    a.inbox.clear()
+    a.hello()
+    assert a.got(Activate).step == 4
+
+
+def test_a_restarted_coordinator_goes_on_with_the_same_epoch() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.start()
+    for peer in (a, b):
+        peer.inbox.clear()
+        peer.hello()
+        peer.native_hello()
+    hub.pass_time(20.0, beating=[a, b])
+    assert a.last(Flush) is None and a.last(Install) is None and a.last(Evicted) is None
+    assert a.got(Pong) == Pong(2, 1)
+
+
+def test_a_restarted_coordinator_flushes_without_the_members_that_do_not_come_back() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.start()
+    a.hello()
+    a.native_hello()
+    a.inbox.clear()
+    hub.pass_time(14.5, beating=[a])
+    assert a.last(Flush) is None
+    hub.pass_time(1.0, beating=[a])
+    a.report()
+    assert a.got(Install).lost == (b.peer_id,)
+
+
+def test_a_restarted_coordinator_releases_a_hold_it_knows_nothing_of() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    epoch = a.got(ViewPlan).epoch
+    for peer in (a, b, joiner):
+        peer.say(LinksUp(epoch))
+    assert a.got(Hold).epoch == epoch
+    hub.start()
+    a.hello()
+    assert a.got(CancelPlan).epoch >= epoch
+
+
+def test_a_restarted_coordinator_finishes_a_flush_that_was_under_way() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    asked = a.got(Flush).target
+    hub.start()
+    for peer in (a, b):
+        peer.inbox.clear()
+        peer.hello()
+        peer.native_hello()
+    assert a.last(Flush) is not None
+    assert a.last(Flush).target > asked  # type: ignore[union-attr]
+    hub.kill(c)
+    for peer in (a, b):
+        peer.report()
+    assert a.got(Install).lost == (c.peer_id,)
+
+
+def test_an_activation_survives_a_restart() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    epoch = a.got(ViewPlan).epoch
+    for peer in (a, b, joiner):
+        peer.say(LinksUp(epoch))
+    for peer in (a, b):
+        peer.say(HoldFrom(epoch, 4))
+    hub.start()
+    for peer in (a, b, joiner):
+        peer.inbox.clear()
+        peer.hello()
+        peer.native_hello()
+    activate = a.got(Activate)
+    assert (activate.epoch, activate.step, activate.name) == (epoch, 4, "step")
+    a.say(Switched(epoch, 5))
+    assert joiner.got(Install).members[-1].first_step == 5

@@ -1,0 +1,250 @@
+"""Unplanned views: who is asked, for how long, and what is decided."""
+
+from __future__ import annotations
+
+from pccl.membership.events import Persist, Send, SendNative
+from pccl.membership.messages import (
+    AtEntry,
+    Evicted,
+    Install,
+    Leaving,
+    LinksUp,
+    StepDecision,
+    ViewPlan,
+)
+from pccl.transport.native_frames import Flush, Pong, Report, Suspect, SuspectCode
+from tests.unit.membership.hub import Hub, opened
+
+
+def test_the_view_is_durable_before_anybody_hears_of_it() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.effects.clear()
+    hub.kill(b)
+    kinds = [type(e) for e in hub.effects if isinstance(e, (Persist, SendNative))]
+    assert kinds[0] is Persist  # that members may be frozen from now on
+    hub.effects.clear()
+    a.report()
+    order = [e for e in hub.effects if isinstance(e, (Persist, Send))]
+    assert isinstance(order[0], Persist)
+    assert order[0].record.view is not None and order[0].record.view.epoch == 2
+    assert not order[0].record.flushing
+    assert any(isinstance(e, Send) and isinstance(e.msg, Install) for e in order[1:])
+
+
+def test_a_flush_is_asked_again_with_every_heartbeat_until_it_is_answered() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    assert a.got(Flush).target == 2
+    a.beat()
+    assert a.got(Flush).target == 2
+    a.beat()
+    a.report()
+    a.inbox.clear()
+    a.beat()
+    assert a.last(Flush) is None and a.got(Pong).epoch == 1
+    assert b.got(Flush).target == 2
+
+
+def test_a_member_without_a_native_connection_is_asked_when_it_connects() -> None:
+    hub = Hub()
+    _, b, c = hub.members(3)
+    b.lose(native=True)
+    hub.kill(c)
+    assert b.last(Flush) is None
+    b.native_hello()
+    assert b.got(Flush).target == 2
+
+
+def test_a_member_that_does_not_report_in_time_is_left_out_and_told() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    a.report()
+    hub.pass_time(1.75, beating=[a, b])
+    assert a.last(Install) is None
+    hub.pass_time(0.5, beating=[a, b])
+    assert a.got(Install).lost == (b.peer_id, c.peer_id)
+    assert b.got(Evicted).text == "no answer in time"
+
+
+def test_without_a_single_report_nothing_is_decided() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    hub.pass_time(30.0)
+    assert a.last(Install) is None and a.last(Evicted) is None
+    a.beat()
+    a.report()
+    hub.pass_time(0.25)
+    assert a.last(Install) is None  # the others' reports may be right behind it
+    b.beat()
+    b.report()
+    assert a.got(Install).lost == (c.peer_id,)
+
+
+def test_reports_for_another_flush_or_of_another_coordinator_are_no_reports() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.kill(b)
+    a.tell(Report(1, 1, 1, False, 0, 0, 0))
+    a.tell(Report(7, 2, 1, False, 0, 0, 0))
+    assert a.last(Install) is None
+    a.report()
+    assert a.got(Install).epoch == 2
+
+
+def test_a_member_frozen_by_a_forgotten_flush_is_flushed_again() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.start()
+    for peer in (a, b):
+        peer.hello()
+        peer.native_hello()
+    a.tell(Report(1, 40, 1, False, 0, 0, 0))  # for an epoch the old one asked for
+    assert a.last(Flush) is not None and b.last(Flush) is not None
+
+
+def test_open_steps_are_decided_by_what_the_survivors_hold() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    a.report(opened(4, 1, complete=True), opened(5, 1, complete=True), watermark=4)
+    b.report(opened(4, 1, complete=True), opened(5, 1), watermark=4)
+    install = a.got(Install)
+    assert install.decisions == (StepDecision(4, 1, 0, ""), StepDecision(5, 2, 0, ""))
+    assert install.committed_below == 4
+
+
+def test_a_leaving_member_is_flushed_out_at_once_and_its_commits_count() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.say(Leaving("close"))
+    b.report(watermark=5)
+    a.report(opened(4, 1, complete=True), watermark=4)
+    install = a.got(Install)
+    assert install.lost == (b.peer_id,)
+    assert install.decisions == (StepDecision(4, 1, 0, ""),)
+    assert b.got(Evicted).text == "left the run"
+
+
+def test_a_leaving_member_that_does_not_answer_delays_nobody_beyond_a_second() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.say(Leaving("close"))
+    a.report()
+    hub.pass_time(0.75, beating=[a])
+    assert a.last(Install) is None
+    hub.pass_time(0.25, beating=[a])
+    assert a.got(Install).lost == (b.peer_id,)
+
+
+def test_when_the_last_member_leaves_the_run_can_begin_anew() -> None:
+    hub = Hub()
+    (a,) = hub.members(1)
+    waiting = hub.learner()
+    a.say(Leaving("close"))
+    assert a.got(Evicted).text == "left the run"
+    waiting.say(AtEntry("step", 0))
+    plan = waiting.got(ViewPlan)
+    waiting.say(LinksUp(plan.epoch))
+    install = waiting.got(Install)
+    assert install.epoch > 1 and install.members[0].first_step == 0
+
+
+def test_a_step_past_its_deadline_fails_on_all_and_nobody_is_removed() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "step 6: 5 s are over"))
+    a.report(opened(6, 1), watermark=6)
+    b.report(watermark=6)
+    for peer in (a, b):
+        install = peer.got(Install)
+        assert install.decisions == (StepDecision(6, 3, 3, "step 6: 5 s are over"),)
+        assert install.lost == ()
+
+
+def test_a_failure_that_one_member_has_not_installed_is_repeated_by_the_next_flush() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "late"))
+    for peer in (a, b, c):
+        peer.report(opened(6, 1), watermark=6)
+    a.install()
+    hub.kill(c)
+    a.report(watermark=7)
+    b.report(opened(6, 1, complete=True), watermark=6)
+    assert b.got(Install).decisions == (StepDecision(6, 3, 3, "late"),)
+
+
+def test_accusations_about_a_view_that_is_over_are_ignored() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    for peer in (a, b):
+        peer.report()
+        peer.inbox.clear()
+    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "late"))
+    assert a.last(Flush) is None
+
+
+def test_the_holder_of_other_bits_is_evicted() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    a.tell(Suspect(1, 6, SuspectCode.DIGEST, (b.peer_id,), "differs"))
+    a.report(opened(6, 1, complete=True), watermark=6)
+    b.report(opened(6, 1, complete=True, digest=b"x" * 16), watermark=6)
+    c.report(opened(6, 1, complete=True), watermark=6)
+    install = a.got(Install)
+    assert install.lost == (b.peer_id,)
+    assert [d.outcome for d in install.decisions] == [2]
+    assert b.got(Evicted).text == "its results differ from the others'"
+
+
+def test_a_peer_that_gives_up_its_step_is_removed_and_the_step_is_not() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.tell(Suspect(1, 6, SuspectCode.LOCAL, (), "ValueError in the program"))
+    a.report(opened(6, 1), watermark=6)
+    install = a.got(Install)
+    assert install.lost == (b.peer_id,) and [d.outcome for d in install.decisions] == [2]
+
+
+def test_a_broken_link_costs_flushes_with_everybody_and_in_the_end_one_of_its_ends() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    everybody = [a, b, c]
+    for _ in range(2):
+        hub.pass_time(1.25, beating=everybody)
+        b.beat(down=[c.peer_id])
+        c.beat(down=[b.peer_id])
+        for peer in everybody:
+            peer.report()
+        for peer in everybody:
+            assert peer.install().lost == ()
+    hub.pass_time(1.25, beating=everybody)
+    b.beat(down=[c.peer_id])
+    a.report()
+    b.report()
+    assert a.got(Install).lost == (c.peer_id,)  # equal strikes: the higher rank
+
+
+def test_who_accuses_many_is_removed_itself() -> None:
+    hub = Hub()
+    a, liar, c, d = hub.members(4)
+    hub.pass_time(1.25, beating=[a, liar, c, d])
+    liar.beat(down=[a.peer_id, c.peer_id, d.peer_id])
+    for peer in (a, c, d):
+        peer.report()
+    assert a.got(Install).lost == (liar.peer_id,)
+
+
+def test_an_install_that_was_not_heard_is_repeated_with_a_later_heartbeat() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.kill(b)
+    a.report()
+    a.inbox.clear()
+    hub.pass_time(1.25, beating=[a])
+    assert a.got(Install).epoch == 2
