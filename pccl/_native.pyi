@@ -96,6 +96,7 @@ class Engine:
         weight: float,
         deterministic: bool,
         algorithm: int,
+        last: bool = False,
     ) -> None: ...
     def seal(self, step: int) -> None: ...
     def wait_step(self, step: int, timeout_s: float) -> bool:

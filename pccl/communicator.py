@@ -191,8 +191,7 @@ class Communicator:
         session.check_free(work.source, work.target)
         ticket = session.begin(str(work.descriptor), limit_s)
         try:
-            ticket.post(work.descriptor, work.source, work.target, 0, work.weight)
-            ticket.seal()
+            ticket.post(work.descriptor, work.source, work.target, 0, work.weight, last=True)
             if async_op:
                 return Work(ticket, array if out is None else out)
             return ticket.finish()

@@ -73,9 +73,15 @@ class Ticket:
         return number
 
     def post(
-        self, descriptor: Descriptor, source: Buffer, target: Buffer, tag: int, weight: float
+        self,
+        descriptor: Descriptor,
+        source: Buffer,
+        target: Buffer,
+        tag: int,
+        weight: float,
+        last: bool = False,
     ) -> None:
-        """Starts one operation whose arguments have been checked."""
+        """Starts one operation whose arguments have been checked; with `last`, seals too."""
         self.session.engine.post_all_reduce(
             self.begun.step,
             tag,
@@ -87,7 +93,11 @@ class Ticket:
             weight,
             descriptor.deterministic,
             int(descriptor.algorithm),
+            last,
         )
+        if last:
+            self.sealed = True
+            self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self._buffers.append((source, target))
         self.spans.add(source, target)

@@ -196,6 +196,7 @@ class Engine:
         weight: float,
         deterministic: bool,
         algorithm: int,
+        last: bool = False,
     ) -> None:
         try:
             self._native.post_all_reduce(
@@ -209,6 +210,7 @@ class Engine:
                 weight,
                 deterministic,
                 algorithm,
+                last,
             )
         except self._error_type as error:
             raise self._mapped(error, deciding=True) from error

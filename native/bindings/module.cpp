@@ -157,7 +157,7 @@ nb::dict stats(Engine& engine) {
 
 void post_all_reduce(Engine& engine, StepId step, Tag tag, std::uintptr_t input,
                      std::uintptr_t output, std::uint64_t count, unsigned dtype, unsigned op,
-                     double weight, bool deterministic, unsigned algorithm) {
+                     double weight, bool deterministic, unsigned algorithm, bool last) {
   if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3) {
     throw nb::value_error("unknown dtype, op or algorithm");
   }
@@ -169,7 +169,7 @@ void post_all_reduce(Engine& engine, StepId step, Tag tag, std::uintptr_t input,
     throw nb::value_error("this operation has no meaning for this dtype");
   }
   nb::gil_scoped_release release;
-  engine.post(posted);
+  engine.post(posted, last);
 }
 
 void admit(Engine& engine, const nb::bytes& run_id, Incarnation incarnation,
@@ -233,7 +233,7 @@ void bind_steps(nb::class_<Engine>& engine) {
   engine.def("begin_step", &begin_step, "name"_a, "timeout_s"_a)
       .def("post_all_reduce", &post_all_reduce, "step"_a, "tag"_a, "input_address"_a,
            "output_address"_a, "count"_a, "dtype"_a, "op"_a, "weight"_a, "deterministic"_a,
-           "algorithm"_a)
+           "algorithm"_a, "last"_a = false)
       .def("seal", &Engine::seal, "step"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("wait_step", &wait_step, "step"_a, "timeout_s"_a)
       .def("step_result", &step_result, "step"_a)

@@ -48,6 +48,7 @@ class ModelPeer:
         self.world = world
         self.peer_id = peer_id
         self.alive = True
+        self.killed_s = 0.0
         self.stopped_until_s = 0.0
         self.busy_until_s = 0.0  # the program computes
         self.admitted: Admitted | None = None

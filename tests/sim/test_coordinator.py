@@ -46,11 +46,11 @@ def inject(world: World, fault: str) -> None:
 def make_world(seed: int) -> World:
     world = World(seed)
     rng = world.rng
-    world.delay_s = rng.choice((0.0005, 0.005, 0.05))
+    world.delay_s = rng.choice((0.001, 0.02, 0.05))
     world.fsync_s = rng.choice((0.0, 0.003, 0.05))
-    world.think_max_s = rng.choice((0.05, 0.1, 0.4))
+    world.think_max_s = rng.choice((0.03, 0.1, 0.3)) if world.delay_s > 0.001 else 0.1
     world.open_steps = rng.choice((1, 1, 2, 3))
-    world.crash_prefix = rng.choice((0.0, 0.0, 0.01))
+    world.crash_prefix = rng.choice((0.0, 0.0, 0.02))
     world.step_deadline_s = rng.choice((1e9, 1e9, 2.5))
     return world
 
@@ -61,7 +61,7 @@ def run_with_faults(seed: int) -> World:
     for _ in range(rng.randint(1, 5)):
         world.at(rng.uniform(0, 1.0), world.start_peer)
     enabled = rng.sample(FAULTS, rng.randint(1, len(FAULTS)))
-    for _ in range(rng.randint(1, 10)):
+    for _ in range(rng.randint(2, 14)):
         time_s = rng.uniform(0.5, FAULTS_UNTIL_S)
         world.at(time_s, partial(inject, world, rng.choice(enabled)))
     world.run_until(FAULTS_UNTIL_S + 3.0)

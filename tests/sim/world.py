@@ -93,6 +93,9 @@ class World:
         self._conn_numbers = itertools.count(1)
         self._by_incarnation: dict[int, ModelPeer] = {}
         self._outbox: OutputCommit[Effect] = OutputCommit()
+        self._slowness: dict[tuple[int, int], float] = {}  # links between peers are unequal
+        self._pair_s: dict[tuple[int, int], float] = {}  # and keep the order
+        self._cut_s: dict[tuple[int, int], float] = {}
         self._idle_turns = 0
         self._disk_free_s = 0.0
         self.start_coordinator()
@@ -318,8 +321,9 @@ class World:
                     self._hand_in(machine, ConnDown(number))
 
             # Its last words are read before the end of the stream, unless a reset destroys them.
-            time_s = max(conn.last_up_s, self.now_s + self._hop_s())
-            self.at(time_s, down)
+            whole_s = max(conn.last_up_s, self.now_s + self._hop_s())
+            reset_s = self.now_s + self._hop_s()
+            self.at(self.rng.choice((whole_s, reset_s)), down)
         self.after(conn.peer, self._hop_s(), lambda: conn.peer.disconnected(number))
 
     def cut_connection(self, peer: ModelPeer, *, native: bool) -> None:
@@ -343,7 +347,7 @@ class World:
         if not peer.alive:
             return
         self.note(f"{peer} is killed")
-        peer.alive = False
+        peer.alive, peer.killed_s = False, self.now_s
         for number, conn in list(self._conns.items()):
             if conn.peer is peer:
                 self._break(number, tell_coordinator=True)
@@ -369,8 +373,22 @@ class World:
         return peer is not None and peer.alive
 
     def to_peer(self, sender: ModelPeer, receiver: int, message: Post | Done) -> None:
+        """Delivers, unless the sender has been killed and the reset destroyed what was under way."""
         peer = self._by_incarnation[receiver]
-        self.after(peer, self._hop_s(), lambda: peer.on_peer(message))
+        pair = (id(sender), receiver)
+        slowness = self._slowness.setdefault(pair, self.rng.choice((0.3, 1.0, 1.0, 4.0)))
+        self._pair_s[pair] = max(
+            self._pair_s.get(pair, 0.0), self.now_s + slowness * self._hop_s()
+        )
+
+        def arrive() -> None:
+            if sender.alive or self.now_s < self._cut_s.setdefault(pair, self._cut(sender)):
+                peer.on_peer(message)
+
+        self.after(peer, self._pair_s[pair] - self.now_s, arrive)
+
+    def _cut(self, sender: ModelPeer) -> float:
+        return sender.killed_s + self.rng.uniform(0, 4) * self.delay_s
 
     # ------------------------------------------------------------ invariants
 

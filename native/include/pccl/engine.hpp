@@ -114,7 +114,8 @@ class Engine final : private ControlHost, private ExecutorHost {
 
   // --- steps: called by the program ---
   BegunStep begin_step(const std::string& name, double timeout_s);
-  void post(const Posted& posted);
+  /// With `last`, seals the step as well: one system call sends it all.
+  void post(const Posted& posted, bool last = false);
   void seal(StepId step);
   /// False: the time is over and the step is still open.
   bool wait_step(StepId step, double timeout_s);
@@ -156,7 +157,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   void handle(std::span<const Poller::Event> events) noexcept;
   bool drive(Lock& turn, StepId step, double deadline_s);
   void after_change() noexcept;
-  void attend(bool now) noexcept;  // the reactor thread is needed (at once, or when it looks)
+  void attend() noexcept;  // the reactor thread, or who drives in its place, has work
+  void tell_decided() noexcept;
   void kick() noexcept;
   void emit(EngineEvent event) noexcept;
   void check_usable() const;

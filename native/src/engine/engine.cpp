@@ -211,25 +211,29 @@ View Engine::view(int& rank) {
   return executor_.machine()->view();
 }
 
-void Engine::post(const Posted& posted) {
+void Engine::post(const Posted& posted, bool last) {
   check_usable();
   const DefaultArithmetic arithmetic;  // early frames are applied here and now
   const Lock turn = take_turn();
   if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
-  if (executor_.post(posted) != Status::ok) {
+  if (executor_.post(posted) != Status::ok || (last && executor_.seal(posted.step) != Status::ok)) {
     throw EngineFailure("usage", "the step is over or sealed, or has an operation with this tag");
   }
   const bool more = executor_.pump(monotonic_s());
-  attend(more || posted.descriptor.count * size_of(posted.descriptor.dtype) > small_operation_bytes);
+  // Whoever posts the last operation mostly waits next, and then moves the frames itself.
+  const bool large = posted.descriptor.count * size_of(posted.descriptor.dtype) > small_operation_bytes;
+  if (more || (large && !last)) attend();
+  tell_decided();
 }
 
 void Engine::seal(StepId step) {
   check_usable();
+  const DefaultArithmetic arithmetic;
   const Lock turn = take_turn();
   if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
   if (executor_.seal(step) != Status::ok) throw EngineFailure("usage", "the step is over or sealed");
-  attend(executor_.pump(monotonic_s()));
-  after_change();
+  if (executor_.pump(monotonic_s())) attend();
+  tell_decided();
 }
 
 StepResult Engine::result(StepId step) {
@@ -268,7 +272,7 @@ void Engine::notify_when_decided(StepId step) {
     return;
   }
   record->notify = true;
-  attend(true);
+  attend();
 }
 
 EngineStats Engine::stats() {
@@ -314,7 +318,7 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
   }
   const Lock turn = take_turn();
   executor_.adopt(hello, std::move(socket), monotonic_s());
-  attend(true);
+  attend();
 }
 
 void Engine::connect_failed(PeerId peer, Incarnation incarnation) noexcept {

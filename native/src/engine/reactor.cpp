@@ -70,10 +70,7 @@ void Engine::handle(std::span<const Poller::Event> events) noexcept {
     (void)executor_.pump(now_s);
   }
   executor_.tick(now_s);
-  if (decided_) {
-    decided_ = false;
-    changed_.notify_all();
-  }
+  tell_decided();
 }
 
 void Engine::run_reactor() noexcept {
@@ -174,13 +171,12 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
       leave();
       throw EngineFailure("timeout", "no step began within the time given");
     }
-    attend(true);
+    attend();
     changed_.wait_for(turn, std::chrono::duration<double>(left_s));
   }
 }
 
-void Engine::attend(bool now) noexcept {
-  if (driving_ || !now) return;
+void Engine::attend() noexcept {
   linger_until_s_ = 0;
   standby_.notify_one();
   kick();
@@ -188,8 +184,13 @@ void Engine::attend(bool now) noexcept {
 
 void Engine::after_change() noexcept {
   decided_ = false;
-  attend(true);
-  kick();
+  attend();
+  changed_.notify_all();
+}
+
+void Engine::tell_decided() noexcept {
+  if (!decided_) return;
+  decided_ = false;
   changed_.notify_all();
 }
 

@@ -147,12 +147,15 @@ class FakeEngine:
         weight: float,
         deterministic: bool,
         algorithm: int,
+        last: bool = False,
     ) -> None:
         self.check()
         source, target = (_memory(at, count, dtype) for at in (input_address, output_address))
         with self.run.changed:
             mine = self.run.steps[step].posts.setdefault(self.peer_id, {})
             mine[tag] = Post(source, target, op, weight)
+        if last:
+            self.seal(step)
 
     def seal(self, step: int) -> None:
         self.check()
