@@ -29,11 +29,12 @@ Pure functions on values; peers are named by their incarnation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
 from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
-from pccl.membership.view import View
+from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
 CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike three times in one step; a bug does
@@ -66,7 +67,7 @@ def decide(
     accusations: Sequence[Accusation] = (),
     carried: Sequence[StepDecision] = (),
     corrupt_attempts: Mapping[int, int] | None = None,
-    witnesses: Sequence[Report] = (),
+    witnesses: Mapping[int, Report] | None = None,
 ) -> Outcome:
     """Applies the rule to every step that is open somewhere.
 
@@ -77,13 +78,16 @@ def decide(
         accusations: SUSPECT frames with a step, in order of arrival.
         carried: COMMIT and FAIL of earlier flushes that a reporter has not installed.
         corrupt_attempts: how often each step was already run again for unequal digests.
-        witnesses: reports of peers that leave: they know what committed, but nobody needs them to
+        witnesses: likewise, of peers that leave: they know what committed, but nobody needs them to
             hold a result.
     """
     assert reports, "a flush decides with at least one survivor"
     by_epoch = {view.epoch: view for view in views}
     final = {d.step: d for d in carried if d.outcome != StepOutcome.RETRY}
     attempts = corrupt_attempts or {}
+    # Of several views that hold a joiner, the newest knows its first step.
+    first_steps = {m.incarnation: m.first_step for view in views for m in view.members}
+    proofs = _Proofs(first_steps, {**(witnesses or {}), **reports})
     decisions: list[StepDecision] = []
     minority: set[int] = set()
     inconsistent: set[int] = set()
@@ -93,8 +97,9 @@ def decide(
             decisions.append(final[step])
             continue
         held = {i: _open_step(r, step) for i, r in sorted(reports.items())}
-        knowing = tuple(i for i, r in sorted(reports.items()) if _knows_commit(r, step))
-        if knowing or any(_knows_commit(r, step) for r in witnesses):
+        known_to = proofs.of(step)
+        knowing = tuple(i for i in known_to if i in reports)
+        if known_to:
             liars = _contradicted(by_epoch, held, knowing, step)
             inconsistent.update(liars)
             if not knowing or set(knowing) - set(liars):
@@ -105,9 +110,8 @@ def decide(
         minority.update(verdict.minority)
         if verdict.corrupt:
             corrupt.append(step)
-    trusted = [r for i, r in sorted(reports.items()) if i not in inconsistent]
     return Outcome(
-        committed_below=max((r.watermark for r in trusted), default=0),
+        committed_below=proofs.committed_below(inconsistent),
         decisions=tuple(decisions),
         minority=tuple(sorted(minority)),
         inconsistent=tuple(sorted(inconsistent)),
@@ -136,12 +140,41 @@ def _open_step(report: Report, step: int) -> OpenStep | None:
     return next((o for o in report.open if o.step == step), None)
 
 
-def _knows_commit(report: Report, step: int) -> bool:
-    if _open_step(report, step) is not None:
-        return (
-            False  # a watermark never passes an open step; if it does, the open step is the truth
+@dataclass(frozen=True, slots=True)
+class _Proofs:
+    """Who knows what was committed.
+
+    A watermark proves only steps in which its holder takes part: a joiner's begins at its first
+    step, while steps before that may still be open in the older view.
+    """
+
+    first_steps: Mapping[int, int]
+    reports: Mapping[int, Report]
+
+    def of(self, step: int) -> tuple[int, ...]:
+        """Returns those that know that `step` committed."""
+        return tuple(i for i, r in sorted(self.reports.items()) if self._knows(i, r, step))
+
+    def _knows(self, incarnation: int, report: Report, step: int) -> bool:
+        if self.first_steps.get(incarnation, FIRST_STEP_UNKNOWN) > step:
+            return False
+        if _open_step(report, step) is not None:
+            return False  # a watermark never passes an open step; if it does, the open step is true
+        return step < report.watermark or step in report.committed
+
+    def committed_below(self, liars: AbstractSet[int]) -> int:
+        """Returns the step below which all are committed, as far as the stretches that the
+        watermarks prove join up."""
+        stretches = sorted(
+            (self.first_steps[i], r.watermark)
+            for i, r in self.reports.items()
+            if i not in liars and self.first_steps.get(i, FIRST_STEP_UNKNOWN) != FIRST_STEP_UNKNOWN
         )
-    return step < report.watermark or step in report.committed
+        below = stretches[0][0] if stretches else 0
+        for first_step, watermark in stretches:
+            if first_step <= below:
+                below = max(below, watermark)
+        return below
 
 
 def _contradicted(

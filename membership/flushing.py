@@ -156,11 +156,11 @@ class Flushing:
     def _finish(self, asking: _Asking, now_s: float) -> None:
         core = self._core
         reports = {i: asking.reports[i] for i in self._survivors() if i in asking.reports}
-        witnesses = [
-            asking.reports[p.incarnation]
+        witnesses = {
+            p.incarnation: asking.reports[p.incarnation]
             for p in core.members()
             if p.leaving_s is not None and p.gone is None and p.incarnation in asking.reports
-        ]
+        }
         oldest = min(r.epoch for r in reports.values())
         carried = tuple(c for c in core.carried if c.epoch > oldest)
         outcome = decide(

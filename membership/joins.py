@@ -253,8 +253,6 @@ class Joins:
         joiners = core.joiners()
         view = entering.view.with_first_step(joiners, step)
         core.activation = replace(entering, view=view, resolved=True, first_step=step)
-        committed = max((p.watermark for p in core.members()), default=0)
-        core.note = replace(core.note, committed_below=max(core.note.committed_below, committed))
         core.counters.views += 1
         core.counters.joins += len(joiners)
         core.persist()

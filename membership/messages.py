@@ -14,93 +14,28 @@ coordinator or of an abandoned plan is recognised and dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final
+from typing import Final, get_args
 
-from pccl.transport.codec import Codec, message, struct
+from pccl.membership.message_parts import DECISIONS_MAX as DECISIONS_MAX
+from pccl.membership.message_parts import (
+    HOST_CHARACTERS_MAX,
+    NAME_CHARACTERS_MAX,
+    check_epoch,
+    check_id,
+    check_members,
+    check_text,
+    demand,
+)
+from pccl.membership.message_parts import ID_BYTES as ID_BYTES
+from pccl.membership.message_parts import MEMBERS_MAX as MEMBERS_MAX
+from pccl.membership.message_parts import STATUS_BYTES_MAX as STATUS_BYTES_MAX
+from pccl.membership.message_parts import TEXT_CHARACTERS_MAX as TEXT_CHARACTERS_MAX
+from pccl.membership.message_parts import MemberInfo as MemberInfo
+from pccl.membership.message_parts import StepDecision as StepDecision
+from pccl.membership.message_parts import StepOutcome as StepOutcome
+from pccl.transport.codec import Codec, message
 
 PROTOCOL_VERSION: Final = 1
-
-ID_BYTES: Final = 16  # run ids, peer ids and secrets are 128-bit
-MEMBERS_MAX: Final = (
-    1024  # admission is bounded by the same number, so every view fits into one message
-)
-DECISIONS_MAX: Final = (
-    1024  # a peer has at most a handful of open steps; a report names at most 256
-)
-NAME_CHARACTERS_MAX: Final = 256  # of an entry's name: long enough for a descriptor
-HOST_CHARACTERS_MAX: Final = 255  # the longest DNS name
-TEXT_CHARACTERS_MAX: Final = 2048  # of a reason for people
-STATUS_BYTES_MAX: Final = (
-    200_000  # of one status document; the codec's limit for a byte string is 262,144
-)
-EPOCH_MAX: Final = (1 << 32) - 1  # epochs are 32 bits wide in the native frames
-
-
-class StepOutcome(IntEnum):
-    """What became of one step after a flush."""
-
-    COMMIT = 1
-    RETRY = 2
-    FAIL = 3
-
-
-def _demand(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(what)
-
-
-def _check_id(value: bytes, name: str) -> None:
-    _demand(len(value) == ID_BYTES, f"{name} has {len(value)} bytes, not {ID_BYTES}")
-
-
-def _check_epoch(epoch: int) -> None:
-    _demand(0 <= epoch <= EPOCH_MAX, f"epoch {epoch} does not fit into 32 bits")
-
-
-def _check_members(members: tuple[MemberInfo, ...]) -> None:
-    _demand(len(members) <= MEMBERS_MAX, f"{len(members)} members; at most {MEMBERS_MAX}")
-    _demand(len({m.peer_id for m in members}) == len(members), "a peer is listed twice")
-
-
-def _check_text(text: str, name: str, limit: int) -> None:
-    _demand(len(text) <= limit, f"{name} has {len(text)} characters; at most {limit}")
-
-
-@struct
-@dataclass(frozen=True, slots=True)
-class MemberInfo:
-    """One member of a view, with all that another member needs to open links to it."""
-
-    peer_id: bytes
-    incarnation: int
-    secret: bytes  # whoever dials this member shows it; only members of the view learn it
-    host: str  # literal address that peers dial
-    port: int
-    host_key: int  # equal for peers on the same machine
-    first_step: int  # first step this member takes part in
-
-    def __post_init__(self) -> None:
-        _check_id(self.peer_id, "peer_id")
-        _check_id(self.secret, "secret")
-        _check_text(self.host, "host", HOST_CHARACTERS_MAX)
-        _demand(1 <= self.port <= 65535, f"port {self.port}")
-
-
-@struct
-@dataclass(frozen=True, slots=True)
-class StepDecision:
-    """The decided outcome of one step; `code` is the SUSPECT code behind a failure, else 0."""
-
-    step: int
-    outcome: int
-    code: int
-    text: str
-
-    def __post_init__(self) -> None:
-        _demand(1 <= self.outcome <= 3, f"outcome {self.outcome}")
-        _demand(0 <= self.code <= 255, f"code {self.code}")
-        _check_text(self.text, "text", TEXT_CHARACTERS_MAX)
 
 
 @message(1)
@@ -122,13 +57,13 @@ class Hello:
     pid: int  # for people
 
     def __post_init__(self) -> None:
-        _demand(len(self.run_id) in (0, ID_BYTES), f"run_id has {len(self.run_id)} bytes")
-        _check_id(self.peer_id, "peer_id")
-        _check_epoch(self.epoch)
-        _check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
-        _demand(1 <= self.data_port <= 65535, f"data_port {self.data_port}")
-        _demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
-        _check_text(self.hostname, "hostname", HOST_CHARACTERS_MAX)
+        demand(len(self.run_id) in (0, ID_BYTES), f"run_id has {len(self.run_id)} bytes")
+        check_id(self.peer_id, "peer_id")
+        check_epoch(self.epoch)
+        check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
+        demand(1 <= self.data_port <= 65535, f"data_port {self.data_port}")
+        demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
+        check_text(self.hostname, "hostname", HOST_CHARACTERS_MAX)
 
 
 @message(2)
@@ -140,7 +75,7 @@ class AtEntry:
     next_step: int  # 0 for a newcomer
 
     def __post_init__(self) -> None:
-        _check_text(self.name, "name", NAME_CHARACTERS_MAX)
+        check_text(self.name, "name", NAME_CHARACTERS_MAX)
 
 
 @message(3)
@@ -151,7 +86,7 @@ class LinksUp:
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(4)
@@ -163,10 +98,10 @@ class LinksFailed:
     peers: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
-        _demand(len(self.peers) <= MEMBERS_MAX, f"{len(self.peers)} peers; at most {MEMBERS_MAX}")
+        check_epoch(self.epoch)
+        demand(len(self.peers) <= MEMBERS_MAX, f"{len(self.peers)} peers; at most {MEMBERS_MAX}")
         for peer in self.peers:
-            _check_id(peer, "peers")
+            check_id(peer, "peers")
 
 
 @message(5)
@@ -178,7 +113,7 @@ class HoldFrom:
     step: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(6)
@@ -190,7 +125,7 @@ class Switched:
     step: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(7)
@@ -201,7 +136,7 @@ class Installed:
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(8)
@@ -220,7 +155,7 @@ class Leaving:
     reason: str
 
     def __post_init__(self) -> None:
-        _check_text(self.reason, "reason", TEXT_CHARACTERS_MAX)
+        check_text(self.reason, "reason", TEXT_CHARACTERS_MAX)
 
 
 @message(10)
@@ -246,10 +181,10 @@ class Admitted:
     members: int  # admitted peers
 
     def __post_init__(self) -> None:
-        _check_id(self.run_id, "run_id")
-        _check_id(self.secret, "secret")
-        _check_epoch(self.epoch)
-        _demand(0 < self.heartbeat_s <= self.lease_s <= 3600, "heartbeat and lease do not fit")
+        check_id(self.run_id, "run_id")
+        check_id(self.secret, "secret")
+        check_epoch(self.epoch)
+        demand(0 < self.heartbeat_s <= self.lease_s <= 3600, "heartbeat and lease do not fit")
 
 
 @message(33)
@@ -261,8 +196,8 @@ class Refused:
     text: str
 
     def __post_init__(self) -> None:
-        _check_text(self.code, "code", 32)
-        _check_text(self.text, "text", TEXT_CHARACTERS_MAX)
+        check_text(self.code, "code", 32)
+        check_text(self.text, "text", TEXT_CHARACTERS_MAX)
 
 
 @message(34)
@@ -275,8 +210,8 @@ class ViewPlan:
     members: tuple[MemberInfo, ...]
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
-        _check_members(self.members)
+        check_epoch(self.epoch)
+        check_members(self.members)
 
 
 @message(35)
@@ -288,7 +223,7 @@ class Hold:
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(36)
@@ -303,9 +238,9 @@ class Activate:
     name: str
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
-        _check_members(self.members)
-        _check_text(self.name, "name", NAME_CHARACTERS_MAX)
+        check_epoch(self.epoch)
+        check_members(self.members)
+        check_text(self.name, "name", NAME_CHARACTERS_MAX)
 
 
 @message(37)
@@ -317,7 +252,7 @@ class CancelPlan:
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(38)
@@ -334,12 +269,12 @@ class Install:
     lost: tuple[bytes, ...]  # peers that left since the previous view
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
-        _check_members(self.members)
-        _demand(len(self.decisions) <= DECISIONS_MAX, f"{len(self.decisions)} decisions")
-        _demand(len(self.lost) <= MEMBERS_MAX, f"{len(self.lost)} lost peers")
+        check_epoch(self.epoch)
+        check_members(self.members)
+        demand(len(self.decisions) <= DECISIONS_MAX, f"{len(self.decisions)} decisions")
+        demand(len(self.lost) <= MEMBERS_MAX, f"{len(self.lost)} lost peers")
         for peer in self.lost:
-            _check_id(peer, "lost")
+            check_id(peer, "lost")
 
 
 @message(39)
@@ -351,7 +286,7 @@ class Evicted:
     text: str
 
     def __post_init__(self) -> None:
-        _check_text(self.text, "text", TEXT_CHARACTERS_MAX)
+        check_text(self.text, "text", TEXT_CHARACTERS_MAX)
 
 
 @message(40)
@@ -364,7 +299,7 @@ class World:
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_epoch(self.epoch)
+        check_epoch(self.epoch)
 
 
 @message(41)
@@ -375,7 +310,7 @@ class StatusReply:
     json: bytes
 
     def __post_init__(self) -> None:
-        _demand(len(self.json) <= STATUS_BYTES_MAX, f"status of {len(self.json)} bytes")
+        demand(len(self.json) <= STATUS_BYTES_MAX, f"status of {len(self.json)} bytes")
 
 
 PeerMessageBody = (
@@ -403,30 +338,8 @@ CoordinatorMessageBody = (
     | StatusReply
 )
 
-peer_codec: Codec[PeerMessageBody] = Codec(
-    Hello,
-    AtEntry,
-    LinksUp,
-    LinksFailed,
-    HoldFrom,
-    Switched,
-    Installed,
-    WaitFor,
-    Leaving,
-    StatusRequest,
-)
+peer_codec: Codec[PeerMessageBody] = Codec(*get_args(PeerMessageBody))
 """What the coordinator decodes and a peer encodes."""
 
-coordinator_codec: Codec[CoordinatorMessageBody] = Codec(
-    Admitted,
-    Refused,
-    ViewPlan,
-    Hold,
-    Activate,
-    CancelPlan,
-    Install,
-    Evicted,
-    World,
-    StatusReply,
-)
+coordinator_codec: Codec[CoordinatorMessageBody] = Codec(*get_args(CoordinatorMessageBody))
 """What a peer decodes and the coordinator encodes."""

@@ -100,18 +100,16 @@ auto with_signals(double timeout_s, const Try& attempt) {
     const double left_s = deadline_s - monotonic_s();
     {
       nb::gil_scoped_release release;
-      if (auto result = attempt(std::clamp(left_s, 0.0, signal_grain_s), left_s <= signal_grain_s)) {
-        return result;
-      }
+      if (auto result = attempt(std::clamp(left_s, 0.0, signal_grain_s))) return result;
     }
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    if (left_s <= signal_grain_s) return decltype(attempt(0.0, true)){};
+    if (left_s <= signal_grain_s) return decltype(attempt(0.0)){};
   }
 }
 
 nb::tuple begin_step(Engine& engine, const std::string& name, double timeout_s) {
   using Found = std::unique_ptr<BegunStep>;
-  const Found found = with_signals(timeout_s, [&](double grain_s, bool) -> Found {
+  const Found found = with_signals(timeout_s, [&](double grain_s) -> Found {
     try {
       return std::make_unique<BegunStep>(engine.begin_step(name, grain_s));
     } catch (const EngineFailure& failure) {
@@ -125,7 +123,7 @@ nb::tuple begin_step(Engine& engine, const std::string& name, double timeout_s) 
 
 bool wait_step(Engine& engine, StepId step, double timeout_s) {
   return with_signals(timeout_s,
-                      [&](double grain_s, bool) { return engine.wait_step(step, grain_s); });
+                      [&](double grain_s) { return engine.wait_step(step, grain_s); });
 }
 
 nb::tuple step_result(Engine& engine, StepId step) {

@@ -43,7 +43,8 @@ class World {
     }
   }
 
-  [[nodiscard]] View view_of(Epoch epoch, const std::vector<std::size_t>& ranks, bool paused) const {
+  [[nodiscard]] View view_of(Epoch epoch, const std::vector<std::size_t>& ranks,
+                             bool paused) const {
     View view{1, epoch, {}, paused};
     for (const std::size_t rank : ranks) view.members.push_back(members[rank].member);
     return view;
@@ -68,7 +69,8 @@ class World {
     return ranks;
   }
   /// Runs `body(rank)` on a thread for each of `ranks`, and waits for them.
-  static void all(const std::vector<std::size_t>& ranks, const std::function<void(std::size_t)>& body) {
+  static void all(const std::vector<std::size_t>& ranks,
+                  const std::function<void(std::size_t)>& body) {
     std::vector<std::thread> threads;
     for (const std::size_t rank : ranks) threads.emplace_back([&body, rank] { body(rank); });
     for (std::thread& thread : threads) thread.join();

@@ -166,7 +166,7 @@ TEST(a_failed_step_gives_the_input_back_and_the_next_one_works) {
            monotonic_s() < deadline_s) {
       std::this_thread::yield();
     }
-    for (const std::size_t rank : world.everybody()) (void)world.engines[rank]->fence_for_test(1, 2);
+    for (const auto& engine : world.engines) (void)engine->fence_for_test(1, 2);
     world.install(2, world.everybody(), {{0, Verdict::fail, SuspectCode::descriptor, "differ"}});
   });
   World::all(world.everybody(), [&](std::size_t rank) {

@@ -36,6 +36,7 @@ from pccl.transport.native_frames import (
     Welcome,
 )
 from tests.sim.model_engine import Done, Hooks, ModelEngine, Post
+from tests.sim.native_engine import NativeEngine
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -52,7 +53,7 @@ class ModelPeer:
         self.stopped_until_s = 0.0
         self.busy_until_s = 0.0  # the program computes
         self.admitted: Admitted | None = None
-        self.engine: ModelEngine | None = None
+        self.engine: ModelEngine | NativeEngine | None = None
         self.agent: int | None = None  # connections
         self.native: int | None = None
         self.redial_s = {"agent": 0.1, "native": 0.1}
@@ -172,12 +173,12 @@ class ModelPeer:
         if self.engine is None:
             hooks = Hooks(
                 to_peer=lambda peer, m: self.world.to_peer(self, peer, m),
-                decided=lambda *a: self.world.decided(self, *a),
-                undone=lambda step: self.world.undone(self, step),
+                decided=lambda *a: self.world.history.decided(self, *a),
+                undone=lambda step: self.world.history.undone(),
                 entered=self._entered,
                 in_force=self._in_force,
             )
-            self.engine = ModelEngine(msg.incarnation, hooks)
+            self.engine = self.world.make_engine(self.peer_id, msg.incarnation, hooks)
             self.world.admitted(self)
             self._beat()
         self.admitted = msg
@@ -194,7 +195,7 @@ class ModelPeer:
         self._tell(self.entered)
 
     def _in_force(self, epoch: int, members: tuple[MemberInfo, ...]) -> None:
-        self.world.in_force(self, epoch, members)
+        self.world.history.in_force(self, epoch, members)
 
     # ------------------------------------------------------------ the native control thread
 

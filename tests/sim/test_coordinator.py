@@ -6,12 +6,15 @@ from functools import partial
 
 import pytest
 
+from tests.sim.model_engine import ModelEngine
 from tests.sim.model_peer import ModelPeer
+from tests.sim.native_engine import NativeEngine
 from tests.sim.world import World
 
 FAULTS_UNTIL_S = 8.0
 CALM_S = 14.0  # longer than the re-attach window, a lease, a flush and a join together
 SEEDS = 160
+NATIVE_SEEDS = 60
 BATCH = 20
 FAULTS = ("kill", "stop", "leave", "join", "cut", "coordinator kill", "coordinator stop", "mass")
 
@@ -43,8 +46,8 @@ def inject(world: World, fault: str) -> None:
             world.at(world.now_s + rng.uniform(0, 3), world.start_peer)
 
 
-def make_world(seed: int) -> World:
-    world = World(seed)
+def make_world(seed: int, *, native: bool = False) -> World:
+    world = World(seed, native=native)
     rng = world.rng
     world.delay_s = rng.choice((0.001, 0.02, 0.05))
     world.fsync_s = rng.choice((0.0, 0.003, 0.05))
@@ -55,8 +58,8 @@ def make_world(seed: int) -> World:
     return world
 
 
-def run_with_faults(seed: int) -> World:
-    world = make_world(seed)
+def run_with_faults(seed: int, *, native: bool = False) -> World:
+    world = make_world(seed, native=native)
     rng = world.rng
     for _ in range(rng.randint(1, 5)):
         world.at(rng.uniform(0, 1.0), world.start_peer)
@@ -86,30 +89,42 @@ def check_alive(world: World) -> None:
 
 
 def check_history(world: World) -> None:
-    """No peer skipped a step: what it decided is everything from its first step on."""
     for peer in world.peers:
-        engine = peer.engine
-        if engine is None or peer.first_step is None:
-            continue
-        for step in range(peer.first_step, engine.watermark):
-            assert (peer.lineage, step) in world.outcomes, f"{peer} skipped step {step}"
+        world.history.check_no_step_skipped(peer)
 
 
-def explain(world: World, error: AssertionError) -> str:
-    return f"seed {world.seed}: {error}\n" + "\n".join(world.trace[-60:])
+def check_run(world: World) -> None:
+    """Checks a run and, when it fails, says which and how it came to that."""
+    try:
+        check_alive(world)
+        check_history(world)
+    except AssertionError as error:
+        error.add_note(f"seed {world.seed}, the end of its trace:")
+        error.add_note("\n".join(world.trace[-60:]))
+        raise
+
+
+def run_batch(first: int, *, native: bool) -> None:
+    steps = 0
+    for seed in range(first, first + BATCH):
+        world = run_with_faults(seed, native=native)
+        check_run(world)
+        steps += len(world.history.outcomes)
+    assert steps > BATCH * 20
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_faults_never_split_the_outcome_of_a_step_and_never_stop_the_run_for_good(
     first: int,
 ) -> None:
-    steps = 0
-    for seed in range(first, first + BATCH):
-        world = run_with_faults(seed)
-        check_alive(world)
-        check_history(world)
-        steps += len(world.outcomes)
-    assert steps > BATCH * 20
+    run_batch(first, native=False)
+
+
+@pytest.mark.parametrize("first", range(5000, 5000 + NATIVE_SEEDS, BATCH))
+def test_faults_never_split_the_outcome_when_the_shipped_machine_runs_the_steps(
+    first: int,
+) -> None:
+    run_batch(first, native=True)
 
 
 @pytest.mark.parametrize("first", range(1000, 1040, 10))
@@ -123,7 +138,7 @@ def test_joiners_abort_nothing_and_evict_nobody(first: int) -> None:
         world.run_until(12.0)
         check_alive(world)
         check_history(world)
-        assert world.undo_count == 0, f"seed {seed}: a join undid work"
+        assert world.history.undo_count == 0, f"seed {seed}: a join undid work"
         assert world.told_count == 0, f"seed {seed}: somebody was evicted"
 
 
@@ -138,8 +153,8 @@ def test_a_coordinator_that_crashes_alone_aborts_nothing() -> None:
             world.at(time_s + world.rng.uniform(0, 1.5), world.start_coordinator)
         world.run_until(12.0)
         check_alive(world)
-        assert world.undo_count == 0 and world.told_count == 0, f"seed {seed}"
-        assert len(world.views) == 1, f"seed {seed}: {world.views}"
+        assert world.history.undo_count == 0 and world.told_count == 0, f"seed {seed}"
+        assert len(world.history.views) == 1, f"seed {seed}: {world.history.views}"
 
 
 def test_one_survivor_of_four_waits_for_min_world_and_goes_on_with_newcomers() -> None:
@@ -178,10 +193,27 @@ def test_a_killed_member_is_out_within_a_few_round_trips() -> None:
             assert len(engine_of(peer).members) == 3, f"seed {seed}"
 
 
+def test_a_step_that_ran_out_of_time_fails_also_for_a_program_that_had_not_begun_it() -> None:
+    for seed in range(6000, 6010):
+        world = World(seed, step_deadline_s=1.0)
+        for _ in range(3):
+            world.start_peer()
+        world.run_until(3.0)
+        slow = world.rng.choice(world.living())
+        slow.busy_until_s = world.now_s + 4.0
+        world.after(slow, 4.0, slow.run_program)
+        world.run_until(10.0)
+        outcomes = world.history.outcomes.items()
+        failed = [step for (_, step), (outcome, _) in outcomes if outcome == "fail"]
+        assert failed and engine_of(slow).watermark > max(failed)
+        assert world.told_count == 0
+        check_alive(world)
+
+
 def test_the_same_seed_is_the_same_run() -> None:
     assert run_with_faults(7).trace == run_with_faults(7).trace
 
 
-def engine_of(peer: ModelPeer):  # type: ignore[no-untyped-def]
+def engine_of(peer: ModelPeer) -> ModelEngine | NativeEngine:
     assert peer.engine is not None
     return peer.engine

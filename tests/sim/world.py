@@ -32,11 +32,12 @@ from pccl.membership.events import (
     SendNative,
     Synced,
 )
-from pccl.membership.messages import MemberInfo
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.record import Record, record_codec
-from tests.sim.model_engine import Done, Post
+from tests.sim.history import History
+from tests.sim.model_engine import Done, Hooks, ModelEngine, Post
 from tests.sim.model_peer import ModelPeer
+from tests.sim.native_engine import NativeEngine
 
 PROFILE = TimeProfile(
     name="sim",
@@ -64,6 +65,7 @@ class Conn:
 @dataclass
 class World:
     seed: int
+    native: bool = False  # the shipped outcome machine instead of its model
     min_world: int = 1
     open_steps: int = 1
     crash_prefix: float = 0.0  # chance that the coordinator dies between two effects
@@ -79,10 +81,7 @@ class World:
     blob: bytes | None = None
     generation: int = 0
     trace: list[str] = field(default_factory=list)
-    outcomes: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    views: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    lineages: dict[int, int] = field(default_factory=dict)
-    undo_count: int = 0
+    history: History = field(default_factory=History)
     told_count: int = 0  # processes that were told to go
 
     def __post_init__(self) -> None:
@@ -225,9 +224,7 @@ class World:
         self._disk_free_s = (
             max(self._disk_free_s, self.now_s) + self.rng.uniform(0, 2) * self.fsync_s
         )
-        for view in (record.view, record.activation.view if record.activation else None):
-            if view is not None:
-                self.lineages.setdefault(view.epoch, record.lineage)
+        self.history.recorded(record)
 
         def synced() -> None:
             if self.machine is machine:
@@ -340,6 +337,15 @@ class World:
         self.peers.append(peer)
         return peer
 
+    def make_engine(
+        self, peer_id: bytes, incarnation: int, hooks: Hooks
+    ) -> ModelEngine | NativeEngine:
+        if self.native:
+            return NativeEngine(
+                peer_id, incarnation, hooks, lambda i: self._by_incarnation[i].peer_id
+            )
+        return ModelEngine(incarnation, hooks)
+
     def living(self) -> list[ModelPeer]:
         return [p for p in self.peers if p.alive]
 
@@ -373,13 +379,11 @@ class World:
         return peer is not None and peer.alive
 
     def to_peer(self, sender: ModelPeer, receiver: int, message: Post | Done) -> None:
-        """Delivers, unless the sender has been killed and the reset destroyed what was under way."""
+        """Delivers, unless the sender was killed and the reset destroyed what was under way."""
         peer = self._by_incarnation[receiver]
         pair = (id(sender), receiver)
         slowness = self._slowness.setdefault(pair, self.rng.choice((0.3, 1.0, 1.0, 4.0)))
-        self._pair_s[pair] = max(
-            self._pair_s.get(pair, 0.0), self.now_s + slowness * self._hop_s()
-        )
+        self._pair_s[pair] = max(self._pair_s.get(pair, 0.0), self.now_s + slowness * self._hop_s())
 
         def arrive() -> None:
             if sender.alive or self.now_s < self._cut_s.setdefault(pair, self._cut(sender)):
@@ -389,29 +393,6 @@ class World:
 
     def _cut(self, sender: ModelPeer) -> float:
         return sender.killed_s + self.rng.uniform(0, 4) * self.delay_s
-
-    # ------------------------------------------------------------ invariants
-
-    def in_force(self, peer: ModelPeer, epoch: int, members: tuple[MemberInfo, ...]) -> None:
-        ids = tuple(m.incarnation for m in members)
-        assert self.views.setdefault(epoch, ids) == ids, f"two views of epoch {epoch}"
-        peer.lineage = self.lineages[epoch]
-        if peer.first_step is None:
-            assert peer.engine is not None
-            peer.first_step = next(
-                m.first_step for m in members if m.incarnation == peer.engine.incarnation
-            )
-
-    def decided(
-        self, peer: ModelPeer, step: int, outcome: str, contributors: tuple[int, ...]
-    ) -> None:
-        key = (peer.lineage, step)
-        result = (outcome, contributors)
-        known = self.outcomes.setdefault(key, result)
-        assert known == result, f"step {step} at {peer}: {result}, elsewhere {known}"
-
-    def undone(self, peer: ModelPeer, step: int) -> None:
-        self.undo_count += 1
 
     def note(self, text: str) -> None:
         self.trace.append(f"{self.now_s:8.4f} {text}")

@@ -1,10 +1,12 @@
 // native/include/pccl/buffers.hpp — memory of the data path: pooled tiles, and the undo arena.
 //
-// Tiles hold slices in flight (256 KiB fits an L2 cache); the undo arena holds what in-place results
+// Tiles hold slices in flight (256 KiB fits an L2 cache); the undo arena holds what in-place
+// results
 // overwrote, one block per operation, laid out like the caller's buffer.  Both keep what was given
 // back, up to a bound, because fresh pages cost more than the copy into them.
 //
-// Ownership: a Buffer or UndoBlock belongs to its holder and goes back to its pool when it goes; the
+// Ownership: a Buffer or UndoBlock belongs to its holder and goes back to its pool when it goes;
+//            the
 //            pool outlives it.
 // Threads:   pools and what came from them are used under one lock (the engine's turn).
 // Errors:    allocation failure gives an empty Buffer or block; callers check.

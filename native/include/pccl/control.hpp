@@ -1,7 +1,8 @@
 // native/include/pccl/control.hpp — the control thread: small connections, timers, handshakes.
 //
 // One thread, one epoll set, no tensor bytes.  It owns the peer's one listening port, answers and
-// dials every handshake (native HELLO / WELCOME / REFUSED, docs/PROTOCOL.md) and hands finished data
+// dials every handshake (native HELLO / WELCOME / REFUSED, docs/PROTOCOL.md) and hands finished
+// data
 // lanes to the host; it keeps the native connection to the coordinator (heartbeats, FLUSH, REPORT,
 // SUSPECT) and one heartbeat connection per peer.  It never runs Python, so a process whose Python
 // is busy for a minute still answers FLUSH at once.
@@ -9,7 +10,8 @@
 // Ownership: owns its thread, listener and connections; the host outlives it.
 // Threads:   public members from any thread (a mailbox behind a mutex and an eventfd); the host's
 //            callbacks run on the control thread.
-// Errors:    the constructor throws std::system_error if the port cannot be bound; nothing else does.
+// Errors:    the constructor throws std::system_error if the port cannot be bound; nothing else
+//            does.
 #pragma once
 
 #include <cstdint>

@@ -119,7 +119,9 @@ class Executor final : public FrameSink {
   Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
   Status delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
 
-  [[nodiscard]] const OutcomeMachine* machine() const noexcept { return machine_ ? &*machine_ : nullptr; }
+  [[nodiscard]] const OutcomeMachine* machine() const noexcept {
+    return machine_ ? &*machine_ : nullptr;
+  }
   [[nodiscard]] std::vector<PeerId> down(double now_s) const;
   [[nodiscard]] std::uint64_t progress() const noexcept { return environment_.progress; }
   [[nodiscard]] const ExecutorCounters& counters() const noexcept { return counters_; }
@@ -160,6 +162,8 @@ class Executor final : public FrameSink {
   Status on_control(Link& link, const FrameHeader& header, const Placement& placement);
   void resynchronise(Link& link, bool ask);
   void send_haves(Link& link);
+  void send_haves(Link& link, const Operation& operation);
+  [[nodiscard]] bool over(const FrameHeader& header) noexcept;
 
   Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
   void learn(const std::vector<MemberEntry>& members, double now_s);
@@ -187,6 +191,7 @@ class Executor final : public FrameSink {
   Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;
+  bool abandoned_ = false;  // callers have their memory back: nothing may touch it again
   std::byte small_[64] = {};
 };
 

@@ -1,7 +1,8 @@
 // native/include/pccl/lane.hpp — one TCP connection of a link, and the frames on it.
 //
 // A lane pulls: when its socket takes bytes it asks its FrameSource for the next frame, so unequal
-// lanes share the work by what they really move, and a dead lane has lost only what it held.  On the
+// lanes share the work by what they really move, and a dead lane has lost only what it held.  On
+// the
 // way in, the FrameSink says where each frame's payload goes before a byte of it is read.
 //
 // Ownership: owns its socket; payloads are borrowed from operations, or owned as pooled buffers.
@@ -57,7 +58,8 @@ class FrameSink {
  public:
   /// Decides where the payload of `header` goes; anything but ok ends the lane.
   virtual Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept = 0;
-  virtual Status delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept = 0;
+  virtual Status delivered(Link& link, const FrameHeader& header,
+                           Placement& placement) noexcept = 0;
 
  protected:
   ~FrameSink() = default;
@@ -86,7 +88,7 @@ class Lane {
 
   /// Sends until the socket is full (then blocked()), the source dry, or `budget` bytes are gone.
   Status pump(FrameSource& source, std::size_t budget) noexcept;
-  /// Receives until the socket is empty or `budget` bytes came; `more` says whether there may be more.
+  /// Receives until the socket is empty or `budget` bytes came: then `more` is set.
   Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) noexcept;
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.

@@ -69,7 +69,7 @@ class Link final : public FrameSource {
   double down_since_s;              // meaningful while there is no lane
   std::vector<std::unique_ptr<Lane>> lanes;
   PeerEndpoint endpoint;            // empty host: not known yet
-  bool dialling = false;            // this side dials, and is at it
+  std::uint16_t dialling = 0;       // lanes this side has asked for that are not here yet
   bool lost_lane = false;           // since the link was made: frames may need sending again
   bool dirty = false;               // has output that was not pumped yet
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted

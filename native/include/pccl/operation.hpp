@@ -1,14 +1,16 @@
 // native/include/pccl/operation.hpp — one posted all-reduce, and its attempts.
 //
 // An attempt walks a plan, slice by slice: incoming contributions are folded into the slice's
-// accumulator, a finished slice goes out, a finished slice that comes in is copied.  The accumulator
+// accumulator, a finished slice goes out, a finished slice that comes in is copied.  The
+// accumulator
 // is the output itself where element types allow and order does not matter, else a pooled tile.
 // What an in-place result overwrites is first saved to the undo block, so that undo() can give the
 // input back until the step commits.
 //
 // Invariants: a (transfer, slice) is applied at most once per attempt; no byte of the caller's
 // memory is touched while !running().
-// Ownership: the caller's memory is borrowed until the operation goes; undo block and tiles are owned.
+// Ownership: the caller's memory is borrowed until the operation goes; undo block and tiles are
+//            owned.
 // Threads:   under the engine's turn.
 // Errors:    Status::protocol for frames that do not fit the plan; exhausted without memory.
 #pragma once

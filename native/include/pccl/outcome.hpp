@@ -7,7 +7,8 @@
 // every participant; with the DONEs of all and equal digests it COMMITs.  FLUSH freezes the machine
 // (fence): from then on nothing of an older epoch completes or commits here, and the report says
 // what had; the INSTALL that follows says for each open step commit, retry or fail.  Nothing is
-// undone before that.  Steps start through a gate: not while the machine is frozen, the view paused,
+// undone before that.  Steps start through a gate: not while the machine is frozen, the view
+// paused,
 // or the step at or past a `hold` promise; a pending activation switches the view at the first step
 // >= its step with its name.
 //
@@ -109,8 +110,15 @@ class OutcomeMachine {
   [[nodiscard]] const std::deque<SendDone>& sent() const noexcept { return sent_; }
 
   static constexpr std::size_t open_steps_max = 64;  // also bounds how far ahead DONEs are kept
+  /// The step ended here, or before this peer came: nothing about it matters any more.
+  [[nodiscard]] bool decided(StepId step) const noexcept {
+    return step < watermark_ || committed_.count(step) != 0;
+  }
 
  private:
+  // Far above what correct peers send: a member runs at most open_steps_max ahead in an epoch.
+  static constexpr std::size_t dones_max = 4096;
+  static constexpr std::size_t failed_ahead_max = 4096;  // as many as one INSTALL can carry
   struct Done { Digest manifest; Digest digest; };
   struct Step {
     Epoch epoch = 0;  // of the attempt
@@ -122,7 +130,12 @@ class OutcomeMachine {
     Digest digest;
     std::vector<PeerId> participants;
   };
-  struct Pending { View view; StepId step = 0; std::uint64_t name_hash = 0; bool any_name = false; };
+  struct Pending {
+    View view;
+    StepId step = 0;
+    std::uint64_t name_hash = 0;
+    bool any_name = false;
+  };
 
   [[nodiscard]] bool may_start(StepId step) const noexcept;
   void switch_if_due(StepId step, std::uint64_t name_hash, Effects& effects);
@@ -130,6 +143,8 @@ class OutcomeMachine {
   void start_waiting(Effects& effects);
   void judge(StepId id, Effects& effects);
   void commit(StepId id, Effects& effects);
+  void mark_decided(StepId id);
+  void end_failed(const Decision& decision, Effects& effects);
   void adopt(const View& view);
   void apply(const Decision& decision, Effects& effects);
   [[nodiscard]] const Member* me(const View& view) const noexcept;
@@ -142,6 +157,7 @@ class OutcomeMachine {
   std::optional<Pending> pending_;
   std::optional<StepId> hold_from_;
   Epoch hold_epoch_ = 0;
+  StepId held_from_ = 0;  // what hold() said for hold_epoch_
   bool switched_ = false;
   StepId switch_step_ = 0;
   StepId next_step_ = 0;
@@ -150,6 +166,7 @@ class OutcomeMachine {
   std::map<StepId, Step> open_;
   std::map<std::pair<Epoch, StepId>, std::map<PeerId, Done>> dones_;
   std::deque<SendDone> sent_;
+  std::map<StepId, Decision> failed_ahead_;  // of steps that this program has not begun
 };
 
 }  // namespace pccl

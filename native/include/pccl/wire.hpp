@@ -27,9 +27,9 @@ enum class FrameType : std::uint8_t {
 };
 
 inline constexpr std::size_t header_bytes = 64;
-inline constexpr std::uint32_t have_bytes_max = 256 * 1024;  // 2 Mi slices: 512 GiB per shard
+inline constexpr std::uint32_t have_bytes_max = 256 * 1024;  // 2 Mi slices: 512 GiB a shard
 
-inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash is XXH3-128's low half of the payload
+inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash holds XXH3-128's low half
 
 struct FrameHeader {
   FrameType type = FrameType::data;

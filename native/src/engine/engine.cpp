@@ -221,7 +221,8 @@ void Engine::post(const Posted& posted, bool last) {
   }
   const bool more = executor_.pump(monotonic_s());
   // Whoever posts the last operation mostly waits next, and then moves the frames itself.
-  const bool large = posted.descriptor.count * size_of(posted.descriptor.dtype) > small_operation_bytes;
+  const std::uint64_t bytes = posted.descriptor.count * size_of(posted.descriptor.dtype);
+  const bool large = bytes > small_operation_bytes;
   if (more || (large && !last)) attend();
   tell_decided();
 }
@@ -231,7 +232,9 @@ void Engine::seal(StepId step) {
   const DefaultArithmetic arithmetic;
   const Lock turn = take_turn();
   if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
-  if (executor_.seal(step) != Status::ok) throw EngineFailure("usage", "the step is over or sealed");
+  if (executor_.seal(step) != Status::ok) {
+    throw EngineFailure("usage", "the step is over or sealed");
+  }
   if (executor_.pump(monotonic_s())) attend();
   tell_decided();
 }

@@ -164,7 +164,8 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
     const bool outside = machine == nullptr || machine->rank() < 0 || machine->view().paused;
     if (outside && !told) {
       told = true;
-      emit({EngineEvent::Kind::at_entry, 0, machine == nullptr ? 0 : machine->next_step(), name, {}});
+      const StepId next = machine == nullptr ? 0 : machine->next_step();
+      emit({EngineEvent::Kind::at_entry, 0, next, name, {}});
     }
     const double left_s = deadline_s - monotonic_s();
     if (left_s <= 0) {

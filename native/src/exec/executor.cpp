@@ -192,7 +192,7 @@ void Executor::start_operation(StepRecord& step, Operation& operation) {
     link->post(header, {small_, descriptor_bytes}, buffers_);
     step.control_bytes += header_bytes + descriptor_bytes;
     // Early frames may have been lost with a lane before this operation was known here.
-    if (link->lost_lane) send_haves(*link);
+    if (link->lost_lane) send_haves(*link, operation);
   }
   replay(step, operation);
   completed(step, operation);

@@ -26,6 +26,7 @@ Operation* Executor::find(const FrameHeader& header, StepRecord** found) noexcep
 
 Status Executor::place(Link& link, const FrameHeader& header, Placement& placement) noexcept {
   ++counters_.frames_received;
+  if (abandoned_) return Status::ok;
   if (header.type != FrameType::data) {
     placement.kind = Placement::Kind::control;
     // Its body may arrive in pieces while another lane's does: memory of its own.
@@ -48,10 +49,9 @@ Status Executor::place(Link& link, const FrameHeader& header, Placement& placeme
 
 Status Executor::stage(Link& link, const FrameHeader& header, Placement& placement) noexcept {
   const bool stale = machine_ && header.epoch < machine_->view().epoch;
-  StepRecord* step = record(header.step);
-  const bool ended = step != nullptr ? step->state != StepState::open
-                                     : machine_ && header.step < machine_->watermark();
-  if (stale || ended || (machine_ && machine_->frozen() && header.epoch <= machine_->view().epoch)) {
+  const bool ended = over(header);
+  const bool fenced = machine_ && machine_->frozen() && header.epoch <= machine_->view().epoch;
+  if (stale || ended || fenced) {
     ++counters_.frames_discarded;
     return Status::ok;
   }
@@ -84,6 +84,10 @@ Status Executor::delivered(Link& link, const FrameHeader& header, Placement& pla
       StepRecord* step = nullptr;
       Operation* operation = find(header, &step);
       if (operation == nullptr) {
+        if (over(header) || (machine_ && header.epoch < machine_->view().epoch)) {
+          link.early_bytes -= header.length;  // its step ended while it was on its way
+          return Status::ok;
+        }
         early_[{header.epoch, header.step, header.tag}].frames.push_back(
             {&link, header, std::move(placement.buffer)});
         return Status::ok;
@@ -129,6 +133,7 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
     case FrameType::seal: {
       SealBody seal;
       decode(std::span<const std::byte, seal_bytes>(body, seal_bytes), seal);
+      if (over(header)) return Status::ok;
       if (machine_ && header.epoch < machine_->view().epoch && record(header.step) == nullptr) {
         return Status::ok;
       }
@@ -171,8 +176,7 @@ Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor
     return Status::ok;
   }
   const bool stale = machine_ && header.epoch < machine_->view().epoch;
-  const bool ended = step != nullptr && step->state != StepState::open;
-  if (stale || ended) return Status::ok;
+  if (stale || over(header)) return Status::ok;
   const Key key{header.epoch, header.step, header.tag};
   if (early_.size() >= early_operations_max && !early_.contains(key)) return Status::exhausted;
   auto& opens = early_[key].opens;
@@ -239,18 +243,26 @@ void Executor::accuse(StepRecord& step, Link& link, std::string text) {
   host_.suspect({step.epoch, step.id, SuspectCode::descriptor, {link.peer}, std::move(text)});
 }
 
+/// The frame is of a step that ended here: lanes are not in order among each other.
+bool Executor::over(const FrameHeader& header) noexcept {
+  const StepRecord* step = record(header.step);
+  if (step != nullptr) return step->state != StepState::open;
+  return machine_ && machine_->decided(header.step);
+}
+
+void Executor::send_haves(Link& link, const Operation& operation) {
+  const int from = operation.rank_of(link);
+  if (from < 0 || !operation.running()) return;
+  operation.report_received(static_cast<std::uint16_t>(from),
+                            [&](const FrameHeader& header, std::span<const std::byte> bitmap) {
+                              link.post(header, bitmap, buffers_);
+                            });
+}
+
 void Executor::send_haves(Link& link) {
   for (auto& [id, step] : steps_) {
     if (!step.started) continue;
-    for (const auto& operation : step.operations) {
-      const int from = operation->rank_of(link);
-      if (from < 0 || !operation->running()) continue;
-      operation->report_received(
-          static_cast<std::uint16_t>(from),
-          [&](const FrameHeader& header, std::span<const std::byte> bitmap) {
-            link.post(header, bitmap, buffers_);
-          });
-    }
+    for (const auto& operation : step.operations) send_haves(link, *operation);
   }
 }
 
@@ -258,9 +270,8 @@ void Executor::resynchronise(Link& link, bool ask) {
   // Everything a dead lane may have swallowed is said again: all of it may be heard twice.
   FrameHeader header;
   for (auto& [id, step] : steps_) {
-    if (!step.started || std::find(step.peers.begin(), step.peers.end(), &link) == step.peers.end()) {
-      continue;
-    }
+    const auto found = std::find(step.peers.begin(), step.peers.end(), &link);
+    if (!step.started || found == step.peers.end()) continue;
     for (const auto& operation : step.operations) {
       encode(operation->posted().descriptor,
              std::span<std::byte, descriptor_bytes>(small_, descriptor_bytes));

@@ -44,10 +44,10 @@ void Executor::learn(const std::vector<MemberEntry>& members, double now_s) {
 
 void Executor::dial(Link& link) {
   // One side dials, so that lanes are not made twice: the one whose name sorts first.
-  if (!(self_ < link.peer) || link.endpoint.host.empty() || link.dialling) return;
+  if (!(self_ < link.peer) || link.endpoint.host.empty() || link.dialling > 0) return;
   if (link.lanes.size() >= lanes_wanted_) return;
-  link.dialling = true;
-  host_.dial(link.endpoint, static_cast<std::uint16_t>(lanes_wanted_ - link.lanes.size()));
+  link.dialling = static_cast<std::uint16_t>(lanes_wanted_ - link.lanes.size());
+  host_.dial(link.endpoint, link.dialling);
 }
 
 void Executor::prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s) {
@@ -76,7 +76,7 @@ StepId Executor::hold(Generation generation, Epoch epoch) {
 
 void Executor::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
                         std::uint64_t name_hash, double now_s) {
-  if (!machine_) return;
+  if (!machine_ || abandoned_) return;
   learn(members, now_s);
   Effects effects;
   machine_->activate(view, step, name_hash, effects);
@@ -84,7 +84,7 @@ void Executor::activate(const View& view, const std::vector<MemberEntry>& member
 }
 
 void Executor::cancel_plan(Generation generation, Epoch epoch) {
-  if (!machine_) return;
+  if (!machine_ || abandoned_) return;
   if (preparing_ == epoch) preparing_ = 0;
   Effects effects;
   machine_->cancel_plan(generation, epoch, effects);
@@ -93,17 +93,21 @@ void Executor::cancel_plan(Generation generation, Epoch epoch) {
 
 Report Executor::fence(Generation generation, Epoch target) {
   if (!machine_) return {generation, target, 0, false, 0, 0, 0, {}, {}};
+  const Report report = machine_->fence(generation, target);
+  if (!machine_->frozen()) return report;  // a flush that is over, or of an older coordinator
   for (auto& [id, step] : steps_) {
-    if (!step.started || step.epoch >= target) continue;
+    if (!step.started) continue;
     for (const auto& operation : step.operations) stop(*operation);
+    step.started = false;  // what is posted or sealed from now on waits for the verdict
   }
-  return machine_->fence(generation, target);
+  return report;
 }
 
 Status Executor::install(const View& view, const std::vector<MemberEntry>& members,
                          StepId committed_below, const std::vector<Decision>& decisions,
                          double now_s) {
   if (!machine_) return Status::usage;
+  if (abandoned_) return Status::ok;
   learn(members, now_s);
   Effects effects;
   const Status status = machine_->install(view, committed_below, decisions, effects);
@@ -171,7 +175,7 @@ void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
   Lane& lane = *link.lanes.emplace_back(std::make_unique<Lane>(std::move(socket), id));
   lane_links_[id] = &link;
   host_.watch(lane);
-  if (link.lanes.size() >= lanes_wanted_) link.dialling = false;
+  if (hello.dialled && link.dialling > 0) --link.dialling;
   if (link.lost_lane) resynchronise(link, true);
   link.dirty = true;
   check_links_up();
@@ -256,10 +260,11 @@ void Executor::tick(double now_s) {
 
 void Executor::dial_failed(PeerId peer, Incarnation incarnation) {
   const auto it = links_.find({peer, incarnation});
-  if (it != links_.end()) it->second->dialling = false;
+  if (it != links_.end()) it->second->dialling = 0;
 }
 
 void Executor::abandon() {
+  abandoned_ = true;
   for (auto& [id, step] : steps_) {
     if (step.state != StepState::open) continue;
     for (const auto& operation : step.operations) {

@@ -33,8 +33,8 @@ CompiledPlan::CompiledPlan(Plan made) : plan(std::move(made)), reduces(plan.shar
   }
   for (std::size_t i = 0; i < plan.transfers.size(); ++i) {
     const Transfer& transfer = plan.transfers[i];
-    const auto entry =
-        std::pair{key_of(transfer.phase, transfer.shard, transfer.peer), static_cast<std::uint16_t>(i)};
+    const auto key = key_of(transfer.phase, transfer.shard, transfer.peer);
+    const auto entry = std::pair{key, static_cast<std::uint16_t>(i)};
     (transfer.kind == TransferKind::send ? sends_ : receives_).push_back(entry);
     if (transfer.kind == TransferKind::receive_reduce) ++reduces[transfer.shard];
   }

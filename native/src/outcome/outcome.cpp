@@ -34,7 +34,8 @@ std::vector<Member> OutcomeMachine::participants(StepId step) const {
 }
 
 bool OutcomeMachine::may_start(StepId step) const noexcept {
-  return me(view_) != nullptr && !frozen() && !view_.paused &&
+  // An activation ends the pause: its joiners may wait at the name of a later step than ours.
+  return me(view_) != nullptr && !frozen() && (!view_.paused || pending_) &&
          (!hold_from_ || step < *hold_from_);
 }
 
@@ -55,9 +56,10 @@ void OutcomeMachine::switch_if_due(StepId step, std::uint64_t name_hash, Effects
   if (!pending_->any_name && pending_->name_hash != name_hash) return;
   View view = std::move(pending_->view);
   for (Member& member : view.members) {
-    const auto known = std::find_if(view_.members.begin(), view_.members.end(), [&](const Member& m) {
-      return m.peer == member.peer && m.incarnation == member.incarnation;
-    });
+    const auto same = [&](const Member& other) {
+      return other.peer == member.peer && other.incarnation == member.incarnation;
+    };
+    const auto known = std::find_if(view_.members.begin(), view_.members.end(), same);
     member.first_step = known != view_.members.end() ? known->first_step : step;
   }
   adopt(view);
@@ -68,6 +70,14 @@ void OutcomeMachine::switch_if_due(StepId step, std::uint64_t name_hash, Effects
 
 std::optional<StepId> OutcomeMachine::begin(std::uint64_t name_hash, Effects& effects) {
   if (open_.size() >= open_steps_max || waiting_at_gate()) return std::nullopt;
+  if (const auto it = failed_ahead_.find(next_step_);
+      it != failed_ahead_.end() && me(view_) != nullptr && !frozen()) {
+    // The others were told so while this program was still on its way to the step.
+    const Decision decision = std::move(it->second);
+    failed_ahead_.erase(it);
+    end_failed(decision, effects);
+    return next_step_++;
+  }
   switch_if_due(next_step_, name_hash, effects);
   if (!may_start(next_step_)) return std::nullopt;
   const StepId id = next_step_++;
@@ -121,11 +131,14 @@ void OutcomeMachine::done(PeerId from, StepId id, Epoch epoch, Digest manifest, 
                           Effects& effects) {
   if (epoch < frozen_target_ && frozen()) return;  // promised: nothing older commits here
   if (id < watermark_ || committed_.count(id) != 0) return;
-  if (id > next_step_ + open_steps_max) return;  // no correct peer is so far ahead
+  // No correct peer is so far ahead; a newcomer does not know yet where the others are.
+  if (me(view_) != nullptr && id > next_step_ + open_steps_max) return;
   const auto it = open_.find(id);
   if (it != open_.end() && !it->second.waiting && epoch < it->second.epoch) return;
   if (it == open_.end() && epoch < view_.epoch) return;
-  dones_[{epoch, id}][from] = {manifest, digest};
+  const std::pair key{epoch, id};
+  if (dones_.size() >= dones_max && dones_.count(key) == 0) return;
+  dones_[key][from] = {manifest, digest};
   judge(id, effects);
 }
 
@@ -163,18 +176,17 @@ void OutcomeMachine::commit(StepId id, Effects& effects) {
   const Epoch epoch = it->second.epoch;
   open_.erase(it);
   dones_.erase({epoch, id});
-  committed_.insert(id);
-  while (!committed_.empty() && *committed_.begin() == watermark_) {
-    committed_.erase(committed_.begin());
-    ++watermark_;
-  }
+  mark_decided(id);
   effects.emplace_back(Committed{id, epoch});
 }
 
 Report OutcomeMachine::fence(Generation generation, Epoch target) {
-  generation_ = std::max(generation_, generation);
-  frozen_target_ = std::max(frozen_target_, target);
-  Report report{generation, target, view_.epoch, switched_, switch_step_,
+  if (generation >= generation_) {
+    generation_ = generation;
+    frozen_target_ = std::max(frozen_target_, target);
+  }
+  // An older coordinator learns of the newer one, and is promised nothing.
+  Report report{generation_, target, view_.epoch, switched_, switch_step_,
                 watermark_, next_step_, {}, {}};
   report.committed.assign(committed_.begin(), committed_.end());
   for (const auto& [id, step] : open_) {
@@ -185,14 +197,17 @@ Report OutcomeMachine::fence(Generation generation, Epoch target) {
 }
 
 StepId OutcomeMachine::hold(Generation generation, Epoch epoch) {
-  generation_ = std::max(generation_, generation);
+  // What is over (or activated) holds nobody: nothing would ever end such a promise.
+  const bool over = epoch <= view_.epoch || (pending_ && pending_->view.epoch >= epoch);
+  if (generation < generation_ || over) return hold_epoch_ == epoch ? held_from_ : next_step_;
+  generation_ = generation;
   StepId from = next_step_;
   for (const auto& [id, step] : open_) {
     if (step.waiting) from = std::min(from, id);
   }
   // A repeated question gets the same answer: the promise stands.
   if (hold_from_ && hold_epoch_ == epoch) return *hold_from_;
-  hold_from_ = from;
+  hold_from_ = held_from_ = from;
   hold_epoch_ = epoch;
   return from;
 }
@@ -210,7 +225,8 @@ void OutcomeMachine::cancel_plan(Generation generation, Epoch epoch, Effects& ef
   if (generation < generation_ || epoch <= view_.epoch) return;
   generation_ = generation;
   if (pending_ && pending_->view.epoch == epoch) pending_.reset();
-  if (hold_epoch_ == epoch) hold_from_.reset();
+  // Also a promise to an older plan, of which a restarted coordinator knows only that it is over.
+  if (hold_epoch_ <= epoch) hold_from_.reset();
   start_waiting(effects);
 }
 
@@ -220,6 +236,9 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
   generation_ = view.generation;
   const Member* member = me(view);
   if (member == nullptr || view.epoch < view_.epoch) return Status::ok;
+  // Overtaken by the FLUSH that ended it: what was reported then must still be here when that
+  // flush is decided, and its INSTALL repeats what this one would say.
+  if (view.epoch < frozen_target_ && frozen()) return Status::ok;
   if (view.epoch == view_.epoch) {
     if (view.members.size() == view_.members.size()) view_.members = view.members;
     return Status::ok;
@@ -237,7 +256,8 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
   }
   if (newcomer) {
     next_step_ = watermark_ = member->first_step;
-    switched_ = false;
+    committed_.clear();
+    failed_ahead_.clear();
   }
   for (auto it = open_.begin(); it != open_.end();) {
     const StepId id = (it++)->first;  // apply may erase it
@@ -249,10 +269,31 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
     if (decision.verdict == Verdict::commit && !open_[id].complete) return Status::protocol;
     apply(decision, effects);
   }
+  for (const Decision& decision : decisions) {
+    const bool ahead = decision.verdict == Verdict::fail && decision.step >= next_step_;
+    if (ahead && failed_ahead_.size() < failed_ahead_max) {
+      failed_ahead_.emplace(decision.step, decision);
+    }
+  }
   adopt(view);
   switched_ = false;
   start_waiting(effects);
   return Status::ok;
+}
+
+void OutcomeMachine::mark_decided(StepId id) {
+  committed_.insert(id);
+  while (!committed_.empty() && *committed_.begin() == watermark_) {
+    committed_.erase(committed_.begin());
+    ++watermark_;
+  }
+}
+
+/// A failed step is over everywhere: it counts as decided, so that the watermark can pass it.
+void OutcomeMachine::end_failed(const Decision& decision, Effects& effects) {
+  open_.erase(decision.step);
+  mark_decided(decision.step);
+  effects.emplace_back(Failed{decision.step, decision.code, decision.text});
 }
 
 void OutcomeMachine::apply(const Decision& decision, Effects& effects) {
@@ -266,14 +307,7 @@ void OutcomeMachine::apply(const Decision& decision, Effects& effects) {
       return;
     case Verdict::fail: {
       if (!it->second.waiting) effects.emplace_back(Undo{decision.step});
-      open_.erase(it);
-      // A failed step is over everywhere: it counts as decided, so that the watermark can pass it.
-      committed_.insert(decision.step);
-      while (!committed_.empty() && *committed_.begin() == watermark_) {
-        committed_.erase(committed_.begin());
-        ++watermark_;
-      }
-      effects.emplace_back(Failed{decision.step, decision.code, decision.text});
+      end_failed(decision, effects);
       return;
     }
   }

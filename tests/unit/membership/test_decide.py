@@ -68,7 +68,7 @@ def test_one_that_knows_of_the_commit_is_enough() -> None:
 def test_a_leaving_peer_testifies_to_a_commit_but_its_missing_result_stops_nobody() -> None:
     reports = {A: COMPLETE, B: COMPLETE}
     for witness in (COMMITTED, INCOMPLETE):
-        outcome = decide([THREE], reports, witnesses=[witness])
+        outcome = decide([THREE], reports, witnesses={C: witness})
         assert outcome_of(outcome) is StepOutcome.COMMIT
 
 
@@ -77,6 +77,19 @@ def test_a_joiner_that_enters_later_is_not_asked_about_earlier_steps() -> None:
     reports = {A: COMPLETE, B: COMPLETE, C: report(watermark=STEP + 1)}
     reports[C] = replace(reports[C], watermark=0, next_step=0)
     assert outcome_of(decide(views, reports)) is StepOutcome.COMMIT
+
+
+def test_the_watermark_a_joiner_begins_with_proves_no_commit_of_earlier_steps() -> None:
+    views = [
+        view(member(A), member(B)),
+        view(member(A), member(B), member(C, first_step=STEP + 1), epoch=EPOCH + 1),
+    ]
+    joiner = Report(1, EPOCH + 2, EPOCH + 1, False, 0, STEP + 1, STEP + 1)
+    for kept in (True, False):
+        reports = {A: INCOMPLETE, B: INCOMPLETE} | ({C: joiner} if kept else {})
+        outcome = decide(views, reports, witnesses={} if kept else {C: joiner})
+        assert outcome_of(outcome) is StepOutcome.RETRY
+        assert outcome.committed_below == STEP
 
 
 def test_attempts_of_two_epochs_are_no_common_result() -> None:

@@ -6,10 +6,12 @@ from pccl.membership.events import Persist, Send, SendNative
 from pccl.membership.messages import (
     AtEntry,
     Evicted,
+    HoldFrom,
     Install,
     Leaving,
     LinksUp,
     StepDecision,
+    Switched,
     ViewPlan,
 )
 from pccl.transport.native_frames import Flush, Pong, Report, Suspect, SuspectCode
@@ -248,3 +250,34 @@ def test_an_install_that_was_not_heard_is_repeated_with_a_later_heartbeat() -> N
     a.inbox.clear()
     hub.pass_time(1.25, beating=[a])
     assert a.got(Install).epoch == 2
+
+
+def test_a_step_still_open_in_the_older_of_two_planned_views_commits_by_that_view() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    joiner = hub.learner()
+    assert hub.join([a, b, c], joiner, step=4) == 2
+    hub.kill(c)
+    for peer in (a, b):
+        peer.report(opened(3, 1, complete=True), watermark=3)
+    joiner.report(watermark=4)
+    assert a.got(Install).decisions == (StepDecision(3, 1, 0, ""),)
+
+
+def test_a_step_of_the_activated_view_commits_before_the_coordinator_knows_all_entered() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    epoch = a.got(ViewPlan).epoch
+    for peer in (a, b, joiner):
+        peer.say(LinksUp(epoch))
+    for peer in (a, b):
+        peer.say(HoldFrom(epoch, 4))
+    a.epoch = epoch
+    a.say(Switched(epoch, 4))
+    joiner.install()
+    hub.kill(b)  # it entered too, and may have committed, but its word did not arrive
+    for peer in (a, joiner):
+        peer.report(opened(4, epoch, complete=True), watermark=4)
+    assert a.got(Install).decisions == (StepDecision(4, 1, 0, ""),)

@@ -1,0 +1,87 @@
+"""What several messages share: nested values, limits, and the checks a type hint cannot say.
+
+Every check raises ValueError; the codec makes it a RemoteError when the bytes came from a peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from pccl.transport.codec import struct
+
+ID_BYTES: Final = 16  # run ids, peer ids and secrets are 128-bit
+MEMBERS_MAX: Final = 1024  # admission is bounded by it too, so every view fits into one message
+DECISIONS_MAX: Final = 1024  # a peer has a handful of open steps; the engine allows 64
+NAME_CHARACTERS_MAX: Final = 256  # of an entry's name: long enough for a descriptor
+HOST_CHARACTERS_MAX: Final = 255  # the longest DNS name
+TEXT_CHARACTERS_MAX: Final = 2048  # of a reason for people
+STATUS_BYTES_MAX: Final = 200_000  # of one status document; the codec's limit is 262,144
+EPOCH_MAX: Final = (1 << 32) - 1  # epochs are 32 bits wide in the native frames
+
+
+class StepOutcome(IntEnum):
+    """What became of one step after a flush."""
+
+    COMMIT = 1
+    RETRY = 2
+    FAIL = 3
+
+
+def demand(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def check_id(value: bytes, name: str) -> None:
+    demand(len(value) == ID_BYTES, f"{name} has {len(value)} bytes, not {ID_BYTES}")
+
+
+def check_epoch(epoch: int) -> None:
+    demand(0 <= epoch <= EPOCH_MAX, f"epoch {epoch} does not fit into 32 bits")
+
+
+def check_text(text: str, name: str, limit: int) -> None:
+    demand(len(text) <= limit, f"{name} has {len(text)} characters; at most {limit}")
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """One member of a view, with all that another member needs to open links to it."""
+
+    peer_id: bytes
+    incarnation: int
+    secret: bytes  # whoever dials this member shows it; only members of the view learn it
+    host: str  # literal address that peers dial
+    port: int
+    host_key: int  # equal for peers on the same machine
+    first_step: int  # first step this member takes part in
+
+    def __post_init__(self) -> None:
+        check_id(self.peer_id, "peer_id")
+        check_id(self.secret, "secret")
+        check_text(self.host, "host", HOST_CHARACTERS_MAX)
+        demand(1 <= self.port <= 65535, f"port {self.port}")
+
+
+def check_members(members: tuple[MemberInfo, ...]) -> None:
+    demand(len(members) <= MEMBERS_MAX, f"{len(members)} members; at most {MEMBERS_MAX}")
+    demand(len({m.peer_id for m in members}) == len(members), "a peer is listed twice")
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class StepDecision:
+    """The decided outcome of one step; `code` is the SUSPECT code behind a failure, else 0."""
+
+    step: int
+    outcome: int
+    code: int
+    text: str
+
+    def __post_init__(self) -> None:
+        demand(1 <= self.outcome <= 3, f"outcome {self.outcome}")
+        demand(0 <= self.code <= 255, f"code {self.code}")
+        check_text(self.text, "text", TEXT_CHARACTERS_MAX)

@@ -1,0 +1,111 @@
+"""One peer of the fault campaign: `python peer.py ADDRESS HISTORY MIN_WORLD COUNT`.
+
+Waits for a line on its standard input, connects, and reduces until it is told to stop: by a second
+line all peers end after the same step, by SIGTERM this one leaves.  Every element of every result
+is checked against the declared contributors.  What happens is appended to HISTORY as JSON lines,
+unbuffered, so that the last words of a killed process survive it.  SIGUSR1 prints all stacks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
+
+import numpy as np  # noqa: E402
+
+import pccl  # noqa: E402
+from tests.faults import values  # noqa: E402
+
+ENDED, FAILED, WRONG = 0, 3, 4  # exit codes
+CONNECT_S = 30.0
+STEP_S = 120.0
+
+
+class Note:
+    """Appends to this process's history."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def __call__(self, **facts: Any) -> None:
+        line = json.dumps({"at": time.monotonic(), **facts}) + "\n"
+        os.write(self._descriptor, line.encode())
+
+
+class Orders:
+    """What the campaign wants of this process."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+        self.leave = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self.leave.set())
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        sys.stdin.readline()
+        self.end.set()
+
+
+def reduce(comm: pccl.Communicator, count: int, note: Note, orders: Orders) -> int:
+    """Steps until told to stop; returns an exit code."""
+    me = bytes(comm.peer_id)
+    while not orders.leave.is_set():
+        end = np.array(orders.end.is_set())
+        with comm.step("train") as step:
+            x = values.contribution(me, step.number, count)
+            step.all_reduce(x, op="sum")
+            step.all_reduce(end, op="max")
+        at = time.monotonic()
+        outcome = step.outcome
+        wanted = values.expected_sum(outcome.contributors, step.number, count)
+        wrong = int(np.count_nonzero(x != wanted))
+        note(
+            at=at,
+            step=step.number,
+            epoch=outcome.epoch,
+            contributors=[peer.hex() for peer in outcome.contributors],
+            digest=values.digest(x),
+            retries=outcome.retries,
+            wrong=wrong,
+        )
+        if wrong:
+            return WRONG
+        if end:
+            break
+    return ENDED
+
+
+def main() -> int:
+    address, history, min_world, count = sys.argv[1:5]
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    note = Note(history)
+    values.contribution(bytes(16), 0, int(count))  # makes the table
+    note(ready=True)
+    if not sys.stdin.readline():
+        return ENDED
+    orders = Orders()
+    note(connecting=True)
+    try:
+        with pccl.connect(
+            address, min_world=int(min_world), timeout_s=CONNECT_S, step_timeout_s=STEP_S
+        ) as comm:
+            note(admitted=True, peer=comm.peer_id.hex())
+            code = reduce(comm, int(count), note, orders)
+    except pccl.PcclError as error:
+        note(end=type(error).__name__, text=str(error))
+        return FAILED
+    note(end="ended", text="")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
