@@ -77,31 +77,25 @@ def find_mpirun() -> str:
 
 
 @contextlib.contextmanager
-def start_groups(
-    forms: Sequence[Form], world: int, folder: Path
-) -> Iterator[dict[str, RankGroup]]:
+def start_groups(forms: Sequence[Form], world: int, folder: Path) -> Iterator[dict[str, RankGroup]]:
     """Yields the groups by name, all of them ready; ends them afterwards."""
     with contextlib.ExitStack() as stack:
         groups: dict[str, RankGroup] = {}
         for name in dict.fromkeys(form.group for form in forms):
             ranks = {"loopback": 2, "memcpy": 1}.get(name, world)
-            group = stack.enter_context(RankGroup(name, folder, ranks))
-            if name == "pccl":
-                coordinator = stack.enter_context(CoordinatorThread())
-                # The peers go first: their coordinator must not vanish before they have left.
-                stack.push(group)
+            # Entered first, so that it is there until its peers have left.
+            coordinator = stack.enter_context(CoordinatorThread()) if name == "pccl" else None
+            group = groups[name] = stack.enter_context(RankGroup(name, folder, ranks))
+            if coordinator is not None:
                 start_pccl(group, coordinator.address, 0)
             elif name == "openmpi":
                 group.start([mpi_command(group)], ENVIRONMENT)
             else:
+                tail = [str(ranks), group.door]
                 group.start(
-                    [
-                        [sys.executable, RIVALS, name, str(rank), str(ranks), group.door]
-                        for rank in range(ranks)
-                    ],
+                    [[sys.executable, RIVALS, name, str(rank), *tail] for rank in range(ranks)],
                     ENVIRONMENT,
                 )
-            groups[name] = group
         yield groups
 
 

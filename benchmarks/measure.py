@@ -150,8 +150,10 @@ def _measure_cell(
     for name, group in groups.items():
         forms = [form.in_place for form in course.forms if form.group == name]
         _prepare(group, size, forms)
-    budget_s = course.seconds_per_cell / course.rounds / max(
-        1, sum(not form.reference for form in course.forms)
+    budget_s = (
+        course.seconds_per_cell
+        / course.rounds
+        / max(1, sum(not form.reference for form in course.forms))
     )
     plans = {form.name: _plan(groups[form.group], form, budget_s) for form in course.forms}
     samples = {form.name: Samples() for form in course.forms}

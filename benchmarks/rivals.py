@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -93,8 +94,8 @@ class Loopback:
 
     def prepare(self, order: Mapping[str, Any]) -> None:
         content = bytes(index * 7 % 251 for index in range(251)) * (TRANSFER_BYTES // 251)
-        self._buffer[:] = content.ljust(TRANSFER_BYTES, b"\1") if self._rank == 0 else (
-            bytes(TRANSFER_BYTES)
+        self._buffer[:] = (
+            content.ljust(TRANSFER_BYTES, b"\1") if self._rank == 0 else (bytes(TRANSFER_BYTES))
         )
         self.once()
         if self._buffer != content.ljust(TRANSFER_BYTES, b"\1"):
@@ -152,8 +153,6 @@ class Memcpy:
 
 
 def _port(meeting: Path) -> int:
-    import time
-
     deadline_s = time.monotonic() + CONNECT_S
     while not meeting.exists():
         if time.monotonic() > deadline_s:

@@ -84,19 +84,14 @@ def check(histories: Iterable[History], *, world_min: int) -> list[str]:
         found += _check_one(history, world_min)
         for commit in history.commits:
             other, first = told.setdefault(commit.step, (history.peer, commit))
-            for what in ("epoch", "contributors", "digest", "retries"):
+            for what in ("epoch", "contributors", "digest"):
                 one, two = getattr(first, what), getattr(commit, what)
-                if one != two and not (what == "retries" and _entered_later(first, commit)):
+                if one != two:
                     found.append(
                         f"step {commit.step}: {what} is {one} at {other[:8]}, "
                         f"{two} at {history.peer[:8]}"
                     )
     return found
-
-
-def _entered_later(first: Commit, second: Commit) -> bool:
-    """A joiner that enters with a retry has seen fewer attempts than the members."""
-    return first.contributors == second.contributors and first.epoch == second.epoch
 
 
 def _check_one(history: History, world_min: int) -> Iterator[str]:

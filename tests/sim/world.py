@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import methodcaller
+from typing import Any
 
 from pccl.base.config import TimeProfile
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
@@ -283,7 +284,8 @@ class World:
         if conn is None or machine is None or not conn.up:
             return
         conn.last_up_s = max(conn.last_up_s, self.now_s + self._hop_s())
-        event = NativeFrame(number, body) if conn.native else PeerMessage(number, body)  # type: ignore[arg-type]
+        kind: Any = NativeFrame if conn.native else PeerMessage
+        event = kind(number, body)
 
         def arrive() -> None:
             if number in self._conns:

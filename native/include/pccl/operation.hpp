@@ -121,7 +121,7 @@ class Operation {
     Buffer accumulator;
     std::uint16_t folded = 0;     // contributions of others
     std::uint16_t turn = 0;       // ordered: next rank to fold
-    std::uint16_t in_flight = 0;  // built frames that read this slice of the input
+    std::uint16_t in_flight = 0;  // built frames that read this slice's input or accumulator
     bool saved = false;           // in the undo block
     bool final = false;
     double partial_weight = 0;    // ring: of the accumulator, this rank's own included

@@ -48,10 +48,8 @@ Status Executor::place(Link& link, const FrameHeader& header, Placement& placeme
 }
 
 Status Executor::stage(Link& link, const FrameHeader& header, Placement& placement) noexcept {
-  const bool stale = machine_ && header.epoch < machine_->view().epoch;
-  const bool ended = over(header);
   const bool fenced = machine_ && machine_->frozen() && header.epoch <= machine_->view().epoch;
-  if (stale || ended || fenced) {
+  if (fenced || over(header)) {
     ++counters_.frames_discarded;
     return Status::ok;
   }
@@ -84,7 +82,7 @@ Status Executor::delivered(Link& link, const FrameHeader& header, Placement& pla
       StepRecord* step = nullptr;
       Operation* operation = find(header, &step);
       if (operation == nullptr) {
-        if (over(header) || (machine_ && header.epoch < machine_->view().epoch)) {
+        if (over(header)) {
           link.early_bytes -= header.length;  // its step ended while it was on its way
           return Status::ok;
         }
@@ -134,9 +132,6 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
       SealBody seal;
       decode(std::span<const std::byte, seal_bytes>(body, seal_bytes), seal);
       if (over(header)) return Status::ok;
-      if (machine_ && header.epoch < machine_->view().epoch && record(header.step) == nullptr) {
-        return Status::ok;
-      }
       if (seals_.size() >= early_seals_max) return Status::ok;
       auto& seals = seals_[{header.epoch, header.step}];
       std::erase_if(seals, [&](const EarlySeal& known) { return known.link == &link; });
@@ -175,8 +170,7 @@ Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor
     check_seals(*step);
     return Status::ok;
   }
-  const bool stale = machine_ && header.epoch < machine_->view().epoch;
-  if (stale || over(header)) return Status::ok;
+  if (over(header)) return Status::ok;
   const Key key{header.epoch, header.step, header.tag};
   if (early_.size() >= early_operations_max && !early_.contains(key)) return Status::exhausted;
   auto& opens = early_[key].opens;
@@ -243,11 +237,14 @@ void Executor::accuse(StepRecord& step, Link& link, std::string text) {
   host_.suspect({step.epoch, step.id, SuspectCode::descriptor, {link.peer}, std::move(text)});
 }
 
-/// The frame is of a step that ended here: lanes are not in order among each other.
+/// The frame is of an attempt that ended here: lanes are not in order among each other.
 bool Executor::over(const FrameHeader& header) noexcept {
+  if (!machine_) return false;
   const StepRecord* step = record(header.step);
-  if (step != nullptr) return step->state != StepState::open;
-  return machine_ && machine_->decided(header.step);
+  if (step == nullptr ? machine_->decided(header.step) : step->state != StepState::open) return true;
+  // A planned view leaves the attempts of the one before it running.
+  const bool running = step != nullptr && step->started && step->epoch == header.epoch;
+  return header.epoch < machine_->view().epoch && !running;
 }
 
 void Executor::send_haves(Link& link, const Operation& operation) {

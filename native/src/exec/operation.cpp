@@ -227,6 +227,9 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
       }
       break;
     case Source::accumulator:
+      // The result is back from beyond the peer, so the peer has had this: an old HAVE asked.
+      if (slice.final) return Status::closed;
+      if (!accumulates_in_output()) ++slice.in_flight;
       frame.payload = accumulates_in_output() ? posted_.output + offset(transfer.shard, item.slice)
                                               : slice.accumulator.data();
       break;
@@ -257,8 +260,12 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
 
 void Operation::sent(const OutgoingFrame& frame) noexcept {
   const Transfer& transfer = plan_->plan.transfers[frame.transfer];
-  if (transfer.source != Source::input || frame.buffer) return;
   SliceState& slice = slices_[index(transfer.shard, frame.slice)];
+  if (transfer.source == Source::accumulator && !accumulates_in_output()) {
+    if (--slice.in_flight == 0 && slice.final) slice.accumulator = Buffer{};
+    return;
+  }
+  if (transfer.source != Source::input || frame.buffer) return;
   --slice.in_flight;
   // An exchange overwrites the input only after the last peer was sent it.
   if (plan_->plan.ordered && slice.in_flight == 0 && !slice.final) {

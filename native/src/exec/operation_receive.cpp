@@ -70,7 +70,9 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
     ++slices_[index(head.shard, head.slice)].folded;
     return fold_ordered(head.shard, head.slice);
   }
-  return fold(transfer, head.slice, placement.target, head.weight);
+  const Status folded = fold(transfer, head.slice, placement.target, head.weight);
+  if (folded != Status::ok) received = 0;  // no memory: the lane ends and the slice comes again
+  return folded;
 }
 
 Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
@@ -163,7 +165,7 @@ void Operation::finalize(std::uint16_t shard, std::uint32_t slice, Digest digest
   SliceState& state = slices_[index(shard, slice)];
   state.final = true;
   state.hash = digest.low;
-  state.accumulator = Buffer{};
+  if (state.in_flight == 0) state.accumulator = Buffer{};  // else sent() gives it back
   digest_.add(digest);
   --finals_left_;
 }

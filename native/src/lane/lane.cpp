@@ -178,6 +178,7 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
       status = take_payload(link, sink, taken, empty);
     } else if (buffered() >= header_bytes) {
       status = accept_header(link, sink);
+      taken += header_bytes;  // a flood of empty frames is a flood, too
       // A frame without payload is delivered at once.
       if (status == Status::ok && header_.length == 0) {
         status = take_payload(link, sink, taken, empty);

@@ -92,12 +92,13 @@ bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
       continue;
     }
     auto& items = queue.results.empty() ? queue.inputs : queue.results;
-    if (queue.operation->build(items.front(), lane, frame) != Status::ok) {
+    const Status built = queue.operation->build(items.front(), lane, frame);
+    if (built != Status::ok && built != Status::closed) {
       queues.push_front(&queue);
       return false;
     }
     items.pop_front();
-    if (!queue.opened) {
+    if (built == Status::ok && !queue.opened) {
       queue.eager += frame.length;
       eager_outstanding_ += frame.length;
     }
@@ -106,6 +107,7 @@ bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
     } else {
       queues.push_back(&queue);  // the others' turn
     }
+    if (built == Status::closed) continue;
     return true;
   }
   return false;

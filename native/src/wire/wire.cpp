@@ -95,7 +95,9 @@ Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& heade
   if (get<std::uint16_t>(p, 0) != magic || get<std::uint8_t>(p, 2) != version) {
     return Status::protocol;
   }
-  if (get<std::uint32_t>(p, 60) != check_of(p)) return Status::protocol;
+  if (get<std::uint32_t>(p, 60) != check_of(p) || get<std::uint32_t>(p, 56) != 0) {
+    return Status::protocol;
+  }
   const auto type = get<std::uint8_t>(p, 3);
   const auto phase = get<std::uint8_t>(p, 26);
   const auto length = get<std::uint32_t>(p, 32);
@@ -108,6 +110,7 @@ Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& heade
   header.shard = get<std::uint16_t>(p, 24);
   header.phase = static_cast<Phase>(phase);
   header.flags = get<std::uint8_t>(p, 27);
+  if ((header.flags & ~flag_hashed) != 0) return Status::protocol;
   header.slice = get<std::uint32_t>(p, 28);
   header.length = length;
   header.descriptor = get<std::uint32_t>(p, 36);
@@ -133,7 +136,10 @@ Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& ou
   const auto dtype = get<std::uint8_t>(p, 0);
   const auto op = get<std::uint8_t>(p, 1);
   const auto algorithm = get<std::uint8_t>(p, 3);
-  if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3) return Status::protocol;
+  if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3 ||
+      get<std::uint8_t>(p, 4) > 1) {
+    return Status::protocol;
+  }
   out.dtype = static_cast<Dtype>(dtype);
   out.op = static_cast<ReduceOp>(op);
   out.codec = get<std::uint8_t>(p, 2);
