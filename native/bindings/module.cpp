@@ -109,15 +109,24 @@ auto with_signals(double timeout_s, const Try& attempt) {
 
 nb::tuple begin_step(Engine& engine, const std::string& name, double timeout_s) {
   using Found = std::unique_ptr<BegunStep>;
-  const Found found = with_signals(timeout_s, [&](double grain_s) -> Found {
-    try {
-      return std::make_unique<BegunStep>(engine.begin_step(name, grain_s));
-    } catch (const EngineFailure& failure) {
-      if (failure.code() != "timeout") throw;
-      return nullptr;
-    }
-  });
-  if (!found) throw EngineFailure("timeout", "no step began within the time given");
+  Found found;
+  try {
+    found = with_signals(timeout_s, [&](double grain_s) -> Found {
+      try {
+        return std::make_unique<BegunStep>(engine.begin_step(name, grain_s));
+      } catch (const EngineFailure& failure) {
+        if (failure.code() != "timeout") throw;
+        return nullptr;
+      }
+    });
+  } catch (const nb::python_error&) {  // a signal's handler raised
+    engine.leave_entry();
+    throw;
+  }
+  if (!found) {
+    engine.leave_entry();
+    throw EngineFailure("timeout", "no step began within the time given");
+  }
   return nb::make_tuple(found->step, found->epoch, found->rank, found->world_size);
 }
 

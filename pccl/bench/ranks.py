@@ -38,6 +38,7 @@ class RankGroup:
 
     def __init__(self, name: str, folder: Path, world: int) -> None:
         self.name = name
+        self.end_s = END_S  # how long ranks that were asked to end may take
         self.world = world
         self.door = str(folder / f"{name}.sock")
         self._log_path = folder / f"{name}.log"
@@ -58,6 +59,11 @@ class RankGroup:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were started; the ranks themselves, but for mpirun's."""
+        return [process.pid for process in self._processes]
 
     def start(
         self,
@@ -110,7 +116,7 @@ class RankGroup:
                 link.sendall(b'{"do": "end"}\n')
                 link.close()
         self._listener.close()
-        deadline_s = time.monotonic() + (END_S if self._links else 0.0)
+        deadline_s = time.monotonic() + (self.end_s if self._links else 0.0)
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline_s - time.monotonic()))

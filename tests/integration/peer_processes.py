@@ -22,9 +22,11 @@ WAIT_S = 60.0
 class PeerProcess:
     """One running peer_program; `next_fact` returns what it tells, line by line."""
 
-    def __init__(self, address: str, program: str, index: int, count: int) -> None:
+    def __init__(
+        self, address: str, program: str, index: int, count: int, file: Path = PROGRAM
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), address, program, str(index), str(count)],
+            [sys.executable, str(file), address, program, str(index), str(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,8 +109,9 @@ class PeerProcess:
 class Run:
     """A coordinator in this process, and peers as processes of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path = PROGRAM) -> None:
         self.coordinator = CoordinatorThread()
+        self.file = file
         self.peers: list[PeerProcess] = []
 
     def __enter__(self) -> Self:
@@ -131,11 +134,13 @@ class Run:
 
     def start(self, program: str, count: int) -> list[PeerProcess]:
         """Starts `count` peers that wait for one another."""
-        started = [PeerProcess(self.address, program, index, count) for index in range(count)]
+        started = [
+            PeerProcess(self.address, program, index, count, self.file) for index in range(count)
+        ]
         self.peers += started
         return started
 
     def start_newcomer(self, program: str) -> PeerProcess:
-        peer = PeerProcess(self.address, program, index=1, count=1)
+        peer = PeerProcess(self.address, program, index=1, count=1, file=self.file)
         self.peers.append(peer)
         return peer

@@ -104,6 +104,7 @@ class UndoArena {
   UndoBlock take(std::size_t bytes) noexcept;
   /// Copies past the cache: an undo copy is hardly ever read again.
   static void save(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
+  [[nodiscard]] std::size_t bytes_held() const noexcept { return cached_ + in_use_; }
 
  private:
   friend class UndoBlock;

@@ -113,7 +113,9 @@ class Engine final : private ControlHost, private ExecutorHost {
   [[nodiscard]] View view(int& rank);
 
   // --- steps: called by the program ---
+  /// After a timeout the program still waits at the entry, and may call again, or leave_entry().
   BegunStep begin_step(const std::string& name, double timeout_s);
+  void leave_entry();
   /// With `last`, seals the step as well: one system call sends it all.
   void post(const Posted& posted, bool last = false);
   void seal(StepId step);
@@ -159,6 +161,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void after_change() noexcept;
   void attend() noexcept;  // the reactor thread, or who drives in its place, has work
   void tell_decided() noexcept;
+  void leave_entry(const Lock& turn) noexcept;
   void kick() noexcept;
   void emit(EngineEvent event) noexcept;
   void check_usable() const;
@@ -178,6 +181,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   bool driving_ = false;             // a waiting caller moves the frames
   bool stop_ = false;
   bool decided_ = false;
+  bool at_entry_ = false;            // the coordinator has been told that we wait
   double linger_until_s_ = 0;        // a caller drove lately and will again
   double spin_s_ = 0;
   std::string failed_code_;

@@ -128,6 +128,8 @@ class Executor final : public FrameSink {
   [[nodiscard]] Link* link_of_lane(std::uint32_t id) noexcept;
   [[nodiscard]] std::size_t open_steps() const noexcept;
   [[nodiscard]] Epoch preparing() const noexcept { return preparing_; }
+  /// The planned view needs a link to that peer.
+  [[nodiscard]] bool prepares(PeerId peer, Incarnation incarnation) const noexcept;
   [[nodiscard]] bool has_output() const noexcept;
   [[nodiscard]] std::size_t lane_count() const noexcept;
   [[nodiscard]] std::size_t link_count() const noexcept { return links_.size(); }

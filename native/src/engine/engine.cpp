@@ -174,7 +174,7 @@ void Engine::install(const View& view, const std::vector<MemberEntry>& members,
     after_change();
   }
   if (status == Status::protocol) {
-    fail("evicted", "the coordinator's outcome contradicts what this peer holds");
+    evicted("the coordinator's outcome contradicts what this peer holds");
     return;
   }
   control_->beat_now();
@@ -261,7 +261,8 @@ void Engine::propose_failure(StepId step, SuspectCode code, const std::string& t
     const Lock turn = take_turn();
     const StepRecord* record = executor_.record(step);
     if (record == nullptr || record->state != StepState::open) return;
-    suspicion.epoch = record->epoch;
+    // A step that waits at the gate has no attempt: what it says concerns the view in force.
+    suspicion.epoch = record->started ? record->epoch : executor_.machine()->view().epoch;
   }
   control_->suspect(std::move(suspicion));
 }
@@ -305,7 +306,7 @@ HeartbeatStatus Engine::status() noexcept {
   status.watermark = machine->watermark();
   status.next_step = machine->next_step();
   status.progress = executor_.progress();
-  status.waiting = executor_.open_steps() > 0 ? 2 : 0;
+  status.waiting = at_entry_ ? 1 : executor_.open_steps() > 0 ? 2 : 0;
   status.down = executor_.down(monotonic_s());
   return status;
 }
@@ -329,7 +330,7 @@ void Engine::connect_failed(PeerId peer, Incarnation incarnation) noexcept {
   {
     const Lock turn = take_turn();
     executor_.dial_failed(peer, incarnation);
-    epoch = executor_.preparing();
+    if (executor_.prepares(peer, incarnation)) epoch = executor_.preparing();
   }
   if (epoch != 0) emit({EngineEvent::Kind::links_failed, epoch, 0, {}, {peer}});
 }

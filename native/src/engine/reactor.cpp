@@ -144,17 +144,10 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
   const std::uint64_t hash = xxh3_64(std::as_bytes(std::span(name.data(), name.size())));
   const double deadline_s = monotonic_s() + timeout_s;
   Lock turn = take_turn();
-  bool told = false;
-  const auto leave = [&] {
-    if (told) emit({EngineEvent::Kind::left_entry, 0, 0, {}, {}});
-  };
   for (;;) {
-    if (!failed_code_.empty()) {
-      leave();
-      throw EngineFailure(failed_code_, failed_text_);
-    }
+    if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
     if (const auto id = executor_.begin(hash)) {
-      leave();
+      leave_entry(turn);
       decided_ = false;
       const OutcomeMachine& machine = *executor_.machine();
       return {*id, machine.view().epoch, machine.rank(),
@@ -162,19 +155,27 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
     }
     const OutcomeMachine* machine = executor_.machine();
     const bool outside = machine == nullptr || machine->rank() < 0 || machine->view().paused;
-    if (outside && !told) {
-      told = true;
+    if (outside && !at_entry_) {
+      at_entry_ = true;
       const StepId next = machine == nullptr ? 0 : machine->next_step();
       emit({EngineEvent::Kind::at_entry, 0, next, name, {}});
     }
     const double left_s = deadline_s - monotonic_s();
-    if (left_s <= 0) {
-      leave();
-      throw EngineFailure("timeout", "no step began within the time given");
-    }
+    if (left_s <= 0) throw EngineFailure("timeout", "no step began within the time given");
     attend();
     changed_.wait_for(turn, std::chrono::duration<double>(left_s));
   }
+}
+
+void Engine::leave_entry() {
+  const Lock turn = take_turn();
+  leave_entry(turn);
+}
+
+void Engine::leave_entry(const Lock&) noexcept {
+  if (!at_entry_) return;
+  at_entry_ = false;
+  emit({EngineEvent::Kind::left_entry, 0, 0, {}, {}});
 }
 
 void Engine::attend() noexcept {

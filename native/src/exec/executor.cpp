@@ -89,7 +89,9 @@ Status Executor::seal(StepId id) {
     encode(SealBody{step->manifest, step->operations.size()},
            std::span<std::byte, seal_bytes>(small_, seal_bytes));
     for (Link* link : step->peers) {
-      if (link != nullptr) link->post(header, {small_, seal_bytes}, buffers_);
+      if (link == nullptr) continue;
+      link->post(header, {small_, seal_bytes}, buffers_);
+      step->control_bytes += header_bytes + seal_bytes;
     }
     check_seals(*step);
     complete_step(*step);
@@ -126,7 +128,9 @@ void Executor::perform(Effects effects) {
       encode(DoneBody{done->manifest, done->digest},
              std::span<std::byte, done_bytes>(small_, done_bytes));
       for (Link* link : step->peers) {
-        if (link != nullptr) link->post(header, {small_, done_bytes}, buffers_);
+        if (link == nullptr) continue;
+        link->post(header, {small_, done_bytes}, buffers_);
+        step->control_bytes += header_bytes + done_bytes;
       }
     } else if (const auto* committed = std::get_if<Committed>(&effect)) {
       StepRecord* step = record(committed->step);

@@ -118,11 +118,10 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
 }
 
 void Executor::purge_early() {
-  const Epoch epoch = machine_->view().epoch;
+  FrameHeader header;
   for (auto it = early_.begin(); it != early_.end();) {
-    const StepRecord* step = record(std::get<1>(it->first));
-    const bool ended = step != nullptr && step->state != StepState::open;
-    if (std::get<0>(it->first) >= epoch && !ended) {
+    std::tie(header.epoch, header.step, header.tag) = it->first;
+    if (!over(header)) {
       ++it;
       continue;
     }
@@ -131,7 +130,10 @@ void Executor::purge_early() {
     }
     it = early_.erase(it);
   }
-  std::erase_if(seals_, [&](const auto& entry) { return entry.first.first < epoch; });
+  std::erase_if(seals_, [&](const auto& entry) {
+    std::tie(header.epoch, header.step) = entry.first;
+    return over(header);
+  });
 }
 
 void Executor::drop_strangers(double now_s) {
@@ -261,6 +263,12 @@ void Executor::tick(double now_s) {
 void Executor::dial_failed(PeerId peer, Incarnation incarnation) {
   const auto it = links_.find({peer, incarnation});
   if (it != links_.end()) it->second->dialling = 0;
+}
+
+bool Executor::prepares(PeerId peer, Incarnation incarnation) const noexcept {
+  return std::any_of(prepared_.begin(), prepared_.end(), [&](const Link* link) {
+    return link->peer == peer && link->incarnation == incarnation;
+  });
 }
 
 void Executor::abandon() {
