@@ -26,7 +26,7 @@ ORDER_S: Final = 120.0
 CALIBRATION: Final = 3
 ITERATIONS_MIN: Final = 3
 ITERATIONS_MAX: Final = 1000
-REFERENCE_ITERATIONS: Final = 3
+REFERENCE_ITERATIONS: Final = 6
 VITALS_BYTES: Final = 64 << 20
 VITALS_OPERATIONS: Final = 1000
 
@@ -193,7 +193,7 @@ def _run(group: RankGroup, form: Form, iterations: int) -> list[Any]:
         "run",
         timeout_s=ORDER_S,
         in_place=form.in_place,
-        warmups=1 if form.reference else 2,
+        warmups=2,
         iterations=iterations,
     )
 

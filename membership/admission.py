@@ -1,16 +1,18 @@
 """Who may speak: admission of new peers, and re-attachment of those that lost a connection.
 
 An incarnation is given once, from a counter that is durable before the peer learns its number, and
-proves itself by its secret on the native connection.  A member agent that comes back names its
-incarnation; what it missed is told again by the parts that own it.  Whoever names an incarnation
-that is no longer admitted is told so, whatever it says: a peer that slept through its own eviction
-must not wait for ever.
+proves itself by its secret: on the native connection, and on a member agent's that comes back.  Who
+only knows the names of a peer can take nothing over.  What a returning agent missed is told again
+by the parts that own it.  Whoever names an incarnation that is no longer admitted is told so,
+whatever it says: a peer that slept through its own eviction must not wait for ever.
 
 Invariant: every connection belongs to nobody or to one admitted incarnation, and an incarnation
 has at most one connection of each kind; a newer one replaces the older.
 """
 
 from __future__ import annotations
+
+import hmac
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.events import Close, Send, SendNative
@@ -45,8 +47,10 @@ class Admission:
         peer = core.peers.get(msg.incarnation)
         if peer is None or peer.peer_id != msg.peer_id or peer.gone is not None:
             text = "this incarnation is not part of the run any more"
-            core.effects += [Send(conn, Evicted(core.generation, text)), Close(conn)]
-            core.conns.pop(conn, None)
+            self._turn_away(conn, Evicted(core.generation, text))
+            return None
+        if not hmac.compare_digest(msg.secret, peer.secret):
+            self._refuse(conn, "secret", "this is not the secret of that incarnation")
             return None
         self._attach_agent(conn, peer)
         peer.epoch = max(peer.epoch, msg.epoch)
@@ -154,6 +158,7 @@ class Admission:
                 lease_s=core.config.profile.lease_s,
                 epoch=core.epoch(),
                 members=len(core.peers),
+                coordinator_grace_s=core.config.profile.coordinator_grace_s,
             ),
         )
 
@@ -162,8 +167,13 @@ class Admission:
     def _refuse(self, conn: int, code: str, text: str) -> None:
         core = self._core
         core.counters.refused += 1
-        core.effects += [Send(conn, Refused(code, text)), Close(conn)]
-        core.conns.pop(conn, None)
+        self._turn_away(conn, Refused(code, text))
+
+    def _turn_away(self, conn: int, answer: Refused | Evicted) -> None:
+        core = self._core
+        core.effects += [Send(conn, answer), Close(conn)]
+        if core.conns[conn].incarnation is None:
+            core.conns.pop(conn)  # else a peer's own connection ends here, which its ConnDown tells
 
     def _refuse_native(self, conn: int, code: RefusalCode, text: str) -> None:
         core = self._core

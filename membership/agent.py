@@ -20,10 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import uvloop
-
 from pccl.base.clock import Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
+from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
@@ -49,10 +48,11 @@ class AgentConfig:
     host_key: int
     min_world: int
     connect_timeout_s: float
-    coordinator_grace_s: float
+    coordinator_grace_s: float | None  # None: as the coordinator's profile says
 
     def __post_init__(self) -> None:
-        assert self.addresses and self.connect_timeout_s > 0 and self.coordinator_grace_s > 0
+        assert self.addresses and self.connect_timeout_s > 0
+        assert self.coordinator_grace_s is None or self.coordinator_grace_s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,8 @@ class MemberAgent:
         self._machine: Member | None = None
         self._channel: Channel | None = None
         self._first: Channel | None = None
+        self._addresses = list(config.addresses)
+        self._dialled: Address | None = None  # the one of them that accepted last
         self._events: deque[e.Event] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
@@ -160,7 +162,7 @@ class MemberAgent:
     def _main(self) -> None:
         failure: BaseException | None = None
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 runner.run(self._run())
         except (PcclError, ImportError) as error:
             failure = error
@@ -204,8 +206,8 @@ class MemberAgent:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         deadline = Deadline(self._config.connect_timeout_s)
         try:
-            (reader, writer), _ = await dial(
-                self._config.addresses,
+            (reader, writer), self._dialled = await dial(
+                self._addresses,
                 timeout_s=self._config.connect_timeout_s,
                 rng=random.Random(),
             )
@@ -316,8 +318,8 @@ class MemberAgent:
         reasons = ["no address answered"]
         if channel is None:
             try:
-                (reader, writer), _ = await dial(
-                    self._config.addresses,
+                (reader, writer), self._dialled = await dial(
+                    self._addresses,
                     timeout_s=DIAL_ROUND_S,
                     rng=random.Random(),
                     on_failure=reasons.append,
@@ -331,9 +333,11 @@ class MemberAgent:
         return None
 
     async def _read(self, channel: Channel) -> None:
-        foreign = False
+        foreign = answered = False
+        dialled = self._dialled
         try:
             while (body := await channel.receive()) is not None:
+                answered = True
                 self._post(e.Received(m.coordinator_codec.decode(body)))
                 while len(self._events) >= INBOX_MAX:
                     self._room.clear()
@@ -342,6 +346,8 @@ class MemberAgent:
         except RemoteError as error:
             foreign, reason = True, str(error)
             channel.abort(reason)
+        if not answered:  # whoever listens there may be no coordinator: begin elsewhere next time
+            self._addresses.sort(key=lambda address: address is dialled)
         if channel is self._channel:  # else this end hung up, and the machine knows
             self._channel = None
             self._post(e.Disconnected(reason, foreign))

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
@@ -58,6 +58,9 @@ class Outcome:
     minority: tuple[int, ...]  # hold other bits than most: to be evicted
     inconsistent: tuple[int, ...]  # their report contradicts the others': to be evicted
     corrupt: tuple[int, ...]  # steps run again because of unequal digests
+    circular: bool = (
+        False  # the reports blame everybody, so not all that they blame are taken to err
+    )
 
 
 def decide(
@@ -72,8 +75,7 @@ def decide(
     """Applies the rule to every step that is open somewhere.
 
     Args:
-        views: those in force since the latest flush, among them the epoch of every attempt that
-            may have committed.
+        views: oldest first, among them that of every attempt that may have committed.
         reports: by incarnation; survivors only.  The order of keys does not matter.
         accusations: SUSPECT frames with a step, in order of arrival.
         carried: COMMIT and FAIL of earlier flushes that a reporter has not installed.
@@ -82,12 +84,35 @@ def decide(
             hold a result.
     """
     assert reports, "a flush decides with at least one survivor"
+    words = (accusations, carried, corrupt_attempts or {})
+    outcome = _apply(views, reports, *words, witnesses or {})
+    if {*outcome.minority, *outcome.inconsistent} != set(reports):
+        return outcome
+    # Everybody is blamed for something, which honest peers with one fault among them cannot bring
+    # about.  Somebody has to go on with the run, else one liar could end it.
+    if set(outcome.inconsistent) != set(reports):
+        # Unequal digests alone remove nobody now: those steps run again or fail in the end.
+        return replace(outcome, minority=(), circular=True)
+    first = min(reports)  # the one that was admitted first, and its word alone
+    alone = _apply(views, {first: reports[first]}, *words, {})
+    others = tuple(sorted(set(reports) - {first}))
+    return replace(alone, inconsistent=others, circular=True)
+
+
+def _apply(
+    views: Sequence[View],
+    reports: Mapping[int, Report],
+    accusations: Sequence[Accusation],
+    carried: Sequence[StepDecision],
+    attempts: Mapping[int, int],
+    witnesses: Mapping[int, Report],
+) -> Outcome:
+    """Applies the rule, and says who contradicts it, each step by itself."""
     by_epoch = {view.epoch: view for view in views}
     final = {d.step: d for d in carried if d.outcome != StepOutcome.RETRY}
-    attempts = corrupt_attempts or {}
     # Of several views that hold a joiner, the newest knows its first step.
     first_steps = {m.incarnation: m.first_step for view in views for m in view.members}
-    proofs = _Proofs(first_steps, {**(witnesses or {}), **reports})
+    proofs = _Proofs(first_steps, {**witnesses, **reports})
     decisions: list[StepDecision] = []
     minority: set[int] = set()
     inconsistent: set[int] = set()

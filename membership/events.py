@@ -47,8 +47,8 @@ class NativeFrame:
 class Dialled:
     """Result of a ProbeListener.
 
-    `alive` is False only if the dial proves the process dead: refused, reset, or answered by
-    another incarnation.  A dial that times out proves nothing, so it counts as alive.
+    `alive` is False only if the dial proves the process dead: it was refused or reset.  A dial that
+    times out, or finds no way, proves nothing, so it counts as alive.
     """
 
     peer_id: bytes
@@ -94,12 +94,13 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class ProbeListener:
-    """Dial the peer's port once, at most a second, and report with Dialled."""
+    """Dial the peer's port once, for at most `timeout_s`, and report with Dialled."""
 
     peer_id: bytes
     incarnation: int
     host: str
     port: int
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,8 @@ class Flushing:
             corrupt_attempts=self._corrupt,
             witnesses=witnesses,
         )
+        if outcome.circular:
+            core.log("error", "the reports blame every member; some that they blame stay")
         self._count_corruption(outcome)
         for incarnation in outcome.minority:
             core.peers[incarnation].gone = "its results differ from the others'"

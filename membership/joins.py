@@ -13,7 +13,8 @@ another, and whoever starts the first step >= S with the joiners' entry name sta
 view.  Programs run the same steps in the same order, so that is the same step everywhere.
 
 Invariants: one plan at a time; only members that have installed the current view are asked to
-hold; an activated plan is taken back by a flush and by nothing else.
+hold; an activated plan is taken back by a flush and by nothing else; a view is forgotten only when
+every member's watermark says that no step of it is open.
 """
 
 from __future__ import annotations
@@ -271,9 +272,24 @@ class Joins:
             return
         epoch = entering.view.epoch
         if all(core.peers[i].epoch >= epoch for i in core.view.incarnations()):
-            core.history = (*core.history, core.view)[-(VIEWS_MAX - 2) :]
+            core.history = (*core.history, core.view)
             core.view, core.activation = entering.view, None
             core.note = InstallNote(False, core.note.committed_below, (), ())
+
+    def _has_room(self) -> bool:
+        """Forgets the views in which no member can have an open step any more, and says whether
+        another one may be planned."""
+        core = self._core
+        if core.view is None or not core.history:
+            return True
+        decided_below = min(p.watermark for p in core.members())
+        later = (*core.history[1:], core.view)
+        core.history = tuple(
+            view
+            for view, successor in zip(core.history, later, strict=True)
+            if successor.begins_at() > decided_below
+        )
+        return len(core.history) + 2 <= VIEWS_MAX
 
     # -------------------------------------------------------------- who comes in next
 
@@ -281,7 +297,7 @@ class Joins:
         core = self._core
         self.deadline_s = None
         waiting = [p for p in core.peers.values() if self._is_candidate(p, now_s)]
-        if not waiting or not self._members_can_follow():
+        if not waiting or not self._members_can_follow() or not self._has_room():
             return
         ready = [p for p in waiting if now_s >= p.plan_retry_s]
         times = [p.plan_retry_s for p in waiting if p.plan_retry_s > now_s]

@@ -172,6 +172,7 @@ class Liveness:
         doubt.dialling = True
         doubt.probe_at_s = now_s + doubt.delay_s
         doubt.delay_s = min(2 * doubt.delay_s, PROBE_SLOWEST_S)
+        timeout_s = self._core.config.profile.probe_timeout_s
         self._core.effects.append(
-            ProbeListener(peer.peer_id, peer.incarnation, peer.host, peer.port)
+            ProbeListener(peer.peer_id, peer.incarnation, peer.host, peer.port, timeout_s)
         )

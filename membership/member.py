@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from pccl.base.config import LAN
 from pccl.membership import messages as m
 from pccl.membership.member_events import (
     ActivateView,
@@ -93,7 +94,7 @@ class Member:
         *,
         now_s: float,
         connect_timeout_s: float,
-        coordinator_grace_s: float,
+        coordinator_grace_s: float | None,  # None: what the coordinator's profile says
         dice: Callable[[], float],
     ) -> None:
         self.phase = Phase.WAITING
@@ -185,26 +186,11 @@ class Member:
     # ---- the control connection
 
     def _connected(self, host: str, port: int, now_s: float) -> list[Effect]:
-        me = self._identity
         self._coordinator = (host, port)
         self.phase = Phase.GREETING
         self._redial_at_s = None
         self._answer_by_s = now_s + HELLO_ANSWER_S
-        hello = m.Hello(
-            protocol=m.PROTOCOL_VERSION,
-            run_id=me.run_id if self.admitted is None else self.admitted.run_id,
-            peer_id=me.peer_id,
-            incarnation=0 if self.admitted is None else self.admitted.incarnation,
-            generation=self._generation,
-            epoch=self._epoch,
-            data_host=me.data_host,
-            data_port=me.data_port,
-            host_key=me.host_key,
-            min_world=me.min_world,
-            hostname=me.hostname,
-            pid=me.pid,
-        )
-        return [Send(hello)]
+        return [Send(self._identity.hello(self.admitted, self._generation, self._epoch))]
 
     def _disconnected(self, reason: str, foreign: bool, now_s: float) -> list[Effect]:
         if self._leaving:
@@ -214,7 +200,7 @@ class Member:
         self._last_reason = reason
         if self.phase is Phase.ATTACHED:
             self._steps_at_loss = self._steps
-            self._give_up_at_s = now_s + self._grace_s
+            self._give_up_at_s = now_s + self._patience_s()
         self.phase = Phase.WAITING
         self._answer_by_s = self._entry_at_s = None
         # Half to one and a half of the delay, so that many peers do not come back in step.
@@ -228,12 +214,20 @@ class Member:
         if self._steps > self._steps_at_loss:
             # Steps still commit: nothing waits for a decision, and nobody needs a coordinator yet.
             self._steps_at_loss = self._steps
-            self._give_up_at_s = now_s + self._grace_s
+            self._give_up_at_s = now_s + self._patience_s()
             return []
         return self._end(
             "coordinator_lost",
-            f"no coordinator for {self._grace_s:g} s (last attempt: {self._last_reason}); "
+            f"no coordinator for {self._patience_s():g} s (last attempt: {self._last_reason}); "
             "connect again",
+        )
+
+    def _patience_s(self) -> float:
+        """How long to go on without a coordinator: as the program or else the run says."""
+        if self._grace_s is not None:
+            return self._grace_s
+        return (
+            LAN.coordinator_grace_s if self.admitted is None else self.admitted.coordinator_grace_s
         )
 
     def _leave(self, reason: str, now_s: float) -> list[Effect]:

@@ -25,6 +25,24 @@ class Identity:
     hostname: str = ""
     pid: int = 0
 
+    def hello(self, admitted: m.Admitted | None, generation: int, epoch: int) -> m.Hello:
+        """Returns what opens a connection: the greeting of a newcomer or of one that comes back."""
+        return m.Hello(
+            protocol=m.PROTOCOL_VERSION,
+            run_id=self.run_id if admitted is None else admitted.run_id,
+            peer_id=self.peer_id,
+            incarnation=0 if admitted is None else admitted.incarnation,
+            generation=generation,
+            epoch=epoch,
+            data_host=self.data_host,
+            data_port=self.data_port,
+            host_key=self.host_key,
+            min_world=self.min_world,
+            hostname=self.hostname,
+            pid=self.pid,
+            secret=b"" if admitted is None else admitted.secret,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Connected:

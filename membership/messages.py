@@ -13,9 +13,11 @@ coordinator or of an abandoned plan is recognised and dropped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, get_args
 
+from pccl.base.config import LAN
 from pccl.membership.message_parts import DECISIONS_MAX as DECISIONS_MAX
 from pccl.membership.message_parts import (
     HOST_CHARACTERS_MAX,
@@ -55,8 +57,10 @@ class Hello:
     min_world: int  # 0 = no opinion
     hostname: str  # for people
     pid: int  # for people
+    secret: bytes = b""  # of the incarnation that re-attaches
 
     def __post_init__(self) -> None:
+        demand(len(self.secret) in (0, ID_BYTES), f"secret has {len(self.secret)} bytes")
         demand(len(self.run_id) in (0, ID_BYTES), f"run_id has {len(self.run_id)} bytes")
         check_id(self.peer_id, "peer_id")
         check_epoch(self.epoch)
@@ -179,8 +183,10 @@ class Admitted:
     lease_s: float
     epoch: int  # of the durable view; 0 = no view yet
     members: int  # admitted peers
+    coordinator_grace_s: float = LAN.coordinator_grace_s  # a peer's patience without a coordinator
 
     def __post_init__(self) -> None:
+        demand(0 < self.coordinator_grace_s < math.inf, "coordinator_grace_s is no duration")
         check_id(self.run_id, "run_id")
         check_id(self.secret, "secret")
         check_epoch(self.epoch)
@@ -190,7 +196,8 @@ class Admitted:
 @message(33)
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No admission; the connection closes.  Codes: protocol, run, min_world, limit."""
+    """No admission; the connection closes.  Codes: protocol, run, min_world, limit,
+    secret."""
 
     code: str
     text: str

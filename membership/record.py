@@ -16,11 +16,13 @@ from pccl.membership.messages import StepDecision
 from pccl.membership.view import View
 from pccl.transport.codec import Codec, message, struct
 
-VIEWS_MAX: Final = 4
-"""Views remembered since the latest flush.
+VIEWS_MAX: Final = 16
+"""Views remembered at a time: the one in force, the next, and earlier ones with open steps.
 
-A step runs in the view in which it began, and a peer has at most three steps open (one, and two in
-the background), so the attempts that are open anywhere span at most three views and a planned one.
+A step runs in the view in which it began, and is judged by that view's participants after a
+failure.  So a view is remembered until every member has decided all steps that can run in it, and
+no other view is planned when this many are remembered.  It bounds the size of a record, not what
+is right: joiners wait for members whose oldest steps stay open through 15 joins.
 """
 
 
@@ -87,7 +89,7 @@ class Record:
     epochs_reserved: int  # no epoch above it was ever named to a peer
     flushing: bool  # members may be frozen by a flush that was not decided
     view: View | None
-    history: tuple[View, ...]  # earlier views since the latest flush, oldest first
+    history: tuple[View, ...]  # older views that may have open steps, oldest first
     activation: Activation | None
     note: InstallNote
     carried: tuple[CarriedDecision, ...]

@@ -62,7 +62,6 @@ from pccl.transport.server import FrameServer, TokenBucket
 EVENTS_QUEUED_MAX: Final = 1024  # then readers pause, so that TCP pushes back on the senders
 PAUSE_MIN_S: Final = 0.5  # shorter gaps are ordinary scheduling
 TICK_S: Final = 0.1
-PROBE_TIMEOUT_S: Final = 1.0
 STATUS_IDLE_S: Final = 30.0  # who only asks for the status may keep a connection for this long
 DRAIN_TURNS: Final = 4  # of the loop, from a readable socket to the inbox
 DRAIN_ROUNDS_MAX: Final = 64  # then time passes anyway: a flood of messages must not stop it
@@ -301,7 +300,7 @@ class CoordinatorService:
             self._post(Synced(token))
 
     async def _probe(self, effect: ProbeListener) -> None:
-        alive = await probe(effect.host, effect.port, timeout_s=PROBE_TIMEOUT_S)
+        alive = await probe(effect.host, effect.port, timeout_s=effect.timeout_s)
         self._post(Dialled(effect.peer_id, effect.incarnation, alive))
 
     # ------------------------------------------------------------------ connections

@@ -68,6 +68,11 @@ class View:
         """Returns the incarnations that take part in `step` when it runs in this view."""
         return tuple(m.incarnation for m in self.members if m.first_step <= step)
 
+    def begins_at(self) -> int:
+        """Returns the first step that runs in a planned view: the one with which its joiners came
+        in.  Earlier steps run, and stay, in the view before it."""
+        return max(m.first_step for m in self.members)
+
     def infos(self) -> tuple[MemberInfo, ...]:
         return tuple(m.info() for m in self.members)
 

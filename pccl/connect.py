@@ -30,7 +30,6 @@ from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_api import EngineLike
 
 STEP_TIMEOUT_S = 300.0
-COORDINATOR_GRACE_S = 30.0
 LANES_MAX = 64
 MIN_WORLD_MAX = 1024  # as many as a coordinator admits
 
@@ -46,7 +45,7 @@ def connect(
     insecure: bool = False,
     identity: str | os.PathLike[str] | None = None,
     step_timeout_s: float = STEP_TIMEOUT_S,
-    coordinator_grace_s: float = COORDINATOR_GRACE_S,
+    coordinator_grace_s: float | None = None,
     spin_us: int = -1,
 ) -> Communicator:
     """Joins the run of a coordinator; blocks until this process is admitted.
@@ -64,7 +63,8 @@ def connect(
         insecure: allows an unencrypted listener that other machines can reach.
         identity: file that keeps this peer's key; None makes a new identity.
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
-        coordinator_grace_s: how long to go on without a coordinator while no step gets done.
+        coordinator_grace_s: how long to go on without a coordinator while no step gets done; None
+            leaves it to the coordinator.
         spin_us: how long a waiting call polls before it sleeps; -1 chooses.
 
     Raises:
@@ -197,10 +197,11 @@ def _check_numbers(
     timeout_s: float,
     lanes: int,
     step_timeout_s: float,
-    coordinator_grace_s: float,
+    coordinator_grace_s: float | None,
 ) -> None:
     for duration_s in (timeout_s, step_timeout_s, coordinator_grace_s):
-        check_timeout(duration_s)
+        if duration_s is not None:
+            check_timeout(duration_s)
     if min_world is not None and not 1 <= min_world <= MIN_WORLD_MAX:
         raise UsageError(f"min_world must be within 1 to {MIN_WORLD_MAX}, not {min_world}")
     if not 0 <= lanes <= LANES_MAX:

@@ -154,14 +154,18 @@ class Ticket:
         if not self.wait(self._deadline.remaining_s()):
             self.propose_deadline()
             if not self.wait(DECISION_S):
-                text = (
-                    f"step {self.begun.step} ({self.name}) was not decided within "
-                    f"{self.timeout_s:g} s and the {DECISION_S:g} s after it; this peer left the "
-                    "run, the others may hold the step as committed"
-                )
-                self.session.close(text)
-                raise OutcomeUnknown(text)
+                raise self.leave_undecided()
         return self.result()
+
+    def leave_undecided(self) -> OutcomeUnknown:
+        """Leaves the run, because no decision came either; returns what to raise."""
+        text = (
+            f"step {self.begun.step} ({self.name}) was not decided within {self.timeout_s:g} s and "
+            f"the {DECISION_S:g} s after it; this peer left the run, the others may hold the step "
+            "as committed"
+        )
+        self.session.close(text)
+        return OutcomeUnknown(text)
 
     def propose_deadline(self) -> None:
         """Asks the members to decide, because time is up here; at most once."""

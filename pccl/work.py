@@ -60,6 +60,8 @@ class Work:
             DeadlineExceeded: `timeout_s` is over; the operation goes on.  Or the members decided
                 that the step's own deadline is over; then the inputs are as they were.
             StepFailed: the members decided so; the inputs are as they were.
+            OutcomeUnknown: the step's own deadline is over and no decision came either; this peer
+                has left the run.
             KeyboardInterrupt: and this peer has left the run.
         """
         self._require_sealed()
@@ -72,6 +74,8 @@ class Work:
                     raise DeadlineExceeded(self._patience(timeout_s))
                 ticket.propose_deadline()
                 if not ticket.wait(min(timeout_s, DECISION_S)):
+                    if timeout_s >= DECISION_S:
+                        raise ticket.leave_undecided()
                     raise DeadlineExceeded(self._patience(timeout_s))
             return ticket.result()
         except KeyboardInterrupt as error:
@@ -82,7 +86,8 @@ class Work:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> Outcome:
-        """As `wait()`, on the caller's event loop; cancelling it only stops the waiting."""
+        """As `wait()` without a limit, on the caller's event loop; cancelling it only stops the
+        waiting."""
         self._require_sealed()
         ticket = self._ticket
         for limit_s in (ticket.deadline.remaining_s(), DECISION_S):
@@ -94,7 +99,7 @@ class Work:
             except TimeoutError:
                 ticket.propose_deadline()
         if not ticket.poll():
-            raise DeadlineExceeded(self._patience(ticket.timeout_s))
+            raise await asyncio.to_thread(ticket.leave_undecided)  # a goodbye takes seconds
         return ticket.result()
 
     async def _notice(self) -> None:

@@ -86,16 +86,17 @@ async def probe(host: str, port: int, *, timeout_s: float) -> bool:
     """Dials once and hangs up.  Says whether somebody may live there.
 
     Returns:
-        False only on proof of the contrary: the host answered that nobody listens, or the network
-        that there is no such host.  Silence proves nothing and counts as alive.
+        False only on proof of the contrary: the host itself answered that nobody listens.  Silence,
+        a network that knows no way, and this process being short of sockets prove nothing about
+        the peer and count as alive.
     """
     try:
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(host, port)
-    except TimeoutError:
-        return True
-    except OSError:
+    except (ConnectionRefusedError, ConnectionResetError):
         return False
+    except OSError:  # among them TimeoutError
+        return True
     writer.transport.abort()
     return True
 

@@ -184,6 +184,7 @@ class Wire {
     return false;
   }
   void close() { fd_.reset(); }
+  [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] bool silent_for(int timeout_ms) const {
     pollfd waiting{fd_.get(), POLLIN, 0};
     return ::poll(&waiting, 1, timeout_ms) == 0;

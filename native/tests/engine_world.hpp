@@ -26,7 +26,8 @@ inline PeerId peer_id(std::size_t rank) {
 
 class World {
  public:
-  explicit World(std::size_t size, std::uint16_t lanes = 1) {
+  /// Port 9 is the discard service: nobody there, and mostly nobody needed.
+  explicit World(std::size_t size, std::uint16_t lanes = 1, std::uint16_t coordinator_port = 9) {
     for (std::size_t rank = 0; rank < size; ++rank) {
       EngineConfig config;
       config.peer_id = peer_id(rank);
@@ -35,8 +36,7 @@ class World {
       engines.push_back(std::make_unique<Engine>(config));
       Secret secret;
       secret.bytes[3] = static_cast<std::uint8_t>(rank + 7);
-      // Port 9 is the discard service: nobody there, and nobody needed.
-      engines.back()->admit({{}, rank + 1, secret, 1}, {"127.0.0.1", 9, 1.0});
+      engines.back()->admit({{}, rank + 1, secret, 1}, {"127.0.0.1", coordinator_port, 1.0});
       members.push_back({{peer_id(rank), rank + 1, 0},
                          {peer_id(rank), rank + 1, secret, "127.0.0.1", engines[rank]->port()},
                          1});

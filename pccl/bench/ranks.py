@@ -24,6 +24,7 @@ from pccl.base.errors import PcclError
 
 START_S = 120.0  # eight processes that import torch on two busy CPUs take half a minute
 END_S = 5.0
+LAST_WORDS_S = 0.5
 POLL_S = 0.2
 ANSWER_BYTES_MAX = 1 << 24
 LOG_TAIL_BYTES = 2000
@@ -112,9 +113,8 @@ class RankGroup:
     def close(self) -> None:
         """Asks the ranks to end, and ends those that do not."""
         for link in self._links:
-            with contextlib.suppress(OSError):
+            with contextlib.closing(link), contextlib.suppress(OSError):
                 link.sendall(b'{"do": "end"}\n')
-                link.close()
         self._listener.close()
         deadline_s = time.monotonic() + (self.end_s if self._links else 0.0)
         for process in self._processes:
@@ -154,11 +154,11 @@ class RankGroup:
             except OSError:
                 piece = b""
             if not piece or len(received) > ANSWER_BYTES_MAX:
-                self._fail("a rank ended without an answer")
+                self._fail("; ".join(self._last_words()) or "a rank ended without an answer")
             received += piece
         answer: dict[str, Any] = json.loads(received)
         if "error" in answer:
-            self._fail(str(answer["error"]))
+            self._fail("; ".join(self._last_words([str(answer["error"])])))
         return answer
 
     def _look_after(self, deadline_s: float, what: str) -> None:
@@ -168,22 +168,29 @@ class RankGroup:
         """
         for process in self._processes:
             if process.poll() not in (None, 0):
-                self._hear_last_words()
-                self._fail(f"a process ended with exit code {process.returncode}")
+                words = self._last_words()
+                self._fail(
+                    "; ".join(words) or f"a process ended with exit code {process.returncode}"
+                )
         if time.monotonic() > deadline_s:
             self._fail(f"the ranks {what} in time")
 
-    def _hear_last_words(self) -> None:
-        """Prefers what a rank said before it ended to the fact that it did."""
+    def _last_words(self, heard: Sequence[str] = ()) -> list[str]:
+        """Returns what ranks say went wrong: the first to be read need not be the first to fail."""
+        words = list(heard)
+        deadline_s = time.monotonic() + LAST_WORDS_S
         with selectors.DefaultSelector() as selector:
             for link in self._links:
+                link.setblocking(False)
                 selector.register(link, selectors.EVENT_READ)
-            for key, _ in selector.select(0):
-                assert isinstance(key.fileobj, socket.socket)
-                with contextlib.suppress(OSError, ValueError):
-                    answer = json.loads(key.fileobj.recv(1 << 16))
-                    if "error" in answer:
-                        self._fail(str(answer["error"]))
+            while selector.get_map() and (rest_s := deadline_s - time.monotonic()) > 0:
+                for key, _ in selector.select(rest_s):
+                    selector.unregister(key.fileobj)
+                    assert isinstance(key.fileobj, socket.socket)
+                    with contextlib.suppress(OSError, ValueError):
+                        answer = json.loads(key.fileobj.recv(1 << 16))
+                        words += [str(answer["error"])] if "error" in answer else []
+        return list(dict.fromkeys(words))
 
     def _fail(self, text: str) -> None:
         self._log.flush()

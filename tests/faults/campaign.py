@@ -1,6 +1,7 @@
 """The fault campaign: kills, stops, joins and mass deaths, every result checked.
 
-    python tests/faults/campaign.py [--kills 200] [--stops 5] [--joins 20] [--mass 3] [--quick]
+    python tests/faults/campaign.py [--kills 200] [--stops 5] [--joins 20] [--mass 3] [--storms 10]
+                                    [--quick] [--json FILE] [--keep DIR]
 
 Four peer processes on loopback reduce 4 MiB of f32 without a pause, while this program does things
 to them.  Exit code 0: every bar met and every check passed.  1: not.
@@ -23,15 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
-from tests.faults import report, scenarios  # noqa: E402
-from tests.faults.history import check  # noqa: E402
-from tests.faults.scenarios import Figures  # noqa: E402
-from tests.faults.world import Trouble, World  # noqa: E402
+from tests.faults import report, scenarios
+from tests.faults.history import check
+from tests.faults.scenarios import Figures
+from tests.faults.world import Trouble, World
 
 PEERS = 4
 MIN_WORLD = 2
 END_S = 30.0
-QUICK = {"kills": 10, "stops": 1, "joins": 3, "mass": 1}
+QUICK = {"kills": 10, "stops": 1, "joins": 3, "mass": 1, "storms": 2}
 
 Scenario = Callable[[World, random.Random, Figures], None]
 SCENARIOS: dict[str, Scenario] = {
@@ -39,6 +40,7 @@ SCENARIOS: dict[str, Scenario] = {
     "joins": scenarios.join,
     "stops": scenarios.stop,
     "mass": scenarios.mass,
+    "storms": scenarios.storm,
 }
 
 
@@ -81,6 +83,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stops", type=int, default=5, help="SIGSTOP, later SIGCONT")
     parser.add_argument("--joins", type=int, default=20, help="a fifth peer comes and leaves")
     parser.add_argument("--mass", type=int, default=3, help="three of four killed at once")
+    parser.add_argument("--storms", type=int, default=10, help="deaths during recoveries")
     parser.add_argument("--bytes", type=int, default=4 << 20, help="of the reduced tensor")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")

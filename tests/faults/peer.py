@@ -20,10 +20,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import pccl  # noqa: E402
-from tests.faults import values  # noqa: E402
+import pccl
+from tests.faults import values
 
 ENDED, FAILED, WRONG = 0, 3, 4  # exit codes
 CONNECT_S = 30.0

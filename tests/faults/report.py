@@ -1,4 +1,7 @@
-"""The figures of a campaign against their bars."""
+"""The figures of a campaign against their bars.
+
+A gap is the time from the blow to the first commit, on one survivor, without the victims.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,19 @@ class Bar:
 
 
 BARS = (
-    Bar("kill: gap to a commit without the victim", "kill_gaps_s", 0.5, 0.1),
-    Bar("kill: gap to a commit without the victim", "kill_gaps_s", 0.99, 1.0),
-    Bar("kill: gap to a commit without the victim", "kill_gaps_s", 1.0),
-    Bar("kill: gap to any commit", "kill_next_s", 0.5),
-    Bar("kill: gap to any commit", "kill_next_s", 0.99),
+    Bar("kill: gap", "kill_gaps_s", 0.5, 0.1),
+    Bar("kill: gap", "kill_gaps_s", 0.99, 1.0),
+    Bar("kill: gap", "kill_gaps_s", 1.0),
+    Bar("kill: next commit of any kind", "kill_next_s", 0.5),
+    Bar("kill: next commit of any kind", "kill_next_s", 0.99),
     Bar("stop: gap", "stop_gaps_s", 1.0, 6.0),
-    Bar("stop: from resumption to Evicted", "evicted_s", 1.0),
-    Bar("join: from connect() to the first commit", "join_s", 0.5),
-    Bar("join: from connect() to the first commit", "join_s", 1.0, 1.0),
+    Bar("stop: resumed to Evicted", "evicted_s", 1.0),
+    Bar("join: connect() to first commit", "join_s", 0.5),
+    Bar("join: connect() to first commit", "join_s", 1.0, 1.0),
     Bar("leave: gap", "leave_gaps_s", 0.5),
     Bar("leave: gap", "leave_gaps_s", 1.0),
-    Bar("mass: from the newcomers' start to a commit", "mass_s", 1.0),
+    Bar("mass: newcomers to first commit", "mass_s", 1.0),
+    Bar("storm: first kill to all in", "storm_s", 1.0),
 )
 
 
@@ -69,9 +73,7 @@ def show(console: Console, figures: Figures) -> None:
         limit = "" if row["limit_s"] is None else f"≤ {row['limit_s']:g}"
         name = "max" if row["quantile"] == 1.0 else f"p{row['quantile'] * 100:g}"
         verdict = verdicts[row["passed"]]
-        table.add_row(
-            row["scenario"], str(row["n"]), name, f"{row['value_s']:.3f}", limit, verdict
-        )
+        table.add_row(row["scenario"], str(row["n"]), name, f"{row['value_s']:.3f}", limit, verdict)
     console.print(table)
     if figures.join_s:
         console.print(f"steps retried because of a joiner: {figures.retries_by_joins}")

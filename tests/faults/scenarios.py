@@ -19,6 +19,7 @@ RECOVER_S = 30.0
 JOIN_S = 30.0
 EVICTED_S = 20.0
 PHASE_S = 0.15  # a few steps: a random moment within is a random moment of a step
+STORM = 4  # deaths and replacements in one storm, at most
 WATCH_S = 1.0  # how long a lone survivor is watched not to go on
 
 
@@ -33,6 +34,7 @@ class Figures:
     join_s: list[float] = field(default_factory=list)
     leave_gaps_s: list[float] = field(default_factory=list)
     mass_s: list[float] = field(default_factory=list)  # from the newcomers' start to a commit
+    storm_s: list[float] = field(default_factory=list)  # from the first kill to a whole world
     retries_by_joins: int = 0
     violations: list[str] = field(default_factory=list)
 
@@ -125,9 +127,7 @@ def leave(world: World, leaver: Peer, figures: Figures) -> None:
     """A peer closes between two steps; the others go on."""
     leaver.doomed = True
     leaver.send(signal.SIGTERM)
-    world.wait_until(
-        f"{leaver.name} ends", lambda: leaver.process.poll() is not None, RECOVER_S
-    )
+    world.wait_until(f"{leaver.name} ends", lambda: leaver.process.poll() is not None, RECOVER_S)
     if leaver.process.returncode != 0:
         raise Trouble(f"{leaver.name} left with exit code {leaver.process.returncode}")
     last = leaver.history.commits[-1].at
@@ -165,3 +165,30 @@ def mass(world: World, dice: random.Random, figures: Figures) -> None:
     first = survivor.history.first_commit(started_at)
     assert first is not None
     figures.mass_s.append(first.at - started_at)
+
+
+def storm(world: World, dice: random.Random, figures: Figures) -> None:
+    """Up to two members and any number of joiners die at moments that hit one another's recovery:
+    in a flush, in a plan, between its rounds, at a first step."""
+    world.prepare(STORM - len(world.spares))
+    world.wait_until(
+        "the spares are ready", lambda: all(s.history.ready for s in world.spares), RECOVER_S
+    )
+    began = time.monotonic()
+    whole = len(world.peers)
+    members, joiners = list(world.peers), list[Peer]()
+    for _ in range(dice.randint(2, STORM)):
+        newest = world.start()[0]
+        joiners.append(newest)
+        time.sleep(dice.choice((0, dice.uniform(0, PHASE_S))))
+        may_die = [p for p in members if len(members) > whole - 2] + joiners
+        victim = dice.choice(may_die)
+        (members if victim in members else joiners).remove(victim)
+        victim.send(signal.SIGKILL)
+        time.sleep(dice.choice((0, dice.uniform(0, PHASE_S))))
+        world.remove(victim)
+    missing = whole - len(world.peers)
+    world.prepare(missing - len(world.spares))
+    world.start(missing)
+    world.wait_whole(RECOVER_S)
+    figures.storm_s.append(time.monotonic() - began)

@@ -40,7 +40,13 @@ class Peer:
         self.stopped = False
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), arguments[0], str(self.history.path), *arguments[1:]],
+                [
+                    sys.executable,
+                    str(PROGRAM),
+                    arguments[0],
+                    str(self.history.path),
+                    *arguments[1:],
+                ],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -214,7 +214,7 @@ def test_a_probe_reports_whether_somebody_listens() -> None:
 
         def answer(event: Event) -> list[Effect]:
             if isinstance(event, PeerMessage):
-                return [ProbeListener(key, 1, "127.0.0.1", port) for key, port in ports.items()]
+                return [ProbeListener(k, 1, "127.0.0.1", port, 1.0) for k, port in ports.items()]
             return []
 
         async def story() -> None:

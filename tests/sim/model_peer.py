@@ -112,6 +112,7 @@ class ModelPeer:
                 min_world=0,
                 hostname="model",
                 pid=1,
+                secret=b"" if self.admitted is None else self.admitted.secret,
             ),
         )
 

@@ -84,7 +84,7 @@ struct ExecutorCounters {
 
 class Executor final : public FrameSink {
  public:
-  Executor(PeerId self, std::uint16_t lanes, ExecutorHost& host);
+  Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host);
 
   // --- the program ---
   std::optional<StepId> begin(std::uint64_t name_hash);
@@ -106,7 +106,7 @@ class Executor final : public FrameSink {
                  const std::vector<Decision>& decisions, double now_s);
 
   // --- sockets ---
-  void adopt(const LaneHello& hello, Fd socket, double now_s);
+  void adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s);
   /// Reads and writes what a ready lane can; the lane may be gone afterwards.
   void ready(Link& link, Lane& lane, bool readable, bool writable, double now_s);
   /// Sends what queued up; true if some lane still has output and is not blocked.
@@ -177,6 +177,7 @@ class Executor final : public FrameSink {
 
   PeerId self_;
   std::uint16_t lanes_wanted_;
+  std::uint64_t host_key_;
   ExecutorHost& host_;
   BufferPool buffers_;
   UndoArena undo_;

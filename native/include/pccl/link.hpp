@@ -62,6 +62,9 @@ class Link final : public FrameSource {
   [[nodiscard]] bool has_lane(std::uint32_t id) const noexcept;
   [[nodiscard]] bool up() const noexcept { return !lanes.empty(); }
   [[nodiscard]] bool has_output() const noexcept;
+  /// Frames only pass through this machine's memory, where nothing damages them: not so through a
+  /// tunnel that ends on loopback, hence both.
+  [[nodiscard]] bool local() const noexcept { return loopback && same_host; }
 
   const PeerId peer;
   const Incarnation incarnation;
@@ -71,6 +74,8 @@ class Link final : public FrameSource {
   PeerEndpoint endpoint;            // empty host: not known yet
   std::uint16_t dialling = 0;       // lanes this side has asked for that are not here yet
   bool lost_lane = false;           // since the link was made: frames may need sending again
+  bool loopback = false;            // by its lanes' addresses
+  bool same_host = false;           // by what the view says
   bool dirty = false;               // has output that was not pumped yet
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted
 

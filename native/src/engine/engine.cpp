@@ -61,7 +61,8 @@ Engine::Engine(const EngineConfig& config)
       forks_((note_forks(), forks.load())),
       event_fd_(make_eventfd()),
       kick_fd_(make_eventfd()),
-      executor_(config.peer_id, config.lanes != 0 ? config.lanes : lanes_default, *this) {
+      executor_(config.peer_id, config.lanes != 0 ? config.lanes : lanes_default, config.host_key,
+                *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
   ControlConfig control;
   control.peer_id = config.peer_id;
@@ -316,12 +317,13 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
                      sizeof notsent_lowat_bytes);
-  if (is_loopback(socket.get())) {
+  const bool loopback = is_loopback(socket.get());
+  if (loopback) {
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
     (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
   }
   const Lock turn = take_turn();
-  executor_.adopt(hello, std::move(socket), monotonic_s());
+  executor_.adopt(hello, std::move(socket), loopback, monotonic_s());
   attend();
 }
 

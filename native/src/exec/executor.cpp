@@ -34,8 +34,8 @@ Digest digest_of(std::vector<std::pair<Tag, Value>> entries) {
 
 }  // namespace
 
-Executor::Executor(PeerId self, std::uint16_t lanes, ExecutorHost& host)
-    : self_(self), lanes_wanted_(lanes), host_(host) {}
+Executor::Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host)
+    : self_(self), lanes_wanted_(lanes), host_key_(host_key), host_(host) {}
 
 void Executor::admit(Incarnation incarnation) {
   if (!machine_) machine_.emplace(self_, incarnation);

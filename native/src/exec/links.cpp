@@ -38,6 +38,7 @@ void Executor::learn(const std::vector<MemberEntry>& members, double now_s) {
     if (entry.member.peer == self_) continue;
     Link& link = link_to(entry.member.peer, entry.member.incarnation, now_s);
     link.endpoint = entry.endpoint;
+    link.same_host = entry.host_key == host_key_;
     dial(link);
   }
 }
@@ -169,13 +170,14 @@ void Executor::drop_strangers(double now_s) {
   }
 }
 
-void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
+void Executor::adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s) {
   if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
   const std::uint32_t id = next_lane_++;
   Lane& lane = *link.lanes.emplace_back(std::make_unique<Lane>(std::move(socket), id));
   lane_links_[id] = &link;
+  link.loopback = loopback;
   host_.watch(lane);
   if (hello.dialled && link.dialling > 0) --link.dialling;
   if (link.lost_lane) resynchronise(link, true);

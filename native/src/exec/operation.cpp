@@ -244,12 +244,13 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   head.slice = item.slice;
   head.length = frame.length;
   if (transfer.source == Source::accumulator) head.weight = slice.partial_weight;
-  if (environment_.hash) {
+  if (transfer.source == Source::output) {
+    head.flags = flag_hashed;  // known from the result's digest
+    head.payload_hash = slice.hash;
+  } else if (environment_.hash && !peers_[transfer.peer]->local()) {
     head.flags = flag_hashed;
     const std::uint64_t seed = index(transfer.shard, item.slice);
-    head.payload_hash = transfer.source == Source::output
-                            ? slice.hash
-                            : xxh3_128({frame.payload, frame.length}, seed).low;
+    head.payload_hash = xxh3_128({frame.payload, frame.length}, seed).low;
   }
   encode(head, frame.header);
   transfers_[item.transfer].lane[item.slice] = lane + 1;

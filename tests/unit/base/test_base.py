@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -93,3 +95,15 @@ def test_a_log_of_endless_keys_forgets_the_oldest() -> None:
         assert log.log(str(number), logging.DEBUG, "x")
     assert not log.log("1", logging.DEBUG, "x")
     assert log.log("0", logging.DEBUG, "x")
+
+
+def test_without_uvloop_everything_runs_on_asyncios_own_loop() -> None:
+    program = """
+import asyncio, sys
+sys.modules["uvloop"] = None
+import pccl.membership.agent, pccl.membership.service
+from pccl.base.event_loop import new_event_loop
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    assert isinstance(runner.get_loop(), asyncio.SelectorEventLoop)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -200,3 +200,29 @@ def test_a_timeout_is_a_positive_number_of_seconds(timeout_s: float) -> None:
     with pytest.raises(pccl.UsageError, match="timeout_s"):
         comm.all_reduce(np.ones(1), timeout_s=timeout_s)
     assert engine.next_step == 0
+
+
+def test_without_any_decision_awaiting_ends_as_waiting_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("pccl.ticket", "pccl.work"):
+        monkeypatch.setattr(f"{module}.DECISION_S", 0.01)
+
+    async def awaited(work: pccl.Work) -> None:
+        await work
+
+    def waited(work: pccl.Work) -> None:
+        work.wait()
+
+    def waited_long(work: pccl.Work) -> None:
+        work.wait(timeout_s=5)
+
+    for end in (lambda work: asyncio.run(awaited(work)), waited, waited_long):
+        run = FakeRun()
+        comm, engine, _ = sit(run, b"one")
+        run.join(b"silent")
+        engine.answers_proposals = False
+        work = comm.all_reduce(np.ones(2), async_op=True, timeout_s=0.01)
+        with pytest.raises(pccl.OutcomeUnknown, match="the others may hold the step as committed"):
+            end(work)
+        assert comm.closed and engine.closed

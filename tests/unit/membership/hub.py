@@ -71,6 +71,7 @@ class FakePeer:
             "min_world": 0,
             "hostname": "host",
             "pid": 1,
+            "secret": self.secret,
         }
         self.agent = self.hub.connect(self)
         self.say(Hello(**{**fields, **changes}))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pccl.membership.messages import (
     AtEntry,
     CancelPlan,
     Evicted,
+    Hello,
     Hold,
     HoldFrom,
     Install,
@@ -33,6 +34,7 @@ def test_a_new_peer_gets_an_incarnation_a_secret_and_the_time_constants() -> Non
     admitted = first.got(Admitted)
     assert (admitted.incarnation, admitted.min_world, admitted.epoch) == (1, 3, 0)
     assert (admitted.heartbeat_s, admitted.lease_s) == (0.25, 3.0)
+    assert admitted.coordinator_grace_s == 60.0
     assert admitted.run_id == hub.machine.run_id and admitted.generation == 1
     assert second.incarnation == 2 and second.secret != first.secret
     assert second.got(Welcome).generation == 1
@@ -104,6 +106,31 @@ def test_native_connections_need_the_incarnation_and_its_secret() -> None:
     stranger.incarnation = 99
     stranger.native_hello(b"s" * 16)
     assert stranger.got(RefusedFrame).code == 4
+
+
+def test_a_member_is_not_taken_over_by_one_that_only_knows_its_name() -> None:
+    hub = Hub()
+    victim, _ = hub.members(2)
+    for secret in (b"", b"w" * 16):
+        thief = hub.peer()
+        thief.peer_id = victim.peer_id
+        thief.hello(incarnation=victim.incarnation, secret=secret)
+        assert thief.got(Refused).code == "secret"
+        assert thief.closed == {thief.agent}
+    assert not victim.closed and victim.last(Evicted) is None
+    victim.lose(agent=True)
+    victim.hello()
+    assert victim.got(World) == World(2, 2, 1)
+
+
+def test_a_peer_that_is_refused_on_its_own_connection_has_lost_that_connection() -> None:
+    hub = Hub()
+    victim, _ = hub.members(2)
+    hello = Hello(2, b"", victim.peer_id, 1, 0, 0, "", 1, 0, 0, "", 1, victim.secret)
+    victim.say(hello)
+    assert victim.got(Refused).code == "protocol" and victim.closed == {victim.agent}
+    victim.lose(agent=True)
+    assert hub.probes(victim) == 1
 
 
 def test_who_slept_through_its_eviction_is_told_on_every_way_back() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pccl.membership.decide import Accusation, Outcome, decide
@@ -107,6 +107,8 @@ def test_a_final_decision_told_before_is_told_again() -> None:
     for told in (StepOutcome.COMMIT, StepOutcome.FAIL):
         carried = [StepDecision(STEP, int(told), 0, "")]
         assert outcome_of(decide([THREE], {A: INCOMPLETE}, carried=carried)) is told
+        reports = {A: COMMITTED, B: COMPLETE}  # a watermark passes failed steps too
+        assert outcome_of(decide([THREE], reports, carried=carried)) is told
 
 
 def test_a_failure_told_before_reaches_who_has_not_begun_the_step() -> None:
@@ -224,3 +226,30 @@ def test_every_open_step_is_decided_even_if_reports_contradict_each_other(
     outcome = decide([FOUR], reports)
     assert (outcome_of(outcome) is not None) == any(r.open for r in reports.values())
     assert set(outcome.inconsistent) < set(reports)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([A, B, C, D]), st.tuples(*3 * [st.sampled_from("coiak")]), min_size=1
+    )
+)
+@example({A: tuple("occ"), B: tuple("coc"), C: tuple("cco")})  # each is once the minority
+@example({A: tuple("kii"), B: tuple("iki"), C: tuple("iik")})  # each contradicts both others once
+def test_somebody_stays_whatever_the_reports_say(told: dict[int, tuple[str, ...]]) -> None:
+    reports = {}
+    for incarnation, states in told.items():
+        opened = [
+            held(complete=s in "co", digest=OTHER_BITS if s == "o" else BITS, step=STEP + number)
+            for number, s in enumerate(states)
+            if s in "coi"  # complete, complete with other bits, incomplete; else absent or known
+        ]
+        known = tuple(STEP + number for number, s in enumerate(states) if s == "k")
+        reports[incarnation] = report(*opened, committed=known)
+    outcome = decide([FOUR], reports)
+    kept = set(reports) - {*outcome.minority, *outcome.inconsistent}
+    assert kept
+    for decision in outcome.decisions:
+        if decision.outcome == StepOutcome.COMMIT:
+            for incarnation in kept:
+                state = told[incarnation][decision.step - STEP]
+                assert state != "i", "told to commit what it does not hold"

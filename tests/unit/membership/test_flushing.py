@@ -15,7 +15,7 @@ from pccl.membership.messages import (
     ViewPlan,
 )
 from pccl.transport.native_frames import Flush, Pong, Report, Suspect, SuspectCode
-from tests.unit.membership.hub import Hub, opened
+from tests.unit.membership.hub import DIGEST, Hub, opened
 
 
 def test_the_view_is_durable_before_anybody_hears_of_it() -> None:
@@ -281,3 +281,76 @@ def test_a_step_of_the_activated_view_commits_before_the_coordinator_knows_all_e
     for peer in (a, joiner):
         peer.report(opened(4, epoch, complete=True), watermark=4)
     assert a.got(Install).decisions == (StepDecision(4, 1, 0, ""),)
+
+
+def test_a_step_open_through_many_joins_commits_by_the_view_it_runs_in() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    everybody = [a, b, c]
+    for step in range(4, 12):
+        joiner = hub.learner()
+        hub.join(everybody, joiner, step=step)
+        everybody.append(joiner)
+    hub.kill(c)  # it may have committed step 3: both others are complete
+    for peer in (a, b):
+        peer.report(opened(3, 1, complete=True), watermark=3)
+    for step, joiner in enumerate(everybody[3:], 4):
+        joiner.report(watermark=step)
+    assert a.got(Install).decisions == (StepDecision(3, 1, 0, ""),)
+
+
+def test_a_failure_stays_a_failure_until_all_have_installed_it_also_across_a_restart() -> None:
+    hub = Hub()
+    a, b, c, d = hub.members(4)
+    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "late"))
+    for peer in (a, b, c, d):
+        peer.report(opened(6, 1), watermark=6)
+    a.install()  # its watermark passes the failed step
+    failed = (StepDecision(6, 3, 3, "late"),)
+    hub.kill(d)
+    for peer, watermark in ((a, 7), (b, 6), (c, 6)):
+        peer.report(*([] if peer is a else [opened(6, 1)]), watermark=watermark)
+    assert a.install().decisions == failed
+    hub.start()
+    for peer in (a, b, c):
+        peer.inbox.clear()
+        peer.hello()
+        peer.native_hello()
+    assert b.got(Install).decisions == failed
+    hub.kill(c)
+    a.report(watermark=7)
+    b.report(opened(6, 1, complete=True), watermark=6)
+    assert b.install().decisions == failed
+    a.install()
+    hub.kill(b)
+    a.report(opened(7, 4), watermark=7)
+    assert a.got(Install).decisions == (StepDecision(7, 2, 0, ""),)  # nobody waits for it any more
+
+
+def test_reports_that_blame_every_member_do_not_end_the_run() -> None:
+    hub = Hub()
+    peers = hub.members(4)
+    hub.kill(peers.pop())
+    for odd, peer in enumerate(peers):
+        held = [
+            opened(step, 1, complete=True, digest=b"x" * 16 if step == odd else DIGEST)
+            for step in range(3)
+        ]
+        peer.report(*held)
+    for peer in peers:
+        install = peer.install()
+        assert len(install.members) == 3
+        assert [d.outcome for d in install.decisions] == [2, 2, 2]
+
+
+def test_of_members_that_all_contradict_each_other_one_goes_on() -> None:
+    hub = Hub()
+    a, b, c, d = hub.members(4)
+    hub.kill(d)
+    a.report(opened(8, 1), opened(9, 1), watermark=7, committed=(7,))
+    b.report(opened(7, 1), opened(9, 1), watermark=7, committed=(8,))
+    c.report(opened(7, 1), opened(8, 1), watermark=7, committed=(9,))
+    install = a.got(Install)
+    assert install.lost == (b.peer_id, c.peer_id, d.peer_id)
+    assert install.decisions == (StepDecision(8, 2, 0, ""), StepDecision(9, 2, 0, ""))
+    assert b.got(Evicted).text == "its report contradicts the others'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pccl.membership.events import Persist
 from pccl.membership.messages import (
     Activate,
     AtEntry,
@@ -17,6 +18,7 @@ from pccl.membership.messages import (
     Switched,
     ViewPlan,
 )
+from pccl.membership.record import VIEWS_MAX
 from pccl.transport.native_frames import Flush
 from tests.unit.membership.hub import FakePeer, Hub, opened
 
@@ -308,3 +310,23 @@ def test_a_learner_that_leaves_is_simply_gone() -> None:
     learner.say(Leaving("close"))
     assert learner.got(Evicted).text == "left the run"
     assert a.last(Flush) is None
+
+
+def test_views_with_open_steps_are_kept_and_joiners_wait_when_there_are_too_many() -> None:
+    hub = Hub()
+    members = hub.members(1)
+    for step in range(1, VIEWS_MAX):
+        joiner = hub.learner()
+        hub.join(members, joiner, step=step)
+        members.append(joiner)
+    late = hub.learner()
+    late.say(AtEntry("step", 0))
+    assert late.last(ViewPlan) is None  # step 0 may be open still
+    for peer in members[1:]:
+        peer.beat(watermark=VIEWS_MAX)
+    assert late.last(ViewPlan) is None
+    members[0].beat(watermark=3)  # what runs from step 3 on runs in the fourth view or a later one
+    assert late.last(ViewPlan) is not None
+    hub.join(members, late, step=VIEWS_MAX)
+    views = [e.record.history for e in hub.effects if isinstance(e, Persist)][-1]
+    assert [view.begins_at() for view in views] == list(range(3, VIEWS_MAX - 1))

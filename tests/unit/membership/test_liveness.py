@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pccl.membership.events import Dialled, Paused
+from pccl.base.config import LAN, WAN
+from pccl.membership.events import Dialled, Paused, ProbeListener
 from pccl.membership.messages import Evicted, Install
 from pccl.transport.native_frames import Flush
 from tests.unit.membership.hub import Hub
@@ -37,6 +38,14 @@ def test_a_dial_that_is_accepted_proves_nothing_and_is_tried_again_at_once() -> 
     assert hub.probes(b) == 3
     hub.dead(b)
     assert a.last(Flush) is not None
+
+
+def test_a_dial_that_probes_takes_as_long_as_the_profile_allows() -> None:
+    for profile, timeout_s in ((LAN, 1.0), (WAN, 3.0)):
+        hub = Hub(profile=profile)
+        (a,) = hub.members(1)
+        a.lose(agent=True)
+        assert [e.timeout_s for e in hub.effects if isinstance(e, ProbeListener)] == [timeout_s]
 
 
 def test_a_peer_that_re_attaches_is_not_suspect_any_more() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
@@ -74,6 +74,7 @@ def test_it_dials_at_once_greets_as_a_newcomer_and_admits_its_engine() -> None:
     (hello,) = sent(story.connect())
     assert isinstance(hello, m.Hello)
     assert (hello.incarnation, hello.generation, hello.epoch, hello.min_world) == (0, 0, 0, 2)
+    assert hello.secret == b""
     assert story.hear(admitted()) == [e.AdmitEngine(admitted(), "127.0.0.1", 48148)]
     assert story.machine.phase is Phase.ATTACHED
 
@@ -194,6 +195,7 @@ def test_a_lost_connection_is_re_attached_and_everything_unconfirmed_said_again(
     (hello,) = sent(story.connect())
     assert isinstance(hello, m.Hello)
     assert (hello.incarnation, hello.epoch, hello.run_id) == (7, 2, RUN)
+    assert hello.secret == SECRET
     effects = story.hear(admitted(generation=2))
     assert effects[0] == e.AdmitEngine(admitted(generation=2), "127.0.0.1", 48148)
     assert sent(effects) == [
@@ -228,6 +230,27 @@ def test_without_a_coordinator_it_gives_up_after_the_grace_period() -> None:
     (fail, hang_up) = effects
     assert isinstance(fail, e.FailEngine) and fail.code == "coordinator_lost"
     assert hang_up == e.HangUp()
+
+
+def test_the_grace_period_is_the_runs_unless_the_program_says_otherwise() -> None:
+    for own_s, expected_s in ((None, 45.0), (GRACE_S, GRACE_S)):
+        story = Story(
+            Member(
+                e.Identity(PEER, "127.0.0.1", 4000, 1),
+                now_s=0.0,
+                connect_timeout_s=10.0,
+                coordinator_grace_s=own_s,
+                dice=lambda: 0.5,
+            )
+        )
+        story.pass_time(0.0)
+        story.connect()
+        story.hear(replace(admitted(), coordinator_grace_s=45.0))
+        story.tell(e.Disconnected("reset"))
+        while story.machine.ended is None and story.now_s < 2 * expected_s:
+            if e.Dial() in story.pass_time(0.5):
+                story.tell(e.Disconnected("connection refused"))
+        assert expected_s <= story.now_s <= expected_s + 0.5
 
 
 def test_while_steps_still_commit_a_lost_coordinator_is_not_missed() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import socket
 
@@ -84,6 +86,28 @@ def test_a_refused_dial_proves_death_and_an_accepted_one_life() -> None:
         return dead, alive
 
     assert asyncio.run(story()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "alive"),
+    [
+        (errno.ECONNREFUSED, False),
+        (errno.ECONNRESET, False),
+        (errno.ENETUNREACH, True),
+        (errno.EHOSTUNREACH, True),
+        (errno.ETIMEDOUT, True),
+        (errno.EMFILE, True),
+        (errno.EADDRNOTAVAIL, True),
+    ],
+)
+def test_only_the_word_of_the_host_itself_proves_death(
+    monkeypatch: pytest.MonkeyPatch, number: int, alive: bool
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio, "open_connection", fail)
+    assert asyncio.run(probe("10.0.0.9", 4000, timeout_s=1)) is alive
 
 
 def test_a_dial_that_is_not_answered_proves_nothing() -> None:

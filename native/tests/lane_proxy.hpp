@@ -1,0 +1,132 @@
+// native/tests/lane_proxy.hpp — a TCP relay in front of an engine, which cuts lanes when told to.
+// A cut closes both halves with bytes still in their buffers, so frames are lost on either side.
+// Ownership: owns its thread and sockets.
+// Threads:   its own; cut() from any.
+// Errors:    a connection that fails is closed on both sides.
+#pragma once
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "pccl/fd.hpp"
+#include "pccl/sockets.hpp"
+
+namespace world {
+
+using namespace pccl;
+
+class LaneProxy {
+ public:
+  LaneProxy(std::uint16_t target, unsigned seed) : target_(target), dice_(seed) {
+    CHECK(listen_tcp("127.0.0.1", 0, 64, listener_) == Status::ok);
+    port_ = local_port(listener_.get());
+    thread_ = std::thread([this] { run(); });
+  }
+  ~LaneProxy() {
+    stop_ = true;
+    thread_.join();
+  }
+  LaneProxy(const LaneProxy&) = delete;
+  LaneProxy& operator=(const LaneProxy&) = delete;
+
+  [[nodiscard]] std::uint16_t port() const { return port_; }
+  /// Cuts a lane, chosen by chance, as soon as bytes move through one.
+  void cut() { cuts_wanted_ = 1; }
+  [[nodiscard]] int cuts() const { return cuts_; }
+
+ private:
+  static constexpr std::size_t chunk = 64 * 1024;
+  struct Way {
+    std::array<std::byte, chunk> bytes;
+    std::size_t begin = 0, end = 0;
+  };
+  struct Pair {
+    Fd sides[2];
+    Way ways[2];  // from side i to the other
+    bool lane = false;
+    bool known = false;
+    bool dead = false;
+  };
+
+  void run() {
+    while (!stop_) {
+      std::vector<pollfd> waits{{listener_.get(), POLLIN, 0}};
+      for (const auto& pair : pairs_) {
+        for (int i = 0; i < 2; ++i) {
+          short events = 0;
+          if (pair->ways[i].begin == pair->ways[i].end) events |= POLLIN;
+          if (pair->ways[1 - i].begin != pair->ways[1 - i].end) events |= POLLOUT;
+          waits.push_back({pair->sides[i].get(), events, 0});
+        }
+      }
+      ::poll(waits.data(), waits.size(), 10);
+      const std::size_t present = pairs_.size();
+      for (std::size_t p = 0; p < present; ++p) {
+        for (int i = 0; i < 2; ++i) {
+          if (waits[1 + 2 * p + static_cast<std::size_t>(i)].revents != 0) move(*pairs_[p], i);
+        }
+      }
+      if ((waits[0].revents & POLLIN) != 0) accept();
+      std::erase_if(pairs_, [](const auto& pair) { return pair->dead; });
+    }
+  }
+  void accept() {
+    Fd fd;
+    if (accept_tcp(listener_.get(), fd) != Status::ok) return;
+    auto pair = std::make_unique<Pair>();
+    pair->sides[0] = std::move(fd);
+    if (connect_tcp("127.0.0.1", target_, pair->sides[1]) != Status::ok) return;
+    pairs_.push_back(std::move(pair));
+  }
+  /// What side i can take, and what it has.
+  void move(Pair& pair, int i) {
+    Way& in = pair.ways[i];
+    Way& out = pair.ways[1 - i];
+    if (out.begin != out.end) {
+      const ssize_t sent = ::send(pair.sides[i].get(), out.bytes.data() + out.begin,
+                                  out.end - out.begin, MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (sent > 0) out.begin += static_cast<std::size_t>(sent);
+      if (sent < 0 && errno != EAGAIN && errno != ENOTCONN) pair.dead = true;
+    }
+    if (in.begin == in.end) {
+      const ssize_t got = ::recv(pair.sides[i].get(), in.bytes.data(), chunk, MSG_DONTWAIT);
+      if (got == 0 || (got < 0 && errno != EAGAIN && errno != ENOTCONN)) pair.dead = true;
+      in.begin = 0;
+      in.end = got > 0 ? static_cast<std::size_t>(got) : 0;
+      if (got > 7 && !pair.known && i == 0) {
+        pair.known = true;
+        pair.lane = in.bytes[7] == std::byte{1};  // the purpose in its HELLO
+        return;
+      }
+      // Small frames pass: most cuts should hit something large.
+      const bool worth = got > 200 || dice_() % 4 == 0;
+      if (got > 0 && pair.lane && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
+        cuts_wanted_ = 0;
+        ++cuts_;
+        pair.dead = true;
+      }
+    }
+  }
+
+  const std::uint16_t target_;
+  std::uint16_t port_ = 0;
+  std::mt19937 dice_;
+  Fd listener_;
+  std::vector<std::unique_ptr<Pair>> pairs_;
+  std::atomic<bool> stop_{false};
+  std::atomic<int> cuts_wanted_{0};
+  std::atomic<int> cuts_{0};
+  std::thread thread_;
+};
+
+}  // namespace world

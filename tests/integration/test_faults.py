@@ -1,0 +1,23 @@
+"""The fault campaign in short: the checks are the same, times are only those of "no hang"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.campaign import run_campaign
+
+COUNT = 1 << 20  # 4 MiB of f32
+SEED = 3
+
+
+def test_kills_stops_joins_and_mass_deaths_leave_exact_sums_and_agreeing_histories(
+    tmp_path: Path,
+) -> None:
+    times = {"kills": 5, "stops": 1, "joins": 2, "mass": 1, "storms": 3}
+    figures = run_campaign(tmp_path, times, count=COUNT, seed=SEED)
+    assert not figures.violations, "\n".join(figures.violations)
+    assert len(figures.kill_gaps_s) == 5 * 3  # one per survivor
+    assert len(figures.stop_gaps_s) == 3
+    assert len(figures.join_s) == 2
+    assert len(figures.mass_s) == 1
+    assert len(figures.storm_s) == 3
