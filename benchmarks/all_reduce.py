@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.contenders import NAMES, choose_forms
 from benchmarks.machine import describe, load
-from benchmarks.measure import Cell, Course, run_course
+from benchmarks.measure import Cell, Course, Found, run_course
 from benchmarks.report import (
     BAR_HEADER,
     TITLES,
@@ -138,7 +138,15 @@ def _measure(
         def on_cell(cell: Cell) -> None:
             progress.console.print(_one_line(cell), markup=False, soft_wrap=True)
 
-        cells, vitals = run_course(course, tell, on_cell)
+        found, failure = Found(), None
+        try:
+            run_course(course, found, tell, on_cell)
+        except (PcclError, KeyboardInterrupt) as error:
+            if not found.cells:
+                raise
+            failure = error  # told when the cells that there are have been
+    cells, vitals = found.cells, found.vitals
+    about["complete"] = failure is None
     about["seconds"] = round(time.monotonic() - begin_s, 1)
     about["load"] = {"before": load_before, "after": load()}
     bars = judge(cells, vitals)
@@ -159,6 +167,8 @@ def _measure(
 
         draw(cells, _caption(about), png_path)
     console.print(_caption(about), soft_wrap=True, style="dim")
+    if failure is not None:
+        raise failure
     return sum(bar.met is False for bar in bars)
 
 
@@ -193,6 +203,7 @@ def _caption(about: dict[str, Any]) -> str:
         f"{machine['cpus']} x {machine['cpu']}, kernel {machine['kernel']}, commit "
         f"{about['commit']}, {about['when'][:16]}, load {pace['before']:.1f} before and "
         f"{pace['after']:.1f} after, {about['seconds']:.0f} s"
+        + ("" if about["complete"] else ", not complete")
     )
 
 

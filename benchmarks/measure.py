@@ -121,26 +121,29 @@ class Samples:
 Tell = Callable[[str], None]
 
 
-def run_course(
-    course: Course, tell: Tell, on_cell: Callable[[Cell], None]
-) -> tuple[list[Cell], list[Vitals]]:
-    """Measures everything.
+@dataclass(slots=True)
+class Found:
+    """What has been measured so far; it is worth telling even if the rest fails."""
+
+    cells: list[Cell] = field(default_factory=list)
+    vitals: list[Vitals] = field(default_factory=list)
+
+
+def run_course(course: Course, found: Found, tell: Tell, on_cell: Callable[[Cell], None]) -> None:
+    """Measures everything, into `found`.
 
     Raises:
         RankFailed: a contender failed, or gave a wrong result; everything has been ended.
     """
-    cells: list[Cell] = []
-    found: list[Vitals] = []
     for world in course.worlds:
         with tempfile.TemporaryDirectory(prefix="pccl-bench-") as folder:
             tell(f"{world} ranks: starting")
             with start_groups(course.forms, world, Path(folder)) as groups:
                 if "pccl" in groups:
-                    found.append(_vitals(groups["pccl"]))
+                    found.vitals.append(_vitals(groups["pccl"]))
                 for size in course.sizes:
-                    cells.append(_measure_cell(course, groups, world, size, tell))
-                    on_cell(cells[-1])
-    return cells, found
+                    found.cells.append(_measure_cell(course, groups, world, size, tell))
+                    on_cell(found.cells[-1])
 
 
 def _measure_cell(

@@ -20,6 +20,12 @@ inline std::vector<Test>& tests() {
   return all;
 }
 inline std::atomic<int> failures{0};
+/// Under a sanitizer everything is many times slower: fewer rounds, longer patience.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
 struct Register {
   Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };

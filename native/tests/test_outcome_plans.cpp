@@ -1,4 +1,4 @@
-// native/tests/test_outcome_plans.cpp — planned views in the outcome machine: promises and switches.
+// native/tests/test_outcome_plans.cpp — planned views in the outcome machine.
 // Ownership: values of each test.
 // Threads:   the main thread.
 // Errors:    CHECKs.

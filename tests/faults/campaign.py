@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -68,6 +69,8 @@ def run_campaign(
             world.end(END_S)
     except Trouble as trouble:
         figures.violations.append(str(trouble))
+    except KeyboardInterrupt:
+        figures.violations.append("interrupted")
     for peer in world.all_peers:
         peer.history.poll()
     histories = [peer.history for peer in world.all_peers]
@@ -94,6 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     chosen = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()
     times: dict[str, int] = {name: getattr(chosen, name) for name in SCENARIOS}
     if chosen.quick:

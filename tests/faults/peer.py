@@ -25,7 +25,7 @@ import numpy as np
 import pccl
 from tests.faults import values
 
-ENDED, FAILED, WRONG = 0, 3, 4  # exit codes
+ENDED, FAILED, WRONG, ORPHANED = 0, 3, 4, 5  # exit codes
 CONNECT_S = 30.0
 STEP_S = 120.0
 
@@ -51,7 +51,8 @@ class Orders:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            os._exit(ORPHANED)
         self.end.set()
 
 

@@ -92,7 +92,7 @@ class Lane {
   Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) noexcept;
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.
-  Status let_go(const Operation& operation, BufferPool& buffers) noexcept;
+  void let_go(const Operation& operation, BufferPool& buffers) noexcept;
 
   /// The lane is dead: calls `dropped(frame)` for every operation's frame it still held.
   template <class Dropped>

@@ -62,6 +62,8 @@ class Link final : public FrameSource {
   [[nodiscard]] bool has_lane(std::uint32_t id) const noexcept;
   [[nodiscard]] bool up() const noexcept { return !lanes.empty(); }
   [[nodiscard]] bool has_output() const noexcept;
+  /// The peer asks for more than it reads.
+  [[nodiscard]] bool flooded() const noexcept { return control_.size() > control_frames_max; }
   /// Frames only pass through this machine's memory, where nothing damages them: not so through a
   /// tunnel that ends on loopback, hence both.
   [[nodiscard]] bool local() const noexcept { return loopback && same_host; }
@@ -83,6 +85,8 @@ class Link final : public FrameSource {
   [[nodiscard]] bool may_send(const SendQueue& queue) const noexcept;
   bool next_of(std::deque<SendQueue*>& queues, std::uint32_t lane, OutgoingFrame& frame) noexcept;
 
+  // Far above what the open steps of a correct peer need: one frame per operation and transfer.
+  static constexpr std::size_t control_frames_max = 1u << 20;
   std::deque<OutgoingFrame> control_;
   std::deque<SendQueue*> small_;
   std::deque<SendQueue*> bulk_;

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cmath>
 #include <system_error>
 
 #include "pccl/arithmetic.hpp"
@@ -214,6 +215,9 @@ View Engine::view(int& rank) {
 
 void Engine::post(const Posted& posted, bool last) {
   check_usable();
+  if (!std::isfinite(posted.weight) || posted.weight < 0) {
+    throw EngineFailure("usage", "a weight must be finite and not negative");
+  }
   const DefaultArithmetic arithmetic;  // early frames are applied here and now
   const Lock turn = take_turn();
   if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);

@@ -258,7 +258,7 @@ void Executor::settle_sent() {
 void Executor::stop(Operation& operation) {
   operation.stop();
   for (const auto& [name, link] : links_) {
-    for (const auto& lane : link->lanes) (void)lane->let_go(operation, buffers_);
+    for (const auto& lane : link->lanes) lane->let_go(operation, buffers_);
   }
 }
 

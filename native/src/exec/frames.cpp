@@ -157,7 +157,10 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
       }
       return Status::ok;
     }
-    case FrameType::ask: resynchronise(link, false); return Status::ok;
+    case FrameType::ask:
+      if (link.flooded()) return Status::protocol;
+      resynchronise(link, false);
+      return Status::ok;
     case FrameType::data: break;
   }
   return Status::protocol;
@@ -241,7 +244,9 @@ void Executor::accuse(StepRecord& step, Link& link, std::string text) {
 bool Executor::over(const FrameHeader& header) noexcept {
   if (!machine_) return false;
   const StepRecord* step = record(header.step);
-  if (step == nullptr ? machine_->decided(header.step) : step->state != StepState::open) return true;
+  const bool ended = step == nullptr ? machine_->decided(header.step)
+                                     : step->state != StepState::open;
+  if (ended) return true;
   // A planned view leaves the attempts of the one before it running.
   const bool running = step != nullptr && step->started && step->epoch == header.epoch;
   return header.epoch < machine_->view().epoch && !running;

@@ -191,7 +191,7 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
   return Status::ok;
 }
 
-Status Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
+void Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
   if (in_payload_ && placement_.operation == &operation) {
     // Tiles of the lane's own stay; only memory of the operation is left alone.
     placement_.kind = Placement::Kind::discard;
@@ -205,7 +205,14 @@ Status Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
     if (i == 0 && out_done_ > 0) {
       if (!frame.buffer) {
         Buffer copy = buffers.take(frame.length);
-        if (!copy) return Status::exhausted;
+        if (!copy) {
+          // What was begun cannot be finished: the lane ends, as soon as somebody looks at it.
+          (void)::shutdown(socket_.get(), SHUT_RDWR);
+          out_done_ = 0;
+          out_.pop_front();
+          --i;
+          continue;
+        }
         std::memcpy(copy.data(), frame.payload, frame.length);
         frame.payload = copy.data();
         frame.buffer = std::move(copy);
@@ -216,7 +223,6 @@ Status Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
       --i;
     }
   }
-  return Status::ok;
 }
 
 }  // namespace pccl
