@@ -226,7 +226,7 @@ TEST(a_medium_shard_is_cut_into_several_slices_but_not_into_crumbs) {
   };
   for (const Algorithm algorithm : {Algorithm::direct, Algorithm::ring}) {
     CHECK(slice_bytes(algorithm, 4 * 1024) == 64 * 1024);
-    CHECK(slice_bytes(algorithm, 512 * 1024) == 128 * 1024);
+    CHECK(slice_bytes(algorithm, 256 * 1024) == 128 * 1024);
     CHECK(slice_bytes(algorithm, 64 << 20) == 256 * 1024);
   }
 }
@@ -258,6 +258,19 @@ TEST(automatic_becomes_exchange_up_to_the_thresholds_and_direct_above) {
   CHECK(choice(64, 0, 8) == Algorithm::exchange);
   CHECK(choice(1024, 1ULL << 40U, 8) == Algorithm::direct);
   CHECK(choice(1024, std::numeric_limits<std::uint64_t>::max(), 8) == Algorithm::direct);
+}
+
+TEST(on_one_machine_automatic_becomes_a_ring_where_that_saves_processor_time) {
+  const auto choice = [](std::uint16_t size, std::uint64_t count, std::uint32_t wide) {
+    PlanRequest asked = request(Algorithm::automatic, size, count, 4, wide);
+    asked.one_host = true;
+    return pccl::choose_algorithm(asked);
+  };
+  CHECK(choice(4, 128 * 1024, 4) == Algorithm::ring);
+  CHECK(choice(4, 128 * 1024 - 1, 4) == Algorithm::direct);
+  CHECK(choice(2, 1 << 20, 4) == Algorithm::direct);   // two ranks: the same, with a step more
+  CHECK(choice(4, 1 << 20, 8) == Algorithm::direct);   // partial sums would be twice the bytes
+  CHECK(choice(4, 1 << 10, 4) == Algorithm::exchange);
 }
 
 TEST(an_algorithm_asked_for_is_the_one_used) {

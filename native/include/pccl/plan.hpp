@@ -73,6 +73,7 @@ struct PlanRequest {
   std::uint32_t element_bytes = 4;      // of the operation's dtype
   std::uint32_t accumulator_bytes = 4;  // of its accumulator
   bool ordered = false;                 // deterministic=True
+  bool one_host = false;                // all ranks are on one machine, as the view says
   std::span<const double> shares{};     // per rank, >= 0, any scale; empty: equal.  direct only
 };
 

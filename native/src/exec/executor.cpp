@@ -296,11 +296,15 @@ std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
   request.accumulator_bytes =
       static_cast<std::uint32_t>(size_of(accumulator_of(what.dtype, what.op)));
   request.ordered = what.deterministic;
+  request.one_host = std::all_of(step.peers.begin(), step.peers.end(), [](const Link* link) {
+    return link == nullptr || link->same_host;
+  });
   std::uint64_t words[4] = {request.count,
                             std::uint64_t{request.rank} << 32 | request.size,
                             std::uint64_t{request.element_bytes} << 32 | request.accumulator_bytes,
                             std::uint64_t{static_cast<std::uint8_t>(request.algorithm)} << 1 |
-                                (request.ordered ? 1u : 0u)};
+                                (request.ordered ? 1u : 0u) |
+                                (request.one_host ? std::uint64_t{1} << 32 : 0u)};
   std::string key(reinterpret_cast<const char*>(words), sizeof words);
   auto it = plans_.find(key);
   if (it == plans_.end()) {
