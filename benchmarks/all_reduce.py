@@ -81,8 +81,20 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
 @click.option("--quick", is_flag=True, help="Under two minutes, and noisier.")
 @click.option("--contenders", default=",".join(NAMES), show_default=True, help="Whom to measure.")
 @click.option("--skip-mpi", is_flag=True, help="Leave Open MPI out.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("build/all_reduce.json"),
+    show_default=True,
+)
+@click.option(
+    "--png",
+    "png_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("build/all_reduce.png"),
+    show_default=True,
+)
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a bar is missed.")
 def command(

@@ -40,7 +40,8 @@ class Session:
         self.step_timeout_s = step_timeout_s
         self._pid = os.getpid()
         self._begin_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        # Re-entrant: a signal handler or a finalizer may close while this thread is closing.
+        self._close_lock = threading.RLock()
         self._closed: str | None = None
         self._open: dict[int, Ticket] = {}
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
@@ -115,7 +116,7 @@ class Session:
     def check_free(self, source: Buffer, target: Buffer) -> None:
         """Raises UsageError if an operation in flight uses this memory in conflict."""
         for ticket in list(self._open.values()):
-            if ticket.spans.conflict(source, target):
+            if ticket.spans.conflict(source, target) and not ticket.poll():
                 raise UsageError(
                     "the memory of this operation is in use by another one in flight "
                     f"(step {ticket.begun.step}); wait for it, or use separate arrays"

@@ -82,6 +82,7 @@ class Ticket:
         last: bool = False,
     ) -> None:
         """Starts one operation whose arguments have been checked; with `last`, seals too."""
+        self._buffers.append((source, target))  # first: the engine must never outlive them
         self.session.engine.post_all_reduce(
             self.begun.step,
             tag,
@@ -99,7 +100,6 @@ class Ticket:
             self.sealed = True
             self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
-        self._buffers.append((source, target))
         self.spans.add(source, target)
 
     def seal(self) -> None:

@@ -136,14 +136,22 @@ bool wait_step(Engine& engine, StepId step, double timeout_s) {
 }
 
 nb::tuple step_result(Engine& engine, StepId step) {
-  const StepResult result = engine.result(step);
+  StepResult result;
+  {
+    nb::gil_scoped_release release;
+    result = engine.result(step);
+  }
   return nb::make_tuple(static_cast<int>(result.state), result.epoch, result.retries,
                         to_python(result.contributors), result.wire_bytes,
                         static_cast<int>(result.code), result.text);
 }
 
 nb::dict stats(Engine& engine) {
-  const EngineStats now = engine.stats();
+  EngineStats now;
+  {
+    nb::gil_scoped_release release;
+    now = engine.stats();
+  }
   nb::dict dict;
   dict["frames_received"] = now.executor.frames_received;
   dict["frames_discarded"] = now.executor.frames_discarded;
@@ -229,7 +237,11 @@ void bind_membership(nb::class_<Engine>& engine) {
       .def("fail", &Engine::fail, "code"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("view", [](Engine& self) {
         int rank = -1;
-        const View view = self.view(rank);
+        View view;
+        {
+          nb::gil_scoped_release release;
+          view = self.view(rank);
+        }
         std::vector<PeerId> peers;
         for (const Member& member : view.members) peers.push_back(member.peer);
         return nb::make_tuple(view.epoch, rank, view.generation, view.paused, to_python(peers));
@@ -248,8 +260,9 @@ void bind_steps(nb::class_<Engine>& engine) {
       .def("propose_failure",
            [](Engine& self, StepId step, int code, const std::string& text) {
              self.propose_failure(step, static_cast<SuspectCode>(code), text);
-           }, "step"_a, "code"_a, "text"_a)
-      .def("set_notify", &Engine::notify_when_decided, "step"_a)
+           }, "step"_a, "code"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("set_notify", &Engine::notify_when_decided, "step"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("stats", &stats)
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -3,6 +3,7 @@
 // Threads:   see control.hpp; the mailbox and the counters are all that threads share.
 // Errors:    see control.hpp.
 #include "pccl/control.hpp"
+#include "pccl/quiet_thread.hpp"
 
 #include <poll.h>
 #include <pthread.h>
@@ -57,20 +58,6 @@ Fd make_eventfd() {
   Fd fd{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
   if (!fd) throw std::system_error(errno, std::system_category(), "eventfd");
   return fd;
-}
-
-/// A thread with every signal blocked: handlers belong on the host's own threads.
-template <class Body>
-std::thread quiet_thread(Body body) {
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  struct Restore {
-    const sigset_t& mask;
-    ~Restore() { ::pthread_sigmask(SIG_SETMASK, &mask, nullptr); }
-  } const restore{before};
-  return std::thread(std::move(body));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 
 #include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
+#include "pccl/quiet_thread.hpp"
 #include "pccl/xxh3.hpp"
 
 namespace pccl {
@@ -71,7 +72,7 @@ Engine::Engine(const EngineConfig& config)
   control.listen_port = config.listen_port;
   ControlHost& host = *this;  // a private base: make_unique could not convert
   control_ = std::make_unique<Control>(control, host);
-  reactor_ = std::thread([this] { run_reactor(); });
+  reactor_ = quiet_thread([this] { run_reactor(); });
 }
 
 Engine::~Engine() {

@@ -144,8 +144,8 @@ void Executor::drop_strangers(double now_s) {
     const bool member = std::any_of(members.begin(), members.end(), [&](const Member& m) {
       return m.peer == link.peer && m.incarnation == link.incarnation;
     });
-    const bool planned = preparing_ != 0 && std::find(prepared_.begin(), prepared_.end(), &link) !=
-                                                prepared_.end();
+    // Until the next plan: a newcomer is in no view yet while its activation is pending.
+    const bool planned = std::find(prepared_.begin(), prepared_.end(), &link) != prepared_.end();
     if (member || planned || now_s - link.created_s < stranger_age_s) {
       ++it;
       continue;

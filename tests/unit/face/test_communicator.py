@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import traceback
 
 import numpy as np
@@ -143,6 +144,29 @@ def test_closing_is_idempotent_and_every_later_call_says_closed() -> None:
         with pytest.raises(pccl.Closed, match="connect again"):
             call()
     assert "closed" in repr(comm)
+
+
+def test_closing_may_be_interrupted_by_a_handler_that_closes_too() -> None:
+    comm, engine, agent = sit(FakeRun(), b"one")
+    stop = agent.stop
+
+    def interrupted(reason: str, timeout_s: float) -> None:
+        comm.close()  # as a signal handler on the same thread would
+        stop(reason, timeout_s)
+
+    agent.stop = interrupted  # type: ignore[method-assign]
+    closing = threading.Thread(target=comm.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive() and comm.closed and engine.closed
+
+
+def test_memory_of_a_finished_operation_is_free_though_nobody_waited_for_it() -> None:
+    comm, _, _ = sit(FakeRun(), b"one")
+    x = np.ones(4, np.float32)
+    work = comm.all_reduce(x, async_op=True)
+    assert len(comm.all_reduce(x).contributors) == 1
+    assert work.done()
 
 
 def test_an_evicted_process_is_told_so_by_every_later_call() -> None:
