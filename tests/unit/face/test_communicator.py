@@ -150,9 +150,9 @@ def test_closing_may_be_interrupted_by_a_handler_that_closes_too() -> None:
     comm, engine, agent = sit(FakeRun(), b"one")
     stop = agent.stop
 
-    def interrupted(reason: str, timeout_s: float) -> None:
+    def interrupted(reason: str, timeout_s: float) -> bool:
         comm.close()  # as a signal handler on the same thread would
-        stop(reason, timeout_s)
+        return stop(reason, timeout_s)
 
     agent.stop = interrupted  # type: ignore[method-assign]
     closing = threading.Thread(target=comm.close, daemon=True)
