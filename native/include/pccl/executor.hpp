@@ -162,6 +162,10 @@ class Executor final : public FrameSink {
   Status stage(Link& link, const FrameHeader& header, Placement& placement) noexcept;
   Status on_open(Link& link, const FrameHeader& header, const Descriptor& theirs);
   Status on_control(Link& link, const FrameHeader& header, const Placement& placement);
+  // Each queues one control frame and returns its bytes on the wire.
+  std::size_t post_open(Link& link, const Operation& operation);
+  std::size_t post_seal(Link& link, const StepRecord& step);
+  std::size_t post_done(Link& link, const SendDone& done);
   void resynchronise(Link& link, bool ask);
   void send_haves(Link& link);
   void send_haves(Link& link, const Operation& operation);
@@ -195,7 +199,6 @@ class Executor final : public FrameSink {
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;
   bool abandoned_ = false;  // callers have their memory back: nothing may touch it again
-  std::byte small_[64] = {};
 };
 
 }  // namespace pccl

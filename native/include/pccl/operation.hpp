@@ -51,7 +51,6 @@ struct CompiledPlan {
 struct Environment {
   BufferPool& buffers;
   UndoArena& undo;
-  bool hash = true;             // payload hashes on the wire
   std::uint64_t progress = 0;   // payload bytes moved, for heartbeats
   /// Operations whose last slice became final on the way out: a send had to leave first.
   std::vector<std::pair<StepId, Tag>> finished_by_send{};

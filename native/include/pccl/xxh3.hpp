@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "pccl/types.hpp"
 
@@ -18,5 +19,10 @@ std::uint64_t xxh3_64(std::span<const std::byte> data, std::uint64_t seed = 0) n
 /// XXH3_128bits_withSeed; `low` is the canonical low64.  It equals xxh3_64 for some lengths only
 /// (1 to 3, and over 240): do not mix them.
 Digest xxh3_128(std::span<const std::byte> data, std::uint64_t seed = 0) noexcept;
+
+/// What a step's name is compared by; alike in begin_step() and in an activation.
+inline std::uint64_t name_hash(std::string_view name) noexcept {
+  return xxh3_64(std::as_bytes(std::span(name.data(), name.size())));
+}
 
 }  // namespace pccl

@@ -46,10 +46,6 @@ bool is_loopback(int socket) noexcept {
   return address.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr) != 0;
 }
 
-std::uint64_t hash_of(const std::string& name) noexcept {
-  return xxh3_64(std::as_bytes(std::span(name.data(), name.size())));
-}
-
 Fd make_eventfd() {
   Fd fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!fd) throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -155,7 +151,7 @@ void Engine::activate(const View& view, const std::vector<MemberEntry>& members,
   check_usable();
   const Lock turn = take_turn();
   count_local_peers(members);
-  executor_.activate(view, members, step, hash_of(name), monotonic_s());
+  executor_.activate(view, members, step, name_hash(name), monotonic_s());
   after_change();
 }
 

@@ -141,7 +141,7 @@ bool Engine::wait_step(StepId step, double timeout_s) {
 
 BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
   check_usable();
-  const std::uint64_t hash = xxh3_64(std::as_bytes(std::span(name.data(), name.size())));
+  const std::uint64_t hash = name_hash(name);
   const double deadline_s = monotonic_s() + timeout_s;
   Lock turn = take_turn();
   for (;;) {

@@ -82,16 +82,8 @@ Status Executor::seal(StepId id) {
   machine_->seal(id, step->manifest, effects);
   perform(std::move(effects));
   if (step->started) {
-    FrameHeader header;
-    header.type = FrameType::seal;
-    header.epoch = step->epoch;
-    header.step = id;
-    encode(SealBody{step->manifest, step->operations.size()},
-           std::span<std::byte, seal_bytes>(small_, seal_bytes));
     for (Link* link : step->peers) {
-      if (link == nullptr) continue;
-      link->post(header, {small_, seal_bytes}, buffers_);
-      step->control_bytes += header_bytes + seal_bytes;
+      if (link != nullptr) step->control_bytes += post_seal(*link, *step);
     }
     check_seals(*step);
     complete_step(*step);
@@ -121,16 +113,8 @@ void Executor::perform(Effects effects) {
     const Effect effect = effects[i];
     if (const auto* done = std::get_if<SendDone>(&effect)) {
       StepRecord* step = record(done->step);
-      FrameHeader header;
-      header.type = FrameType::done;
-      header.epoch = done->epoch;
-      header.step = done->step;
-      encode(DoneBody{done->manifest, done->digest},
-             std::span<std::byte, done_bytes>(small_, done_bytes));
       for (Link* link : step->peers) {
-        if (link == nullptr) continue;
-        link->post(header, {small_, done_bytes}, buffers_);
-        step->control_bytes += header_bytes + done_bytes;
+        if (link != nullptr) step->control_bytes += post_done(*link, *done);
       }
     } else if (const auto* committed = std::get_if<Committed>(&effect)) {
       StepRecord* step = record(committed->step);
@@ -189,12 +173,9 @@ void Executor::start_operation(StepRecord& step, Operation& operation) {
                    "a peer has no memory for the undo copy of an operation"});
     return;
   }
-  const FrameHeader header = operation.header(FrameType::open);
-  encode(posted.descriptor, std::span<std::byte, descriptor_bytes>(small_, descriptor_bytes));
   for (Link* link : step.peers) {
     if (link == nullptr) continue;
-    link->post(header, {small_, descriptor_bytes}, buffers_);
-    step.control_bytes += header_bytes + descriptor_bytes;
+    step.control_bytes += post_open(*link, operation);
     // Early frames may have been lost with a lane before this operation was known here.
     if (link->lost_lane) send_haves(*link, operation);
   }

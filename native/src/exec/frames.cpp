@@ -3,6 +3,7 @@
 // Threads:   under the engine's turn.
 // Errors:    Status::protocol ends the lane a frame came on.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "pccl/executor.hpp"
@@ -268,36 +269,49 @@ void Executor::send_haves(Link& link) {
   }
 }
 
+std::size_t Executor::post_open(Link& link, const Operation& operation) {
+  std::array<std::byte, descriptor_bytes> body;
+  encode(operation.posted().descriptor, body);
+  link.post(operation.header(FrameType::open), body, buffers_);
+  return header_bytes + body.size();
+}
+
+std::size_t Executor::post_seal(Link& link, const StepRecord& step) {
+  FrameHeader header;
+  header.type = FrameType::seal;
+  header.epoch = step.epoch;
+  header.step = step.id;
+  std::array<std::byte, seal_bytes> body;
+  encode(SealBody{step.manifest, step.operations.size()}, body);
+  link.post(header, body, buffers_);
+  return header_bytes + body.size();
+}
+
+std::size_t Executor::post_done(Link& link, const SendDone& done) {
+  FrameHeader header;
+  header.type = FrameType::done;
+  header.epoch = done.epoch;
+  header.step = done.step;
+  std::array<std::byte, done_bytes> body;
+  encode(DoneBody{done.manifest, done.digest}, body);
+  link.post(header, body, buffers_);
+  return header_bytes + body.size();
+}
+
 void Executor::resynchronise(Link& link, bool ask) {
   // Everything a dead lane may have swallowed is said again: all of it may be heard twice.
-  FrameHeader header;
   for (auto& [id, step] : steps_) {
     const auto found = std::find(step.peers.begin(), step.peers.end(), &link);
     if (!step.started || found == step.peers.end()) continue;
-    for (const auto& operation : step.operations) {
-      encode(operation->posted().descriptor,
-             std::span<std::byte, descriptor_bytes>(small_, descriptor_bytes));
-      link.post(operation->header(FrameType::open), {small_, descriptor_bytes}, buffers_);
-    }
-    if (!step.sealed) continue;
-    header.type = FrameType::seal;
-    header.epoch = step.epoch;
-    header.step = id;
-    encode(SealBody{step.manifest, step.operations.size()},
-           std::span<std::byte, seal_bytes>(small_, seal_bytes));
-    link.post(header, {small_, seal_bytes}, buffers_);
+    for (const auto& operation : step.operations) (void)post_open(link, *operation);
+    if (step.sealed) (void)post_seal(link, step);
   }
-  for (const SendDone& done : machine_ ? machine_->sent() : std::deque<SendDone>{}) {
-    header.type = FrameType::done;
-    header.epoch = done.epoch;
-    header.step = done.step;
-    encode(DoneBody{done.manifest, done.digest},
-           std::span<std::byte, done_bytes>(small_, done_bytes));
-    link.post(header, {small_, done_bytes}, buffers_);
+  if (machine_) {
+    for (const SendDone& done : machine_->sent()) (void)post_done(link, done);
   }
   send_haves(link);
   if (!ask) return;
-  header = {};
+  FrameHeader header;
   header.type = FrameType::ask;
   link.post(header, {}, buffers_);
 }

@@ -247,7 +247,7 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   if (transfer.source == Source::output) {
     head.flags = flag_hashed;  // known from the result's digest
     head.payload_hash = slice.hash;
-  } else if (environment_.hash && !peers_[transfer.peer]->local()) {
+  } else if (!peers_[transfer.peer]->local()) {
     head.flags = flag_hashed;
     const std::uint64_t seed = index(transfer.shard, item.slice);
     head.payload_hash = xxh3_128({frame.payload, frame.length}, seed).low;
