@@ -32,6 +32,8 @@ NATIVE_VALUES: dict[str, tuple[Any, bytes]] = {
     "text": ("ü", b"\x02\x00\xc3\xbc"),
     "id[]": ((ID, DIGEST), b"\x02\x00" + ID + DIGEST),
     "u64[]": ((5, 6), b"\x02\x00" + struct.pack("<QQ", 5, 6)),
+    "WaitOn[]": ((nf.WaitOn(ID, 3),), b"\x01\x00" + ID + b"\x03"),
+    "Route[]": ((nf.Route(ID, DIGEST),), b"\x01\x00" + ID + DIGEST),
     "OpenStep[]": (
         (nf.OpenStep(7, 8, True, False, True, ID, DIGEST, 9),),
         b"\x01\x00" + struct.pack("<QIB", 7, 8, 5) + ID + DIGEST + struct.pack("<Q", 9),

@@ -4,9 +4,6 @@ Body, little-endian: 0xC1, type u8, version u8, then the fields of the type in o
 one byte no MessagePack document begins with, so one port serves both kinds.  The C++ side is
 native/src/control/; tests/wire/native_frames.json holds vectors that both must agree on.
 
-Kinds: ids, secrets and digests are 16 raw bytes; text is a u16 byte count and UTF-8; a list is a
-u16 item count and the items; a bool is a byte that is 0 or 1.
-
 Invariant: decode(encode(f)) == f; decode consumes every byte and checks every field, and raises
 RemoteError otherwise.  A frame from the wire is therefore as trustworthy in shape as one made here.
 """
@@ -14,18 +11,28 @@ RemoteError otherwise.  A frame from the wire is therefore as trustworthy in sha
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
 from pccl.base.errors import RemoteError
+from pccl.transport.native_kinds import (
+    BOOL,
+    ID,
+    TEXT,
+    U16,
+    U32,
+    U64,
+    Kind,
+    Reader,
+    list_of,
+    struct_of,
+    unsigned,
+)
 
 MAGIC: Final = 0xC1
-VERSION: Final = 1
-ID_BYTES: Final = 16
-TEXT_BYTES_MAX: Final = 2048
-COUNT_MAX: Final = 0xFFFF
+VERSION: Final = 2
+NO_STEP: Final = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
@@ -34,6 +41,7 @@ class Purpose(IntEnum):
     COORDINATOR = 0
     DATA_LANE = 1
     PEER_CONTROL = 2
+    RELAY = 3
 
 
 class RefusalCode(IntEnum):
@@ -48,21 +56,32 @@ class RefusalCode(IntEnum):
 
 
 class Waiting(IntEnum):
-    """What a peer waits for, as its heartbeat says."""
+    """What a peer's oldest open step waits for, as its heartbeat says."""
 
     NOTHING = 0
     GATE = 1
-    DATA = 2
+    PEERS = 2
+    PROGRAM = 3  # the peer's own: the step is begun and not sealed
+
+
+class WaitKind(IntEnum):
+    """What is missing of another peer."""
+
+    POST = 1  # its OPEN or SEAL: its program is not there yet
+    DATA = 2  # its slices or its DONE
+    CREDIT = 3  # bytes for it are queued and it takes none
 
 
 class SuspectCode(IntEnum):
-    """Why a peer asks for a flush."""
+    """Why a peer asks for a flush, and why a step failed: the last two only that."""
 
     DESCRIPTOR = 1
     DIGEST = 2
     DEADLINE = 3
     LINK_DOWN = 4
     LOCAL = 5
+    UNDERFLOW = 6
+    EXCLUDED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +111,25 @@ class RefusedFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitOn:
+    peer: bytes
+    kind: int  # a WaitKind
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     generation: int
     epoch: int
     watermark: int  # all steps below are committed at the sender
     next_step: int
-    progress: int  # bytes moved; only grows
-    waiting: int = 0
-    lag_ms: int = 0
+    progress: int  # bytes moved and frames handled; only grows
+    lag_ms: int = 0  # how late the sender's timer was
+    rtt_us: int = 0  # from a heartbeat to its Pong, smoothed; 0: not known
+    step: int = NO_STEP  # the oldest open one
+    waiting: int = 0  # what it waits for, a Waiting
+    waits: tuple[WaitOn, ...] = ()  # and on whom
     down: tuple[bytes, ...] = ()  # peers without a live lane for more than half a second
+    relayed: tuple[bytes, ...] = ()  # peers reached through a third one
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +195,31 @@ class PeerBeat:
     progress: int
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Lanes to `peer` run through `via`."""
+
+    peer: bytes
+    via: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The whole table of the receiving peer; it replaces the one before."""
+
+    generation: int
+    epoch: int
+    routes: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFrame:
+    """After a HELLO of purpose RELAY: whom the bytes to come are for."""
+
+    peer: bytes
+    incarnation: int
+
+
 Frame = (
     NativeHello
     | Welcome
@@ -177,6 +231,8 @@ Frame = (
     | Suspect
     | EvictedFrame
     | PeerBeat
+    | Routes
+    | RelayFrame
 )
 
 
@@ -184,127 +240,51 @@ class UnknownVersion(RemoteError):
     """The frame is of another protocol version; a HELLO is then answered with REFUSED."""
 
 
-class _Reader:
-    """Takes fields off a body; never reads past its end."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._body):
-            raise ValueError(f"ends {end - len(self._body)} bytes early")
-        taken = self._body[self._at : end]
-        self._at = end
-        return taken
-
-    def finish(self) -> None:
-        if self._at != len(self._body):
-            raise ValueError(f"has {len(self._body) - self._at} bytes too many")
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How one field is written and read; both sides raise ValueError on a value out of range."""
-
-    write: Callable[[Any], bytes]
-    read: Callable[[_Reader], Any]
-
-
-def _unsigned(code: str, low: int = 0, high: int | None = None) -> _Kind:
-    layout = struct.Struct("<" + code)
-    top = (1 << (8 * layout.size)) - 1 if high is None else high
-
-    def check(value: int) -> int:
-        if not low <= value <= top:
-            raise ValueError(f"{value} is not within {low} to {top}")
-        return value
-
-    return _Kind(
-        lambda value: layout.pack(check(value)),
-        lambda reader: check(layout.unpack(reader.take(layout.size))[0]),
-    )
-
-
-def _write_id(value: bytes) -> bytes:
-    if len(value) != ID_BYTES:
-        raise ValueError(f"{len(value)} bytes instead of {ID_BYTES}")
-    return bytes(value)
-
-
-def _write_text(value: str) -> bytes:
-    data = value.encode()
-    if len(data) > TEXT_BYTES_MAX:
-        raise ValueError(f"a text of {len(data)} bytes, more than {TEXT_BYTES_MAX}")
-    return struct.pack("<H", len(data)) + data
-
-
-def _read_text(reader: _Reader) -> str:
-    (size,) = struct.unpack("<H", reader.take(2))
-    if size > TEXT_BYTES_MAX:
-        raise ValueError(f"a text of {size} bytes, more than {TEXT_BYTES_MAX}")
-    return reader.take(size).decode()
-
-
-def _list_of(item: _Kind) -> _Kind:
-    def write(values: tuple[Any, ...]) -> bytes:
-        if len(values) > COUNT_MAX:
-            raise ValueError(f"{len(values)} items, more than {COUNT_MAX}")
-        return struct.pack("<H", len(values)) + b"".join(item.write(value) for value in values)
-
-    def read(reader: _Reader) -> tuple[Any, ...]:
-        (count,) = struct.unpack("<H", reader.take(2))
-        return tuple([item.read(reader) for _ in range(count)])
-
-    return _Kind(write, read)
-
-
-_U16, _U32, _U64 = _unsigned("H"), _unsigned("I"), _unsigned("Q")
-_ID = _Kind(_write_id, lambda reader: reader.take(ID_BYTES))
-_TEXT = _Kind(_write_text, _read_text)
-_BYTE_BOOL = _unsigned("B", 0, 1)
-_BOOL = _Kind(_BYTE_BOOL.write, lambda reader: bool(_BYTE_BOOL.read(reader)))
-_FLAGS = _unsigned("B", 0, 7)
+_FLAGS = unsigned("B", 0, 7)
 
 
 def _write_open_step(value: OpenStep) -> bytes:
     flags = (1 if value.sealed else 0) | (2 if value.complete else 0) | (4 if value.waiting else 0)
     return b"".join(
         (
-            _U64.write(value.step),
-            _U32.write(value.epoch),
+            U64.write(value.step),
+            U32.write(value.epoch),
             _FLAGS.write(flags),
-            _ID.write(value.manifest),
-            _ID.write(value.digest),
-            _U64.write(value.name_hash),
+            ID.write(value.manifest),
+            ID.write(value.digest),
+            U64.write(value.name_hash),
         )
     )
 
 
-def _read_open_step(reader: _Reader) -> OpenStep:
-    step, epoch, flags = _U64.read(reader), _U32.read(reader), _FLAGS.read(reader)
-    manifest, digest, name_hash = _ID.read(reader), _ID.read(reader), _U64.read(reader)
+def _read_open_step(reader: Reader) -> OpenStep:
+    step, epoch, flags = U64.read(reader), U32.read(reader), _FLAGS.read(reader)
+    manifest, digest, name_hash = ID.read(reader), ID.read(reader), U64.read(reader)
     return OpenStep(
         step, epoch, bool(flags & 1), bool(flags & 2), bool(flags & 4), manifest, digest, name_hash
     )
 
 
-_OPEN_STEP = _Kind(_write_open_step, _read_open_step)
-_IDS, _STEPS, _OPEN_STEPS = _list_of(_ID), _list_of(_U64), _list_of(_OPEN_STEP)
+_OPEN_STEP = Kind(_write_open_step, _read_open_step)
+_IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
+_WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 3)))
+_ROUTES = list_of(struct_of(Route, ID, ID))
+_WAITING = unsigned("B", 0, 3)
 
 # One line per frame: its number, its class, and the kinds of its fields in the class's order.
-_LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[_Kind, ...]], ...]] = (
-    (1, NativeHello, (_unsigned("B", 0, 2), _ID, _ID, _U64, _ID, _U16, _U16)),
-    (2, Welcome, (_U64,)),
-    (3, RefusedFrame, (_unsigned("B", 1, 6), _TEXT)),
-    (4, Heartbeat, (_U64, _U32, _U64, _U64, _U64, _unsigned("B", 0, 2), _U32, _IDS)),
-    (5, Pong, (_U64, _U32)),
-    (6, Flush, (_U64, _U32)),
-    (7, Report, (_U64, _U32, _U32, _BOOL, _U64, _U64, _U64, _STEPS, _OPEN_STEPS)),
-    (8, Suspect, (_U32, _U64, _unsigned("B", 1, 5), _IDS, _TEXT)),
-    (9, EvictedFrame, (_U64, _TEXT)),
-    (10, PeerBeat, (_U32, _U64, _U64)),
+_LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
+    (1, NativeHello, (unsigned("B", 0, 3), ID, ID, U64, ID, U16, U16)),
+    (2, Welcome, (U64,)),
+    (3, RefusedFrame, (unsigned("B", 1, 6), TEXT)),
+    (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
+    (5, Pong, (U64, U32)),
+    (6, Flush, (U64, U32)),
+    (7, Report, (U64, U32, U32, BOOL, U64, U64, U64, _STEPS, _OPEN_STEPS)),
+    (8, Suspect, (U32, U64, unsigned("B", 1, 5), _IDS, TEXT)),
+    (9, EvictedFrame, (U64, TEXT)),
+    (10, PeerBeat, (U32, U64, U64)),
+    (11, Routes, (U64, U32, _ROUTES)),
+    (12, RelayFrame, (ID, U64)),
 )
 _BY_NUMBER: Final = {number: (cls, kinds) for number, cls, kinds in _LAYOUTS}
 _BY_CLASS: Final = {cls: (number, kinds) for number, cls, kinds in _LAYOUTS}
@@ -338,7 +318,7 @@ def decode(body: bytes) -> Frame:
     if entry is None:
         raise RemoteError(f"bad native frame: type {body[1]} is unknown")
     cls, kinds = entry
-    reader = _Reader(body)
+    reader = Reader(body)
     reader.take(3)
     values: list[Any] = []
     try:

@@ -204,8 +204,8 @@ TEST(a_hello_that_does_not_belong_here_is_told_why) {
     bytes[frames::length_bytes + at] = static_cast<std::byte>(value);
     return bytes;
   };
-  CHECK(refused_with(raw(2, 2)) == 1);  // a later version
-  CHECK(refused_with(raw(3, 3)) == 6);  // a purpose nobody knows
+  CHECK(refused_with(raw(2, 3)) == 1);  // a later version
+  CHECK(refused_with(raw(3, 4)) == 6);  // a purpose nobody knows
   CHECK(refused_with(changed([](auto& hello) { hello.purpose = Purpose::coordinator; })) == 6);
   CHECK(refused_with(changed([](auto& hello) { hello.run_id = id<RunId>(8); })) == 2);
   CHECK(refused_with(changed([](auto& hello) { hello.secret = id<Secret>(3); })) == 3);

@@ -21,7 +21,7 @@ Wire welcomed(Gate& gate) {
 TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
   Gate gate;
   Peer peer(1);
-  peer.host.beating = {5, 7, 11, 13, 17, 1, {id<PeerId>(3)}};
+  peer.host.beating = {5, 7, 11, 13, 17, 11, Waiting::gate, {}, {id<PeerId>(3)}, {}};
   peer.admit(gate.port());
   Wire wire = gate.accept();
   const auto hello = wire.read_frame();
@@ -39,7 +39,7 @@ TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
     if (beat == nullptr) continue;
     CHECK(beat->status.generation == 5 && beat->status.epoch == 7 && beat->status.watermark == 11);
     CHECK(beat->status.next_step == 13 && beat->status.progress == 17);
-    CHECK(beat->status.waiting == 1);
+    CHECK(beat->status.waiting == Waiting::gate);
     CHECK(beat->status.down == (std::vector<PeerId>{id<PeerId>(3)}));
     CHECK(beat->lag_ms < 5000);
     wire.write(frames::Pong{5, 7});

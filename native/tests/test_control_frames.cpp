@@ -33,28 +33,37 @@ struct Vector {
 
 /// One of each type, with every field set.
 std::vector<Vector> vectors() {
-  HeartbeatStatus status{1, 2, 3, 4, 5, 2, {id<PeerId>(7), id<PeerId>(8)}};
+  HeartbeatStatus status{1, 2, 3, 4, 5, 9, Waiting::peers, {}, {}, {}};
+  status.waits = {{id<PeerId>(10), WaitKind::credit}};
+  status.down = {id<PeerId>(7), id<PeerId>(8)};
+  status.relayed = {id<PeerId>(11)};
   Report report{1, 2, 3, true, 4, 5, 6, {7, 8}, {}};
   report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13});
   return {
       {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6},
-       "40000000c101010101010101010101010101010101010101020202020202020202020202020202020300000000"
+       "40000000c101020101010101010101010101010101010101020202020202020202020202020202020300000000"
        "0000000404040404040404040404040404040405000600"},
-      {frames::Welcome{7}, "0b000000c102010700000000000000"},
-      {frames::Refused{3, "n\xC3\xA9"}, "09000000c103010303006ec3a9"},
-      {frames::Heartbeat{status, 6},
-       "4e000000c104010100000000000000020000000300000000000000040000000000000005000000000000000206"
-       "00000002000707070707070707070707070707070708080808080808080808080808080808"},
-      {frames::Pong{9, 10}, "0f000000c1050109000000000000000a000000"},
-      {frames::Flush{11, 12}, "0f000000c106010b000000000000000c000000"},
+      {frames::Welcome{7}, "0b000000c102020700000000000000"},
+      {frames::Refused{3, "n\xC3\xA9"}, "09000000c103020303006ec3a9"},
+      {frames::Heartbeat{status, 6, 7},
+       "7f000000c104020100000000000000020000000300000000000000040000000000000005000000000000000600"
+       "00000700000009000000000000000201000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a030200070707070707070707"
+       "070707070707070808080808080808080808080808080801000b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b"},
+      {frames::Pong{9, 10}, "0f000000c1050209000000000000000a000000"},
+      {frames::Flush{11, 12}, "0f000000c106020b000000000000000c000000"},
       {report,
-       "75000000c107010100000000000000020000000300000001040000000000000005000000000000000600000000"
+       "75000000c107020100000000000000020000000300000001040000000000000005000000000000000600000000"
        "000000020007000000000000000800000000000000010009000000000000000a000000050b0b0b0b0b0b0b0b0b"
        "0b0b0b0b0b0b0b0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0d00000000000000"},
       {Suspect{1, 2, SuspectCode::deadline, {id<PeerId>(4)}, "late"},
-       "28000000c108010100000002000000000000000301000404040404040404040404040404040404006c617465"},
-      {frames::Evicted{14, "gone"}, "11000000c109010e000000000000000400676f6e65"},
-      {frames::PeerBeat{15, 16, 17}, "17000000c10a010f00000010000000000000001100000000000000"},
+       "28000000c108020100000002000000000000000301000404040404040404040404040404040404006c617465"},
+      {frames::Evicted{14, "gone"}, "11000000c109020e000000000000000400676f6e65"},
+      {frames::PeerBeat{15, 16, 17}, "17000000c10a020f00000010000000000000001100000000000000"},
+      {frames::Routes{18, 19, {{id<PeerId>(20), id<PeerId>(21)}}},
+       "31000000c10b021200000000000000130000000100141414141414141414141414141414141515151515151515"
+       "1515151515151515"},
+      {frames::Relay{id<PeerId>(22), 23},
+       "1b000000c10c02161616161616161616161616161616161700000000000000"},
   };
 }
 
@@ -113,8 +122,15 @@ TEST(fields_arrive_where_they_belong) {
   CHECK(report.open[0].name_hash == 13);
   CHECK(frames::decode(body_of(all[3].frame), out) == Status::ok);
   const frames::Heartbeat& beat = std::get<frames::Heartbeat>(out);
-  CHECK(beat.lag_ms == 6 && beat.status.waiting == 2 && beat.status.progress == 5);
+  CHECK(beat.lag_ms == 6 && beat.rtt_us == 7 && beat.status.progress == 5);
+  CHECK(beat.status.waiting == Waiting::peers);
+  CHECK(beat.status.step == 9);
+  CHECK(beat.status.waits == (std::vector<WaitOn>{{id<PeerId>(10), WaitKind::credit}}));
   CHECK(beat.status.down == (std::vector<PeerId>{id<PeerId>(7), id<PeerId>(8)}));
+  CHECK(beat.status.relayed == (std::vector<PeerId>{id<PeerId>(11)}));
+  CHECK(frames::decode(body_of(all[10].frame), out) == Status::ok);
+  const frames::Routes& table = std::get<frames::Routes>(out);
+  CHECK(table.routes == (std::vector<Route>{{id<PeerId>(20), id<PeerId>(21)}}));
 }
 
 TEST(every_truncation_is_refused) {
@@ -159,13 +175,15 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   const std::vector<Vector> all = vectors();
   CHECK(refused(with(all[1].frame, 0, 0xC0)));  // not our mark
   CHECK(refused(with(all[1].frame, 1, 0)));     // no such type
-  CHECK(refused(with(all[1].frame, 1, 11)));
-  CHECK(refused(with(all[1].frame, 2, 2)));     // another version
-  CHECK(refused(with(all[0].frame, 3, 3)));     // purpose
+  CHECK(refused(with(all[1].frame, 1, 13)));
+  CHECK(refused(with(all[1].frame, 2, 1)));     // another version
+  CHECK(refused(with(all[0].frame, 3, 4)));     // purpose
   CHECK(refused(with(all[2].frame, 3, 0)));     // refusal code
   CHECK(refused(with(all[2].frame, 3, 7)));
   CHECK(refused(with(all[2].frame, 7, 0x20)));  // text: a lone continuation byte is left
-  CHECK(refused(with(all[3].frame, 39, 3)));    // waiting
+  CHECK(refused(with(all[3].frame, 55, 4)));    // waiting
+  CHECK(refused(with(all[3].frame, 74, 0)));    // kind of a wait
+  CHECK(refused(with(all[3].frame, 74, 4)));
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
   CHECK(refused(with(all[6].frame, 76, 8)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code
@@ -210,7 +228,7 @@ TEST(lists_of_peers_are_cut_but_a_report_never_is) {
   frames::Frame out;
   HeartbeatStatus status;
   status.down.resize(frames::peers_max + 1);
-  const Bytes heartbeat = body_of(frames::Heartbeat{status, 0});
+  const Bytes heartbeat = body_of(frames::Heartbeat{status, 0, 0});
   CHECK(heartbeat.size() <= frames::read_body_bytes_max);
   CHECK(frames::decode(heartbeat, out) == Status::ok);
   CHECK(std::get<frames::Heartbeat>(out).status.down.size() == frames::peers_max);
@@ -238,9 +256,10 @@ TEST(a_count_beyond_its_limit_is_refused_even_if_the_entries_are_there) {
   CHECK(refused(body));
 }
 
-TEST(a_suspicion_without_a_code_is_not_encoded) {
+TEST(a_suspicion_without_a_reason_to_flush_is_not_encoded) {
   Bytes bytes;
   CHECK(frames::encode(Suspect{}, bytes) == Status::usage);
+  CHECK(frames::encode(Suspect{1, 1, SuspectCode::excluded, {}, {}}, bytes) == Status::usage);
   CHECK(bytes.empty());
 }
 

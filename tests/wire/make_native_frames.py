@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pccl.transport import native_frames as nf
+from pccl.transport.native_kinds import TEXT_BYTES_MAX
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 A, B, C = (bytes(range(start, start + 16)) for start in (0x00, 0x40, 0xF0))
@@ -24,9 +25,14 @@ FRAMES: dict[str, nf.Frame] = {
     "welcome from a coordinator": nf.Welcome(9),
     "refused with an empty text": nf.RefusedFrame(3, ""),
     "refused with a text beyond ASCII": nf.RefusedFrame(6, "no lanes → here"),
-    "refused with the longest text": nf.RefusedFrame(1, "x" * nf.TEXT_BYTES_MAX),
+    "refused with the longest text": nf.RefusedFrame(1, "x" * TEXT_BYTES_MAX),
     "heartbeat of an idle peer": nf.Heartbeat(1, 0, 0, 0, 0),
-    "heartbeat at every limit": nf.Heartbeat(U64, U32, U64, U64, U64, 2, U32, (A, B, C)),
+    "heartbeat at every limit": nf.Heartbeat(
+        *(U64, U32, U64, U64, U64, U32, U32, U64, 3),
+        waits=(nf.WaitOn(A, 1), nf.WaitOn(B, 2), nf.WaitOn(C, 3)),
+        down=(A, B, C),
+        relayed=(B, C),
+    ),
     "pong": nf.Pong(2, 3),
     "flush": nf.Flush(2, 4),
     "report of a peer without steps": nf.Report(2, 4, 3, False, 0, 10, 10),
@@ -49,8 +55,13 @@ FRAMES: dict[str, nf.Frame] = {
     "suspect without names": nf.Suspect(3, 11, 3),
     "evicted": nf.EvictedFrame(2, "silent for 3.0 s"),
     "peer beat": nf.PeerBeat(3, 11, 1 << 40),
+    "hello of a relay's user": nf.NativeHello(3, A, B, 1, C),
+    "relay": nf.RelayFrame(B, 9),
+    "no routes": nf.Routes(2, 3),
+    "two routes": nf.Routes(2, 3, (nf.Route(A, B), nf.Route(C, B))),
 }
 
+WAITS = (nf.WaitOn(A, 1),)
 PONG, FLAGS_AT = nf.encode(nf.Pong(2, 3)), 3 + 8 + 4 + 4 + 1 + 8 + 8 + 8 + 2 + 2 + 8 + 4
 OPEN = nf.encode(
     nf.Report(2, 4, 3, False, 0, 0, 0, (), (nf.OpenStep(1, 3, True, True, False, A, B, 1),))
@@ -67,22 +78,25 @@ INVALID: dict[str, bytes] = {
     "no version": b"\xc1\x05",
     "MessagePack": b"\x91\x05\x01" + bytes(9),
     "type 0": changed(PONG, 1, 0),
-    "type 11": changed(PONG, 1, 11),
-    "another version": changed(PONG, 2, 2),
+    "type 13": changed(PONG, 1, 13),
+    "another version": changed(PONG, 2, 1),
     "one byte short": PONG[:-1],
     "one byte long": PONG + b"\x00",
-    "purpose 3": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 3),
+    "purpose 4": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 4),
     "refusal code 0": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 0),
     "refusal code 7": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 7),
-    "waiting 3": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 39, 3),
+    "waiting 4": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 55, 4),
+    "kind of wait 0": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 0),
+    "kind of wait 4": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 4),
     "switched 2": changed(nf.encode(FRAMES["report of a peer without steps"]), 19, 2),
     "an unknown flag of an open step": changed(OPEN, FLAGS_AT, 8),
     "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),
     "suspect code 0": changed(nf.encode(FRAMES["suspect without names"]), 15, 0),
     "suspect code 6": changed(nf.encode(FRAMES["suspect without names"]), 15, 6),
-    "a text longer than the frame": b"\xc1\x03\x01\x01\x05\x00abcd",
-    "a text over the limit": b"\xc1\x03\x01\x01\x01\x08" + b"x" * 2049,
-    "a text that is not UTF-8": b"\xc1\x03\x01\x01\x02\x00\xff\xfe",
+    "a text longer than the frame": b"\xc1\x03\x02\x01\x05\x00abcd",
+    "a text over the limit": b"\xc1\x03\x02\x01\x01\x08" + b"x" * 2049,
+    "a text that is not UTF-8": b"\xc1\x03\x02\x01\x02\x00\xff\xfe",
+    "65535 routes announced and none sent": nf.encode(nf.Routes(2, 3))[:-2] + b"\xff\xff",
     "65535 links announced and none sent": nf.encode(FRAMES["heartbeat of an idle peer"])[:-2]
     + b"\xff\xff",
 }

@@ -25,7 +25,14 @@
 
 namespace pccl {
 
-enum class Purpose : std::uint8_t { coordinator = 0, data_lane = 1, peer_control = 2 };
+enum class Purpose : std::uint8_t { coordinator = 0, data_lane = 1, peer_control = 2, relay = 3 };
+
+/// Lanes to `peer` run through `via`.
+struct Route {
+  PeerId peer;
+  PeerId via;
+  friend bool operator==(const Route&, const Route&) = default;
+};
 
 /// Who is at the other end of a finished data lane.
 struct LaneHello {

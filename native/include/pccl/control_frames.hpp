@@ -25,7 +25,7 @@
 namespace pccl::frames {
 
 inline constexpr std::byte mark{0xC1};
-inline constexpr std::uint8_t version_known = 1;
+inline constexpr std::uint8_t version_known = 2;
 inline constexpr std::size_t length_bytes = 4;
 inline constexpr std::size_t prefix_bytes = 3;                     // mark, type, version
 inline constexpr std::uint32_t first_body_bytes_max = 4 * 1024;    // from strangers
@@ -37,6 +37,7 @@ inline constexpr std::size_t steps_max = 4096;  // far above the steps that can 
 enum class Type : std::uint8_t {
   hello = 1, welcome = 2, refused = 3, heartbeat = 4, pong = 5,
   flush = 6, report = 7, suspect = 8, evicted = 9, peer_beat = 10,
+  routes = 11, relay = 12,
 };
 
 /// Why a HELLO was refused.
@@ -64,6 +65,7 @@ struct Refused {
 struct Heartbeat {
   HeartbeatStatus status;
   std::uint32_t lag_ms = 0;  // how late the sender's timer was
+  std::uint32_t rtt_us = 0;  // from a heartbeat to its PONG, smoothed; 0: not known
 };
 struct Pong {
   Generation generation = 0;
@@ -83,9 +85,21 @@ struct PeerBeat {
   std::uint64_t progress = 0;
 };
 
+/// The whole table of the receiving peer; it replaces the one before.
+struct Routes {
+  Generation generation = 0;
+  Epoch epoch = 0;
+  std::vector<Route> routes;
+};
+/// After a HELLO of purpose relay: whom the bytes to come are for.
+struct Relay {
+  PeerId peer;
+  Incarnation incarnation = 0;
+};
+
 /// In the order of Type: index() + 1 is the type's number.
 using Frame = std::variant<Hello, Welcome, Refused, Heartbeat, Pong, Flush, Report, Suspect,
-                           Evicted, PeerBeat>;
+                           Evicted, PeerBeat, Routes, Relay>;
 
 /// Appends a whole frame, length first.  Texts and lists of peers are hints and are cut to their
 /// limits; a Report is a promise and is never cut: beyond steps_max it is Status::exhausted.  A

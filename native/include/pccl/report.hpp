@@ -37,19 +37,41 @@ struct Report {
   std::vector<OpenStep> open;
 };
 
+/// What the oldest open step waits for.
+enum class Waiting : std::uint8_t { nothing = 0, gate = 1, peers = 2, program = 3 };
+
+/// What is missing of a peer.
+enum class WaitKind : std::uint8_t {
+  post = 1,    // its OPEN or SEAL: its program is not there yet
+  data = 2,    // its slices or its DONE
+  credit = 3,  // bytes for it are queued and it takes none
+};
+
+struct WaitOn {
+  PeerId peer;
+  WaitKind kind = WaitKind::data;
+  friend bool operator==(const WaitOn&, const WaitOn&) = default;
+};
+
+inline constexpr StepId no_step = ~StepId{0};
+
 /// What a heartbeat carries.
 struct HeartbeatStatus {
   Generation generation = 0;
   Epoch epoch = 0;
   StepId watermark = 0;
   StepId next_step = 0;
-  std::uint64_t progress = 0;  // bytes moved; only grows
-  std::uint8_t waiting = 0;    // 0 nothing, 1 gate, 2 data
-  std::vector<PeerId> down;    // links without a live lane for longer than down_after_s
+  std::uint64_t progress = 0;  // bytes moved and frames handled; only grows
+  StepId step = no_step;       // the oldest open one
+  Waiting waiting = Waiting::nothing;
+  std::vector<WaitOn> waits;    // of `step`, on whom
+  std::vector<PeerId> down;     // links without a live lane for longer than down_after_s
+  std::vector<PeerId> relayed;  // links whose lanes run through a third peer
 };
 
 enum class SuspectCode : std::uint8_t {
   none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
+  underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
 };
 
 struct Suspect {

@@ -149,7 +149,7 @@ Status CoordinatorLink::answer(const frames::Flush& flush) {
 }
 
 Status CoordinatorLink::send_heartbeat(double now_s) {
-  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s)};
+  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s), 0};
   due_s_ = now_s + std::max(endpoint_.heartbeat_s, interval_s_min);
   ++context_.counters.heartbeats;
   return send(beat);

@@ -13,7 +13,8 @@ constexpr std::size_t open_step_bytes = 8 + 4 + 1 + 16 + 16 + 8;
 constexpr std::uint8_t flag_sealed = 1;
 constexpr std::uint8_t flag_complete = 2;
 constexpr std::uint8_t flag_waiting = 4;
-constexpr std::uint8_t waiting_max = 2;  // HeartbeatStatus::waiting
+constexpr std::size_t wait_bytes = 16 + 1;
+constexpr std::size_t route_bytes = 16 + 16;
 
 void write(Writer& out, const Hello& hello) {
   out.put(static_cast<std::uint8_t>(hello.purpose));
@@ -26,7 +27,7 @@ void write(Writer& out, const Hello& hello) {
 }
 void read(Reader& in, Hello& hello) {
   hello.purpose =
-      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::peer_control)));
+      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::relay)));
   in.get(hello.run_id);
   in.get(hello.peer);
   in.get(hello.incarnation);
@@ -47,15 +48,30 @@ void read(Reader& in, Refused& refused) {
   in.text(refused.text, text_bytes_max);
 }
 
+void write(Writer& out, const WaitOn& wait) {
+  out.put(wait.peer);
+  out.put(static_cast<std::uint8_t>(wait.kind));
+}
+void read(Reader& in, WaitOn& wait) {
+  in.get(wait.peer);
+  wait.kind = static_cast<WaitKind>(in.between(1, static_cast<std::uint8_t>(WaitKind::credit)));
+}
+
 void write(Writer& out, const Heartbeat& beat) {
   out.put(beat.status.generation);
   out.put(beat.status.epoch);
   out.put(beat.status.watermark);
   out.put(beat.status.next_step);
   out.put(beat.status.progress);
-  out.put(std::min(beat.status.waiting, waiting_max));
   out.put(beat.lag_ms);
+  out.put(beat.rtt_us);
+  out.put(beat.status.step);
+  out.put(static_cast<std::uint8_t>(beat.status.waiting));
+  const std::size_t waits = std::min(beat.status.waits.size(), peers_max);
+  out.put(static_cast<std::uint16_t>(waits));
+  for (std::size_t i = 0; i < waits; ++i) write(out, beat.status.waits[i]);
   out.peers(beat.status.down, peers_max);
+  out.peers(beat.status.relayed, peers_max);
 }
 void read(Reader& in, Heartbeat& beat) {
   in.get(beat.status.generation);
@@ -63,9 +79,15 @@ void read(Reader& in, Heartbeat& beat) {
   in.get(beat.status.watermark);
   in.get(beat.status.next_step);
   in.get(beat.status.progress);
-  beat.status.waiting = in.between(0, waiting_max);
   in.get(beat.lag_ms);
+  in.get(beat.rtt_us);
+  in.get(beat.status.step);
+  beat.status.waiting =
+      static_cast<Waiting>(in.between(0, static_cast<std::uint8_t>(Waiting::program)));
+  beat.status.waits.resize(in.count(wait_bytes, peers_max));
+  for (WaitOn& wait : beat.status.waits) read(in, wait);
   in.peers(beat.status.down, peers_max);
+  in.peers(beat.status.relayed, peers_max);
 }
 
 void write(Writer& out, const Pong& pong) {
@@ -171,13 +193,44 @@ void read(Reader& in, PeerBeat& beat) {
   in.get(beat.progress);
 }
 
+void write(Writer& out, const Routes& table) {
+  out.put(table.generation);
+  out.put(table.epoch);
+  const std::size_t count = std::min(table.routes.size(), peers_max);
+  out.put(static_cast<std::uint16_t>(count));
+  for (std::size_t i = 0; i < count; ++i) {
+    out.put(table.routes[i].peer);
+    out.put(table.routes[i].via);
+  }
+}
+void read(Reader& in, Routes& table) {
+  in.get(table.generation);
+  in.get(table.epoch);
+  table.routes.resize(in.count(route_bytes, peers_max));
+  for (Route& route : table.routes) {
+    in.get(route.peer);
+    in.get(route.via);
+  }
+}
+
+void write(Writer& out, const Relay& relay) {
+  out.put(relay.peer);
+  out.put(relay.incarnation);
+}
+void read(Reader& in, Relay& relay) {
+  in.get(relay.peer);
+  in.get(relay.incarnation);
+}
+
 Status fits(const Frame& frame) noexcept {
   if (const Report* report = std::get_if<Report>(&frame)) {
     const bool small = report->committed.size() <= steps_max && report->open.size() <= steps_max;
     return small ? Status::ok : Status::exhausted;
   }
   const Suspect* suspect = std::get_if<Suspect>(&frame);
-  return suspect != nullptr && suspect->code == SuspectCode::none ? Status::usage : Status::ok;
+  if (suspect == nullptr) return Status::ok;
+  const bool reason = suspect->code != SuspectCode::none && suspect->code <= SuspectCode::local;
+  return reason ? Status::ok : Status::usage;
 }
 
 template <class Message>
@@ -198,6 +251,8 @@ bool read_type(Reader& in, std::uint8_t type, Frame& out) {
     case Type::suspect: return read_as<Suspect>(in, out);
     case Type::evicted: return read_as<Evicted>(in, out);
     case Type::peer_beat: return read_as<PeerBeat>(in, out);
+    case Type::routes: return read_as<Routes>(in, out);
+    case Type::relay: return read_as<Relay>(in, out);
   }
   return false;
 }

@@ -38,9 +38,9 @@ frames::Refused answer_to_unknown(std::span<const std::byte> body) {
     return {};
   }
   if (frames::version_of(body) != frames::version_known) {
-    return refused(Refusal::version, "this peer speaks version 1 of the native protocol");
+    return refused(Refusal::version, "this peer speaks version 2 of the native protocol");
   }
-  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::peer_control)) {
+  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::relay)) {
     return refused(Refusal::purpose, "unknown purpose");
   }
   return {};
@@ -51,6 +51,9 @@ frames::Refused answer_to(const frames::Hello& hello, const Identity& identity, 
   using frames::Refusal;
   if (hello.purpose == Purpose::coordinator) {
     return refused(Refusal::purpose, "this is a peer, not a coordinator");
+  }
+  if (hello.purpose == Purpose::relay) {
+    return refused(Refusal::purpose, "this peer does not relay");
   }
   if (hello.run_id != identity.run_id) {
     return refused(Refusal::run, "this peer belongs to another run");

@@ -308,7 +308,9 @@ HeartbeatStatus Engine::status() noexcept {
   status.watermark = machine->watermark();
   status.next_step = machine->next_step();
   status.progress = executor_.progress();
-  status.waiting = at_entry_ ? 1 : executor_.open_steps() > 0 ? 2 : 0;
+  status.waiting = at_entry_                     ? Waiting::gate
+                   : executor_.open_steps() > 0 ? Waiting::peers
+                                                : Waiting::nothing;
   status.down = executor_.down(monotonic_s());
   return status;
 }

@@ -17,10 +17,15 @@ open_steps = st.builds(
     nf.OpenStep, u64, u32, st.booleans(), st.booleans(), st.booleans(), ids, ids, u64
 )
 frames = st.one_of(
-    st.builds(nf.NativeHello, st.integers(0, 2), ids, ids, u64, ids, u16, u16),
+    st.builds(nf.NativeHello, st.integers(0, 3), ids, ids, u64, ids, u16, u16),
     st.builds(nf.Welcome, u64),
     st.builds(nf.RefusedFrame, st.integers(1, 6), texts),
-    st.builds(nf.Heartbeat, u64, u32, u64, u64, u64, st.integers(0, 2), u32, id_lists),
+    st.builds(
+        nf.Heartbeat,
+        *(u64, u32, u64, u64, u64, u32, u32, u64, st.integers(0, 3)),
+        st.lists(st.builds(nf.WaitOn, ids, st.integers(1, 3)), max_size=4).map(tuple),
+        *(id_lists, id_lists),
+    ),
     st.builds(nf.Pong, u64, u32),
     st.builds(nf.Flush, u64, u32),
     st.builds(
@@ -32,6 +37,8 @@ frames = st.one_of(
     st.builds(nf.Suspect, u32, u64, st.integers(1, 5), id_lists, texts),
     st.builds(nf.EvictedFrame, u64, texts),
     st.builds(nf.PeerBeat, u32, u64, u64),
+    st.builds(nf.Routes, u64, u32, st.lists(st.builds(nf.Route, ids, ids), max_size=4).map(tuple)),
+    st.builds(nf.RelayFrame, ids, u64),
 )
 
 
