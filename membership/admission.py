@@ -13,6 +13,7 @@ has at most one connection of each kind; a newer one replaces the older.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.events import Close, Send, SendNative
@@ -88,14 +89,12 @@ class Admission:
     def _admit(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
         core = self._core
         if not core.peers and core.view is None:
-            core.min_world = core.config.min_world  # what a program that is over asked for
-        min_world = core.min_world
-        if msg.min_world and min_world and msg.min_world != min_world:
-            text = (
-                f"min_world is {min_world} in this run, and this peer asks for {msg.min_world}; "
-                "all peers must give the same value or none"
-            )
-            self._refuse(conn, "min_world", text)
+            # What a program that is over asked for.
+            core.min_world, core.on_underflow = core.config.min_world, core.config.on_underflow
+            core.straggler_s = core.config.straggler_s
+        conflict = self._conflict(msg)
+        if conflict is not None:
+            self._refuse(conn, *conflict)
             return None
         if len(core.peers) >= core.config.admitted_max:
             self._refuse(conn, "limit", f"{len(core.peers)} peers are admitted already")
@@ -103,7 +102,9 @@ class Admission:
         if not self._retire_namesake(msg.peer_id, now_s):
             self._refuse(conn, "limit", "a living peer has the same peer id")
             return None
-        core.min_world = min_world or msg.min_world
+        core.min_world = core.min_world or msg.min_world
+        core.on_underflow = core.on_underflow or msg.on_underflow
+        core.straggler_s = core.straggler_s or msg.straggler_s
         core.incarnations += 1
         peer = Peer(
             peer_id=msg.peer_id,
@@ -114,6 +115,7 @@ class Admission:
             host_key=msg.host_key,
             hostname=msg.hostname,
             pid=msg.pid,
+            group=msg.group,
             last_beat_s=now_s,
         )
         core.peers[peer.incarnation] = peer
@@ -122,6 +124,37 @@ class Admission:
         self._welcome(peer)
         core.log("info", f"peer {name(peer)} admitted from {peer.host}:{peer.port}")
         return peer
+
+    def _conflict(self, msg: Hello) -> tuple[str, str] | None:
+        """Returns the code and the text of a refusal if the peer wants other rules than the run's.
+
+        What nobody had an opinion about so far, this peer decides."""
+        core = self._core
+        policies = ("", "wait", "alone", "raise")
+        rules: tuple[tuple[str, str, float, float, Callable[[float], str]], ...] = (
+            ("min_world", "min_world", core.min_world, msg.min_world, lambda n: f"{n:g}"),
+            (
+                "on_underflow",
+                "on_underflow",
+                core.on_underflow,
+                msg.on_underflow,
+                lambda n: repr(policies[int(n)]),
+            ),
+            (
+                "straggler",
+                "the straggler policy",
+                core.straggler_s,
+                msg.straggler_s,
+                lambda s: f"to exclude after {s:g} s" if s > 0 else "to wait",
+            ),
+        )
+        for code, subject, ours, theirs, say in rules:
+            if ours and theirs and ours != theirs:
+                return code, (
+                    f"{subject} is {say(ours)} in this run, and this peer asks for {say(theirs)}; "
+                    "all peers must give the same value or none"
+                )
+        return None
 
     def _retire_namesake(self, peer_id: bytes, now_s: float) -> bool:
         """Gives up an older incarnation of the same id; False if that one is evidently alive."""

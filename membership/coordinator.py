@@ -39,6 +39,7 @@ from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
     ID_BYTES,
     AtEntry,
+    Drain,
     Hello,
     HoldFrom,
     Installed,
@@ -49,6 +50,7 @@ from pccl.membership.messages import (
     StatusReply,
     StatusRequest,
     Switched,
+    Testimony,
     WaitFor,
     World,
 )
@@ -233,10 +235,13 @@ class Coordinator:
                 self._joins.switched(peer, epoch, step, now_s)
             case Installed(epoch):
                 self._note_epoch(peer, epoch)
+                self._flushing.installed(peer, epoch)
             case WaitFor(world_size):
                 peer.wait_for = world_size
-            case Leaving(reason):
+            case Leaving(reason, _):
                 self._leaving(peer, reason, now_s)
+            case Drain() | Testimony():
+                pass
             case Hello() | StatusRequest():
                 raise AssertionError("handled before")
             case _:
@@ -348,12 +353,16 @@ def _restore(
         token_bytes=token_bytes,
         started_s=now_s,
         min_world=config.min_world,
+        on_underflow=config.on_underflow,
+        straggler_s=config.straggler_s,
     )
     if record is None:
         core.run_id = config.run_id or token_bytes(ID_BYTES)
         return core
     core.run_id, core.lineage = record.run_id, record.lineage
     core.min_world = config.min_world or record.min_world
+    core.on_underflow = config.on_underflow or record.on_underflow
+    core.straggler_s = config.straggler_s or record.straggler_s
     core.incarnations = record.incarnations
     core.epoch_high = core.epochs_reserved = record.epochs_reserved
     core.flushing = record.flushing
@@ -370,6 +379,7 @@ def _restore(
             host_key=saved.host_key,
             hostname=saved.hostname,
             pid=saved.pid,
+            group=saved.group,
             last_beat_s=now_s,
         )
     return core

@@ -22,7 +22,9 @@ from pccl.membership.messages import (
     Activate,
     CoordinatorMessageBody,
     Evicted,
+    Excluded,
     Install,
+    Underflow,
 )
 from pccl.membership.record import (
     NO_NOTE,
@@ -45,6 +47,8 @@ class CoordinatorConfig:
 
     run_id: bytes | None = None  # None: drawn at the first start
     min_world: int = 0  # 0: the first peer with an opinion decides, else 1
+    on_underflow: int = 0  # an Underflow; 0: the first peer with an opinion decides, else WAIT
+    straggler_s: float = 0.0  # 0: likewise; < 0 waits, > 0 excludes after so long
     profile: TimeProfile = LAN
     hold_timeout_s: float = 1.0  # members hold their next step that long for a joiner at most
     leave_report_s: float = 1.0  # a leaving peer answers that long
@@ -58,6 +62,7 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         assert 0 <= self.min_world <= self.admitted_max <= MEMBERS_MAX
+        assert 0 <= self.on_underflow <= max(Underflow)
 
 
 @dataclass(slots=True)
@@ -81,12 +86,15 @@ class Peer:
     waiting: int = 0
     lag_ms: int = 0
     down: tuple[bytes, ...] = ()
+    group: int = 0
     entry: str | None = None  # waits at an entry of this name
     entry_since_s: float = 0.0
     entry_seen_s: float = 0.0
     wait_for: int = 0
     gone: str | None = None  # dead, evicted: why; it cannot come back
     leaving_s: float | None = None  # since when
+    excluding: str | None = None  # why the next view is to be without it, though it stays admitted
+    excluded: Excluded | None = None  # told until it answers
     silent: bool = False  # its lease has ended, but it may come back until a view excludes it
     plan_retry_s: float = 0.0
     plan_backoff_s: float = 0.0
@@ -94,7 +102,7 @@ class Peer:
 
     def present(self) -> bool:
         """Says whether new views may count on it."""
-        return self.gone is None and self.leaving_s is None
+        return self.gone is None and self.leaving_s is None and self.excluding is None
 
     def member(self, first_step: int) -> Member:
         return Member(
@@ -105,6 +113,7 @@ class Peer:
             port=self.port,
             host_key=self.host_key,
             first_step=first_step,
+            group=self.group,
         )
 
     def admitted(self) -> AdmittedPeer:
@@ -117,6 +126,7 @@ class Peer:
             host_key=self.host_key,
             hostname=self.hostname,
             pid=self.pid,
+            group=self.group,
         )
 
 
@@ -150,6 +160,8 @@ class Core:
     run_id: bytes = b""
     lineage: int = 1
     min_world: int = 0
+    on_underflow: int = 0  # 0: nobody had an opinion yet
+    straggler_s: float = 0.0  # likewise
     incarnations: int = 0
     epoch_high: int = 0
     epochs_reserved: int = 0
@@ -201,6 +213,8 @@ class Core:
             note=self.note,
             carried=self.carried,
             peers=tuple(p.admitted() for p in self.peers.values()),
+            on_underflow=self.on_underflow,
+            straggler_s=self.straggler_s,
         )
 
     def new_epoch(self) -> int:
@@ -212,6 +226,14 @@ class Core:
 
     def effective_min_world(self) -> int:
         return max(1, self.min_world)
+
+    def underflow(self) -> Underflow:
+        """Returns what becomes of steps below `min_world`."""
+        return Underflow(self.on_underflow) if self.on_underflow else Underflow.WAIT
+
+    def straggler_after_s(self) -> float | None:
+        """Returns how long members wait for a straggler; None: as long as it takes."""
+        return self.straggler_s if self.straggler_s > 0 else None
 
     def current(self) -> View | None:
         """Returns the newest view that has members running in it (or about to, all agreed)."""
@@ -317,6 +339,21 @@ class Core:
             self.expel(peer, text)
         else:
             self.expel(peer, text)
+
+    def exclude(self, peer: Peer, reason: str) -> bool:
+        """Asks that the next view is without this straggler; it stays admitted, as a learner.
+
+        Returns False, and does nothing, if the members left would be too few to run a step.
+        """
+        if not self.is_member(peer.incarnation) or not peer.present():
+            return False
+        left = sum(p.present() for p in self.members()) - 1
+        if left < self.effective_min_world():
+            return False
+        peer.excluding = reason
+        self.log("warning", f"peer {name(peer)} is excluded: {reason}")
+        self.want_flush(f"{name(peer)}: {reason}")
+        return True
 
     def want_flush(self, reason: str) -> None:
         if len(self.flush_reasons) < ACCUSATIONS_MAX:

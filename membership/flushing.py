@@ -21,7 +21,7 @@ from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
-from pccl.membership.messages import CancelPlan, StepOutcome
+from pccl.membership.messages import TEXT_CHARACTERS_MAX, CancelPlan, Excluded, StepOutcome
 from pccl.membership.record import NO_NOTE, CarriedDecision, InstallNote
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report
@@ -79,10 +79,17 @@ class Flushing:
     def repeat(self, peer: Peer) -> None:
         """Asks a member (again) that has not reported."""
         asking = self._asking
+        if peer.excluded is not None:
+            self._core.send(peer, peer.excluded)
         if asking is None or not self._core.is_member(peer.incarnation):
             return
         if peer.gone is None and peer.incarnation not in asking.reports:
             self._core.send_native(peer, Flush(self._core.generation, asking.target))
+
+    def installed(self, peer: Peer, epoch: int) -> None:
+        """A peer says what it has installed; thereby an excluded one shows that it knows."""
+        if peer.excluded is not None and epoch >= peer.excluded.epoch:
+            peer.excluded = None
 
     def paused(self, duration_s: float) -> None:
         if self._asking is not None:
@@ -159,7 +166,7 @@ class Flushing:
         witnesses = {
             p.incarnation: asking.reports[p.incarnation]
             for p in core.members()
-            if p.leaving_s is not None and p.gone is None and p.incarnation in asking.reports
+            if not p.present() and p.gone is None and p.incarnation in asking.reports
         }
         oldest = min(r.epoch for r in reports.values())
         carried = tuple(c for c in core.carried if c.epoch > oldest)
@@ -179,7 +186,7 @@ class Flushing:
         for incarnation in outcome.inconsistent:
             core.peers[incarnation].gone = "its report contradicts the others'"
         survivors = [i for i in reports if core.peers[i].present()]
-        self._install(asking.target, survivors, outcome, carried, now_s)
+        self._install(asking, survivors, outcome, carried, now_s)
 
     def _views(self) -> list[View]:
         core = self._core
@@ -197,7 +204,7 @@ class Flushing:
 
     def _install(
         self,
-        target: int,
+        asking: _Asking,
         survivors: list[int],
         outcome: Outcome,
         carried: tuple[CarriedDecision, ...],
@@ -205,13 +212,16 @@ class Flushing:
     ) -> None:
         core = self._core
         assert survivors, "a decision keeps at least one reporter"
+        target, reported = asking.target, asking.reports
         before = core.members()
         current = core.current()
         assert current is not None
         kept: tuple[Member, ...] = tuple(
             m for m in current.members if m.incarnation in set(survivors)
         )
-        left = [p for p in before if p.incarnation not in set(survivors)]
+        out = [p for p in before if p.incarnation not in set(survivors)]
+        demoted = [p for p in out if p.excluding is not None and p.incarnation in reported]
+        left = [p for p in out if p not in demoted]
         told = {d.step: CarriedDecision(target, d) for d in outcome.decisions}
         final = {c.decision.step: c for c in carried} | told
         joiners = core.joiners() if not self._resolved() else ()
@@ -221,10 +231,15 @@ class Flushing:
             paused=len(kept) < core.effective_min_world(),
             committed_below=outcome.committed_below,
             decisions=outcome.decisions,
-            lost=tuple(p.peer_id for p in left),
+            lost=tuple(p.peer_id for p in out),
         )
         core.counters.views += 1
         self._end(left)
+        for peer in demoted:
+            text = (peer.excluding or "")[:TEXT_CHARACTERS_MAX]
+            peer.excluded = Excluded(core.generation, target, text)
+            peer.excluding, peer.entry = None, None
+            core.send(peer, peer.excluded)
         for peer in core.members():
             peer.entry = None  # what it waits for now, it says again
             core.send(peer, core.install_message(core.view, core.note))

@@ -21,7 +21,7 @@ from pccl.base.errors import RemoteError
 from pccl.membership.record import Record, record_codec
 from pccl.membership.store import StoreError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised whenever an older program could misread the file."""
 
 _SCHEMA: Final = """

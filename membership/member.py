@@ -276,7 +276,7 @@ class Member:
                 return [CancelView(generation, epoch)]
             case m.Install():
                 return self._on_install(message)
-            case m.World() | m.StatusReply():
+            case m.World() | m.StatusReply() | m.Recall() | m.Excluded():
                 if isinstance(message, m.World):
                     self.world = message
                 return []

@@ -18,6 +18,9 @@ NAME_CHARACTERS_MAX: Final = 256  # of an entry's name: long enough for a descri
 HOST_CHARACTERS_MAX: Final = 255  # the longest DNS name
 TEXT_CHARACTERS_MAX: Final = 2048  # of a reason for people
 STATUS_BYTES_MAX: Final = 200_000  # of one status document; the codec's limit is 262,144
+GROUP_MAX: Final = MEMBERS_MAX - 1
+DRAIN_S_MAX: Final = 86_400.0  # longer than any notice a machine gives before it goes
+STRAGGLER_WAIT: Final = -1.0  # as an opinion: whoever is slow is waited for
 EPOCH_MAX: Final = (1 << 32) - 1  # epochs are 32 bits wide in the native frames
 
 
@@ -27,6 +30,14 @@ class StepOutcome(IntEnum):
     COMMIT = 1
     RETRY = 2
     FAIL = 3
+
+
+class Underflow(IntEnum):
+    """What becomes of steps while a view has fewer members than `min_world`."""
+
+    WAIT = 1  # they wait for more
+    ALONE = 2  # they run, once the first view was large enough
+    RAISE = 3  # they fail on all members
 
 
 def demand(holds: bool, what: str) -> None:
@@ -58,12 +69,14 @@ class MemberInfo:
     port: int
     host_key: int  # equal for peers on the same machine
     first_step: int  # first step this member takes part in
+    group: int = 0  # members of one group reduce among themselves
 
     def __post_init__(self) -> None:
         check_id(self.peer_id, "peer_id")
         check_id(self.secret, "secret")
         check_text(self.host, "host", HOST_CHARACTERS_MAX)
         demand(1 <= self.port <= 65535, f"port {self.port}")
+        demand(self.group <= GROUP_MAX, f"group {self.group} is above {GROUP_MAX}")
 
 
 def check_members(members: tuple[MemberInfo, ...]) -> None:

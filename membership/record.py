@@ -39,6 +39,7 @@ class AdmittedPeer:
     host_key: int
     hostname: str
     pid: int
+    group: int = 0
 
 
 @struct
@@ -94,6 +95,8 @@ class Record:
     note: InstallNote
     carried: tuple[CarriedDecision, ...]
     peers: tuple[AdmittedPeer, ...]
+    on_underflow: int = 0  # an Underflow; 0 = nobody had an opinion yet
+    straggler_s: float = 0.0  # likewise
 
 
 record_codec: Codec[Record] = Codec(Record)

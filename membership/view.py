@@ -34,6 +34,7 @@ class Member:
     port: int
     host_key: int
     first_step: int
+    group: int = 0  # of those that reduce among themselves
 
     def info(self) -> MemberInfo:
         return MemberInfo(
@@ -44,6 +45,7 @@ class Member:
             port=self.port,
             host_key=self.host_key,
             first_step=self.first_step,
+            group=self.group,
         )
 
 

@@ -18,7 +18,9 @@ from pccl.base.errors import (
     DeadlineExceeded,
     DescriptorMismatch,
     Evicted,
+    Excluded,
     Forked,
+    Left,
     OutcomeUnknown,
     PcclError,
     PeerLost,
@@ -27,6 +29,7 @@ from pccl.base.errors import (
     StepFailed,
     UsageError,
     ViewChanged,
+    WorldTooSmall,
 )
 from pccl.communicator import Communicator
 from pccl.connect import connect
@@ -49,7 +52,9 @@ __all__ = [
     "DeadlineExceeded",
     "DescriptorMismatch",
     "Evicted",
+    "Excluded",
     "Forked",
+    "Left",
     "Outcome",
     "OutcomeUnknown",
     "PcclError",
@@ -63,6 +68,7 @@ __all__ = [
     "View",
     "ViewChanged",
     "Work",
+    "WorldTooSmall",
     "connect",
     "sync_state",
 ]

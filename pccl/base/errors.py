@@ -15,13 +15,16 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     ├── ViewChanged          the members changed, and the operation depends on them   [retryable]
     ├── StepFailed           all members decided that this step cannot succeed
     │   ├── DescriptorMismatch   peers posted different operations under one tag
-    │   └── CorruptResult        peers hold different results, attempt after attempt
+    │   ├── CorruptResult        peers hold different results, attempt after attempt
+    │   ├── WorldTooSmall        fewer members than min_world, and nobody waits     [retryable]
+    │   └── Excluded             the others did not wait any longer for this peer   [retryable]
+    ├── Left                 this process has left the run, as it had asked to
     ├── Evicted              the run went on without this process; connect again
     └── CoordinatorLost      no coordinator for longer than the grace period
         └── OutcomeUnknown   ... while a step's outcome had still to be decided
 
 Invariant: errors that end a step on one member end it with the same class on every member, except
-Evicted and CoordinatorLost, which are about this process alone.
+Excluded, Left, Evicted and CoordinatorLost, which are about this process alone.
 """
 
 from collections.abc import Sequence
@@ -137,6 +140,26 @@ class DescriptorMismatch(StepFailed):
 
 class CorruptResult(StepFailed):
     """Peers computed different results attempt after attempt: suspect memory or a processor."""
+
+
+class WorldTooSmall(StepFailed):
+    """Fewer members than `min_world` are left, and the run was told to raise instead of waiting.
+    A later step runs again as soon as enough peers have come in."""
+
+    retryable = True
+
+
+class Excluded(StepFailed):
+    """The others did not wait any longer for this peer, which was too slow: its open steps count
+    without it.  It stays in the run as a newcomer: bring its state up to date (`sync_state`) and
+    begin the next step, at which it comes in again."""
+
+    retryable = True
+
+
+class Left(PcclError):
+    """This process has left the run, as it had asked to by `leave()`; all its earlier steps are
+    done.  A `with pccl.connect(...)` block ends quietly by it."""
 
 
 class Evicted(PcclError):

@@ -11,6 +11,7 @@ from pccl.base.errors import (
     CorruptResult,
     DeadlineExceeded,
     DescriptorMismatch,
+    Excluded,
     Forked,
     OutcomeUnknown,
     PcclError,
@@ -20,6 +21,7 @@ from pccl.base.errors import (
     StepFailed,
     UsageError,
     ViewChanged,
+    WorldTooSmall,
 )
 
 ALL: list[type[PcclError]] = [
@@ -39,7 +41,8 @@ def test_every_error_is_caught_as_a_pccl_error_and_drawn_in_the_tree(kind: type[
 
 def test_exactly_the_errors_that_pass_by_themselves_are_retryable() -> None:
     retryable = {kind for kind in ALL if kind.retryable}
-    assert retryable == {DeadlineExceeded, PeerLost, StaleView, ViewChanged}
+    passing = {DeadlineExceeded, PeerLost, StaleView, ViewChanged}
+    assert retryable == passing | {WorldTooSmall, Excluded}
 
 
 def test_errors_are_also_what_their_builtin_namesakes_are() -> None:

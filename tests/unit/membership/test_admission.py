@@ -50,7 +50,7 @@ def test_an_incarnation_is_never_given_twice_even_across_a_restart() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({"protocol": 2}, "protocol", "speaks protocol 1, the peer 2"),
+        ({"protocol": 3}, "protocol", "speaks protocol 2, the peer 3"),
         ({"run_id": b"x" * 16}, "run", (b"x" * 16).hex()),
         ({"min_world": 5}, "min_world", "is 2 in this run, and this peer asks for 5"),
     ],
@@ -126,7 +126,7 @@ def test_a_member_is_not_taken_over_by_one_that_only_knows_its_name() -> None:
 def test_a_peer_that_is_refused_on_its_own_connection_has_lost_that_connection() -> None:
     hub = Hub()
     victim, _ = hub.members(2)
-    hello = Hello(2, b"", victim.peer_id, 1, 0, 0, "", 1, 0, 0, "", 1, victim.secret)
+    hello = Hello(99, b"", victim.peer_id, 1, 0, 0, "", 1, 0, 0, "", 1, victim.secret)
     victim.say(hello)
     assert victim.got(Refused).code == "protocol" and victim.closed == {victim.agent}
     victim.lose(agent=True)

@@ -8,14 +8,23 @@ import msgpack
 import pytest
 
 from pccl.base.errors import RemoteError
+from pccl.membership import messages
 from pccl.membership.messages import (
     MEMBERS_MAX,
+    STRAGGLER_WAIT,
+    CoordinatorMessageBody,
+    Drain,
+    Excluded,
     Hello,
     HoldFrom,
     Install,
+    Leaving,
     LinksFailed,
     MemberInfo,
+    PeerMessageBody,
+    Recall,
     StepDecision,
+    Underflow,
     coordinator_codec,
     peer_codec,
 )
@@ -50,6 +59,8 @@ def test_the_largest_install_fits_into_one_message() -> None:
         {"epoch": 2**32},
         {"min_world": 1025},
         {"hostname": "h" * 256},
+        {"group": MEMBERS_MAX},
+        {"on_underflow": 4},
     ],
 )
 def test_a_hello_with_a_field_out_of_range_is_the_senders_fault(changes: dict[str, object]) -> None:
@@ -58,6 +69,40 @@ def test_a_hello_with_a_field_out_of_range_is_the_senders_fault(changes: dict[st
         peer_codec.decode(msgpack.packb([1, *fields.values()]))
     with pytest.raises(ValueError):
         dataclasses.replace(HELLO, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        dataclasses.replace(HELLO, group=3, on_underflow=int(Underflow.RAISE), straggler_s=2.5),
+        dataclasses.replace(HELLO, straggler_s=STRAGGLER_WAIT),
+        Leaving("enough", 7),
+        Drain(30.0, "the machine goes away"),
+        messages.Testimony(
+            b"r" * 16, 1, 2, 3, 4, b"s" * 16, b"p" * 16, 2, (), "fe80::1", 4000, "host", 7
+        ),
+    ],
+)
+def test_what_a_peer_says_arrives(said: PeerMessageBody) -> None:
+    assert peer_codec.decode(peer_codec.encode(said)) == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Install(1, 2, (), True, 0, (), (), raises=True),
+        Recall(),
+        Excluded(1, 2, "nobody waits for ever"),
+    ],
+)
+def test_what_a_coordinator_says_arrives(said: CoordinatorMessageBody) -> None:
+    assert coordinator_codec.decode(coordinator_codec.encode(said)) == said
+
+
+def test_a_drain_has_a_bounded_deadline() -> None:
+    for deadline_s in (-1.0, 1e6):
+        with pytest.raises(ValueError, match="deadline_s"):
+            Drain(deadline_s, "")
 
 
 def test_a_peer_cannot_speak_as_the_coordinator() -> None:
