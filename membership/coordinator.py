@@ -54,8 +54,9 @@ from pccl.membership.messages import (
     WaitFor,
     World,
 )
+from pccl.membership.progress import Progress
 from pccl.membership.record import Record
-from pccl.membership.status import status_json
+from pccl.membership.status import Parts, status_json
 from pccl.transport.native_frames import (
     EvictedFrame,
     Frame,
@@ -94,9 +95,11 @@ class Coordinator:
         self._core = _restore(config, generation, record, token_bytes, now_s)
         self._admission = Admission(self._core)
         self._liveness = Liveness(self._core)
+        self._progress = Progress(self._core)
         self._links = Links(self._core)
         self._flushing = Flushing(self._core)
         self._joins = Joins(self._core)
+        self._parts = Parts(self._flushing, self._joins, self._links, self._progress)
         self._world = self._world_now()
         if record is None:
             self._core.persist()  # the run id is told to peers
@@ -108,7 +111,8 @@ class Coordinator:
     @property
     def deadline_s(self) -> float | None:
         """When `on_deadline` must be called at the latest; None while nothing is awaited."""
-        times = (self._liveness.deadline_s(), self._flushing.deadline_s, self._joins.deadline_s)
+        parts = (self._progress, self._links, self._flushing, self._joins)
+        times = [self._liveness.deadline_s(), *(part.deadline_s for part in parts)]
         return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -124,8 +128,8 @@ class Coordinator:
             case Dialled():
                 self._liveness.dialled(event, now_s)
             case Paused(duration_s):
-                self._liveness.paused(duration_s)
-                self._flushing.paused(duration_s)
+                for part in (self._liveness, self._progress, self._links, self._flushing):
+                    part.paused(duration_s)
             case Synced():
                 pass  # output commit makes durability the shell's matter
             case _:
@@ -141,6 +145,8 @@ class Coordinator:
 
     def _conclude(self, now_s: float) -> list[Effect]:
         self._liveness.advance(now_s)
+        self._progress.advance(now_s)
+        self._links.advance(now_s)
         self._flushing.advance(now_s)
         self._joins.advance(now_s)
         world = self._world_now()
@@ -191,7 +197,7 @@ class Coordinator:
             self._drop(conn, "a member agent's message on a native connection")
             return
         if isinstance(msg, StatusRequest):
-            document = status_json(core, self._flushing, self._joins, now_s)
+            document = status_json(core, self._parts, now_s)
             core.effects.append(Send(conn, StatusReply(document)))
             return
         if isinstance(msg, Hello):
@@ -297,15 +303,14 @@ class Coordinator:
 
     def _heartbeat(self, peer: Peer, frame: Heartbeat, now_s: float) -> None:
         core = self._core
-        peer.watermark = max(peer.watermark, frame.watermark)
-        peer.next_step, peer.waiting, peer.lag_ms = frame.next_step, frame.waiting, frame.lag_ms
-        peer.down = frame.down
+        self._progress.beat(peer, frame, now_s)
+        peer.next_step, peer.down, peer.relayed = frame.next_step, frame.down, frame.relayed
         self._note_epoch(peer, frame.epoch)
         core.send_native(peer, Pong(core.generation, core.epoch()))
         self._flushing.repeat(peer)
         self._resend(peer, now_s)
-        if frame.down:
-            self._links.reported_down(peer, frame.epoch, frame.down, now_s)
+        down = (*frame.down, *self._progress.blocked(peer))
+        self._links.beat(peer, frame.epoch, down, frame.relayed, now_s)
 
     def _suspect(self, peer: Peer, frame: Suspect, now_s: float) -> None:
         core = self._core

@@ -35,7 +35,7 @@ from pccl.membership.record import (
     Record,
 )
 from pccl.membership.view import Member, View
-from pccl.transport.native_frames import EvictedFrame, Frame
+from pccl.transport.native_frames import NO_STEP, EvictedFrame, Frame, WaitOn
 
 EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
 ACCUSATIONS_MAX = 256  # per flush; each survivor sends one or two
@@ -57,7 +57,8 @@ class CoordinatorConfig:
     plan_backoff_max_s: float = 30.0
     link_settle_s: float = 1.0  # links may take this long to come up after an install
     strike_window_s: float = 30.0
-    strikes_max: int = 3
+    watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
+    watch_max_s: float = 1800.0
     admitted_max: int = 1024
 
     def __post_init__(self) -> None:
@@ -85,7 +86,13 @@ class Peer:
     next_step: int = 0
     waiting: int = 0
     lag_ms: int = 0
+    rtt_us: int = 0  # 0: not known yet
+    progress: int = 0
+    step: int = NO_STEP  # its oldest open one
+    waits: tuple[WaitOn, ...] = ()  # whom that step waits for
+    moved_s: float = 0.0  # when step, progress or watermark last changed
     down: tuple[bytes, ...] = ()
+    relayed: tuple[bytes, ...] = ()
     group: int = 0
     entry: str | None = None  # waits at an entry of this name
     entry_since_s: float = 0.0
@@ -176,6 +183,7 @@ class Core:
     conns: dict[int, Connection] = field(default_factory=dict)
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
+    apart: frozenset[tuple[int, int]] = frozenset()  # pairs that rings should keep apart
     counters: Counters = field(default_factory=Counters)
     effects: list[Effect] = field(default_factory=list)
     tokens: int = 0

@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pccl.membership.core import Core, Peer
 from pccl.membership.flushing import Flushing
 from pccl.membership.joins import Joins
+from pccl.membership.links import Links
 from pccl.membership.messages import STATUS_BYTES_MAX
+from pccl.membership.progress import Progress
 
-PEERS_SHOWN_MAX: Final = 256  # members first; each takes some 400 bytes
+PEERS_SHOWN_MAX: Final = 256  # members first; each takes some 400 bytes; links and waits too
 
 
-def status_json(core: Core, flushing: Flushing, joins: Joins, now_s: float) -> bytes:
-    """Returns the document, UTF-8, at most STATUS_BYTES_MAX long."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The coordinator's parts that have something to say."""
+
+    flushing: Flushing
+    joins: Joins
+    links: Links
+    progress: Progress
+
+
+def status_json(core: Core, parts: Parts, now_s: float) -> bytes:
+    """Returns the document, UTF-8, at most STATUS_BYTES_MAX long; long lists are cut."""
+    shown = PEERS_SHOWN_MAX
+    while True:  # names that peers chose may be long
+        document = _document(core, parts, now_s, shown)
+        text = json.dumps(document, separators=(",", ":")).encode()
+        if len(text) <= STATUS_BYTES_MAX:
+            return text
+        shown //= 2
+
+
+def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, Any]:
     view = core.current()
     members = core.members()
     learners = core.learners()
     steps = {} if view is None else {m.incarnation: m.first_step for m in view.members}
-    document: dict[str, Any] = {
+    return {
         "run_id": core.run_id.hex(),
         "lineage": core.lineage,
         "generation": core.generation,
         "epoch": core.epoch(),
         "paused": core.note.paused,
         "min_world": core.effective_min_world(),
+        "profile": core.config.profile.name,
         "uptime_s": round(now_s - core.started_s, 3),
         "world_size": len(members),
         "admitted": len(core.peers),
-        "flush": {"target": flushing.target, "awaited": flushing.awaited_names()},
-        "plan": joins.describe(),
+        "flush": {
+            "target": parts.flushing.target,
+            "awaited": parts.flushing.awaited_names()[:shown],
+        },
+        "plan": parts.joins.describe(),
+        "links": parts.links.describe()[:shown],
+        "waits": parts.progress.describe(now_s)[:shown],
         "members": [
             {"rank": rank, "first_step": steps[p.incarnation], **_peer(p, now_s)}
-            for rank, p in enumerate(members[:PEERS_SHOWN_MAX])
+            for rank, p in enumerate(members[:shown])
         ],
-        "learners": [_peer(p, now_s) for p in learners[: max(0, PEERS_SHOWN_MAX - len(members))]],
+        "learners": [_peer(p, now_s) for p in learners[: max(0, shown - len(members))]],
         "counters": {
             "views": core.counters.views,
             "flushes": core.counters.flushes,
@@ -46,9 +75,6 @@ def status_json(core: Core, flushing: Flushing, joins: Joins, now_s: float) -> b
             "commits": max((p.watermark for p in members), default=0),
         },
     }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    assert len(text) <= STATUS_BYTES_MAX, "PEERS_SHOWN_MAX bounds the document"
-    return text
 
 
 def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
@@ -66,6 +92,7 @@ def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
         "waiting": peer.waiting,
         "entry": peer.entry,
         "lag_ms": peer.lag_ms,
+        "rtt_ms": round(peer.rtt_us / 1000, 3),
     }
 
 

@@ -34,6 +34,8 @@ class TimeProfile:
     reattach_window_s: float = 15.0  # after a coordinator's restart, members may come back
     probe_timeout_s: float = 1.0  # a dial that proves death is refused at once; silence proves none
     coordinator_grace_s: float = 60.0  # then a peer gives up on a lost coordinator
+    stall_timeout_s: float = 5.0  # a step in which nothing moves for this long has a culprit
+    route_timeout_s: float = 3.0  # a relay must have mended a link by then
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -63,6 +65,8 @@ WAN: Final = TimeProfile(
     initial_settle_s=3.0,
     reattach_window_s=30.0,
     probe_timeout_s=3.0,
+    stall_timeout_s=15.0,
+    route_timeout_s=8.0,
 )
 PROFILES: Final = {profile.name: profile for profile in (LAN, WAN)}
 

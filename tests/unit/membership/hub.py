@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
 from pccl.membership.events import (
@@ -16,6 +17,7 @@ from pccl.membership.events import (
     Effect,
     Event,
     NativeFrame,
+    Paused,
     PeerMessage,
     Persist,
     ProbeListener,
@@ -33,6 +35,8 @@ from pccl.membership.messages import (
     Installed,
     LinksUp,
     PeerMessageBody,
+    StatusReply,
+    StatusRequest,
     Switched,
     ViewPlan,
 )
@@ -54,6 +58,7 @@ class FakePeer:
     incarnation: int = 0
     secret: bytes = b""
     epoch: int = 0
+    status: dict[str, Any] = field(default_factory=dict)  # of every beat: fields of Heartbeat
     inbox: list[object] = field(default_factory=list)
     closed: set[int] = field(default_factory=set)
 
@@ -95,7 +100,14 @@ class FakePeer:
         self, epoch: int | None = None, down: Sequence[bytes] = (), watermark: int = 0
     ) -> None:
         said = self.epoch if epoch is None else epoch
-        self.tell(Heartbeat(1, said, watermark, watermark, 0, down=tuple(down)))
+        beat = Heartbeat(1, said, watermark, watermark, 0, down=tuple(down))
+        self.tell(replace(beat, **self.status))
+
+    def relayed_by(self, other: FakePeer) -> None:
+        """What a table of routes does when the relay works: the link is not down any more."""
+        down = tuple(i for i in self.status.get("down", ()) if i != other.peer_id)
+        relayed = (*self.status.get("relayed", ()), other.peer_id)
+        self.status = {**self.status, "down": down, "relayed": relayed}
 
     def lose(self, *, agent: bool = False, native: bool = False) -> None:
         for conn in (self.agent if agent else 0, self.native if native else 0):
@@ -201,6 +213,19 @@ class Hub:
             while (deadline_s := self.machine.deadline_s) is not None and deadline_s <= self.now_s:
                 self.carry_out(self.machine.on_deadline(self.now_s))
                 assert self.machine.deadline_s != deadline_s, "the deadline does not move"
+
+    def pause(self, seconds: float) -> None:
+        """The coordinator itself does not run for a while."""
+        self.now_s += seconds
+        self.handle(Paused(seconds))
+
+    def status(self) -> dict[str, Any]:
+        """What `pccl status` would print."""
+        asker = self.peer()
+        asker.agent = self.connect(asker)
+        asker.say(StatusRequest())
+        document: dict[str, Any] = json.loads(asker.got(StatusReply).json)
+        return document
 
     def connect(self, peer: FakePeer) -> int:
         self._conns += 1

@@ -213,35 +213,6 @@ def test_a_peer_that_gives_up_its_step_is_removed_and_the_step_is_not() -> None:
     assert install.lost == (b.peer_id,) and [d.outcome for d in install.decisions] == [2]
 
 
-def test_a_broken_link_costs_flushes_with_everybody_and_in_the_end_one_of_its_ends() -> None:
-    hub = Hub()
-    a, b, c = hub.members(3)
-    everybody = [a, b, c]
-    for _ in range(2):
-        hub.pass_time(1.25, beating=everybody)
-        b.beat(down=[c.peer_id])
-        c.beat(down=[b.peer_id])
-        for peer in everybody:
-            peer.report()
-        for peer in everybody:
-            assert peer.install().lost == ()
-    hub.pass_time(1.25, beating=everybody)
-    b.beat(down=[c.peer_id])
-    a.report()
-    b.report()
-    assert a.got(Install).lost == (c.peer_id,)  # equal strikes: the higher rank
-
-
-def test_who_accuses_many_is_removed_itself() -> None:
-    hub = Hub()
-    a, liar, c, d = hub.members(4)
-    hub.pass_time(1.25, beating=[a, liar, c, d])
-    liar.beat(down=[a.peer_id, c.peer_id, d.peer_id])
-    for peer in (a, c, d):
-        peer.report()
-    assert a.got(Install).lost == (liar.peer_id,)
-
-
 def test_an_install_that_was_not_heard_is_repeated_with_a_later_heartbeat() -> None:
     hub = Hub()
     a, b = hub.members(2)
