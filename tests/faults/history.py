@@ -6,11 +6,12 @@ of a run, those of killed processes included, and looks for contradictions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.faults.notes import Tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +39,14 @@ class History:
     end: str | None = None
     end_at: float = 0.0
     end_text: str = ""
-    _read_bytes: int = 0
+    _tail: Tail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tail = Tail(self.path)
 
     def poll(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._read_bytes)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]  # a killed process may leave half a line
-        self._read_bytes += len(whole)
-        for line in whole.splitlines():
-            self._take(json.loads(line))
+        for fact in self._tail():
+            self._take(fact)
 
     def _take(self, fact: dict[str, Any]) -> None:
         if "step" in fact:

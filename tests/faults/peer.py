@@ -9,14 +9,12 @@ unbuffered, so that the last words of a killed process survive it.  SIGUSR1 prin
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
@@ -24,21 +22,11 @@ import numpy as np
 
 import pccl
 from tests.faults import values
+from tests.faults.notes import Note
 
 ENDED, FAILED, WRONG, ORPHANED = 0, 3, 4, 5  # exit codes
 CONNECT_S = 30.0
 STEP_S = 120.0
-
-
-class Note:
-    """Appends to this process's history."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def __call__(self, **facts: Any) -> None:
-        line = json.dumps({"at": time.monotonic(), **facts}) + "\n"
-        os.write(self._descriptor, line.encode())
 
 
 class Orders:
@@ -88,7 +76,7 @@ def reduce(comm: pccl.Communicator, count: int, note: Note, orders: Orders) -> i
 def main() -> int:
     address, history, min_world, count = sys.argv[1:5]
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    note = Note(history)
+    note = Note.into(history)
     values.contribution(bytes(16), 0, int(count))  # makes the table
     note(ready=True)
     if not sys.stdin.readline():

@@ -1,0 +1,299 @@
+"""One peer of a churn run: `python agent.py CONFIG`, CONFIG being a JSON object (see `Config`).
+
+It imports all it needs, says so, and waits for orders on its standard input: `go` connects, `end`
+asks all peers to end after the same step, `leave` leaves, `stuck SECONDS` blocks the program
+between two steps.  It then reduces integers, step after step, and checks every element of every
+result.  Its history goes to standard output, one unbuffered JSON line per fact, so the same program
+runs under a pipe, a file or ssh, and the last words of a killed process survive it.  SIGUSR1 prints
+all stacks to standard error, where otherwise nothing may appear.
+
+The state.  Every `train` step advances a vector of counters by its result.  A newcomer holds none:
+it says so in its first `train` step, and a `state` step follows in which those who hold the state
+bring it and the others zeros, under max.  If nobody holds it, it begins at zero, as a new lineage
+named after that step.  So the hash of the state is a function of (lineage, step) alone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
+
+import numpy as np
+
+import pccl
+from tests.faults import values
+from tests.faults.notes import Note
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+ENDED, FAILED, ORPHANED = 0, 3, 5  # exit codes
+CONNECT_S = 120.0
+STEP_S = 300.0
+STATE = 1024  # counters
+HEAD = 1  # of the vector in a `state` step: the lineage, which is a step number plus one
+# After these the same communicator goes on: the error was about one step or this peer's place.
+GO_ON = ("DeadlineExceeded", "Excluded", "StepFailed", "WorldTooSmall")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the harness tells a peer; the defaults are those of a churn run."""
+
+    address: str
+    listen: str = ""  # host, no port; "" leaves it to pccl
+    min_world: int = 2
+    count: int = 1 << 14  # f32 elements
+    pace_s: float = 0.01  # mean pause between steps, so that histories stay readable
+    rejoin: bool = False  # connects again in the same process after it was evicted
+    connect: tuple[tuple[str, Any], ...] = ()  # further arguments of pccl.connect
+
+
+class Orders:
+    """What the harness wants of this process, read by a thread of its own."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+        self.leave = threading.Event()
+        self.stuck: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self._go = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for_go(self) -> None:
+        self._go.wait()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            word, _, argument = line.strip().partition(" ")
+            match word:
+                case "go":
+                    self._go.set()
+                case "end":
+                    self.end.set()
+                case "leave":
+                    self.leave.set()
+                case "stuck":
+                    self.stuck.put(float(argument))
+        os._exit(ORPHANED)  # the harness is gone
+
+
+class Replica:
+    """The state of this process."""
+
+    def __init__(self) -> None:
+        self.lineage = -1  # holds none
+        self.counters = np.zeros(STATE, np.int64)
+
+    @property
+    def held(self) -> bool:
+        return self.lineage >= 0
+
+    def forget(self) -> None:
+        self.lineage = -1
+        self.counters[:] = 0
+
+    def advance(self, result: Any) -> None:
+        self.counters += result[:STATE].astype(np.int64)
+
+    def vector(self) -> Any:
+        return np.concatenate((np.array([self.lineage + 1], np.int64), self.counters))
+
+    def take(self, vector: Any, sources: int, step: int) -> bool:
+        """Takes the outcome of a `state` step; False if it is not what this peer already held."""
+        if sources == 0:
+            self.lineage = step
+            self.counters[:] = 0
+            return True
+        same = not self.held or bool((self.vector() == vector).all())
+        self.lineage = int(vector[0]) - 1
+        self.counters[:] = vector[HEAD:]
+        return same
+
+    def digest(self) -> str:
+        return hashlib.blake2b(self.counters.data, digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    array: Any
+    op: str
+
+
+class Life:
+    """One admission of this process, until it leaves, is put out or is told to end."""
+
+    def __init__(self, comm: pccl.Communicator, config: Config, note: Note, orders: Orders) -> None:
+        self._comm = comm
+        self._config = config
+        self._note = note
+        self._orders = orders
+        self._me = bytes(comm.peer_id)
+        self._replica = Replica()
+        self._sets: dict[tuple[bytes, ...], int] = {}
+        self._viewed = -1
+        self._dice = random.Random(self._me)
+
+    def run(self) -> int:
+        """Steps until told to stop; returns an exit code."""
+        while not self._orders.leave.is_set():
+            try:
+                ended, fresh = self._train()
+                if fresh and not ended:
+                    self._share()
+            except pccl.PcclError as error:
+                if type(error).__name__ not in GO_ON:
+                    raise
+                if type(error).__name__ == "Excluded":
+                    self._replica.forget()
+                continue
+            if ended:
+                return ENDED
+            self._pause()
+        return ENDED
+
+    def _train(self) -> tuple[bool, int]:
+        """Returns whether the run ends here, and how many contributors do not hold the state."""
+        count = self._config.count
+        end = np.array([self._orders.end.is_set()], np.uint8)
+        fresh = np.array([not self._replica.held], np.int64)
+        x = np.empty(0, np.float32)
+
+        def operations(number: int) -> list[Operation]:
+            nonlocal x
+            x = values.contribution(self._me, number, count)
+            return [Operation(x, "sum"), Operation(end, "max"), Operation(fresh, "sum")]
+
+        number, outcome = self._step("train", operations)
+        wrong = int(np.count_nonzero(x != values.expected_sum(outcome.contributors, number, count)))
+        if self._replica.held:
+            self._replica.advance(x)
+        self._committed(number, "train", outcome, x, wrong)
+        return bool(end[0]), int(fresh[0])
+
+    def _share(self) -> None:
+        held = self._replica.held
+        vector = self._replica.vector() if held else np.zeros(HEAD + STATE, np.int64)
+        sources = np.array([held], np.int64)
+        number, outcome = self._step(
+            "state", lambda _: [Operation(vector, "max"), Operation(sources, "sum")]
+        )
+        same = self._replica.take(vector, int(sources[0]), number)
+        self._committed(number, "state", outcome, vector, wrong=0 if same else 1)
+
+    def _step(
+        self, name: str, operations: Callable[[int], list[Operation]]
+    ) -> tuple[int, pccl.Outcome]:
+        number = -1
+        posted: list[Operation] = []
+        before: list[Any] = []
+        try:
+            with self._comm.step(name) as step:
+                number = step.number
+                self._note(invoke=number, name=name)
+                posted = operations(number)
+                before = [operation.array.copy() for operation in posted]
+                for operation in posted:
+                    step.all_reduce(operation.array, op=operation.op)
+        except pccl.PcclError as error:
+            pairs = zip(posted, before, strict=True)
+            restored = all((operation.array == was).all() for operation, was in pairs)
+            self._note(
+                failed=type(error).__name__,
+                step=number,
+                restored=restored,
+                text=str(error)[:500],
+            )
+            raise
+        return number, step.outcome
+
+    def _committed(
+        self, number: int, name: str, outcome: pccl.Outcome, result: Any, wrong: int
+    ) -> None:
+        at = time.monotonic()
+        self._note(
+            at=at,
+            commit=number,
+            name=name,
+            epoch=outcome.epoch,
+            set=self._set(outcome.contributors),
+            digest=values.digest(result),
+            retries=outcome.retries,
+            wrong=wrong,
+            lineage=self._replica.lineage,
+            state=self._replica.digest() if self._replica.held else "",
+        )
+        view = self._comm.view
+        if view.epoch != self._viewed:
+            self._viewed = view.epoch
+            self._note(view=view.epoch, set=self._set(view.members))
+
+    def _set(self, members: tuple[pccl.Peer, ...]) -> int:
+        """Writes a set of peers down once, and names it by a number from then on."""
+        found = self._sets.get(members)
+        if found is None:
+            found = self._sets[members] = len(self._sets)
+            self._note(defines=found, peers=[peer.hex() for peer in members])
+        return found
+
+    def _pause(self) -> None:
+        time.sleep(self._dice.uniform(0.0, 2 * self._config.pace_s))
+        if not self._orders.stuck.empty():
+            stuck_s = self._orders.stuck.get()
+            self._note(stuck=stuck_s)
+            time.sleep(stuck_s)
+
+
+def live(config: Config, note: Note, orders: Orders) -> int:
+    """Connects and reduces, again and again if the harness wants that; returns an exit code."""
+    while True:
+        note(connecting=True)
+        try:
+            with pccl.connect(
+                config.address,
+                min_world=config.min_world,
+                listen=f"{config.listen}:0" if config.listen else None,
+                insecure=True,
+                timeout_s=CONNECT_S,
+                step_timeout_s=STEP_S,
+                **dict(config.connect),
+            ) as comm:
+                note(admitted=comm.peer_id.hex())
+                code = Life(comm, config, note, orders).run()
+            note(end="ended", text="")
+            return code
+        except pccl.PcclError as error:
+            note(end=type(error).__name__, text=str(error)[:500])
+            again = isinstance(error, pccl.Evicted | pccl.CoordinatorLost | pccl.ConnectError)
+            if not (config.rejoin and again):
+                return FAILED
+        if orders.end.is_set() or orders.leave.is_set():
+            return FAILED
+
+
+def main() -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    chosen = json.loads(sys.argv[1])
+    chosen["connect"] = tuple(map(tuple, chosen.get("connect", ())))
+    config = Config(**chosen)
+    note = Note(sys.stdout.fileno())
+    values.contribution(bytes(16), 0, config.count)  # makes the table
+    orders = Orders()
+    note(ready=os.getpid(), wall=time.time(), boot=Path(BOOT_ID).read_text().strip())
+    orders.wait_for_go()
+    return live(config, note, orders)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Gaps between commits against what the nemesis did: which ones nothing excuses.  Pure.
+
+At any moment a peer is *healthy* if it is admitted, neither stopped nor frozen, and no fault is on
+its host's network; the coordinator is *there* if it runs, is not stopped, and no fault is on its
+host's network.  The run *must go on* while at least `min_world` peers are healthy and, if anything
+was done to any peer or link since a second before the last commit (so that a decision may be
+needed), the coordinator is there.  What is done to the coordinator alone excuses nothing.
+
+Invariant checked: no stretch without a commit during which the run must go on is longer than the
+bar.  A stretch is interrupted by any moment at which the run need not go on, because detection
+then starts anew.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tests.churn.records import Fault, Life
+
+BEFORE_S = 1.0  # what was done this long before the last commit may still need a decision
+COORDINATOR_HOST = "coord"
+STOPS = frozenset({"stop", "freeze"})
+ON_LINKS = frozenset({"cut", "reset", "loss", "delay"})
+COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Part of a peer's existence: its process lives and is admitted."""
+
+    process: str
+    host: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The longest stretch without a commit, within one pause, in which the run had to go on."""
+
+    begin: float
+    length_s: float
+    pause_s: float  # between the two commits around it
+
+
+def commit_times(lives: Iterable[Life]) -> list[float]:
+    return sorted(commit.at for life in lives for commit in life.commits)
+
+
+def gaps(
+    commits: Sequence[float],
+    spans: Sequence[Span],
+    faults: Sequence[Fault],
+    *,
+    end: float,
+    min_world: int,
+    shortest_s: float = 1.0,
+) -> list[Gap]:
+    """Returns every stretch that had to go on and did not for more than `shortest_s`.
+
+    Args:
+        commits: sorted moments of commits by anybody; the pause after the last ends at `end`.
+    """
+    found = []
+    for before, after in zip(commits, [*commits[1:], end], strict=True):
+        if after - before > shortest_s:
+            begin, length_s = _longest(before, after, spans, faults, min_world)
+            if length_s > shortest_s:
+                found.append(Gap(begin, length_s, after - before))
+    return found
+
+
+def _longest(
+    begin: float, end: float, spans: Sequence[Span], faults: Sequence[Fault], min_world: int
+) -> tuple[float, float]:
+    """Walks from change to change; returns the begin and length of the longest stretch."""
+    near = [f for f in faults if f.until >= begin - BEFORE_S and f.at < end]
+    living = [s for s in spans if s.begin < end and s.end > begin]
+    changes = {begin, end}
+    changes.update(t for f in near for t in (f.at, f.until) if begin < t < end)
+    changes.update(t for s in living for t in (s.begin, s.end) if begin < t < end)
+    moments = sorted(changes)
+    done_to_peers = [f for f in near if f.kind not in COORDINATOR_FAULTS]
+    disturbed_at = min((max(f.at, begin) for f in done_to_peers), default=end)
+    best = (begin, 0.0)
+    since: float | None = None
+    for one, two in pairwise(moments):
+        if must_go_on(one, living, near, min_world, disturbed=disturbed_at <= one):
+            since = one if since is None else since
+            best = max(best, (since, two - since), key=lambda stretch: stretch[1])
+        else:
+            since = None
+    return best
+
+
+def must_go_on(
+    at: float, spans: Sequence[Span], faults: Sequence[Fault], min_world: int, *, disturbed: bool
+) -> bool:
+    """Whether the run has no excuse at a moment; changes at the moment itself count."""
+    active = [fault for fault in faults if fault.at <= at < fault.until]
+    if disturbed and not _coordinator_there(active):
+        return False
+    return healthy(at, spans, active) >= min_world
+
+
+def healthy(at: float, spans: Sequence[Span], active: Sequence[Fault]) -> int:
+    stopped = {name for fault in active if fault.kind in STOPS for name in fault.processes}
+    touched = {host for fault in active if fault.kind in ON_LINKS for host in fault.hosts}
+    touched.discard(COORDINATOR_HOST)
+    return sum(
+        span.begin <= at < span.end and span.process not in stopped and span.host not in touched
+        for span in spans
+    )
+
+
+def _coordinator_there(active: Sequence[Fault]) -> bool:
+    for fault in active:
+        if fault.kind in COORDINATOR_FAULTS:
+            return False
+        if fault.kind in ON_LINKS and fault.hosts == (COORDINATOR_HOST,):
+            return False
+    return True
+
+
+def recoveries(lives: Iterable[Life], faults: Iterable[Fault]) -> dict[str, list[float]]:
+    """Seconds by kind from each fault to the first commit of a step begun after it.
+
+    A step that was open when the fault struck may still be committed by what was sent before, so
+    it shows nothing; the next one does.
+    """
+    begun: dict[int, float] = {}
+    done: dict[int, float] = {}
+    for life in lives:
+        for at, step in life.invoked:
+            begun[step] = min(at, begun.get(step, at))
+        for commit in life.commits:
+            done[commit.step] = min(commit.at, done.get(commit.step, commit.at))
+    steps = sorted((begun[step], done[step]) for step in done if step in begun)
+    starts = [start for start, _ in steps]
+    found: dict[str, list[float]] = defaultdict(list)
+    for fault in faults:
+        place = bisect.bisect_right(starts, fault.at)
+        if place < len(steps):
+            found[fault.kind].append(steps[place][1] - fault.at)
+    return dict(found)
+
+
+def unexplained(
+    lives: Iterable[Life], host_of: dict[str, str], faults: Sequence[Fault], *, within_s: float
+) -> list[Life]:
+    """Lives that ended by eviction although nothing was done to them or their network lately.
+
+    A fault on the path between the coordinator and anybody, or on the coordinator, explains it
+    too: who is reachable is then a matter of view.
+    """
+    found = []
+    for life in lives:
+        if life.end != "Evicted":
+            continue
+        host = host_of[life.process]
+        explained = any(
+            fault.at <= life.end_at
+            and fault.until >= life.end_at - within_s
+            and (
+                life.process in fault.processes
+                or host in fault.hosts
+                or fault.kind in COORDINATOR_FAULTS
+            )
+            for fault in faults
+        )
+        if not explained:
+            found.append(life)
+    return found
