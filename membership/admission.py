@@ -78,7 +78,7 @@ class Admission:
         if peer.native is not None and peer.native != conn:
             core.effects.append(Close(peer.native))
             core.conns.pop(peer.native, None)
-        peer.native = conn
+        peer.native, peer.was_native = conn, True
         connection = core.conns[conn]
         connection.incarnation, connection.native = peer.incarnation, True
         core.send_native(peer, Welcome(core.generation))

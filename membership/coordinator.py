@@ -1,7 +1,8 @@
 """The coordinator: decides who is in, from which step on, and what became of open steps.
 
 A machine without I/O.  It routes each event to the part that owns it and then lets every part draw
-its conclusions, always in the same order: liveness, flushes, joins, and who needs to be told.
+its conclusions, always in the same order: liveness, departures, flushes, plans, and who needs to
+be told.
 
 The shell calls `handle` for each event and `on_deadline` once `deadline_s` has come, and carries
 out the returned effects in order.  Its two duties are in `events`.  It also reports an undecodable
@@ -16,8 +17,9 @@ from collections.abc import Callable
 from typing import assert_never
 
 from pccl.membership.admission import Admission
-from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Core, Peer, name
+from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Core, Peer
 from pccl.membership.decide import Accusation
+from pccl.membership.departures import Departures
 from pccl.membership.events import (
     Close,
     ConnDown,
@@ -33,7 +35,6 @@ from pccl.membership.events import (
     Synced,
 )
 from pccl.membership.flushing import Flushing
-from pccl.membership.joins import Joins
 from pccl.membership.links import Links
 from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
@@ -54,6 +55,7 @@ from pccl.membership.messages import (
     WaitFor,
     World,
 )
+from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.record import Record
 from pccl.membership.status import Parts, status_json
@@ -98,8 +100,9 @@ class Coordinator:
         self._progress = Progress(self._core)
         self._links = Links(self._core)
         self._flushing = Flushing(self._core)
-        self._joins = Joins(self._core)
-        self._parts = Parts(self._flushing, self._joins, self._links, self._progress)
+        self._departures = Departures(self._core)
+        self._planning = Planning(self._core)
+        self._parts = Parts(self._flushing, self._planning, self._links, self._progress)
         self._world = self._world_now()
         if record is None:
             self._core.persist()  # the run id is told to peers
@@ -111,11 +114,13 @@ class Coordinator:
     @property
     def deadline_s(self) -> float | None:
         """When `on_deadline` must be called at the latest; None while nothing is awaited."""
-        parts = (self._progress, self._links, self._flushing, self._joins)
-        times = [self._liveness.deadline_s(), *(part.deadline_s for part in parts)]
+        parts = (self._progress, self._links, self._flushing, self._planning)
+        times = [self._liveness.deadline_s(), self._departures.deadline_s()]
+        times += [part.deadline_s for part in parts]
         return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
+        self._core.now_s = now_s
         match event:
             case ConnUp(conn, host):
                 self._core.conns[conn] = Connection(host)
@@ -128,6 +133,7 @@ class Coordinator:
             case Dialled():
                 self._liveness.dialled(event, now_s)
             case Paused(duration_s):
+                self._departures.paused(duration_s)
                 for part in (self._liveness, self._progress, self._links, self._flushing):
                     part.paused(duration_s)
             case Synced():
@@ -137,6 +143,7 @@ class Coordinator:
         return self._conclude(now_s)
 
     def on_deadline(self, now_s: float) -> list[Effect]:
+        self._core.now_s = now_s
         return self._conclude(now_s)
 
     def dropped_frame(self) -> None:
@@ -147,8 +154,12 @@ class Coordinator:
         self._liveness.advance(now_s)
         self._progress.advance(now_s)
         self._links.advance(now_s)
+        self._departures.advance(now_s)
         self._flushing.advance(now_s)
-        self._joins.advance(now_s)
+        self._planning.advance(now_s)
+        if self._core.flush_reasons and not self._core.flushing:  # a plan ends by a flush
+            self._flushing.advance(now_s)
+            self._planning.advance(now_s)
         world = self._world_now()
         if world != self._world:
             self._world = world
@@ -221,7 +232,7 @@ class Coordinator:
             self._liveness.admitted(peer, now_s)
         else:
             self._liveness.attached(peer)
-            self._joins.reattached(peer)
+            self._planning.reattached(peer)
             peer.resent_s = now_s
         if self._world_now() == self._world:  # else all are told anyway
             core.send(peer, self._world)
@@ -229,43 +240,31 @@ class Coordinator:
     def _agent_message(self, peer: Peer, msg: PeerMessageBody, now_s: float) -> None:
         match msg:
             case AtEntry(entry, _):
-                self._joins.at_entry(peer, entry, now_s)
+                self._planning.at_entry(peer, entry, now_s)
                 self._resend(peer, now_s)
             case LinksUp(epoch):
-                self._joins.links_up(peer, epoch)
+                self._planning.links_up(peer, epoch)
             case LinksFailed(epoch, peers):
-                self._joins.links_failed(peer, epoch, peers, now_s)
+                self._planning.links_failed(peer, epoch, peers, now_s)
             case HoldFrom(epoch, step):
-                self._joins.hold_from(peer, epoch, step)
+                self._planning.hold_from(peer, epoch, step)
             case Switched(epoch, step):
-                self._joins.switched(peer, epoch, step, now_s)
+                self._planning.switched(peer, epoch, step, now_s)
             case Installed(epoch):
                 self._note_epoch(peer, epoch)
                 self._flushing.installed(peer, epoch)
             case WaitFor(world_size):
                 peer.wait_for = world_size
-            case Leaving(reason, _):
-                self._leaving(peer, reason, now_s)
-            case Drain() | Testimony():
-                pass
+            case Leaving(reason, decided_below):
+                self._departures.leaving(peer, reason, decided_below, now_s)
+            case Drain(deadline_s, reason):
+                self._departures.drain(peer, deadline_s, reason, now_s)
+            case Testimony():
+                pass  # nobody asked
             case Hello() | StatusRequest():
                 raise AssertionError("handled before")
             case _:
                 assert_never(msg)
-
-    def _leaving(self, peer: Peer, reason: str, now_s: float) -> None:
-        core = self._core
-        core.log("info", f"peer {name(peer)} leaves: {reason}")
-        if peer.leaving_s is not None:
-            return
-        peer.leaving_s = now_s
-        if core.is_member(peer.incarnation):
-            core.want_flush(f"{name(peer)} leaves")
-        elif peer.incarnation in core.joiners():
-            core.want_flush(f"joiner {name(peer)} leaves")
-            core.expel(peer, "left the run")
-        else:
-            core.expel(peer, "left the run")
 
     # -------------------------------------------------------------- native control threads
 
@@ -341,7 +340,7 @@ class Coordinator:
     def _resend(self, peer: Peer, now_s: float) -> None:
         if now_s >= max(peer.resent_s, self._core.installed_s) + RESEND_S:
             peer.resent_s = now_s
-            self._joins.repeat(peer)
+            self._planning.repeat(peer)
 
 
 def _restore(
@@ -386,5 +385,6 @@ def _restore(
             pid=saved.pid,
             group=saved.group,
             last_beat_s=now_s,
+            was_native=True,
         )
     return core

@@ -22,20 +22,23 @@ from pccl.membership.messages import (
     Activate,
     CoordinatorMessageBody,
     Evicted,
-    Excluded,
     Install,
     Underflow,
 )
+from pccl.membership.peer import Connection as Connection
+from pccl.membership.peer import Peer as Peer
+from pccl.membership.peer import name as name
+from pccl.membership.peer import native_text as native_text
 from pccl.membership.record import (
+    ANY_NAME,
     NO_NOTE,
     Activation,
-    AdmittedPeer,
     CarriedDecision,
     InstallNote,
     Record,
 )
-from pccl.membership.view import Member, View
-from pccl.transport.native_frames import NO_STEP, EvictedFrame, Frame, WaitOn
+from pccl.membership.view import View
+from pccl.transport.native_frames import EvictedFrame, Frame
 
 EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
 ACCUSATIONS_MAX = 256  # per flush; each survivor sends one or two
@@ -67,90 +70,12 @@ class CoordinatorConfig:
 
 
 @dataclass(slots=True)
-class Peer:
-    """What the coordinator knows of one admitted peer."""
-
-    peer_id: bytes
-    incarnation: int
-    secret: bytes
-    host: str
-    port: int
-    host_key: int
-    hostname: str
-    pid: int
-    last_beat_s: float
-    agent: int | None = None  # connections
-    native: int | None = None
-    epoch: int = 0  # in force at the peer, as far as it has said
-    watermark: int = 0
-    next_step: int = 0
-    waiting: int = 0
-    lag_ms: int = 0
-    rtt_us: int = 0  # 0: not known yet
-    progress: int = 0
-    step: int = NO_STEP  # its oldest open one
-    waits: tuple[WaitOn, ...] = ()  # whom that step waits for
-    moved_s: float = 0.0  # when step, progress or watermark last changed
-    down: tuple[bytes, ...] = ()
-    relayed: tuple[bytes, ...] = ()
-    group: int = 0
-    entry: str | None = None  # waits at an entry of this name
-    entry_since_s: float = 0.0
-    entry_seen_s: float = 0.0
-    wait_for: int = 0
-    gone: str | None = None  # dead, evicted: why; it cannot come back
-    leaving_s: float | None = None  # since when
-    excluding: str | None = None  # why the next view is to be without it, though it stays admitted
-    excluded: Excluded | None = None  # told until it answers
-    silent: bool = False  # its lease has ended, but it may come back until a view excludes it
-    plan_retry_s: float = 0.0
-    plan_backoff_s: float = 0.0
-    resent_s: float = -1e9
-
-    def present(self) -> bool:
-        """Says whether new views may count on it."""
-        return self.gone is None and self.leaving_s is None and self.excluding is None
-
-    def member(self, first_step: int) -> Member:
-        return Member(
-            peer_id=self.peer_id,
-            incarnation=self.incarnation,
-            secret=self.secret,
-            host=self.host,
-            port=self.port,
-            host_key=self.host_key,
-            first_step=first_step,
-            group=self.group,
-        )
-
-    def admitted(self) -> AdmittedPeer:
-        return AdmittedPeer(
-            peer_id=self.peer_id,
-            incarnation=self.incarnation,
-            secret=self.secret,
-            host=self.host,
-            port=self.port,
-            host_key=self.host_key,
-            hostname=self.hostname,
-            pid=self.pid,
-            group=self.group,
-        )
-
-
-@dataclass(slots=True)
-class Connection:
-    """One open connection; it belongs to nobody until its first frame."""
-
-    host: str
-    incarnation: int | None = None
-    native: bool = False
-
-
-@dataclass(slots=True)
 class Counters:
     views: int = 0
     flushes: int = 0
     joins: int = 0
+    leaves: int = 0
+    exclusions: int = 0
     evictions: int = 0
     refused: int = 0
     dropped_frames: int = 0
@@ -178,12 +103,13 @@ class Core:
     activation: Activation | None = None
     note: InstallNote = NO_NOTE
     carried: tuple[CarriedDecision, ...] = ()
+    apart: frozenset[tuple[int, int]] = frozenset()  # pairs that rings should keep apart
+    now_s: float = 0.0  # of the event at hand
     installed_s: float = 0.0  # when the newest view was sent out
     peers: dict[int, Peer] = field(default_factory=dict)
     conns: dict[int, Connection] = field(default_factory=dict)
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
-    apart: frozenset[tuple[int, int]] = frozenset()  # pairs that rings should keep apart
     counters: Counters = field(default_factory=Counters)
     effects: list[Effect] = field(default_factory=list)
     tokens: int = 0
@@ -239,6 +165,10 @@ class Core:
         """Returns what becomes of steps below `min_world`."""
         return Underflow(self.on_underflow) if self.on_underflow else Underflow.WAIT
 
+    def floor(self) -> int:
+        """Returns how many members a view must have for steps to run in it, but for the first."""
+        return 1 if self.underflow() is Underflow.ALONE else self.effective_min_world()
+
     def straggler_after_s(self) -> float | None:
         """Returns how long members wait for a straggler; None: as long as it takes."""
         return self.straggler_s if self.straggler_s > 0 else None
@@ -272,6 +202,24 @@ class Core:
         old = self.view
         return tuple(i for i in self.activation.view.incarnations() if i not in old)
 
+    def leavers(self) -> tuple[int, ...]:
+        """Returns the members that the activated view is without."""
+        if self.activation is None or self.view is None:
+            return ()
+        new = self.activation.view
+        return tuple(i for i in self.view.incarnations() if i not in new)
+
+    def is_leaver(self, incarnation: int) -> bool:
+        return incarnation in self.leavers()
+
+    def is_drained(self, leaver: Peer) -> bool:
+        """Says whether nobody needs this leaver any more: all others that are still here have
+        decided every step in which it takes part."""
+        if self.activation is None or not self.is_leaver(leaver.incarnation):
+            return False
+        others = [p for p in self.members() if p is not leaver and p.here()]
+        return all(p.watermark >= self.activation.step for p in others)
+
     def send_view(self, peer: Peer) -> None:
         """Tells a member what it has not installed yet: a view in force, or how to enter one."""
         view, entering = self.view, self.activation
@@ -281,7 +229,8 @@ class Core:
             self.send(peer, self.install_message(view, self.note))
         if entering is None:
             return
-        if old and (peer.epoch < entering.view.epoch or not entering.resolved):
+        unnamed = entering.name == ANY_NAME
+        if old and (peer.epoch < entering.view.epoch or not (entering.resolved or unnamed)):
             # Members enter it by themselves; an Install before would cut their open steps short.
             # Who has entered already answers with Switched again.
             self.send(peer, self.activate_message(entering))
@@ -312,6 +261,7 @@ class Core:
             committed_below=note.committed_below,
             decisions=note.decisions,
             lost=note.lost,
+            raises=note.raises,
         )
 
     def expel(self, peer: Peer, text: str) -> None:
@@ -322,7 +272,7 @@ class Core:
 
     def farewell(self, peer: Peer, text: str) -> None:
         """Tells a peer on every connection it has that its incarnation is over."""
-        assert peer.incarnation not in self.peers
+        assert peer.incarnation not in self.peers or self.is_leaver(peer.incarnation)
         text = text[:TEXT_CHARACTERS_MAX]
         if peer.agent is not None:
             self.effects += [Send(peer.agent, Evicted(self.generation, text)), Close(peer.agent)]
@@ -334,13 +284,23 @@ class Core:
         peer.agent = peer.native = None
         peer.gone = peer.gone or text
 
+    def dismiss(self, leaver: Peer, text: str) -> None:
+        """Lets a leaver go that is not needed any more; it is a member until all have switched."""
+        assert self.is_drained(leaver)
+        self.log("info", f"peer {name(leaver)}: {text}")
+        leaver.leaving_s = self.now_s
+        self.farewell(leaver, text)
+
     def lose(self, peer: Peer, text: str) -> None:
-        """Notes that a peer will not come back: a member costs a flush, a learner nothing."""
+        """Notes that a peer will not come back: a member costs a flush, a learner nothing, and a
+        leaver only if it is still needed."""
         if peer.gone is not None:
             return
         peer.gone = text
         self.log("warning", f"peer {name(peer)} is lost: {text}")
-        if self.is_member(peer.incarnation):
+        if self.is_leaver(peer.incarnation):
+            peer.lost_s = self.now_s  # it may not be needed any more
+        elif self.is_member(peer.incarnation):
             self.want_flush(f"{name(peer)}: {text}")
         elif self.activation is not None and peer.incarnation in self.activation.view:
             self.want_flush(f"joiner {name(peer)}: {text}")
@@ -356,7 +316,7 @@ class Core:
         if not self.is_member(peer.incarnation) or not peer.present():
             return False
         left = sum(p.present() for p in self.members()) - 1
-        if left < self.effective_min_world():
+        if left < self.floor() or self.flushing:
             return False
         peer.excluding = reason
         self.log("warning", f"peer {name(peer)} is excluded: {reason}")
@@ -366,13 +326,3 @@ class Core:
     def want_flush(self, reason: str) -> None:
         if len(self.flush_reasons) < ACCUSATIONS_MAX:
             self.flush_reasons.append(reason)
-
-
-def name(peer: Peer) -> str:
-    """Names a peer for people: the first digits of its id, and its incarnation."""
-    return f"{peer.peer_id.hex()[:8]}.{peer.incarnation}"
-
-
-def native_text(text: str) -> str:
-    """Shortens a text to what fits into a native frame."""
-    return text.encode()[:TEXT_CHARACTERS_MAX].decode(errors="ignore")

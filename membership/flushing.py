@@ -10,21 +10,32 @@ then the run has no state left, and the next first view begins a new lineage.
 Before the first FLUSH the record says that a flush is on, so a coordinator that starts in between
 knows that members may be frozen, and asks again.
 
+A flush while members leave by a plan: a leaver stays in, and is planned out anew, only if its
+program has not gone yet and nobody can have gone on without it.  Else it is left out, and its
+report is testimony.
+
 Invariants: a view made by a flush consists of reporters only; an epoch that was asked for (the
 target) is decided at most once, for `Core.new_epoch` never repeats one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
-from pccl.membership.messages import TEXT_CHARACTERS_MAX, CancelPlan, Excluded, StepOutcome
-from pccl.membership.record import NO_NOTE, CarriedDecision, InstallNote
+from pccl.membership.messages import (
+    TEXT_CHARACTERS_MAX,
+    CancelPlan,
+    Excluded,
+    StepOutcome,
+    Underflow,
+)
+from pccl.membership.record import NO_NOTE, Activation, CarriedDecision, InstallNote
 from pccl.membership.view import Member, View
-from pccl.transport.native_frames import Flush, Report
+from pccl.transport.native_frames import Flush, Report, SuspectCode
 
 CORRUPT_STEPS_MAX: Final = 64  # steps whose unequal digests are counted at a time
 
@@ -83,7 +94,8 @@ class Flushing:
             self._core.send(peer, peer.excluded)
         if asking is None or not self._core.is_member(peer.incarnation):
             return
-        if peer.gone is None and peer.incarnation not in asking.reports:
+        missing = peer.gone is None and peer.incarnation not in asking.reports
+        if missing and not self._core.is_drained(peer):
             self._core.send_native(peer, Flush(self._core.generation, asking.target))
 
     def installed(self, peer: Peer, epoch: int) -> None:
@@ -120,7 +132,7 @@ class Flushing:
         asking = self._asking
         if asking is None:
             return
-        if not any(p.present() for p in core.members()):
+        if not self._survivors():
             self._dissolve()
         elif not any(i in asking.reports for i in self._survivors()):
             if now_s >= asking.deadline_s:
@@ -141,7 +153,8 @@ class Flushing:
             self.repeat(peer)
 
     def _survivors(self) -> list[int]:
-        return [p.incarnation for p in self._core.members() if p.present()]
+        core = self._core
+        return [p.incarnation for p in core.members() if p.present() and not core.is_drained(p)]
 
     def _awaited(self, asking: _Asking, now_s: float) -> list[Peer]:
         """Returns the members whose report may still change something."""
@@ -154,6 +167,7 @@ class Flushing:
             p
             for p in members
             if p.incarnation not in asking.reports
+            and not self._core.is_drained(p)
             and not (p.silent and spare_silent)
             and (p.leaving_s is None or (p.native is not None and now_s < p.leaving_s + leave_s))
         ]
@@ -163,6 +177,11 @@ class Flushing:
     def _finish(self, asking: _Asking, now_s: float) -> None:
         core = self._core
         reports = {i: asking.reports[i] for i in self._survivors() if i in asking.reports}
+        departed = _departed(core.activation, core.leavers(), reports)
+        for leaver in [core.peers[i] for i in core.leavers()]:
+            if leaver.gone is None and (leaver.incarnation in departed or core.is_drained(leaver)):
+                leaver.leaving_s = leaver.leaving_s or now_s
+                reports.pop(leaver.incarnation, None)
         witnesses = {
             p.incarnation: asking.reports[p.incarnation]
             for p in core.members()
@@ -186,7 +205,26 @@ class Flushing:
         for incarnation in outcome.inconsistent:
             core.peers[incarnation].gone = "its report contradicts the others'"
         survivors = [i for i in reports if core.peers[i].present()]
+        outcome = self._stop_below_floor(outcome, len(survivors))
         self._install(asking, survivors, outcome, carried, now_s)
+
+    def _stop_below_floor(self, outcome: Outcome, kept: int) -> Outcome:
+        """With a policy to raise, fails what would be run again by fewer members than it takes."""
+        core = self._core
+        if kept >= core.floor() or core.underflow() is not Underflow.RAISE:
+            return outcome
+        text = f"{kept} members are left, and min_world is {core.effective_min_world()}"
+        return replace(
+            outcome,
+            decisions=tuple(
+                replace(
+                    d, outcome=int(StepOutcome.FAIL), code=int(SuspectCode.UNDERFLOW), text=text
+                )
+                if d.outcome == StepOutcome.RETRY
+                else d
+                for d in outcome.decisions
+            ),
+        )
 
     def _views(self) -> list[View]:
         core = self._core
@@ -228,10 +266,11 @@ class Flushing:
         core.carried = tuple(c for c in final.values() if c.decision.outcome != StepOutcome.RETRY)
         core.view, core.history, core.activation = View(target, kept), (), None
         core.note = InstallNote(
-            paused=len(kept) < core.effective_min_world(),
+            paused=len(kept) < core.floor(),
             committed_below=outcome.committed_below,
             decisions=outcome.decisions,
             lost=tuple(p.peer_id for p in out),
+            raises=len(kept) < core.floor() and core.underflow() is Underflow.RAISE,
         )
         core.counters.views += 1
         self._end(left)
@@ -289,3 +328,21 @@ class Flushing:
                 core.counters.evictions += 1
                 text = peer.gone or "no answer in time"
             core.farewell(peer, text)
+
+
+def _departed(
+    entering: Activation | None, leavers: Sequence[int], reports: Mapping[int, Report]
+) -> tuple[int, ...]:
+    """Returns the leavers among the reporters that the next view is without.
+
+    A step at or after the switch may be committed, or be so by this flush, only if everybody who
+    stays has switched; then who was to leave before it has no place any more.
+    """
+    if entering is None:
+        return ()
+    staying = [r for i, r in reports.items() if i not in leavers]
+    epoch = entering.view.epoch
+    without = bool(staying) and (
+        all(r.epoch >= epoch for r in staying) or all(r.watermark >= entering.step for r in staying)
+    )
+    return tuple(i for i in leavers if i in reports and (without or reports[i].epoch >= epoch))

@@ -146,7 +146,7 @@ class Liveness:
                 continue
             silence_s = now_s - peer.last_beat_s
             reason = f"no heartbeat for {silence_s:.1f} s"
-            if core.is_member(peer.incarnation):
+            if core.is_member(peer.incarnation) and not core.is_drained(peer):
                 peer.silent = True
                 core.log("warning", f"peer {name(peer)} is silent: {reason}")
                 core.want_flush(f"{name(peer)}: {reason}")

@@ -68,6 +68,7 @@ class AtEntry:
 
     def __post_init__(self) -> None:
         check_text(self.name, "name", NAME_CHARACTERS_MAX)
+        demand(self.name != "", "an entry without a name")
 
 
 @message(3)

@@ -42,10 +42,17 @@ class AdmittedPeer:
     group: int = 0
 
 
+ANY_NAME: Final = ""
+"""Name of an activation at whose step members switch whatever entry it is; no entry has it."""
+
+
 @struct
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A planned view that members enter at the first step >= `step` with this name."""
+    """A planned view that members enter at the first step >= `step` with this name.
+
+    With an empty name, at `step`: it has no joiners, and is never `resolved` but completed.
+    """
 
     view: View
     step: int
@@ -63,6 +70,7 @@ class InstallNote:
     committed_below: int
     decisions: tuple[StepDecision, ...]
     lost: tuple[bytes, ...]
+    raises: bool = False
 
 
 @struct

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from pccl.membership.core import Core, Peer
 from pccl.membership.flushing import Flushing
-from pccl.membership.joins import Joins
 from pccl.membership.links import Links
 from pccl.membership.messages import STATUS_BYTES_MAX
+from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 
 PEERS_SHOWN_MAX: Final = 256  # members first; each takes some 400 bytes; links and waits too
@@ -21,7 +21,7 @@ class Parts:
     """The coordinator's parts that have something to say."""
 
     flushing: Flushing
-    joins: Joins
+    planning: Planning
     links: Links
     progress: Progress
 
@@ -57,18 +57,20 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
             "target": parts.flushing.target,
             "awaited": parts.flushing.awaited_names()[:shown],
         },
-        "plan": parts.joins.describe(),
+        "plan": parts.planning.describe(),
         "links": parts.links.describe()[:shown],
         "waits": parts.progress.describe(now_s)[:shown],
         "members": [
-            {"rank": rank, "first_step": steps[p.incarnation], **_peer(p, now_s)}
+            {"rank": rank, "first_step": steps[p.incarnation], **_peer(core, p, now_s)}
             for rank, p in enumerate(members[:shown])
         ],
-        "learners": [_peer(p, now_s) for p in learners[: max(0, shown - len(members))]],
+        "learners": [_peer(core, p, now_s) for p in learners[: max(0, shown - len(members))]],
         "counters": {
             "views": core.counters.views,
             "flushes": core.counters.flushes,
             "joins": core.counters.joins,
+            "leaves": core.counters.leaves,
+            "exclusions": core.counters.exclusions,
             "evictions": core.counters.evictions,
             "refused": core.counters.refused,
             "dropped_frames": core.counters.dropped_frames,
@@ -77,14 +79,14 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
     }
 
 
-def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
+def _peer(core: Core, peer: Peer, now_s: float) -> dict[str, Any]:
     return {
         "peer_id": peer.peer_id.hex(),
         "incarnation": peer.incarnation,
         "address": f"{peer.host}:{peer.port}",
         "hostname": peer.hostname,
         "pid": peer.pid,
-        "state": _state(peer),
+        "state": _state(core, peer),
         "heartbeat_age_s": round(max(0.0, now_s - peer.last_beat_s), 3),
         "epoch": peer.epoch,
         "watermark": peer.watermark,
@@ -96,11 +98,20 @@ def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
     }
 
 
-def _state(peer: Peer) -> str:
+def _state(core: Core, peer: Peer) -> str:
+    """Returns where the peer is in its life; GLOSSARY.md says what the words mean."""
+    if peer.out:
+        return "left"
     if peer.gone is not None:
-        return "lost"
-    if peer.leaving_s is not None:
-        return "leaving"
+        return "evicted"
+    if peer.leaving_s is not None or peer.drain_cut_s is not None:
+        return "draining"
     if peer.silent:
         return "silent"
-    return "attached" if peer.agent is not None and peer.native is not None else "suspect"
+    if peer.agent is None or (peer.native is None and peer.was_native):
+        return "suspect"
+    if core.is_member(peer.incarnation):
+        return "member"
+    if peer.native is None:
+        return "admitted"
+    return "learner"

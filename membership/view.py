@@ -52,10 +52,12 @@ class Member:
 @struct
 @dataclass(frozen=True, slots=True)
 class View:
-    """(epoch, members in rank order)."""
+    """(epoch, members in rank order); `begins` is the first step that runs in a planned view,
+    earlier ones run, and stay, in the view before it."""
 
     epoch: int
     members: tuple[Member, ...]
+    begins: int = 0
 
     def __post_init__(self) -> None:
         assert len({m.peer_id for m in self.members}) == len(self.members)
@@ -70,11 +72,6 @@ class View:
         """Returns the incarnations that take part in `step` when it runs in this view."""
         return tuple(m.incarnation for m in self.members if m.first_step <= step)
 
-    def begins_at(self) -> int:
-        """Returns the first step that runs in a planned view: the one with which its joiners came
-        in.  Earlier steps run, and stay, in the view before it."""
-        return max(m.first_step for m in self.members)
-
     def infos(self) -> tuple[MemberInfo, ...]:
         return tuple(m.info() for m in self.members)
 
@@ -86,4 +83,5 @@ class View:
             tuple(
                 replace(m, first_step=step) if m.incarnation in wanted else m for m in self.members
             ),
+            step,
         )

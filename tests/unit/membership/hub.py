@@ -29,7 +29,9 @@ from pccl.membership.messages import (
     Activate,
     Admitted,
     AtEntry,
+    Drain,
     Hello,
+    Hold,
     HoldFrom,
     Install,
     Installed,
@@ -108,6 +110,11 @@ class FakePeer:
         down = tuple(i for i in self.status.get("down", ()) if i != other.peer_id)
         relayed = (*self.status.get("relayed", ()), other.peer_id)
         self.status = {**self.status, "down": down, "relayed": relayed}
+
+    def switch(self, epoch: int, step: int) -> None:
+        """Begins the step in the activated view."""
+        self.epoch = epoch
+        self.say(Switched(epoch, step))
 
     def lose(self, *, agent: bool = False, native: bool = False) -> None:
         for conn in (self.agent if agent else 0, self.native if native else 0):
@@ -269,6 +276,17 @@ class Hub:
             peer.epoch = epoch
             peer.say(Switched(epoch, step))
         joiner.install()
+        return epoch
+
+    def plan_out(self, members: Sequence[FakePeer], leaver: FakePeer, *, step: int) -> int:
+        """Takes a member through a planned leave until all are told; returns the epoch."""
+        leaver.say(Drain(30.0, "enough"))
+        epoch = members[0].got(Hold).epoch
+        for peer in members:
+            peer.say(HoldFrom(epoch, step))
+        for peer in members:
+            told = peer.got(Activate)
+            assert (told.epoch, told.step, told.name) == (epoch, step, "")
         return epoch
 
     def dead(self, peer: FakePeer) -> None:

@@ -173,7 +173,7 @@ def test_a_status_request_admits_nobody_and_tells_the_state() -> None:
     assert status["counters"]["commits"] == 9
     assert [m["rank"] for m in status["members"]] == [0, 1]
     assert status["members"][0]["address"] == "10.0.0.9:5001"
-    assert {m["state"] for m in status["members"]} == {"attached"}
+    assert {m["state"] for m in status["members"]} == {"member"}
 
 
 def test_everybody_learns_when_the_world_changes() -> None:

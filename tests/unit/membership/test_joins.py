@@ -329,4 +329,4 @@ def test_views_with_open_steps_are_kept_and_joiners_wait_when_there_are_too_many
     assert late.last(ViewPlan) is not None
     hub.join(members, late, step=VIEWS_MAX)
     views = [e.record.history for e in hub.effects if isinstance(e, Persist)][-1]
-    assert [view.begins_at() for view in views] == list(range(3, VIEWS_MAX - 1))
+    assert [view.begins for view in views] == list(range(3, VIEWS_MAX - 1))

@@ -1,0 +1,145 @@
+"""Which plan comes next: who asked to go first, then a better order, then who waits to come in.
+
+Invariant: what is proposed, the present members can follow: all are attached and have installed the
+view in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from pccl.membership.core import Core, Peer
+from pccl.membership.messages import MEMBERS_MAX
+from pccl.membership.plan import Kind, Phase, Plan
+from pccl.membership.record import ANY_NAME
+from pccl.membership.ring import keep_apart
+from pccl.membership.view import FIRST_STEP_UNKNOWN, Member, View
+
+
+class Choosing:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def someone_drains(self) -> bool:
+        return any(p.drain_cut_s is not None and p.present() for p in self._core.members())
+
+    def members_can_follow(self) -> bool:
+        core = self._core
+        view = core.view
+        return view is None or all(
+            p.present() and p.agent is not None and not p.silent and p.epoch >= view.epoch
+            for p in core.members()
+        )
+
+    def next_plan(self, now_s: float) -> tuple[Plan | None, float | None]:
+        """Returns what is planned next, or nothing and when to look again."""
+        core = self._core
+        if core.view is not None:
+            plan = self._leave(core.view, now_s) or self._reorder(core.view, now_s)
+            if plan is not None:
+                return plan, None
+        waiting = [p for p in core.peers.values() if self._is_candidate(p, now_s)]
+        ready = [p for p in waiting if now_s >= p.plan_retry_s]
+        times = [p.plan_retry_s for p in waiting if p.plan_retry_s > now_s]
+        if core.view is None:
+            plan, settled_s = self._first(ready, now_s)
+            times += [] if settled_s is None else [settled_s]
+        else:
+            plan = self._join(core.view, ready, now_s) if ready else None
+        return plan, min(times, default=None)
+
+    # -------------------------------------------------------------- members alone
+
+    def _leave(self, view: View, now_s: float) -> Plan | None:
+        if not self.someone_drains():
+            return None
+        core = self._core
+        staying = tuple(m for m in view.members if core.peers[m.incarnation].drain_cut_s is None)
+        return self._held(Kind.LEAVE, view, staying, now_s)
+
+    def _reorder(self, view: View, now_s: float) -> Plan | None:
+        """Plans other ranks if they keep more of the pairs apart that the links' judge names."""
+        apart = self._core.apart
+        if not apart:
+            return None
+        by_incarnation = {m.incarnation: m for m in view.members}
+        order: list[int] = []
+        for _, ring in groupby(view.members, key=lambda m: m.group):
+            order += keep_apart([m.incarnation for m in ring], apart)
+        members = tuple(by_incarnation[i] for i in order)
+        return None if members == view.members else self._held(Kind.REORDER, view, members, now_s)
+
+    def _held(self, kind: Kind, view: View, members: tuple[Member, ...], now_s: float) -> Plan:
+        """Returns a plan that needs no new links."""
+        core = self._core
+        return Plan(
+            kind=kind,
+            view=View(core.new_epoch(), members),
+            name=ANY_NAME,
+            base=view.incarnations(),
+            deadline_s=now_s + core.config.hold_timeout_s,
+            phase=Phase.HOLD,
+        )
+
+    # -------------------------------------------------------------- newcomers
+
+    def _is_candidate(self, peer: Peer, now_s: float) -> bool:
+        if peer.entry is None or not peer.present() or self._core.is_member(peer.incarnation):
+            return False
+        if peer.out or peer.drain_cut_s is not None:
+            return False
+        fresh_s = max(8 * self._core.config.profile.heartbeat_s, 1.0)  # repeated every heartbeat
+        attached = peer.agent is not None and peer.native is not None
+        return attached and now_s < peer.entry_seen_s + fresh_s
+
+    def _first(self, ready: list[Peer], now_s: float) -> tuple[Plan | None, float | None]:
+        """Plans the first view, or says when to look again."""
+        core = self._core
+        by_name: dict[str, list[Peer]] = {}
+        for peer in sorted(ready, key=lambda p: (p.entry_since_s, p.incarnation)):
+            by_name.setdefault(peer.entry or "", []).append(peer)
+        enough = [g for g in by_name.values() if len(g) >= core.effective_min_world()]
+        if not enough:
+            return None, None
+        group = enough[0]
+        settled_s = group[0].entry_since_s + core.config.profile.initial_settle_s
+        everybody = sum(p.present() for p in core.peers.values())
+        if len(group) < everybody and now_s < settled_s:
+            return None, settled_s
+        return self._with_newcomers((), group, now_s), None
+
+    def _join(self, view: View, ready: list[Peer], now_s: float) -> Plan | None:
+        core = self._core
+        names = {p.entry for p in core.members() if p.entry is not None}
+        here = [p for p in ready if p.entry in names]
+        # Members of a paused view stand at an entry themselves; who waits at the same one comes
+        # first.  For others the members run on, below min_world, to where those can come in.
+        first = min(here or ready, key=lambda p: (p.entry_since_s, p.incarnation))
+        group = [p for p in ready if p.entry == first.entry]
+        if len(view.members) + len(group) < core.floor():
+            return None  # still too few to run a step: more must come
+        return self._with_newcomers(view.members, group, now_s)
+
+    def _with_newcomers(
+        self, base: tuple[Member, ...], group: list[Peer], now_s: float
+    ) -> Plan | None:
+        core = self._core
+        group = sorted(group, key=lambda p: p.incarnation)[: MEMBERS_MAX - len(base)]
+        if not group:
+            return None
+        first_step = FIRST_STEP_UNKNOWN if base else 0
+        members = in_order((*base, *(p.member(first_step) for p in group)))
+        return Plan(
+            kind=Kind.JOIN,
+            view=View(core.new_epoch(), members),
+            name=group[0].entry or "",
+            base=tuple(m.incarnation for m in base),
+            candidates=tuple(p.incarnation for p in group),
+            deadline_s=now_s + core.config.profile.links_timeout_s,
+        )
+
+
+def in_order(members: Sequence[Member]) -> tuple[Member, ...]:
+    """Returns members in rank order: group by group, and within one as they came."""
+    return tuple(sorted(members, key=lambda m: m.group))

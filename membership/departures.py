@@ -1,0 +1,121 @@
+"""Who goes: at once, by a plan, or because the time for a plan is over.
+
+    member --Drain--> draining --planned out--> leaver --nobody needs it--> dismissed
+              |                      |
+              +-- deadline ----------+-- deadline, still needed --> flushed out at once
+
+A *leaver* is a member that an activated view is without.  It is needed until all the others have
+decided every step in which it takes part.  Whether that is so, heartbeats tell; so when a leaver is
+lost or says goodbye, the others are given the time of one heartbeat before anything is aborted.
+
+A leave that would take the members below what runs steps is not activated: the members hold, and
+once nothing is open any more the flush that follows has nothing to abort.
+
+Invariants: nobody is flushed out for a Drain before its deadline; a leaver that is not needed any
+more costs nothing, whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+from pccl.membership.core import Core, Peer, name
+
+LEFT = "left the run"
+
+
+class Departures:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    # -------------------------------------------------------------- events
+
+    def drain(self, peer: Peer, deadline_s: float, reason: str, now_s: float) -> None:
+        """The peer wants to be planned out.  Repeated: the earliest deadline counts."""
+        core = self._core
+        # Being flushed out takes a moment, too; what remains of a short time is halved.
+        margin_s = min(core.config.leave_report_s, deadline_s / 2)
+        cut_s = now_s + deadline_s - margin_s
+        if peer.drain_cut_s is None:
+            core.log("info", f"peer {name(peer)} drains for {deadline_s:g} s: {reason}")
+            peer.drain_cut_s = cut_s
+        peer.drain_cut_s = min(peer.drain_cut_s, cut_s)
+        if not core.is_member(peer.incarnation) and peer.incarnation not in core.joiners():
+            core.expel(peer, LEFT)
+
+    def leaving(self, peer: Peer, reason: str, decided_below: int, now_s: float) -> None:
+        """The peer closes; it goes on only until it hears the goodbye."""
+        core = self._core
+        core.log("info", f"peer {name(peer)} leaves: {reason}")
+        if peer.leaving_s is not None or peer.goodbye_s is not None:
+            return
+        entering = core.activation
+        if core.is_leaver(peer.incarnation) and entering is not None:
+            peer.watermark = max(peer.watermark, decided_below)
+            if peer.watermark >= entering.step:
+                peer.goodbye_s = now_s
+                return
+        self._flush_out(peer, now_s)
+
+    def _flush_out(self, peer: Peer, now_s: float) -> None:
+        core = self._core
+        peer.leaving_s = now_s
+        if core.is_member(peer.incarnation):
+            core.want_flush(f"{name(peer)} leaves")
+        elif peer.incarnation in core.joiners():
+            core.want_flush(f"joiner {name(peer)} leaves")
+            core.expel(peer, LEFT)
+        else:
+            core.expel(peer, LEFT)
+
+    # -------------------------------------------------------------- time
+
+    def deadline_s(self) -> float | None:
+        core = self._core
+        if core.flushing:
+            return None
+        times = []
+        for peer in core.peers.values():
+            if peer.gone is None and peer.leaving_s is None:
+                if peer.drain_cut_s is not None:
+                    times.append(peer.drain_cut_s)
+                if peer.goodbye_s is not None:
+                    times.append(peer.goodbye_s + core.config.leave_report_s)
+        return min(times, default=None)
+
+    def paused(self, duration_s: float) -> None:
+        for peer in self._core.peers.values():
+            if peer.drain_cut_s is not None:
+                peer.drain_cut_s += duration_s
+            if peer.goodbye_s is not None:
+                peer.goodbye_s += duration_s
+
+    def advance(self, now_s: float) -> None:
+        core = self._core
+        if core.flushing:
+            return
+        for peer in list(core.peers.values()):
+            if peer.lost_s is not None:
+                self._judge_lost(peer, peer.lost_s)
+            elif peer.gone is None and peer.leaving_s is None:
+                self._judge(peer, now_s)
+
+    def _judge(self, peer: Peer, now_s: float) -> None:
+        core = self._core
+        bye_s = peer.goodbye_s
+        overdue = peer.drain_cut_s is not None and now_s >= peer.drain_cut_s
+        if core.is_leaver(peer.incarnation) and core.is_drained(peer):
+            if bye_s is not None or overdue:
+                core.dismiss(peer, LEFT)
+        elif overdue or (bye_s is not None and now_s >= bye_s + core.config.leave_report_s):
+            core.log("info", f"no more time to plan {name(peer)} out")
+            self._flush_out(peer, now_s)
+
+    def _judge_lost(self, peer: Peer, lost_s: float) -> None:
+        """A leaver is gone: the others' heartbeats from after that say whether it is missed."""
+        core = self._core
+        if not core.is_leaver(peer.incarnation) or core.is_drained(peer):
+            return
+        heartbeat_s = core.config.profile.heartbeat_s
+        others = [p for p in core.members() if p is not peer and p.here()]
+        if all(p.last_beat_s >= lost_s + heartbeat_s for p in others):
+            peer.lost_s = None
+            core.want_flush(f"{name(peer)}, while it left: {peer.gone}")

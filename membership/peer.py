@@ -1,0 +1,109 @@
+"""What the coordinator knows of one peer and of one connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pccl.membership.messages import TEXT_CHARACTERS_MAX, Excluded
+from pccl.membership.record import AdmittedPeer
+from pccl.membership.view import Member
+from pccl.transport.native_frames import NO_STEP, WaitOn
+
+
+@dataclass(slots=True)
+class Peer:
+    """What the coordinator knows of one admitted peer."""
+
+    peer_id: bytes
+    incarnation: int
+    secret: bytes
+    host: str
+    port: int
+    host_key: int
+    hostname: str
+    pid: int
+    last_beat_s: float
+    agent: int | None = None  # connections
+    native: int | None = None
+    was_native: bool = False  # its control thread has been here
+    epoch: int = 0  # in force at the peer, as far as it has said
+    watermark: int = 0
+    next_step: int = 0
+    waiting: int = 0
+    lag_ms: int = 0
+    rtt_us: int = 0  # 0: not known yet
+    progress: int = 0
+    step: int = NO_STEP  # its oldest open one
+    waits: tuple[WaitOn, ...] = ()  # whom that step waits for
+    moved_s: float = 0.0  # when step, progress or watermark last changed
+    down: tuple[bytes, ...] = ()
+    relayed: tuple[bytes, ...] = ()
+    group: int = 0
+    entry: str | None = None  # waits at an entry of this name
+    entry_since_s: float = 0.0
+    entry_seen_s: float = 0.0
+    wait_for: int = 0
+    gone: str | None = None  # dead, evicted: why; it cannot come back
+    leaving_s: float | None = None  # since when it is on its way out, by the next flush
+    drain_cut_s: float | None = None  # it asked to be planned out; until then there is time for it
+    goodbye_s: float | None = None  # since when a leaver has only waited to be let go
+    lost_s: float | None = None  # when a leaver was lost, while it is not known if it is needed
+    out: bool = False  # a planned view without it is in force
+    excluding: str | None = None  # why the next view is to be without it, though it stays admitted
+    excluded: Excluded | None = None  # told until it answers
+    silent: bool = False  # its lease has ended, but it may come back until a view excludes it
+    plan_retry_s: float = 0.0
+    plan_backoff_s: float = 0.0
+    resent_s: float = -1e9
+
+    def present(self) -> bool:
+        """Says whether new views may count on it."""
+        return self.gone is None and self.leaving_s is None and self.excluding is None
+
+    def here(self) -> bool:
+        """Says whether it still takes part in the steps it has begun."""
+        return self.gone is None and self.leaving_s is None
+
+    def member(self, first_step: int) -> Member:
+        return Member(
+            peer_id=self.peer_id,
+            incarnation=self.incarnation,
+            secret=self.secret,
+            host=self.host,
+            port=self.port,
+            host_key=self.host_key,
+            first_step=first_step,
+            group=self.group,
+        )
+
+    def admitted(self) -> AdmittedPeer:
+        return AdmittedPeer(
+            peer_id=self.peer_id,
+            incarnation=self.incarnation,
+            secret=self.secret,
+            host=self.host,
+            port=self.port,
+            host_key=self.host_key,
+            hostname=self.hostname,
+            pid=self.pid,
+            group=self.group,
+        )
+
+
+@dataclass(slots=True)
+class Connection:
+    """One open connection; it belongs to nobody until its first frame."""
+
+    host: str
+    incarnation: int | None = None
+    native: bool = False
+
+
+def name(peer: Peer) -> str:
+    """Names a peer for people: the first digits of its id, and its incarnation."""
+    return f"{peer.peer_id.hex()[:8]}.{peer.incarnation}"
+
+
+def native_text(text: str) -> str:
+    """Shortens a text to what fits into a native frame."""
+    return text.encode()[:TEXT_CHARACTERS_MAX].decode(errors="ignore")

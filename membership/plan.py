@@ -1,0 +1,48 @@
+"""A plan: a view that is to come, and how far its members have got with it.
+
+Plans are not durable.  A coordinator that starts anew knows of none, and the peers are told so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pccl.membership.view import View
+
+
+class Kind(Enum):
+    JOIN = "join"  # newcomers that wait at an entry come in
+    LEAVE = "leave"  # members that asked to go are left out
+    REORDER = "reorder"  # the same members, other ranks
+
+
+class Phase(Enum):
+    LINKS = "links"  # links open in the background; nobody promised anything
+    HOLD = "hold"  # members are asked not to go on beyond a step
+    DRAIN = "drain"  # they hold, and what they began is still being decided
+
+
+@dataclass(slots=True)
+class Plan:
+    kind: Kind
+    view: View
+    name: str
+    base: tuple[int, ...]  # members of the view in force; none for the first view
+    deadline_s: float
+    phase: Phase = Phase.LINKS
+    candidates: tuple[int, ...] = ()  # newcomers
+    up: set[int] = field(default_factory=set)
+    holds: dict[int, int] = field(default_factory=dict)
+    edges: dict[int, int] = field(default_factory=dict)  # failed links per peer
+
+    def __contains__(self, incarnation: int) -> bool:
+        return incarnation in self.view or incarnation in self.base
+
+    def everybody(self) -> tuple[int, ...]:
+        """Returns the members and the newcomers."""
+        return (*self.base, *self.candidates)
+
+    def step(self) -> int:
+        """Returns the first step that nobody starts before it hears more."""
+        return max(self.holds.values())

@@ -1,0 +1,255 @@
+"""Planned view changes: members come, go and change places, and nothing is aborted.
+
+    idle --newcomers--> LINKS --all links up--> HOLD --all members hold--> activation (durable)
+      |                   |                      |  \\--too few would be left--> DRAIN --> flush
+      +--leave, reorder---+----------------------+
+                          +-- failure or time: cancel, plan again without those to blame
+
+The first view of a run takes the same path up to LINKS and is then installed at once: nobody runs.
+
+While links open in the background nobody promises anything.  Then members, and only they, promise
+to start no step from some number on until they hear more: one round trip, cut short by a deadline.
+The greatest of these numbers, S, is made durable with the view, so no coordinator can ever name
+another, and whoever starts the first step >= S with the joiners' entry name starts it in the new
+view (a leave or a reordering: the step S).  Programs run the same steps in the same order, so that
+is the same step everywhere.
+
+Invariants: one plan at a time; only members that have installed the current view are asked to
+hold; a leave comes before a plan that is still opening links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pccl.membership.choosing import Choosing
+from pccl.membership.core import Core, Peer, name
+from pccl.membership.entering import Entering
+from pccl.membership.messages import CancelPlan, Hold, ViewPlan
+from pccl.membership.plan import Kind, Phase, Plan
+from pccl.membership.record import Activation, InstallNote
+
+
+class Planning:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._choosing = Choosing(core)
+        self._entering = Entering(core)
+        self._plan: Plan | None = None
+        self._not_before_s = 0.0  # after a plan that members could not follow
+        self.deadline_s: float | None = None
+
+    def describe(self) -> str:
+        plan, entering = self._plan, self._core.activation
+        if plan is not None:
+            return f"{plan.kind.value}: {plan.phase.value} for epoch {plan.view.epoch}"
+        return "none" if entering is None else f"activated epoch {entering.view.epoch}"
+
+    # -------------------------------------------------------------- events
+
+    def at_entry(self, peer: Peer, entry: str, now_s: float) -> None:
+        if peer.entry != entry:
+            peer.entry, peer.entry_since_s = entry, now_s
+        peer.entry_seen_s = now_s
+
+    def links_up(self, peer: Peer, epoch: int) -> None:
+        plan = self._plan
+        if plan is not None and plan.view.epoch == epoch and peer.incarnation in plan:
+            plan.up.add(peer.incarnation)
+
+    def links_failed(self, peer: Peer, epoch: int, peer_ids: Sequence[bytes], now_s: float) -> None:
+        """Drops from the plan who cannot be reached; members are never dropped by a plan."""
+        plan = self._plan
+        if plan is None or plan.view.epoch != epoch or peer.incarnation not in plan:
+            return
+        if not plan.candidates:
+            return
+        by_id = {m.peer_id: m.incarnation for m in plan.view.members}
+        for accused in (by_id[i] for i in peer_ids if i in by_id):
+            for end in (peer.incarnation, accused):
+                plan.edges[end] = plan.edges.get(end, 0) + 1
+        blamed = max(plan.candidates, key=lambda i: (plan.edges.get(i, 0), i))
+        if plan.edges.get(blamed, 0) > 0:  # else two members fail each other: not the plan's fault
+            self._cancel("links failed", now_s, late=(blamed,))
+
+    def hold_from(self, peer: Peer, epoch: int, step: int) -> None:
+        plan = self._plan
+        if plan is None or plan.view.epoch != epoch or plan.phase is not Phase.HOLD:
+            return
+        if peer.incarnation in plan.base:
+            plan.holds[peer.incarnation] = step
+
+    def switched(self, peer: Peer, epoch: int, step: int, now_s: float) -> None:
+        self._entering.switched(peer, epoch, step, now_s)
+
+    def repeat(self, peer: Peer) -> None:
+        """Tells a peer (again) what it is asked to do."""
+        core, plan = self._core, self._plan
+        if core.flushing:
+            return
+        if core.view is not None and (
+            peer.incarnation in core.view or core.is_member(peer.incarnation)
+        ):
+            core.send_view(peer)
+        if plan is not None and peer.incarnation in plan:
+            holding = plan.phase is not Phase.LINKS
+            if plan.kind is Kind.JOIN and (holding or peer.incarnation not in plan.up):
+                core.send(peer, ViewPlan(core.generation, plan.view.epoch, plan.view.infos()))
+            if holding and peer.incarnation in plan.base:
+                core.send(peer, Hold(core.generation, plan.view.epoch))
+
+    def reattached(self, peer: Peer) -> None:
+        """A peer that was away may hold for a plan that is over; this releases it."""
+        core = self._core
+        if not core.flushing and (self._plan is None or peer.incarnation not in self._plan):
+            below = core.epoch_high if core.activation is None else core.activation.view.epoch - 1
+            core.send(peer, CancelPlan(core.generation, below))
+        self.repeat(peer)
+
+    # -------------------------------------------------------------- time
+
+    def advance(self, now_s: float) -> None:
+        core = self._core
+        if core.flushing:
+            self.deadline_s = None
+            self._entering.forget()
+            if self._plan is not None:
+                self._cancel("a flush comes first", now_s)
+            return
+        if self._plan is not None:
+            self._follow(self._plan, now_s)
+        self._entering.complete(now_s)
+        if self._plan is None and core.activation is None:
+            self._consider(now_s)
+        else:
+            self.deadline_s = None if self._plan is None else self._plan.deadline_s
+
+    def _follow(self, plan: Plan, now_s: float) -> None:
+        core = self._core
+        base = () if core.view is None else core.view.incarnations()
+        if plan.base != base or any(i not in core.peers for i in plan.candidates):
+            self._cancel("the peers have changed", now_s)
+        elif plan.phase is Phase.LINKS and self._choosing.someone_drains():
+            self._cancel("a member leaves first", now_s)
+        elif plan.phase is Phase.LINKS:
+            if all(i in plan.up for i in plan.view.incarnations()):
+                self._links_are_up(plan, now_s)
+            elif now_s >= plan.deadline_s:
+                self._links_are_late(plan, now_s)
+        elif plan.phase is Phase.HOLD:
+            if all(i in plan.holds for i in plan.base):
+                self._all_hold(plan, now_s)
+            elif now_s >= plan.deadline_s:
+                self._not_before_s = now_s + core.config.plan_backoff_s
+                self._cancel("a member did not hold in time", now_s)
+        else:
+            self._drained(plan, now_s)
+
+    def _links_are_up(self, plan: Plan, now_s: float) -> None:
+        if not plan.base:
+            self._plan = None
+            self._install_first(plan, now_s)
+            return
+        plan.phase = Phase.HOLD
+        plan.deadline_s = now_s + self._core.config.hold_timeout_s
+        self._ask_to_hold(plan)
+
+    def _ask_to_hold(self, plan: Plan) -> None:
+        core = self._core
+        for i in plan.base:
+            core.send(core.peers[i], Hold(core.generation, plan.view.epoch))
+
+    def _links_are_late(self, plan: Plan, now_s: float) -> None:
+        core = self._core
+        late = tuple(i for i in plan.candidates if i not in plan.up)
+        if late:
+            self._cancel("links are not up in time", now_s, late=late)
+            return
+        # Only members are late: their programs are busy.  Nothing was promised, so nobody waits.
+        plan.deadline_s = now_s + core.config.profile.links_timeout_s
+        for i in plan.base:
+            self.repeat(core.peers[i])
+
+    def _cancel(self, why: str, now_s: float, late: Sequence[int] = ()) -> None:
+        core, plan = self._core, self._plan
+        assert plan is not None
+        self._plan = None
+        core.log("info", f"plan for epoch {plan.view.epoch} cancelled: {why}")
+        for i in late:
+            peer = core.peers[i]  # a candidate that is gone cancels the plan before
+            base_s, most_s = core.config.plan_backoff_s, core.config.plan_backoff_max_s
+            peer.plan_backoff_s = min(max(base_s, 2 * peer.plan_backoff_s), most_s)
+            peer.plan_retry_s = now_s + peer.plan_backoff_s
+        for i in plan.everybody():
+            if (known := core.peers.get(i)) is not None:
+                core.send(known, CancelPlan(core.generation, plan.view.epoch))
+
+    # -------------------------------------------------------------- into force
+
+    def _install_first(self, plan: Plan, now_s: float) -> None:
+        core = self._core
+        core.view, core.history = plan.view, ()
+        core.note = InstallNote(False, 0, (), ())
+        core.carried = ()
+        core.counters.views += 1
+        core.persist()
+        core.installed_s = now_s
+        for peer in core.members():
+            peer.entry, peer.plan_backoff_s = None, 0.0
+            core.send(peer, core.install_message(core.view, core.note))
+        core.log(
+            "info", f"epoch {plan.view.epoch}: first view with {len(plan.view.members)} members"
+        )
+
+    def _all_hold(self, plan: Plan, now_s: float) -> None:
+        core = self._core
+        if plan.kind is Kind.LEAVE and len(plan.view.members) < core.floor():
+            # No step could run after it.  What is open is finished first, with the leavers.
+            plan.phase = Phase.DRAIN
+            plan.deadline_s = now_s + core.config.profile.lease_s
+            self._drained(plan, now_s)
+            return
+        self._plan = None
+        step = plan.step()
+        activation = Activation(plan.view, step, plan.name, resolved=False, first_step=0)
+        self._entering.begin(activation, plan.base)
+
+    def _drained(self, plan: Plan, now_s: float) -> None:
+        """Lets the leavers go once nothing is open that needs them; else waits for heartbeats."""
+        core = self._core
+        if now_s >= plan.deadline_s:  # asks again; each leaver's own deadline ends this
+            plan.deadline_s = now_s + core.config.profile.lease_s
+            self._ask_to_hold(plan)
+        members = [core.peers[i] for i in plan.base]
+        if all(p.watermark >= plan.step() for p in members if p.present()):
+            for peer in members:
+                if peer.incarnation not in plan.view and peer.present():
+                    peer.leaving_s = now_s
+                    core.want_flush(f"{name(peer)} leaves")
+
+    # -------------------------------------------------------------- what comes next
+
+    def _consider(self, now_s: float) -> None:
+        core = self._core
+        self.deadline_s = None
+        if not self._choosing.members_can_follow() or not self._entering.has_room():
+            return
+        if now_s < self._not_before_s:
+            self.deadline_s = self._not_before_s
+            return
+        plan, self.deadline_s = self._choosing.next_plan(now_s)
+        if plan is None:
+            return
+        self._plan = plan
+        self.deadline_s = plan.deadline_s
+        if plan.phase is Phase.HOLD:
+            self._ask_to_hold(plan)
+        else:
+            message = ViewPlan(core.generation, plan.view.epoch, plan.view.infos())
+            for i in plan.view.incarnations():
+                core.send(core.peers[i], message)
+        moving = [core.peers[i] for i in plan.candidates] or [
+            core.peers[i] for i in plan.base if i not in plan.view
+        ]
+        who = ", ".join(name(p) for p in moving[:8]) or "another order"
+        core.log("info", f"plan for epoch {plan.view.epoch}: {plan.kind.value} of {who}")
