@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <functional>
 #include <mutex>
@@ -22,6 +23,7 @@
 #include "pccl/clock.hpp"
 #include "pccl/control.hpp"
 #include "pccl/control_frames.hpp"
+#include "pccl/crc32.hpp"
 #include "pccl/sockets.hpp"
 
 namespace rig {
@@ -117,6 +119,15 @@ class FakeHost final : public ControlHost {
   Seen seen_;
 };
 
+/// A body of the test's own with the head it needs.
+inline Bytes framed(std::span<const std::byte> body) {
+  const auto head = frames::head_of(body);
+  Bytes bytes(head.size() + body.size());
+  std::copy(head.begin(), head.end(), bytes.begin());
+  std::copy(body.begin(), body.end(), bytes.begin() + head.size());
+  return bytes;
+}
+
 /// A blocking socket whose every call ends by patience_s.
 class Wire {
  public:
@@ -156,13 +167,15 @@ class Wire {
     return bytes;
   }
   std::optional<frames::Frame> read_frame() {
-    const auto head = read(frames::length_bytes);
-    if (!head) return std::nullopt;
-    std::uint32_t length = 0;
-    std::memcpy(&length, head->data(), sizeof length);
-    const auto body = read(length);
+    const auto front = read(frames::head_bytes);
+    frames::Head head;
+    if (!front || !frames::decode_head(std::span(*front).first<frames::head_bytes>(), head)) {
+      return std::nullopt;
+    }
+    const auto body = read(head.length);
     frames::Frame frame;
-    if (!body || frames::decode(*body, frame) != Status::ok) return std::nullopt;
+    if (!body || crc32(*body) != head.body_check) return std::nullopt;
+    if (frames::decode(*body, frame) != Status::ok) return std::nullopt;
     return frame;
   }
   /// The next frame of one type, whatever comes before it.

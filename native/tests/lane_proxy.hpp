@@ -103,9 +103,9 @@ class LaneProxy {
       if (got == 0 || (got < 0 && errno != EAGAIN && errno != ENOTCONN)) pair.dead = true;
       in.begin = 0;
       in.end = got > 0 ? static_cast<std::size_t>(got) : 0;
-      if (got > 7 && !pair.known && i == 0) {
+      if (got > 15 && !pair.known && i == 0) {
         pair.known = true;
-        pair.lane = in.bytes[7] == std::byte{1};  // the purpose in its HELLO
+        pair.lane = in.bytes[15] == std::byte{1};  // the purpose in its HELLO
         return;
       }
       // Small frames pass: most cuts should hit something large.

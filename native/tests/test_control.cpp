@@ -166,13 +166,28 @@ TEST(hostile_first_frames_are_dropped_and_counted_while_a_good_peer_gets_its_lan
   drops("an oversized length", sending(std::string("\x01\x10\x00\x00\xC1", 5)));
   drops("a huge length", sending(std::string("\xFF\xFF\xFF\xFF", 4)));
   drops("a length of nothing", sending(std::string("\x00\x00\x00\x00", 4)));
-  drops("a body of MessagePack", sending(std::string("\x40\x00\x00\x00\x93", 5)));
-  drops("a frame that never ends", sending(std::string("\x40\x00\x00\x00\xC1\x01", 6)));
+  Bytes whole;
+  CHECK(frames::encode(peer.hello(Purpose::data_lane), whole) == Status::ok);
+  const auto part = [&](std::size_t bytes) {
+    return std::string(reinterpret_cast<const char*>(whole.data()), bytes);
+  };
+  const Bytes messagepack = framed(Bytes(64, std::byte{0x93}));
+  drops("a body of MessagePack",
+        sending({reinterpret_cast<const char*>(messagepack.data()), frames::head_bytes + 1}));
+  drops("a frame that never ends", sending(part(frames::head_bytes + 2)));
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    std::string damaged = part(whole.size());
+    damaged[at] = static_cast<char>(damaged[at] ^ 1 << at % 8);
+    Wire wire = sending(damaged);
+    wire.close();  // a length that grew would wait for more
+    ++dropped;
+    CHECK(eventually([&] { return peer.control.counters().dropped == dropped; }));
+  }
   drops("silence", Wire::dial(peer.control.port()));
   Wire other_type = Wire::dial(peer.control.port());
   other_type.write(frames::Flush{1, 2});
   drops("a frame that is no HELLO", std::move(other_type));
-  Wire cut = sending(std::string("\x40\x00\x00\x00\xC1\x01\x01", 7));
+  Wire cut = sending(part(frames::head_bytes + 3));
   cut.close();
   ++dropped;
   CHECK(eventually([&] { return peer.control.counters().dropped == dropped; }));
@@ -201,8 +216,8 @@ TEST(a_hello_that_does_not_belong_here_is_told_why) {
   };
   const auto raw = [&](std::size_t at, int value) {
     Bytes bytes = changed([](frames::Hello&) {});
-    bytes[frames::length_bytes + at] = static_cast<std::byte>(value);
-    return bytes;
+    bytes[frames::head_bytes + at] = static_cast<std::byte>(value);
+    return framed(std::span(bytes).subspan(frames::head_bytes));
   };
   CHECK(refused_with(raw(2, 3)) == 1);  // a later version
   CHECK(refused_with(raw(3, 4)) == 6);  // a purpose nobody knows

@@ -8,6 +8,7 @@
 
 #include "check.hpp"
 #include "pccl/control_frames.hpp"
+#include "pccl/crc32.hpp"
 
 namespace {
 
@@ -41,29 +42,32 @@ std::vector<Vector> vectors() {
   report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13});
   return {
       {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6},
-       "40000000c101020101010101010101010101010101010101020202020202020202020202020202020300000000"
-       "0000000404040404040404040404040404040405000600"},
-      {frames::Welcome{7}, "0b000000c102020700000000000000"},
-      {frames::Refused{3, "n\xC3\xA9"}, "09000000c103020303006ec3a9"},
+       "40000000b347c34f39bf1930c10102010101010101010101010101010101010102020202020202020202020202"
+       "02020203000000000000000404040404040404040404040404040405000600"},
+      {frames::Welcome{7}, "0b000000feb3662b83d7f206c102020700000000000000"},
+      {frames::Refused{3, "n\xC3\xA9"}, "09000000fa64059c577aa658c103020303006ec3a9"},
       {frames::Heartbeat{status, 6, 7},
-       "7f000000c104020100000000000000020000000300000000000000040000000000000005000000000000000600"
-       "00000700000009000000000000000201000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a030200070707070707070707"
-       "070707070707070808080808080808080808080808080801000b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b"},
-      {frames::Pong{9, 10}, "0f000000c1050209000000000000000a000000"},
-      {frames::Flush{11, 12}, "0f000000c106020b000000000000000c000000"},
+       "7f0000001d87fa73a3f70471c10402010000000000000002000000030000000000000004000000000000000500"
+       "000000000000060000000700000009000000000000000201000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a03020007"
+       "0707070707070707070707070707070808080808080808080808080808080801000b0b0b0b0b0b0b0b0b0b0b0b"
+       "0b0b0b0b"},
+      {frames::Pong{9, 10}, "0f0000001a52bffca08cc83bc1050209000000000000000a000000"},
+      {frames::Flush{11, 12}, "0f00000082b68e49267d8190c106020b000000000000000c000000"},
       {report,
-       "75000000c107020100000000000000020000000300000001040000000000000005000000000000000600000000"
-       "000000020007000000000000000800000000000000010009000000000000000a000000050b0b0b0b0b0b0b0b0b"
-       "0b0b0b0b0b0b0b0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0d00000000000000"},
+       "7500000054c65d68e9f8a31cc10702010000000000000002000000030000000104000000000000000500000000"
+       "0000000600000000000000020007000000000000000800000000000000010009000000000000000a000000050b"
+       "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0d00000000000000"},
       {Suspect{1, 2, SuspectCode::deadline, {id<PeerId>(4)}, "late"},
-       "28000000c108020100000002000000000000000301000404040404040404040404040404040404006c617465"},
-      {frames::Evicted{14, "gone"}, "11000000c109020e000000000000000400676f6e65"},
-      {frames::PeerBeat{15, 16, 17}, "17000000c10a020f00000010000000000000001100000000000000"},
+       "28000000a6b94b3d13ffdba6c10802010000000200000000000000030100040404040404040404040404040404"
+       "0404006c617465"},
+      {frames::Evicted{14, "gone"}, "1100000062aca8afc8fdc9b4c109020e000000000000000400676f6e65"},
+      {frames::PeerBeat{15, 16, 17},
+       "170000003774f3be3acb103ec10a020f00000010000000000000001100000000000000"},
       {frames::Routes{18, 19, {{id<PeerId>(20), id<PeerId>(21)}}},
-       "31000000c10b021200000000000000130000000100141414141414141414141414141414141515151515151515"
-       "1515151515151515"},
+       "31000000ad274c8b9647e088c10b02120000000000000013000000010014141414141414141414141414141414"
+       "15151515151515151515151515151515"},
       {frames::Relay{id<PeerId>(22), 23},
-       "1b000000c10c02161616161616161616161616161616161700000000000000"},
+       "1b000000ea9f86e793e4c958c10c02161616161616161616161616161616161700000000000000"},
   };
 }
 
@@ -85,7 +89,7 @@ Bytes encoded(const frames::Frame& frame) {
 
 Bytes body_of(const frames::Frame& frame) {
   Bytes out = encoded(frame);
-  out.erase(out.begin(), out.begin() + frames::length_bytes);
+  out.erase(out.begin(), out.begin() + frames::head_bytes);
   return out;
 }
 
@@ -268,9 +272,24 @@ TEST(frames_are_appended_one_behind_the_other) {
   CHECK(frames::encode(frames::Welcome{1}, bytes) == Status::ok);
   const std::size_t first = bytes.size();
   CHECK(frames::encode(frames::Pong{2, 3}, bytes) == Status::ok);
-  std::uint32_t length = 0;
-  std::memcpy(&length, bytes.data() + first, sizeof length);
-  CHECK(first + frames::length_bytes + length == bytes.size());
+  frames::Head head;
+  CHECK(frames::decode_head(std::span(bytes).subspan(first).first<frames::head_bytes>(), head));
+  CHECK(first + frames::head_bytes + head.length == bytes.size());
+}
+
+TEST(every_flipped_bit_is_found_by_one_of_the_two_checks) {
+  for (const Vector& vector : vectors()) {
+    const Bytes whole = encoded(vector.frame);
+    for (std::size_t bit = 0; bit < 8 * whole.size(); ++bit) {
+      Bytes damaged = whole;
+      damaged[bit / 8] ^= static_cast<std::byte>(1u << bit % 8);
+      frames::Head head;
+      const auto all = std::span<const std::byte>(damaged);
+      const bool head_fits = frames::decode_head(all.first<frames::head_bytes>(), head);
+      CHECK(head_fits == (bit >= 8 * frames::head_bytes));
+      if (head_fits) CHECK(crc32(all.subspan(frames::head_bytes)) != head.body_check);
+    }
+  }
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ from pccl.membership.messages import (
     coordinator_codec,
     peer_codec,
 )
-from pccl.transport.framing import frame
+from pccl.transport.framing import Framer, frame
 from tests.integration.peer_processes import Run
 
 TIMEOUT_S = 1.5
@@ -203,8 +203,10 @@ def split(address: str) -> tuple[str, int]:
 
 
 def read_frame(connection: socket.socket) -> bytes:
-    length = int.from_bytes(read(connection, 4), "little")
-    return read(connection, length)
+    framer = Framer()
+    while (body := framer.next_message()) is None:
+        framer.feed(read(connection, 1))  # not a byte of what comes after
+    return body
 
 
 def read(connection: socket.socket, count: int) -> bytes:

@@ -15,6 +15,7 @@ from pccl.membership.service import CoordinatorOptions, CoordinatorThread, choos
 from pccl.membership.service_status import fetch_status, fetch_status_now
 from pccl.transport import native_frames as nf
 from pccl.transport.address import Address, parse_address
+from pccl.transport.framing import frame
 from tests.integration.scripted_peer import ScriptedPeer, dial, expect, hello
 
 A, B = b"a" * 16, b"b" * 16
@@ -63,8 +64,8 @@ def test_garbage_oversized_and_silent_connections_are_counted_while_a_peer_goes_
     strangers = (
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\xff\xff\xff\xff",
-        (5).to_bytes(4, "little") + b"\x95abcd",
-        (5).to_bytes(4, "little") + b"\xc1\x01\x01ab",
+        frame(b"\x95abcd"),
+        frame(b"\xc1\x01\x02ab"),
         b"",
     )
 

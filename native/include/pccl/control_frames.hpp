@@ -1,8 +1,9 @@
 // native/include/pccl/control_frames.hpp — the messages of the native control connections.
 //
-// Bytes: docs/PROTOCOL.md, "Native control frames".  A frame is a u32 length and a body of that
-// many bytes; the body starts with 0xC1 (no MessagePack value starts so: one port serves both), a
-// type and a version.  Integers are little endian.  A body has exactly the size its fields need.
+// Bytes: docs/PROTOCOL.md, "Control framing" and "Native control frames".  A frame is a head of
+// twelve bytes (the body's length, the body's check, the head's check) and the body; the body
+// starts with 0xC1 (no MessagePack value starts so: one port serves both), a type and a version.
+// Integers are little endian.  A body has exactly the size its fields need.
 //
 // Ownership: plain values; encode and decode borrow for the call.
 // Threads:   pure functions.
@@ -10,6 +11,7 @@
 //            then, and allocates no more than a small multiple of the body.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -27,6 +29,7 @@ namespace pccl::frames {
 inline constexpr std::byte mark{0xC1};
 inline constexpr std::uint8_t version_known = 2;
 inline constexpr std::size_t length_bytes = 4;
+inline constexpr std::size_t head_bytes = 12;
 inline constexpr std::size_t prefix_bytes = 3;                     // mark, type, version
 inline constexpr std::uint32_t first_body_bytes_max = 4 * 1024;    // from strangers
 inline constexpr std::uint32_t read_body_bytes_max = 64 * 1024;    // what this side reads at all
@@ -101,11 +104,20 @@ struct Relay {
 using Frame = std::variant<Hello, Welcome, Refused, Heartbeat, Pong, Flush, Report, Suspect,
                            Evicted, PeerBeat, Routes, Relay>;
 
-/// Appends a whole frame, length first.  Texts and lists of peers are hints and are cut to their
+/// What is in front of a body.
+struct Head {
+  std::uint32_t length = 0;
+  std::uint32_t body_check = 0;
+};
+[[nodiscard]] std::array<std::byte, head_bytes> head_of(std::span<const std::byte> body) noexcept;
+/// False: damaged.  Whether the length is allowed is for the reader to say.
+bool decode_head(std::span<const std::byte, head_bytes> bytes, Head& out) noexcept;
+
+/// Appends a whole frame, head first.  Texts and lists of peers are hints and are cut to their
 /// limits; a Report is a promise and is never cut: beyond steps_max it is Status::exhausted.  A
 /// Suspect without a code is Status::usage.  Nothing is appended then.
 Status encode(const Frame& frame, std::vector<std::byte>& out);
-/// `body` without the length.
+/// `body` without the head; its check is the reader's.
 Status decode(std::span<const std::byte> body, Frame& out);
 /// The version byte, and the purpose of something that may be a HELLO of a later version; 0 and 255
 /// if the body is too short.  For telling a stranger what was wrong.

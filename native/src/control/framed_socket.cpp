@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "pccl/crc32.hpp"
+
 namespace pccl {
 namespace {
 
@@ -33,17 +35,23 @@ Status FramedSocket::receive(std::size_t bytes_wanted) {
 }
 
 Status FramedSocket::read_frame(std::span<const std::byte>& body) {
-  using frames::length_bytes;
-  if (const Status status = receive(length_bytes); status != Status::ok) return status;
-  std::uint32_t length = 0;
-  std::memcpy(&length, in_.data(), sizeof length);
-  if (length < frames::prefix_bytes || length > body_bytes_max_) return Status::protocol;
-  const Status status = receive(length_bytes + length);
-  if (received_ > length_bytes && in_[length_bytes] != frames::mark) return Status::protocol;
+  using frames::head_bytes;
+  Status status = receive(head_bytes);
+  if (received_ >= frames::length_bytes) {
+    std::uint32_t length = 0;
+    std::memcpy(&length, in_.data(), sizeof length);
+    if (length < frames::prefix_bytes || length > body_bytes_max_) return Status::protocol;
+  }
   if (status != Status::ok) return status;
-  body = std::span<const std::byte>(in_).subspan(length_bytes, length);
+  frames::Head head;
+  const std::span<const std::byte> all(in_);
+  if (!frames::decode_head(all.first<head_bytes>(), head)) return Status::protocol;
+  status = receive(head_bytes + head.length);
+  if (received_ > head_bytes && in_[head_bytes] != frames::mark) return Status::protocol;
+  if (status != Status::ok) return status;
+  body = std::span<const std::byte>(in_).subspan(head_bytes, head.length);
   received_ = 0;
-  return Status::ok;
+  return crc32(body) == head.body_check ? Status::ok : Status::protocol;
 }
 
 Status FramedSocket::send(const frames::Frame& frame) {

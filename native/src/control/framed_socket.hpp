@@ -27,7 +27,8 @@ class FramedSocket {
       : fd_(std::move(fd)), body_bytes_max_(body_bytes_max) {}
 
   /// ok: `body` is one whole frame, good until the next call.  closed: the other side ended it.
-  /// protocol: not one of our frames, found out as early as its length or first byte shows it.
+  /// protocol: not one of our frames or a damaged one, found out as early as its length, its head's
+  /// check or its first byte shows it.
   Status read_frame(std::span<const std::byte>& body);
   /// True if a frame, or the end, was cut short.
   [[nodiscard]] bool amid_frame() const noexcept { return received_ > 0; }
@@ -47,7 +48,7 @@ class FramedSocket {
 
   Fd fd_;
   std::uint32_t body_bytes_max_ = frames::first_body_bytes_max;
-  std::vector<std::byte> in_;  // the frame under way, length first
+  std::vector<std::byte> in_;  // the frame under way, head first
   std::size_t received_ = 0;
   std::vector<std::byte> out_;
   std::size_t sent_ = 0;

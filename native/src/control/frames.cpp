@@ -5,6 +5,7 @@
 #include "pccl/control_frames.hpp"
 
 #include "control/bytes.hpp"
+#include "pccl/crc32.hpp"
 
 namespace pccl::frames {
 namespace {
@@ -304,14 +305,31 @@ Status encode(const Frame& frame, std::vector<std::byte>& out) {
   if (const Status status = fits(frame); status != Status::ok) return status;
   const std::size_t start = out.size();
   Writer writer(out);
-  writer.put(std::uint32_t{0});
+  out.resize(start + head_bytes);
   writer.put(std::to_integer<std::uint8_t>(mark));
   writer.put(static_cast<std::uint8_t>(frame.index() + 1));
   writer.put(version_known);
   std::visit([&writer](const auto& message) { write(writer, message); }, frame);
-  const auto length = static_cast<std::uint32_t>(out.size() - start - length_bytes);
-  std::memcpy(out.data() + start, &length, sizeof length);
+  const auto head = head_of(std::span(out).subspan(start + head_bytes));
+  std::copy(head.begin(), head.end(), out.begin() + static_cast<std::ptrdiff_t>(start));
   return Status::ok;
+}
+
+std::array<std::byte, head_bytes> head_of(std::span<const std::byte> body) noexcept {
+  std::array<std::byte, head_bytes> head;
+  const std::uint32_t front[2] = {static_cast<std::uint32_t>(body.size()), crc32(body)};
+  const std::uint32_t check = crc32(std::as_bytes(std::span(front)));
+  std::memcpy(head.data(), front, sizeof front);
+  std::memcpy(head.data() + sizeof front, &check, sizeof check);
+  return head;
+}
+
+bool decode_head(std::span<const std::byte, head_bytes> bytes, Head& out) noexcept {
+  std::uint32_t check = 0;
+  std::memcpy(&out.length, bytes.data(), sizeof out.length);
+  std::memcpy(&out.body_check, bytes.data() + 4, sizeof out.body_check);
+  std::memcpy(&check, bytes.data() + 8, sizeof check);
+  return check == crc32(bytes.first(8));
 }
 
 Status decode(std::span<const std::byte> body, Frame& out) {

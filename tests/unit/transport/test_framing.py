@@ -45,8 +45,24 @@ def test_every_single_cut_of_two_frames_gives_both() -> None:
         assert received + take_all(framer) == [b"first", b"second one"]
 
 
-def test_a_frame_is_its_length_and_its_body() -> None:
-    assert frame(b"abc") == b"\x03\x00\x00\x00abc"
+def test_a_frame_is_its_length_two_checks_and_its_body() -> None:
+    # 0xCBF43926 is what every description of this CRC-32 gives for these nine digits.
+    front = b"\x09\x00\x00\x00" + 0xCBF43926.to_bytes(4, "little")
+    assert frame(b"123456789") == front + bytes.fromhex("3ed5e8a8") + b"123456789"
+
+
+def test_every_flipped_bit_is_found_and_no_other_body_comes_out() -> None:
+    stream = frame(b"first") + frame(b"second one")
+    for bit in range(8 * len(stream)):
+        damaged = bytearray(stream)
+        damaged[bit // 8] ^= 1 << bit % 8
+        framer = Framer()
+        framer.feed(bytes(damaged))
+        received = []
+        with pytest.raises(RemoteError):  # at once: no damage makes it wait for more
+            while (body := framer.next_message()) is not None:
+                received.append(body)
+        assert received == ([b"first"] if bit >= 8 * len(frame(b"first")) else [])
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 11])
