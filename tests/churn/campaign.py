@@ -2,6 +2,7 @@
 
     python tests/churn/campaign.py [--minutes 5] [--peers 3-6] [--seed N] [--fabric both]
                                    [--profile lan] [--quick] [--keep DIR] [--hosts FILE]
+                                   [--scenario NAME]
 
 Exit code 0: nothing contradicts the promises.  1: something does, and the logs are kept.  2: it
 cannot run here, and says why.
@@ -32,6 +33,7 @@ from tests.churn.namespaces import FilteredLinks, Laboratory, why_not
 from tests.churn.nemesis import Nemesis
 from tests.churn.rules import LinkQuality
 from tests.churn.run import Plan, Result, churn
+from tests.churn.scenarios import PEERS, SCENES, play
 from tests.churn.world import Settings, World
 
 FABRICS = {"both": ("veth", "emulator"), "veth": ("veth",), "emulator": ("emulator",)}
@@ -58,6 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bytes", type=int, default=1 << 16, help="of the reduced tensor")
     parser.add_argument("--pace-ms", type=float, default=10.0, help="mean pause between steps")
     parser.add_argument("--quick", action="store_true", help="half a minute on each fabric")
+    parser.add_argument("--scenario", choices=list(SCENES), help="one kind of fault and its bar")
+    parser.add_argument("--samples", type=int, help="how often a scenario strikes")
     parser.add_argument("--hosts", type=Path, metavar="FILE", help="real hosts: docs/CHURN.md")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all logs there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -105,6 +109,30 @@ def run_on(fabric: str, chosen: argparse.Namespace, folder: Path, console: Conso
             return churn(folder, laboratory.places, laboratory.links, plan, screen.show)
 
 
+def run_scenario(chosen: argparse.Namespace, folder: Path, console: Console) -> int:
+    """Plays one scenario; returns the exit code."""
+    scene = SCENES[chosen.scenario]
+    samples = chosen.samples or scene.samples
+    console.print(f"seed {chosen.seed}, scenario {chosen.scenario}; logs in {folder}")
+    with Laboratory(
+        scene.fabric, PEERS, folder, quality=scene.quality, seed=chosen.seed
+    ) as laboratory:
+        world = World(folder, laboratory.places, laboratory.links, scene.settings)
+        bars, result = play(
+            scene,
+            world,
+            seed=chosen.seed,
+            samples=samples,
+            minutes=chosen.minutes,
+            tell=lambda text: console.print(f"  {text}"),
+        )
+    report.show_bars(console, bars, result)
+    if chosen.json:
+        document = {"bars": [asdict(bar) for bar in bars], **asdict(result)}
+        chosen.json.write_text(json.dumps(document, indent=1, default=str) + "\n")
+    return 0 if bars and all(bar.passed for bar in bars) and not result.violations else 1
+
+
 class Screen:
     """Shows how it goes: in place on a terminal, now and then a line elsewhere."""
 
@@ -149,8 +177,11 @@ def main() -> int:
     if fabrics[0] in ("veth", "emulator") and (reason := why_not()) is not None:
         console.print(f"churn: {reason}")
         return 2
-    results: dict[str, Result] = {}
     base = chosen.keep or Path(tempfile.mkdtemp(prefix="pccl-churn-"))
+    if chosen.scenario:
+        base.mkdir(parents=True, exist_ok=True)
+        return run_scenario(chosen, base, console)
+    results: dict[str, Result] = {}
     for fabric in fabrics:
         folder = base / fabric
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from tests.churn.hosts import DIE_TOGETHER, ROOT, Namespace, Places
+from tests.churn.compiled import compiled
+from tests.churn.hosts import DIE_TOGETHER, Namespace, Places
 from tests.churn.rules import LinkFault, LinkQuality, emulator_commands, nft_rules
 
 PREFIX = "pccl-churn-"
@@ -25,8 +26,6 @@ NAMESPACES = Path("/run/netns")
 SUBNET = "10.77.0"
 COORDINATOR = "coord"
 EMULATOR_SOURCE = Path(__file__).with_name("emulator.cpp")
-BUILT = ROOT / "build"
-COMPILE_S = 120.0
 READY_S = 20.0
 
 
@@ -178,7 +177,7 @@ class Laboratory:
                           "burst", "128kb", "latency", "100ms"])  # fmt: skip
 
     def _start_emulator(self) -> subprocess.Popen[bytes]:
-        program = compile_emulator(BUILT)
+        program = compiled(EMULATOR_SOURCE, "emulator")
         devices = [f"pc{os.getpid()}-{i}" for i in range(len(self._made))]
         with (self._folder / "emulator.err").open("wb") as errors:
             process = subprocess.Popen(
@@ -208,21 +207,6 @@ class Laboratory:
                     with suppress(BrokenPipeError):
                         pipe.close()
         _remove_named(self._own)
-
-
-def compile_emulator(folder: Path) -> Path:
-    """Builds the link emulator if it is not there; raises OSError with the compiler's words."""
-    folder.mkdir(exist_ok=True)
-    program = folder / "emulator"
-    if program.exists() and program.stat().st_mtime > EMULATOR_SOURCE.stat().st_mtime:
-        return program
-    compiler = os.environ.get("CXX", "g++")
-    command = [compiler, "-O2", "-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion",
-               "-Wshadow", "-Werror", str(EMULATOR_SOURCE), "-o", str(program)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
-    if done.returncode != 0:
-        raise OSError(f"the link emulator does not compile:\n{done.stderr}")
-    return program
 
 
 def remove_leftovers() -> None:

@@ -26,7 +26,7 @@ BRIEF_S = 0.5
 POLL_S = 0.02
 RESTART_S = (0.0, 2.0)
 REST_S = 4.0  # of the coordinator, between two faults: else nothing is ever decided
-LINK_S = (0.2, 12.0)
+LINK_S = (0.2, 8.0)
 STOP_S = (0.1, 60.0)
 COORDINATOR_STOP_S = (0.1, 30.0)
 RESET_S = (0.05, 0.5)
@@ -316,10 +316,10 @@ class Nemesis:
             links = dice.sample(links, 1)
         shown = ", ".join(f"{link.source}>{link.target}" for link in links[:2])
         fault = world.open_fault(
-            NEEDS_LINKS[event.kind],
+            event.kind,
             hosts=tuple(hosts),
             links=links,
-            text=f"{event.kind} {shown} {event.duration_s:.2f} s",
+            text=f"{shown} {event.duration_s:.2f} s",
         )
         self.after(event.duration_s, lambda: world.close_fault(fault))
 

@@ -155,8 +155,7 @@ def _take_into(life: Life, at: float, fact: dict[str, Any]) -> None:
 class Fault:
     """One thing the nemesis did.  `until` is when it undid it; the end of the run if it never did.
 
-    kind: kill, burst, stop, freeze, join, leave, cut, reset, loss, delay, coordinator-kill,
-    coordinator-stop
+    kind: of the events that docs/CHURN.md lists
     processes: those hit; hosts: those whose network it concerns (the coordinator's is "coord").
     """
 

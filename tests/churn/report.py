@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tests.churn.nemesis import Nemesis
 from tests.churn.run import Result
+from tests.churn.scenarios import Bar
 from tests.churn.world import World
 from tests.faults.report import quantile
 
@@ -55,6 +56,23 @@ def show(console: Console, result: Result) -> None:
         f"whole again {result.calm_s:.1f} s after the last fault"
     )
     console.print("ends: " + ", ".join(f"{name} {n}" for name, n in sorted(result.ends.items())))
+    show_verdict(console, result)
+
+
+def show_bars(console: Console, bars: list[Bar], result: Result) -> None:
+    """Prints what a scenario measured, and every violation."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("measured", "value", "bar", ""):
+        table.add_column(name, justify="right" if name in ("value", "bar") else "left")
+    for bar in bars:
+        limit = "" if bar.limit is None else f"≤ {bar.limit:g}"
+        verdict = "" if bar.limit is None else "[green]pass[/]" if bar.passed else "[red]FAIL[/]"
+        table.add_row(bar.name, f"{bar.value:.3g}", limit, verdict)
+    console.print(table)
+    show_verdict(console, result)
+
+
+def show_verdict(console: Console, result: Result) -> None:
     if not result.violations:
         console.print(
             "[green]wrong sums 0, divergences 0, hangs 0[/]: all histories agree, every sum is "

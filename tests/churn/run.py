@@ -74,7 +74,7 @@ def churn(
     nemesis = Nemesis(world, plan.seed, least=plan.least, most=plan.most)
     result = Result(plan.seed)
     try:
-        _begin(world, plan)
+        begin(world, plan)
         end_at = time.monotonic() + 60 * plan.minutes
         while (left_s := end_at - time.monotonic()) > 0 and not result.violations:
             nemesis.turn()
@@ -82,8 +82,8 @@ def churn(
             show(world, nemesis, left_s)
             time.sleep(POLL_S)
         nemesis.calm()
-        result.calm_s = _wait_whole(world, result)
-        _end(world, result)
+        result.calm_s = _wait_whole(world)
+        end(world)
     except Trouble as trouble:
         result.violations.append(str(trouble))
     except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def churn(
     return result
 
 
-def _begin(world: World, plan: Plan) -> None:
+def begin(world: World, plan: Plan) -> None:
     world.start_coordinator()
     hosts = world.places.hosts
     for i in range(plan.least):
@@ -123,7 +123,7 @@ def wait(world: World, condition: Callable[[], bool], timeout_s: float, what: st
     return time.monotonic() - begin
 
 
-def _wait_whole(world: World, result: Result) -> float:
+def _wait_whole(world: World) -> float:
     """Waits until all that live commit together, and nobody else with them."""
 
     def whole() -> bool:
@@ -139,7 +139,7 @@ def _wait_whole(world: World, result: Result) -> float:
     return wait(world, whole, CALM_S, "after the faults all living peers commit together")
 
 
-def _end(world: World, result: Result) -> None:
+def end(world: World) -> None:
     """Tells all to end after the same step; all do, in time and in order."""
     for peer in world.peers:
         peer.told = True

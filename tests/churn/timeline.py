@@ -24,7 +24,7 @@ from tests.churn.records import Fault, Life
 BEFORE_S = 1.0  # what was done this long before the last commit may still need a decision
 COORDINATOR_HOST = "coord"
 STOPS = frozenset({"stop", "freeze"})
-ON_LINKS = frozenset({"cut", "reset", "loss", "delay"})
+ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss", "delay"})
 COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
 
 

@@ -127,8 +127,13 @@ class World:
 
     # ---- peers
 
-    def prepare(self, host: Host, *, rejoin: bool = False) -> Peer:
-        """Starts a process that imports all it needs and waits to be told to connect."""
+    def prepare(self, host: Host, *, rejoin: bool = False, environment: Sequence[str] = ()) -> Peer:
+        """Starts a process that imports all it needs and waits to be told to connect.
+
+        Args:
+            rejoin: it connects again by itself after it was evicted.
+            environment: NAME=VALUE for it alone.
+        """
         name = f"peer{len(self.all_peers):04}"
         config = Config(
             address=self.address,
@@ -141,7 +146,10 @@ class World:
         )
         history, errors = self.folder / f"{name}.jsonl", self.folder / f"{name}.err"
         with history.open("wb") as out, errors.open("wb") as err:
-            child = host.spawn([host.python, AGENT, json.dumps(asdict(config))], out, err)
+            command = [host.python, AGENT, json.dumps(asdict(config))]
+            if environment:
+                command = ["env", *environment, *command]
+            child = host.spawn(command, out, err)
         peer = Peer(name, host, child, History(name, history), errors)
         self.spares.append(peer)
         self.all_peers.append(peer)

@@ -1,0 +1,28 @@
+// deaf.cpp — preloaded into a peer, makes it stop reading its data lanes when a file appears.
+//
+// Lanes are read by recvmsg, control connections by recv: so such a peer beats and answers on, while
+// its receive windows fill to zero and stay there.  This is the peer that no lease finds.
+// DEAF_WHEN names the file.
+//
+// Ownership: none.
+// Threads:   any.
+// Errors:    without DEAF_WHEN it changes nothing.
+
+#include <dlfcn.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+
+using Receive = ssize_t (*)(int, msghdr*, int);
+
+extern "C" ssize_t recvmsg(int fd, msghdr* message, int flags) {
+  static const auto receive = reinterpret_cast<Receive>(::dlsym(RTLD_NEXT, "recvmsg"));
+  static const char* const when = std::getenv("DEAF_WHEN");
+  if (when != nullptr && ::access(when, F_OK) == 0) {
+    errno = EAGAIN;
+    return -1;
+  }
+  return receive(fd, message, flags);
+}
