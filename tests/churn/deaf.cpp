@@ -1,6 +1,6 @@
-// deaf.cpp — preloaded into a peer, makes it stop reading its data lanes when a file appears.
+// deaf.cpp — preloaded into a peer: it stops reading its data lanes when a file appears.
 //
-// Lanes are read by recvmsg, control connections by recv: so such a peer beats and answers on, while
+// Lanes are read by recvmsg, control connections by recv.  So such a peer beats and answers on, but
 // its receive windows fill to zero and stay there.  This is the peer that no lease finds.
 // DEAF_WHEN names the file.
 //

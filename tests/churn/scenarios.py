@@ -73,7 +73,7 @@ class Stage:
             used = {peer.host.name for peer in (*world.peers, *world.spares)}
             world.prepare(next(h for h in world.places.hosts if h.name not in used))
         for spare in list(world.spares):
-            self.wait(lambda spare=spare: spare.history.ready, CALM_S, "a spare is ready")  # type: ignore[misc]
+            self._ready(spare)
             if len(world.peers) < size:
                 world.start(spare)
 
@@ -86,6 +86,14 @@ class Stage:
             )
 
         self.wait(together, RECOVER_S, f"{size} peers commit together")
+
+    def _ready(self, spare: Peer) -> None:
+        self.wait(lambda: spare.history.ready, CALM_S, "a spare is ready")
+
+    def gone(self, victim: Peer) -> None:
+        """Waits until a peer that was left out has been told, and its process has ended."""
+        world = self.world
+        self.wait(lambda: victim not in world.peers, RECOVER_S, f"{victim.name} is told")
 
     def gaps(self, victim: Peer, since: float) -> list[float]:
         """Waits until all others go on without a victim; returns each one's gap."""
@@ -159,7 +167,7 @@ def blackhole(stage: Stage) -> list[Bar]:
         victim.child.signal(signal.SIGCONT)
         victim.stopped = False
         world.close_fault(fault)
-        stage.wait(lambda: victim not in world.peers, RECOVER_S, f"{victim.name} is told")  # noqa: B023
+        stage.gone(victim)
         stage.whole()
     return [*quantiles("SIGSTOP", stops, 4.0), *quantiles("black hole", holes, 4.0)]
 
@@ -244,7 +252,7 @@ def zero_window(stage: Stage) -> list[Bar]:
         stage.tell(f"{max(new):.2f} s")
         trigger.unlink()
         world.close_fault(fault)
-        stage.wait(lambda: victim not in world.peers, RECOVER_S, f"{victim.name} is told")  # noqa: B023
+        stage.gone(victim)
         stage.whole()
     return quantiles("found and left out", found, 10.0)
 
