@@ -31,6 +31,7 @@ from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, Refu
 class Admission:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._told_to_adopt = False
 
     def hello(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
         """Returns the peer that is attached now, or None if it was turned away."""
@@ -40,8 +41,15 @@ class Admission:
             self._refuse(conn, "protocol", text)
             return None
         if msg.run_id not in (b"", core.run_id):
-            text = f"this coordinator serves run {core.run_id.hex()}, not {msg.run_id.hex()}"
-            self._refuse(conn, "run", text)
+            self._refuse(conn, *self._another_run(msg))
+            return None
+        if msg.generation > core.generation:
+            text = (
+                f"this coordinator is generation {core.generation}, and the peer has followed "
+                f"generation {msg.generation}: its journal is an old copy; start it on the newest"
+            )
+            core.log("error", f"peer {msg.peer_id.hex()[:8]}: {text}")
+            self._refuse(conn, "generation", text)
             return None
         if msg.incarnation == 0:
             return self._admit(conn, msg, now_s)
@@ -55,9 +63,27 @@ class Admission:
             return None
         self._attach_agent(conn, peer)
         peer.epoch = max(peer.epoch, msg.epoch)
+        core.on_underflow = core.on_underflow or msg.on_underflow  # unknown to one that adopted
+        core.straggler_s = core.straggler_s or msg.straggler_s
         self._welcome(peer)
         core.log("info", f"peer {name(peer)} is attached again")
         return peer
+
+    def _another_run(self, msg: Hello) -> tuple[str, str]:
+        """Returns the code and the text for a peer of another run."""
+        core = self._core
+        text = f"this coordinator serves run {core.run_id.hex()}, not {msg.run_id.hex()}"
+        if msg.incarnation == 0 or not core.config.began_on_empty_journal:
+            return "run", f"{text}; connect again to take part, or give the right address"
+        # Who has an incarnation runs, and may run for long: it is not sent away for a lost file.
+        text += (
+            "; if that run's journal is lost, stop this coordinator and let another one adopt "
+            "the run: pccl coordinator adopt --journal FILE"
+        )
+        if not self._told_to_adopt:
+            self._told_to_adopt = True
+            core.log("error", f"a member of another run asks to come back: {text}")
+        return "adopt", text
 
     def native_hello(self, conn: int, frame: NativeHello, now_s: float) -> Peer | None:
         core = self._core

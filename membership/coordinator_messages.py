@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from pccl.base.config import LAN
 from pccl.membership.message_parts import (
@@ -48,11 +49,15 @@ class Admitted:
         demand(0 < self.heartbeat_s <= self.lease_s <= 3600, "heartbeat and lease do not fit")
 
 
+REFUSALS_FOR_NOW: Final = frozenset({"adopt", "generation"})
+"""The coordinator is what must be put right: it lost the journal of this run, or has an old one."""
+
+
 @message(33)
 @dataclass(frozen=True, slots=True)
 class Refused:
     """No admission; the connection closes.  Codes: protocol, run, min_world, on_underflow,
-    straggler, limit, secret."""
+    straggler, limit, secret, message; and REFUSALS_FOR_NOW, after which a peer tries again."""
 
     code: str
     text: str

@@ -63,6 +63,7 @@ class CoordinatorConfig:
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
     watch_max_s: float = 1800.0
     admitted_max: int = 1024
+    began_on_empty_journal: bool = False  # there is a journal, and it knew of no run
 
     def __post_init__(self) -> None:
         assert 0 <= self.min_world <= self.admitted_max <= MEMBERS_MAX

@@ -7,8 +7,8 @@ systems), the generation in the same transaction as the record still keeps the o
 writing.  One row: the record is small and written at view changes only, so nothing is appended and
 nothing needs compaction.
 
-Errors: every SQLite or file error becomes StoreError.  After a failed write the store refuses all
-later ones: what an fsync that failed has left on disk is unknown.
+Errors: every SQLite or file error becomes StoreError, with what to do about it.  After a failed
+write the store refuses all later ones: what an fsync that failed has left on disk is unknown.
 """
 
 from __future__ import annotations
@@ -34,6 +34,23 @@ CREATE TABLE IF NOT EXISTS journal (
 """
 
 
+ADOPT: Final = (
+    "if the run still lives, move this file away and rebuild it from the peers: "
+    "pccl coordinator adopt --journal FILE"
+)
+_ADVICE: Final = {
+    sqlite3.SQLITE_BUSY: "it is in use by another coordinator",
+    sqlite3.SQLITE_LOCKED: "it is in use by another coordinator",
+    sqlite3.SQLITE_NOTADB: f"it is no journal, or its beginning is lost; {ADOPT}",
+    sqlite3.SQLITE_CORRUPT: f"it is damaged; {ADOPT}",
+    sqlite3.SQLITE_FULL: "the disk is full; make room and start the coordinator again",
+    sqlite3.SQLITE_READONLY: "it, or its folder, cannot be written to by this user",
+    sqlite3.SQLITE_PERM: "it, or its folder, cannot be written to by this user",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is it a folder, or in one that does not exist?",
+    sqlite3.SQLITE_IOERR: "reading or writing it failed; is the disk full or broken?",
+}
+
+
 class SqliteJournal:
     """Opens or makes the file, takes its lock and raises the generation.
 
@@ -50,7 +67,7 @@ class SqliteJournal:
                 self._path, timeout=0, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
-            raise StoreError(f"cannot open journal {self._path}: {error}") from error
+            raise self._explain(error) from error
         try:
             self._generation = self._open()
         except sqlite3.Error as error:
@@ -72,18 +89,22 @@ class SqliteJournal:
             generation = 1
             db.execute("INSERT INTO journal VALUES (1, ?, ?, NULL)", (FORMAT, generation))
         elif row[0] != FORMAT:
-            raise StoreError(f"journal {self._path} has format {row[0]}; this program has {FORMAT}")
+            raise StoreError(
+                f"journal {self._path} has format {row[0]}, and this program has {FORMAT}; use the "
+                f"version of pccl that wrote it, or, {ADOPT}"
+            )
         else:
             generation = int(row[1]) + 1
             db.execute("UPDATE journal SET generation = ?", (generation,))
         db.execute("COMMIT")
+        # Into the file itself, so that one whose log beside it is lost is not taken for a new one.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return generation
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return StoreError(f"journal {self._path} is in use by another coordinator")
-        return StoreError(f"journal {self._path}: {error}")
+        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        text = f"{advice} ({error})" if advice else str(error)
+        return StoreError(f"journal {self._path}: {text}")
 
     @property
     def generation(self) -> int:
@@ -96,7 +117,9 @@ class SqliteJournal:
         except sqlite3.Error as error:
             raise self._explain(error) from error
         except RemoteError as error:
-            raise StoreError(f"journal {self._path} holds no readable record: {error}") from error
+            raise StoreError(
+                f"journal {self._path} holds no readable record ({error}); {ADOPT}"
+            ) from error
 
     def save(self, record: Record) -> None:
         if self._broken is not None:
@@ -114,6 +137,20 @@ class SqliteJournal:
         if changed != 1:
             self._broken = "another coordinator has taken over"
             raise StoreError(f"journal {self._path}: {self._broken}")
+
+    def adopt(self, record: Record) -> None:
+        """Begins anew with a record that was not made here, and with its generation."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "UPDATE journal SET generation = ?, record = ?",
+                (record.generation, record_codec.encode(record)),
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._broken = str(error)
+            raise self._explain(error) from error
+        self._generation = record.generation
 
     def close(self) -> None:
         self._db.close()

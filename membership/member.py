@@ -18,8 +18,6 @@ effect is returned any more.  Source: docs/PROTOCOL.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import assert_never
 
 from pccl.base.config import LAN
@@ -32,6 +30,7 @@ from pccl.membership.member_events import (
     Dial,
     Disconnected,
     Effect,
+    Ended,
     Event,
     FailEngine,
     HangUp,
@@ -40,12 +39,14 @@ from pccl.membership.member_events import (
     Identity,
     InstallView,
     Leave,
+    Phase,
     PrepareView,
     Progress,
     Received,
     Send,
     WantWorld,
 )
+from pccl.membership.testimony import Witness
 from pccl.transport.engine_events import (
     EngineEvent,
     EntryLeft,
@@ -60,29 +61,16 @@ from pccl.transport.engine_events import (
     ViewSwitched,
 )
 
+__all__ = ["Ended", "Member", "Phase"]
+
 REDIAL_MIN_S = 0.1
 REDIAL_MAX_S = 2.0  # a restarted coordinator is found within this
+RECALL_S = 60.0  # an operator may let a coordinator gather testimony for a while
 HELLO_ANSWER_S = 5.0  # as long as the coordinator waits for a first frame
 GOODBYE_S = 2.0  # how long close() waits for the coordinator to let go
 ENTRY_REPEAT_S = 0.25  # until the coordinator's heartbeat interval is known
 REFUSED_PROTOCOL = 1  # codes of the native REFUSED frame; the others heal or end by the lease
 REFUSED_INCARNATION = 4
-
-
-class Phase(Enum):
-    WAITING = "waiting"
-    DIALLING = "dialling"
-    GREETING = "greeting"
-    ATTACHED = "attached"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Why it is over.  Codes: closed, evicted, refused, foreign, unreachable, coordinator_lost."""
-
-    code: str
-    text: str
 
 
 class Member:
@@ -102,6 +90,7 @@ class Member:
         self.admitted: m.Admitted | None = None
         self.world: m.World | None = None
         self._identity = identity
+        self._witness = Witness(identity)
         self._grace_s = coordinator_grace_s
         self._dice = dice
         self._generation = 0
@@ -253,7 +242,11 @@ class Member:
             case m.Admitted():
                 return self._on_admitted(message, now_s)
             case m.Refused(code, text):
+                if code in m.REFUSALS_FOR_NOW:  # somebody has to put the coordinator right
+                    return [HangUp(), *self._disconnected(text, False, now_s)]
                 return self._end("refused", f"{text} ({code})")
+            case m.Recall():
+                return self._on_recall(now_s)
             case m.Evicted(generation, text):
                 if generation < self._generation:
                     return []
@@ -267,6 +260,7 @@ class Member:
             case m.Activate(generation, epoch):
                 if self._is_past(generation, epoch):
                     return self._repeat_switched(epoch)
+                self._witness.announced(epoch, message.members)
                 return [ActivateView(message)]
             case m.CancelPlan(generation, epoch):
                 if self._is_past(generation, epoch):
@@ -276,7 +270,7 @@ class Member:
                 return [CancelView(generation, epoch)]
             case m.Install():
                 return self._on_install(message)
-            case m.World() | m.StatusReply() | m.Recall() | m.Excluded():
+            case m.World() | m.StatusReply() | m.Excluded():
                 if isinstance(message, m.World):
                     self.world = message
                 return []
@@ -303,6 +297,13 @@ class Member:
             effects.append(Send(m.WaitFor(self._wanted)))
         return effects + self._tell_entry(now_s)
 
+    def _on_recall(self, now_s: float) -> list[Effect]:
+        """A coordinator that gathers what is known; it lets go when it has heard enough."""
+        self._answer_by_s = now_s + RECALL_S
+        if self.admitted is None:
+            return []  # a newcomer knows nothing of the run, and is admitted afterwards
+        return [Send(self._witness.testify(self.admitted, self._generation))]
+
     def _on_plan(self, plan: m.ViewPlan) -> list[Effect]:
         if self._is_past(plan.generation, plan.epoch):
             return self._repeat_switched(plan.epoch)
@@ -321,6 +322,7 @@ class Member:
             return self._send(m.Installed(install.epoch))
         self._generation = install.generation
         self._installing = key
+        self._witness.announced(install.epoch, install.members)
         return [InstallView(install)]
 
     def _is_past(self, generation: int, epoch: int) -> bool:
@@ -349,6 +351,7 @@ class Member:
             case ViewSwitched(epoch, step):
                 self._epoch = max(self._epoch, epoch)
                 self._switched = m.Switched(epoch, step)
+                self._witness.switched(epoch, step)
                 return self._send(self._switched)
             case ViewInstalled(epoch):
                 return self._on_installed(epoch)
@@ -372,6 +375,7 @@ class Member:
         return self._send(answer)
 
     def _on_installed(self, epoch: int) -> list[Effect]:
+        self._witness.installed(epoch)
         self._epoch = max(self._epoch, epoch)
         if self._installing is not None and self._installing[1] == epoch:
             self._installed, self._installing = self._installing, None

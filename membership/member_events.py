@@ -7,9 +7,26 @@ Dial and HoldEngine are answered, each by an event of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from pccl.membership import messages as m
 from pccl.transport.engine_events import EngineEvent
+
+
+class Phase(Enum):
+    WAITING = "waiting"
+    DIALLING = "dialling"
+    GREETING = "greeting"
+    ATTACHED = "attached"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why it is over.  Codes: closed, evicted, refused, foreign, unreachable, coordinator_lost."""
+
+    code: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

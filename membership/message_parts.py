@@ -21,6 +21,7 @@ STATUS_BYTES_MAX: Final = 200_000  # of one status document; the codec's limit i
 GROUP_MAX: Final = MEMBERS_MAX - 1
 DRAIN_S_MAX: Final = 86_400.0  # longer than any notice a machine gives before it goes
 STRAGGLER_WAIT: Final = -1.0  # as an opinion: whoever is slow is waited for
+OLDER_VIEWS_MAX: Final = 16  # as many as a coordinator remembers
 EPOCH_MAX: Final = (1 << 32) - 1  # epochs are 32 bits wide in the native frames
 
 
@@ -77,6 +78,19 @@ class MemberInfo:
         check_text(self.host, "host", HOST_CHARACTERS_MAX)
         demand(1 <= self.port <= 65535, f"port {self.port}")
         demand(self.group <= GROUP_MAX, f"group {self.group} is above {GROUP_MAX}")
+
+
+@struct
+@dataclass(frozen=True, slots=True)
+class ViewInfo:
+    """A view as it is told to a coordinator."""
+
+    epoch: int
+    members: tuple[MemberInfo, ...]
+
+    def __post_init__(self) -> None:
+        check_epoch(self.epoch)
+        check_members(self.members)
 
 
 def check_members(members: tuple[MemberInfo, ...]) -> None:

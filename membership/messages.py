@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final, get_args
 
+from pccl.membership.coordinator_messages import REFUSALS_FOR_NOW as REFUSALS_FOR_NOW
 from pccl.membership.coordinator_messages import Activate as Activate
 from pccl.membership.coordinator_messages import Admitted as Admitted
 from pccl.membership.coordinator_messages import CancelPlan as CancelPlan
@@ -40,6 +41,7 @@ from pccl.membership.message_parts import MemberInfo as MemberInfo
 from pccl.membership.message_parts import StepDecision as StepDecision
 from pccl.membership.message_parts import StepOutcome as StepOutcome
 from pccl.membership.message_parts import Underflow as Underflow
+from pccl.membership.message_parts import ViewInfo as ViewInfo
 from pccl.membership.peer_messages import AtEntry as AtEntry
 from pccl.membership.peer_messages import Drain as Drain
 from pccl.membership.peer_messages import Hello as Hello

@@ -11,9 +11,11 @@ from pccl.membership.message_parts import (
     ID_BYTES,
     MEMBERS_MAX,
     NAME_CHARACTERS_MAX,
+    OLDER_VIEWS_MAX,
     TEXT_CHARACTERS_MAX,
     MemberInfo,
     Underflow,
+    ViewInfo,
     check_epoch,
     check_id,
     check_members,
@@ -193,6 +195,8 @@ class Testimony:
     data_port: int
     hostname: str
     pid: int
+    host_key: int = 0
+    older: tuple[ViewInfo, ...] = ()  # views in which steps may still be open here, oldest first
 
     def __post_init__(self) -> None:
         check_id(self.run_id, "run_id")
@@ -200,6 +204,7 @@ class Testimony:
         check_id(self.peer_id, "peer_id")
         check_epoch(self.epoch)
         check_members(self.members)
+        demand(len(self.older) <= OLDER_VIEWS_MAX, f"{len(self.older)} older views")
         demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
         check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
         demand(1 <= self.data_port <= 65535, f"data_port {self.data_port}")

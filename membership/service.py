@@ -79,7 +79,7 @@ async def serve(
         machine = await asyncio.to_thread(_make_machine, options, store)
         service = CoordinatorService(machine, store.save, limits=options.limits)
         on_listening(await service.listen(options.listen, insecure=options.insecure))
-        await _run_until(service, stop)
+        await run_until(service, stop)
     finally:
         await asyncio.to_thread(store.close)
 
@@ -89,17 +89,23 @@ def _open_store(options: CoordinatorOptions) -> Store:
 
 
 def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator:
-    config = CoordinatorConfig(min_world=options.min_world, profile=options.profile)
+    record = store.load()
+    config = CoordinatorConfig(
+        min_world=options.min_world,
+        profile=options.profile,
+        began_on_empty_journal=options.journal is not None and record is None,
+    )
     return Coordinator(
         config,
         generation=store.generation,
-        record=store.load(),
+        record=record,
         token_bytes=os.urandom,
         now_s=system_clock(),
     )
 
 
-async def _run_until(service: CoordinatorService, stop: asyncio.Event) -> None:
+async def run_until(service: CoordinatorService, stop: asyncio.Event) -> None:
+    """Runs a service until it fails or `stop` is set."""
     running = asyncio.create_task(service.run())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -66,5 +66,10 @@ class MemoryStore:
             )
         self._disk.blob = record_codec.encode(record)
 
+    def adopt(self, record: Record) -> None:
+        """Begins anew with a record that was not made here, and with its generation."""
+        self._disk.generation = self._generation = record.generation
+        self._disk.blob = record_codec.encode(record)
+
     def close(self) -> None:
         return None

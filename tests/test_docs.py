@@ -113,7 +113,7 @@ def test_every_message_has_the_tag_and_the_fields_that_the_protocol_lists() -> N
 
 def test_the_structs_inside_messages_have_the_fields_that_the_protocol_lists() -> None:
     listed = {name.strip("`"): fields(cell) for name, cell in rows("struct", "fields")}
-    structs = (messages.MemberInfo, messages.StepDecision)
+    structs = (messages.MemberInfo, messages.StepDecision, messages.ViewInfo)
     assert listed == {cls.__name__: declared(cls) for cls in structs}
 
 

@@ -1,4 +1,4 @@
-"""`pccl coordinator`: runs until it is told to stop."""
+"""`pccl coordinator`: runs until it is told to stop; `adopt` first rebuilds a lost journal."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from pccl.base.event_loop import new_event_loop
+from pccl.base.ids import SHORT_HEX_DIGITS
 from pccl.cli.main import MISUSED, print_error
+from pccl.membership.adoption import Adoption
 from pccl.membership.service import CoordinatorOptions, choose_profile, serve
+from pccl.membership.service_adopt import adopt
 from pccl.transport.address import Address, parse_address
 from pccl.transport.dial import explain
 
 DEFAULT_LISTEN = "127.0.0.1:48148"
 
 
-@click.command("coordinator")
-@click.option(
+_LISTEN = click.option(
     "--listen",
     "listen_text",
     default=DEFAULT_LISTEN,
@@ -28,17 +35,7 @@ DEFAULT_LISTEN = "127.0.0.1:48148"
     metavar="HOST:PORT",
     help="Where peers connect; port 0 takes a free one.",
 )
-@click.option(
-    "--journal",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File that lets a restarted coordinator go on with the run.",
-)
-@click.option(
-    "--min-world",
-    type=click.IntRange(1, 1024),
-    help="Members without which no step runs; else the first peer that has an opinion decides.",
-)
-@click.option(
+_PROFILE = click.option(
     "--profile",
     "profile_name",
     type=click.Choice(["lan", "wan", "auto"]),
@@ -46,13 +43,34 @@ DEFAULT_LISTEN = "127.0.0.1:48148"
     show_default=True,
     help="How long silence may last; auto: lan on loopback and private networks, wan elsewhere.",
 )
-@click.option(
+_INSECURE = click.option(
     "--insecure",
     is_flag=True,
     help="Allow an address that other machines can reach: nothing is encrypted or authenticated.",
 )
-@click.option("-v", "--verbose", count=True, help="Log state changes to stderr; -vv: messages.")
+_VERBOSE = click.option(
+    "-v", "--verbose", count=True, help="Log state changes to stderr; -vv: messages."
+)
+
+
+@click.group("coordinator", invoke_without_command=True)
+@_LISTEN
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    help="File that lets a restarted coordinator go on with the run.",
+)
+@click.option(
+    "--min-world",
+    type=click.IntRange(1, 1024),
+    help="Members without which no step runs; else the first peer that has an opinion decides.",
+)
+@_PROFILE
+@_INSECURE
+@_VERBOSE
+@click.pass_context
 def command(
+    context: click.Context,
     listen_text: str,
     journal: Path | None,
     min_world: int | None,
@@ -64,11 +82,9 @@ def command(
 
     It decides who is in and what became of a step after a failure; data never flows through it.
     """
-    if verbose:
-        logging.basicConfig(
-            level=logging.DEBUG if verbose > 1 else logging.INFO,
-            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        )
+    if context.invoked_subcommand is not None:
+        return 0
+    _log_to_stderr(verbose)
     listen = parse_address(listen_text, port_min=0)
     options = CoordinatorOptions(
         listen=listen,
@@ -77,9 +93,71 @@ def command(
         profile=choose_profile(profile_name, listen.host),
         insecure=insecure,
     )
+    return _run(_serve_until_told_to_stop(options), listen)
+
+
+@command.command("adopt")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The journal to write; it must not hold a run yet.",
+)
+@_LISTEN
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0.1, 3600),
+    default=10.0,
+    show_default=True,
+    help="Seconds that peers have to find this coordinator and testify.",
+)
+@click.option(
+    "--expect",
+    type=click.IntRange(1, 1024),
+    help="Go on as soon as so many peers have testified; else when all known members have.",
+)
+@click.option("--force", is_flag=True, help="Replace a journal that holds a run.")
+@_PROFILE
+@_INSECURE
+@_VERBOSE
+def adopt_command(
+    journal: Path,
+    listen_text: str,
+    wait_s: float,
+    expect: int | None,
+    force: bool,
+    profile_name: str,
+    insecure: bool,
+    verbose: int,
+) -> int:
+    """Rebuilds a lost journal from the living peers of a run, then runs its coordinator.
+
+    Listen where the lost coordinator did: the peers dial that address until somebody answers.
+    """
+    _log_to_stderr(verbose)
+    listen = parse_address(listen_text, port_min=0)
+    options = CoordinatorOptions(
+        listen=listen,
+        journal=journal,
+        profile=choose_profile(profile_name, listen.host),
+        insecure=insecure,
+    )
+    return _run(_adopt_and_serve(options, wait_s, expect or 0, force), listen)
+
+
+def _log_to_stderr(verbose: int) -> None:
+    if verbose:
+        logging.basicConfig(
+            level=logging.DEBUG if verbose > 1 else logging.INFO,
+            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        )
+
+
+def _run(work: Coroutine[None, None, None], listen: Address) -> int:
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_serve_until_told_to_stop(options))
+            runner.run(work)
     except OSError as error:
         print_error(
             f"cannot listen on {listen}: {explain(error)}; another coordinator may be running "
@@ -89,13 +167,55 @@ def command(
     return 0
 
 
-async def _serve_until_told_to_stop(options: CoordinatorOptions) -> None:
+def _stop_on_signals() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    await serve(options, stop=stop, on_listening=_announce)
+    return stop
+
+
+async def _serve_until_told_to_stop(options: CoordinatorOptions) -> None:
+    await serve(options, stop=_stop_on_signals(), on_listening=_announce)
+
+
+async def _adopt_and_serve(
+    options: CoordinatorOptions, wait_s: float, expect: int, force: bool
+) -> None:
+    stop = _stop_on_signals()
+    bound = options.listen
+
+    def listening(address: Address) -> None:
+        nonlocal bound
+        bound = address
+        click.echo(f"listening on {address} for what peers can testify, {wait_s:g} s at most")
+
+    adoption = await adopt(
+        options, wait_s=wait_s, expect=expect, force=force, stop=stop, on_listening=listening
+    )
+    if adoption is None:
+        return
+    _show_testimony(adoption)
+    await serve(replace(options, listen=bound), stop=stop, on_listening=_announce)
+
+
+def _show_testimony(adoption: Adoption) -> None:
+    """Prints who testified, and who is missed."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("peer", "host", "pid", "generation", "epoch", "members"):
+        table.add_column(title)
+    for said in adoption.testimonies():
+        peer = f"{said.peer_id.hex()[:SHORT_HEX_DIGITS]}.{said.incarnation}"
+        numbers = (said.pid, said.generation, said.epoch, len(said.members))
+        table.add_row(peer, escape(said.hostname), *map(str, numbers))
+    console = Console(highlight=False)
+    console.print(table)
+    record = adoption.record()
+    click.echo(
+        f"adopted run {record.run_id.hex()} at epoch {record.view.epoch if record.view else 0} "
+        f"as generation {record.generation}; missing: {len(adoption.missing())}"
+    )
 
 
 def _announce(address: Address) -> None:

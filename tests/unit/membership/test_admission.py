@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from pccl.membership.events import Log
 from pccl.membership.messages import (
+    REFUSALS_FOR_NOW,
     Activate,
     Admitted,
     AtEntry,
@@ -64,6 +66,25 @@ def test_a_peer_that_does_not_fit_is_refused_and_told_why(
     refused = stranger.got(Refused)
     assert refused.code == code and words in refused.text
     assert stranger.closed == {stranger.agent}
+
+
+def test_a_member_of_a_run_that_an_empty_journal_does_not_know_is_told_about_adoption() -> None:
+    hub = Hub(began_on_empty_journal=True)
+    for incarnation, code in ((0, "run"), (7, "adopt")):
+        peer = hub.peer()
+        peer.hello(run_id=b"x" * 16, incarnation=incarnation, secret=b"s" * 16)
+        assert peer.got(Refused).code == code
+    errors = [e.text for e in hub.effects if isinstance(e, Log) and e.level == "error"]
+    assert len(errors) == 1 and "pccl coordinator adopt" in errors[0]
+
+
+def test_a_coordinator_on_an_old_copy_of_the_journal_turns_peers_away_for_now() -> None:
+    hub = Hub()
+    peer = hub.learner()
+    peer.hello(generation=5)
+    refused = peer.got(Refused)
+    assert refused.code == "generation" and "old copy" in refused.text
+    assert refused.code in REFUSALS_FOR_NOW
 
 
 def test_the_first_peer_with_an_opinion_fixes_min_world_for_the_run() -> None:

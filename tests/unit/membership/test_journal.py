@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_an_empty_record_survives_too(tmp_path: Path) -> None:
 
 def test_a_second_coordinator_on_the_same_file_is_refused_in_plain_words(tmp_path: Path) -> None:
     first = SqliteJournal(tmp_path / "run.db")
-    with pytest.raises(StoreError, match=r"run\.db is in use by another coordinator"):
+    with pytest.raises(StoreError, match=r"run\.db: it is in use by another coordinator"):
         SqliteJournal(tmp_path / "run.db")
     first.save(RECORD)
     first.close()
@@ -82,7 +84,7 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> 
     with pytest.raises(StoreError, match=r"notes\.txt"):
         SqliteJournal(path)
     assert path.read_bytes().startswith(b"these are not")
-    with pytest.raises(StoreError, match="cannot open"):
+    with pytest.raises(StoreError, match="cannot be opened"):
         SqliteJournal(tmp_path / "missing" / "run.db")
 
 
@@ -104,6 +106,62 @@ def test_a_damaged_record_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable record"):
         journal.load()
     journal.close()
+
+
+def test_a_journal_that_lost_its_end_or_its_bytes_says_how_to_get_the_run_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    journal = SqliteJournal(path)
+    journal.save(RECORD)
+    journal.close()
+    whole = path.read_bytes()
+    for torn in (
+        whole[: len(whole) // 2],
+        whole[:700],
+        b"\0" * len(whole),
+        whole[:100] + b"x" * 5000,
+    ):
+        path.write_bytes(torn)
+        with pytest.raises(StoreError, match="pccl coordinator adopt --journal"):
+            SqliteJournal(path).load()
+
+
+def test_a_folder_and_a_file_without_leave_to_write_are_refused_in_plain_words(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(StoreError, match="is it a folder"):
+        SqliteJournal(tmp_path)
+    locked = tmp_path / "run.db"
+    SqliteJournal(locked).close()
+    locked.chmod(0o400)
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(locked, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(StoreError, match="cannot be"):
+            SqliteJournal(locked)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_is_an_error_that_names_itself(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal._db.execute("PRAGMA max_page_count = 1")  # as full as the file has grown
+    with pytest.raises(StoreError, match="the disk is full; make room"):
+        journal.save(replace(RECORD, note=replace(NO_NOTE, lost=(b"x" * 16,) * 1024)))
+    with pytest.raises(StoreError, match="failed before"):
+        journal.save(RECORD)
+    journal.close()
+
+
+def test_an_adopted_record_brings_its_own_generation(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal.adopt(replace(RECORD, generation=1030))
+    journal.close()
+    again = SqliteJournal(tmp_path / "run.db")
+    assert again.generation == 1031 and again.load() == replace(RECORD, generation=1030)
+    again.close()
 
 
 def test_a_deposed_coordinator_can_never_write_again() -> None:

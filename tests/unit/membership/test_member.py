@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
 from pccl.membership.member import GOODBYE_S, HELLO_ANSWER_S, Ended, Member, Phase
+from pccl.membership.view import FIRST_STEP_UNKNOWN
 from pccl.transport import engine_events as n
 
 PEER = bytes(range(16))
@@ -329,3 +330,61 @@ def test_an_older_coordinator_that_answers_is_left_for_the_present_one() -> None
     assert story.hear(admitted(generation=2)) == [e.HangUp()]
     assert story.machine.ended is None
     assert e.Dial() in story.pass_time(0.5)
+
+
+def test_asked_by_a_coordinator_without_a_journal_it_testifies_and_waits_to_be_let_go() -> None:
+    story = Story()
+    story.attach()
+    story.hear(install(3))
+    story.tell(n.ViewInstalled(3))
+    story.tell(e.Disconnected("gone"))
+    story.pass_time(5.0)
+    story.connect()
+    (testimony,) = sent(story.hear(m.Recall()))
+    assert isinstance(testimony, m.Testimony)
+    assert (testimony.run_id, testimony.epoch, testimony.members) == (RUN, 3, MEMBERS)
+    assert (testimony.incarnation, testimony.secret) == (7, SECRET)
+    assert story.pass_time(2 * HELLO_ANSWER_S) == []
+    story.tell(e.Disconnected("heard enough"))
+    assert e.Dial() in story.pass_time(5.0)
+
+
+def test_a_newcomer_has_nothing_to_testify_and_waits_too() -> None:
+    story = Story()
+    story.pass_time(0.0)
+    story.connect()
+    assert story.hear(m.Recall()) == []
+    assert story.pass_time(HELLO_ANSWER_S + 1.0) == []
+
+
+def test_it_testifies_to_a_planned_view_with_the_step_at_which_it_entered() -> None:
+    story = Story()
+    story.attach()
+    story.hear(install(3))
+    story.tell(n.ViewInstalled(3))
+    newcomer = m.MemberInfo(b"n" * 16, 9, b"t" * 16, "127.0.0.1", 4001, 1, FIRST_STEP_UNKNOWN)
+    story.hear(m.Activate(1, 4, (*MEMBERS, newcomer), 5, "train"))
+    story.tell(n.ViewSwitched(4, 6))
+    (testimony,) = sent(story.hear(m.Recall()))
+    assert isinstance(testimony, m.Testimony)
+    assert [x.first_step for x in testimony.members] == [0, 6]
+    assert testimony.older == (m.ViewInfo(3, MEMBERS),)  # a step below 6 may still be open there
+    story.hear(install(5))
+    story.tell(n.ViewInstalled(5))
+    (testimony,) = sent(story.hear(m.Recall()))
+    assert isinstance(testimony, m.Testimony)
+    assert (testimony.epoch, testimony.older) == (5, ())
+
+
+def test_a_refusal_that_only_the_coordinator_can_mend_is_not_the_end() -> None:
+    for code in m.REFUSALS_FOR_NOW:
+        story = Story()
+        story.attach()
+        story.tell(e.Disconnected("gone"))
+        story.pass_time(1.0)
+        story.connect()
+        assert story.hear(m.Refused(code, "the journal is lost")) == [e.HangUp()]
+        assert e.Dial() in story.pass_time(5.0)
+        story.pass_time(GRACE_S)
+        assert story.machine.ended is not None
+        assert "the journal is lost" in story.machine.ended.text
