@@ -141,7 +141,8 @@ class Core:
             min_world=self.min_world,
             incarnations=self.incarnations,
             epochs_reserved=self.epochs_reserved,
-            flushing=self.flushing,
+            # Also one that is about to begin: its reason may be gone from the rest of the record.
+            flushing=self.flushing or (bool(self.flush_reasons) and self.view is not None),
             view=self.view,
             history=self.history,
             activation=self.activation,

@@ -142,6 +142,22 @@ TEST(suspicions_wait_for_a_connection_and_the_oldest_give_way) {
   CHECK(last && last->step == 70);
 }
 
+TEST(a_suspicion_is_told_again_to_the_coordinator_that_comes_next) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  {
+    Wire wire = welcomed(gate);
+    CHECK(wire.next<frames::Heartbeat>().has_value());
+    peer.control.suspect({99, 7, SuspectCode::deadline, {}, "too slow"});
+    CHECK(wire.next<Suspect>().has_value());
+  }  // it dies before it has done anything about it
+  Wire wire = welcomed(gate);
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  const auto again = wire.next<Suspect>();
+  CHECK(again && again->epoch == 99 && again->step == 7 && again->text == "too slow");
+}
+
 TEST(an_evicted_peer_is_told_once_and_does_not_dial_again_until_it_is_admitted_anew) {
   Gate gate;
   Peer peer(1);

@@ -50,6 +50,22 @@ TEST(a_waiting_retry_is_promised_as_well) {
   CHECK(peer.machine.participants(0).size() == 2);
 }
 
+TEST(a_promise_is_above_every_step_that_is_decided_so_that_a_joiner_runs_none_again) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == StepId{0});
+  CHECK(peer.begin() == StepId{1});
+  peer.complete(1, 1);
+  (void)peer.machine.fence(1, 2);
+  const Decision committed{1, Verdict::commit, SuspectCode::none, {}};
+  const Decision failed{4, Verdict::fail, SuspectCode::deadline, "too slow"};
+  CHECK(peer.install(view_of(2, {{0}}, true), {committed, failed}) == Status::ok);
+  CHECK(peer.committed(1) && peer.machine.waiting_at_gate());  // step 0 runs again, after step 1
+  CHECK(peer.machine.hold(1, 3) == 5);  // step 4 has failed for those who had begun it
+  peer.activate(view_of(3, {{0}, {2}}), 5);
+  CHECK(peer.did_to<Start>(0));
+  CHECK(peer.all<Start>()[0].epoch == 2);  // by itself: the joiner comes later
+}
+
 TEST(the_view_switches_at_the_first_step_with_the_plans_name) {
   Peer peer = pair_of(0, 1);
   peer.activate(view_of(2, {{0}, {1}, {2}}), 1, 77);

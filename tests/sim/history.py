@@ -1,4 +1,26 @@
-"""What happened in a run, and the invariants that must hold after every event of it."""
+"""What happened in a run, and the invariants that hold after every event of it.
+
+Each is checked where it could begin to be untrue, so a failure points at its moment.  The numbers
+are those of the protocol's invariants:
+
+    I1, I2   `decided`: a step ends alike everywhere, the dead included: outcome, contributors, bits
+    I3       `decided`: the result is the sum over exactly the declared contributors
+    I4       `restored`: the input is back before a step runs again or has failed
+    I5       `decided`, `check_end`: what a peer decides is everything from its first step on
+    I6       `in_force`, `generation_seen`: epochs and generations never go down at a peer
+    I7       data_plane.py: a frozen engine folds, completes and commits nothing
+    I8       `recorded`: an epoch names one view; who is in a view made by a flush was in the last
+    I9       `done_sent`: who says DONE is a member in that epoch
+    I12      `started`, `in_force`: what was durable or told is in every later record
+    I13      durability.py: what is said is on disk before
+    I14      `recorded`: an incarnation that was given up is in no later record
+    I15      limits.py: nothing grows with the length of a run
+    I16-I20  verdict.py, when the faults are over
+
+I10 and I11 follow from I1 and I5, because the model's state is the sequence of its results; I21
+and I22 are about encryption, which there is none of, and about bytes, which the codecs' own tests
+and those of the drivers see.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +29,168 @@ from typing import TYPE_CHECKING
 
 from pccl.membership.messages import MemberInfo
 from pccl.membership.record import Record
+from pccl.membership.view import View
 
 if TYPE_CHECKING:
-    from tests.sim.model_peer import ModelPeer
+    from tests.sim.peer_process import PeerProcess
+
+DIGIT_BITS = 8  # of one contribution, so that counting somebody twice shows
+
+
+def unit(incarnation: int) -> int:
+    """The contribution of a peer: a one in a digit of its own."""
+    return 1 << (DIGIT_BITS * (incarnation % 96))
 
 
 @dataclass
 class History:
-    """Told by the engines; asserts agreement at once, so a failure points at its moment."""
-
-    outcomes: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    views: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    outcomes: dict[tuple[int, int], tuple[object, ...]] = field(default_factory=dict)
+    views: dict[int, tuple[int, ...]] = field(default_factory=dict)  # in force somewhere
     lineages: dict[int, int] = field(default_factory=dict)
-    undo_count: int = 0
+    commits: int = 0
+    fails: int = 0
+    undos: int = 0
+    evicted: int = 0
+    generation: int = 0
+    _views: dict[int, tuple[int, ...]] = field(default_factory=dict)  # ever recorded
+    _activated: set[int] = field(default_factory=set)  # epochs
+    _ever: dict[int, set[int]] = field(default_factory=dict)  # members of a lineage
+    _first_steps: dict[int, int] = field(default_factory=dict)  # in force
+    _admitted: set[int] = field(default_factory=set)
+    _given_up: set[int] = field(default_factory=set)
+    _told_off: set[int] = field(default_factory=set)
+    _record_generation: int = 0
+
+    # ------------------------------------------------------------ the coordinator
+
+    def started(self, generation: int) -> None:
+        assert generation > self.generation, f"generation {generation} was there before"
+        self.generation = generation
 
     def recorded(self, record: Record) -> None:
-        """A record was written: it says to which lineage an epoch belongs."""
-        for view in (record.view, record.activation.view if record.activation else None):
-            if view is not None:
-                self.lineages.setdefault(view.epoch, record.lineage)
+        """A record was issued; one of a deposed coordinator will not become durable."""
+        if record.generation < self.generation:
+            return
+        admitted = {p.incarnation for p in record.peers}
+        if record.generation > self._record_generation:
+            # What an earlier generation said last may be lost, and then was never said.
+            self._record_generation = record.generation
+            self._given_up &= self._told_off
+            self._admitted = admitted
+            self._ever.clear()
+        returned = admitted & self._given_up
+        assert not returned, f"incarnations {sorted(returned)} were given up before"
+        self._given_up |= self._admitted - admitted
+        self._admitted = admitted
+        entering = record.activation
+        if entering is not None:
+            self._recorded_view(entering.view, record, admitted)
+            self._activated.add(entering.view.epoch)
+        if record.view is not None:
+            self._recorded_view(record.view, record, admitted)
+            self._check_survivors(record.view, record.lineage)
+            members = self._ever.setdefault(record.lineage, set())
+            members.update(record.view.incarnations())
+            if entering is not None and entering.resolved:
+                members.update(entering.view.incarnations())
 
-    def in_force(self, peer: ModelPeer, epoch: int, members: tuple[MemberInfo, ...]) -> None:
-        """A view came into force: there is one per epoch."""
+    def told_off(self, incarnation: int) -> None:
+        """A peer was told that it is out: whatever a crash loses, this stays true."""
+        self._told_off.add(incarnation)
+
+    def _recorded_view(self, view: View, record: Record, admitted: set[int]) -> None:
+        ids = view.incarnations()
+        known = self._views.setdefault(view.epoch, ids)
+        assert known == ids, f"epoch {view.epoch} was {known}, now {ids}"
+        lineage = self.lineages.setdefault(view.epoch, record.lineage)
+        assert lineage == record.lineage, f"epoch {view.epoch} moved to another lineage"
+        unknown = set(ids) - admitted
+        # A flush that is on takes an activation back for which nobody waits any more.
+        void = record.flushing and view is not record.view
+        assert not unknown or void, (
+            f"epoch {view.epoch} has {sorted(unknown)}, who are not admitted"
+        )
+        for member in view.members:
+            entered = self._first_steps.get(member.incarnation, member.first_step)
+            assert entered == member.first_step, (
+                f"{member.incarnation} began at {entered}; a record says {member.first_step}"
+            )
+
+    def _check_survivors(self, view: View, lineage: int) -> None:
+        """A view that a flush made consists of members."""
+        if view.epoch not in self._activated and lineage in self._ever:
+            strangers = set(view.incarnations()) - self._ever[lineage]
+            assert not strangers, f"a flush let {sorted(strangers)} into epoch {view.epoch}"
+
+    # ------------------------------------------------------------ peers
+
+    def in_force(self, peer: PeerProcess, epoch: int, members: tuple[MemberInfo, ...]) -> None:
         ids = tuple(m.incarnation for m in members)
+        assert epoch > peer.epoch_seen, f"{peer} went from epoch {peer.epoch_seen} to {epoch}"
+        peer.epoch_seen = epoch
         assert self.views.setdefault(epoch, ids) == ids, f"two views of epoch {epoch}"
+        recorded = self._views.get(epoch)
+        assert recorded == ids, f"epoch {epoch} at {peer} is {ids}, recorded {recorded}"
         peer.lineage = self.lineages[epoch]
-        if peer.first_step is None:
-            assert peer.engine is not None
-            own = peer.engine.incarnation
-            peer.first_step = next(m.first_step for m in members if m.incarnation == own)
+        own = next((m for m in members if m.incarnation == peer.incarnation), None)
+        if own is not None and peer.first_step is None:
+            peer.first_step = peer.expected_step = own.first_step
+            self._first_steps[peer.incarnation] = own.first_step
+
+    def generation_seen(self, peer: PeerProcess, generation: int) -> None:
+        assert generation >= peer.generation_seen, f"{peer} obeyed an older coordinator"
+        assert generation <= self.generation, f"{peer} saw generation {generation}"
+        peer.generation_seen = generation
+
+    def done_sent(self, peer: PeerProcess, step: int, participants: tuple[int, ...]) -> None:
+        assert peer.incarnation in participants, f"{peer} says DONE({step}) and takes no part"
+
+    def restored(self, peer: PeerProcess, step: int, buffer: list[int]) -> None:
+        assert buffer == [unit(peer.incarnation)], f"{peer} has lost its input of step {step}"
+        self.undos += 1
 
     def decided(
-        self, peer: ModelPeer, step: int, outcome: str, contributors: tuple[int, ...]
+        self,
+        peer: PeerProcess,
+        step: int,
+        outcome: str,
+        contributors: tuple[int, ...] = (),
+        result: tuple[int, ...] = (),
+        *,
+        alone: bool = False,
     ) -> None:
-        """A step ended at a peer: everywhere alike, the dead included, from the same inputs."""
-        result = (outcome, contributors)
-        known = self.outcomes.setdefault((peer.lineage, step), result)
-        assert known == result, f"step {step} at {peer}: {result}, elsewhere {known}"
+        """A step ended at a peer; `alone`: its result was damaged, and no other one is left."""
+        if outcome == "commit" and not alone:
+            total = sum(unit(i) for i in contributors)
+            whole = tuple(value // scale(len(result), k) for k, value in enumerate(result))
+            assert all(part == total for part in whole), (
+                f"wrong sum of step {step} at {peer}: {result} from {contributors}"
+            )
+        assert step not in peer.decided_ahead and step >= peer.expected_step, (
+            f"step {step} decided twice at {peer}"
+        )
+        peer.decided_ahead.add(step)
+        while peer.expected_step in peer.decided_ahead:
+            peer.decided_ahead.discard(peer.expected_step)
+            peer.expected_step += 1
+        said = (outcome, contributors, result)
+        known = self.outcomes.setdefault((peer.lineage, step), said)
+        assert known == said, f"step {step} at {peer}: {said}, elsewhere {known}"
+        if known is said:
+            self.commits += outcome == "commit"
+            self.fails += outcome == "fail"
 
-    def undone(self) -> None:
-        self.undo_count += 1
-
-    def check_no_step_skipped(self, peer: ModelPeer) -> None:
+    def check_end(self, peer: PeerProcess, watermark: int) -> None:
         """What a peer decided is everything from its first step on."""
-        if peer.engine is None or peer.first_step is None:
+        if peer.first_step is None:
             return
-        for step in range(peer.first_step, peer.engine.watermark):
+        assert watermark == peer.expected_step, (
+            f"{peer} counts {watermark} steps as decided; {peer.expected_step} were"
+        )
+        for step in range(peer.first_step, watermark):
             assert (peer.lineage, step) in self.outcomes, f"{peer} skipped step {step}"
+
+
+def scale(shards: int, shard: int) -> int:
+    """Marks data with the layout it is part of, so that data of another layout shows."""
+    return 1 if shards == 1 else 16 * shards + shard + 1

@@ -1,400 +1,264 @@
-"""A seeded world: virtual time, a network with delays, a disk, faults, and the invariants.
+"""A world of processes: virtual time, what travels between them, and what is kept of a run.
 
-The real Coordinator and the real OutputCommit queue run against ModelPeers.  Everything random
-comes from one generator, so a seed is a run.
+Everything random comes from one generator, so a script is a run.  The world knows processes, not
+what they do; the coordinator is in coordinator_process.py, peers are in peer_process.py.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from operator import methodcaller
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pccl.base.config import TimeProfile
-from pccl.membership.coordinator import Coordinator, CoordinatorConfig
-from pccl.membership.events import (
-    Close,
-    ConnDown,
-    ConnUp,
-    Dialled,
-    Effect,
-    Event,
-    Log,
-    NativeFrame,
-    Paused,
-    PeerMessage,
-    Persist,
-    ProbeListener,
-    Send,
-    SendNative,
-    Synced,
-)
-from pccl.membership.output_commit import OutputCommit
-from pccl.membership.record import Record, record_codec
+from pccl.membership.messages import coordinator_codec, peer_codec
+from pccl.transport import native_frames
+from tests.sim.disk import Disk
 from tests.sim.history import History
-from tests.sim.model_engine import Done, Hooks, ModelEngine, Post
-from tests.sim.model_peer import ModelPeer
-from tests.sim.native_engine import NativeEngine
+from tests.sim.script import Script
 
-PROFILE = TimeProfile(
+if TYPE_CHECKING:
+    from tests.sim.coordinator_process import CoordinatorProcess
+    from tests.sim.links import Links
+    from tests.sim.peer_process import PeerProcess
+
+DIAL_TIMEOUT_S: Final = 3.0
+EVENTS_MAX: Final = 200_000  # of one run; more is a busy loop
+PROFILE: Final = TimeProfile(
     name="sim",
     heartbeat_s=0.25,
     lease_s=1.5,
     flush_timeout_s=1.0,
     suspect_grace_s=1.0,
     links_timeout_s=2.0,
-    initial_settle_s=0.5,
-    reattach_window_s=3.0,
+    initial_settle_s=0.3,
+    reattach_window_s=2.5,
     coordinator_grace_s=60.0,
 )
-IDLE_TURNS_MAX = 20  # calls of on_deadline at one moment before it counts as a busy loop
+HASTY: Final = TimeProfile(
+    name="hasty",
+    heartbeat_s=0.15,
+    lease_s=0.8,
+    flush_timeout_s=0.5,
+    suspect_grace_s=0.4,
+    links_timeout_s=1.0,
+    initial_settle_s=0.2,
+    reattach_window_s=1.5,
+    coordinator_grace_s=60.0,
+)
 
 
-@dataclass
-class Conn:
-    peer: ModelPeer
-    native: bool
-    up: bool = True
-    last_up_s: float = 0.0  # arrival times so far: bytes keep their order
-    last_down_s: float = 0.0
+class Process:
+    """Something that may be stopped, and ends for good."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.stopped_until_s = 0.0
+
+    def __repr__(self) -> str:
+        return self.name
 
 
-@dataclass
+class Wire:
+    """One control connection.  Each direction keeps its order and may lose its end."""
+
+    __slots__ = (
+        "coordinator",
+        "down_until_s",
+        "kind",
+        "last_down_s",
+        "last_up_s",
+        "number",
+        "on_closed",
+        "on_message",
+        "peer",
+        "up_until_s",
+    )
+
+    def __init__(self, peer: PeerProcess, coordinator: CoordinatorProcess, kind: str) -> None:
+        self.peer = peer
+        self.coordinator = coordinator
+        self.kind = kind  # agent or native
+        self.number = 0
+        self.last_up_s = self.last_down_s = 0.0
+        self.up_until_s = self.down_until_s = math.inf  # what arrives later is lost
+        self.on_message: Callable[[Any], None] = _nothing
+        self.on_closed: Callable[[], None] = _nothing
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
 class World:
-    seed: int
-    native: bool = False  # the shipped outcome machine instead of its model
-    min_world: int = 1
-    open_steps: int = 1
-    crash_prefix: float = 0.0  # chance that the coordinator dies between two effects
-    delay_s: float = 0.005
-    fsync_s: float = 0.003
-    think_max_s: float = 0.2
-    step_deadline_s: float = 1e9
-    now_s: float = 0.0
-    profile: TimeProfile = PROFILE
-    peers: list[ModelPeer] = field(default_factory=list)
-    machine: Coordinator | None = None
-    stopped_until_s: float = 0.0
-    blob: bytes | None = None
-    generation: int = 0
-    trace: list[str] = field(default_factory=list)
-    history: History = field(default_factory=History)
-    told_count: int = 0  # processes that were told to go
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self._heap: list[tuple[float, int, Callable[[], object]]] = []
-        self._sequence = itertools.count()
-        self._conns: dict[int, Conn] = {}
-        self._conn_numbers = itertools.count(1)
-        self._by_incarnation: dict[int, ModelPeer] = {}
-        self._outbox: OutputCommit[Effect] = OutputCommit()
-        self._slowness: dict[tuple[int, int], float] = {}  # links between peers are unequal
-        self._pair_s: dict[tuple[int, int], float] = {}  # and keep the order
-        self._cut_s: dict[tuple[int, int], float] = {}
-        self._idle_turns = 0
-        self._disk_free_s = 0.0
-        self.start_coordinator()
+    def __init__(self, script: Script, *, traced: bool = False) -> None:
+        self.script = script
+        self.rng = random.Random(f"{script.seed} played")
+        self.profile = HASTY if script.hasty else PROFILE
+        self.now_s = 0.0
+        self.events = 0
+        self.trace: list[tuple[float, str, tuple[Any, ...]]] | None = [] if traced else None
+        self.history = History()
+        self.disk = Disk()
+        self.peers: list[PeerProcess] = []
+        self.coordinators: list[CoordinatorProcess] = []
+        self.listening: CoordinatorProcess | None = None
+        self.wires: list[Wire] = []
+        self.links: Links  # between peers; set by links.py
+        self.by_incarnation: dict[int, PeerProcess] = {}
+        self.played: Counter[str] = Counter()
+        self.told_count = 0  # processes that were told to go
+        self.quiet = False  # no more faults
+        self.delay_factor = 1.0
+        self._heap: list[tuple[float, int, Process | None, Callable[..., object], Any]] = []
+        self._sequence = 0
+        self._blocks: dict[tuple[Any, ...], float] = {}
+        self._random = self.rng.random
 
     # ------------------------------------------------------------ time
 
-    def at(self, time_s: float, action: Callable[[], object]) -> None:
-        heapq.heappush(self._heap, (max(time_s, self.now_s), next(self._sequence), action))
+    def at(self, time_s: float, process: Process | None, action: Any, *args: Any) -> None:
+        """Does something then; of a process: later if it is stopped, never if it has ended."""
+        self._sequence += 1
+        time_s = max(time_s, self.now_s)
+        heapq.heappush(self._heap, (time_s, self._sequence, process, action, args))
 
-    def after(self, peer: ModelPeer, delay_s: float, action: Callable[[], None]) -> None:
-        """Runs an action of a peer, later if the process is stopped, never if it has ended."""
+    def run_until(self, end_s: float) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= end_s:
+            now_s, _, process, action, args = heapq.heappop(heap)
+            self.now_s = now_s
+            if process is not None:
+                if not process.alive:
+                    continue
+                if now_s < process.stopped_until_s:
+                    self.at(process.stopped_until_s, process, action, *args)
+                    continue
+            self.events += 1
+            action(*args)
+        assert self.events < EVENTS_MAX, "so much happens that somebody must run in circles"
+        self.now_s = end_s
 
-        def run() -> None:
-            if not peer.alive:
-                return
-            if self.now_s < peer.stopped_until_s:
-                self.at(peer.stopped_until_s, run)
-            else:
-                action()
+    def hop_s(self) -> float:
+        return self.script.delay_s * self.delay_factor * (0.5 + self._random())
 
-        self.at(self.now_s + delay_s, run)
+    def note(self, text: str, *args: Any) -> None:
+        """Keeps what happened, if anybody wants to know; it is formatted when it is read."""
+        if self.trace is not None:
+            self.trace.append((self.now_s, text, args))
 
-    def run_until(self, time_s: float) -> None:
-        while self._heap and self._heap[0][0] <= time_s:
-            self.now_s, _, action = heapq.heappop(self._heap)
-            action()
-        self.now_s = time_s
+    def told(self) -> list[str]:
+        return [f"{at_s:8.4f} {text.format(*args)}" for at_s, text, args in self.trace or ()]
 
-    def think_s(self) -> float:
-        return self.rng.uniform(0, self.think_max_s)
+    # ------------------------------------------------------------ cuts
 
-    def _hop_s(self) -> float:
-        return self.delay_s * self.rng.uniform(0.5, 1.5)
+    def block(self, key: tuple[Any, ...], duration_s: float) -> None:
+        """Nothing passes for a while; what is sent meanwhile is sent again afterwards (TCP)."""
+        self._blocks[key] = max(self._blocks.get(key, 0.0), self.now_s + duration_s)
 
-    # ------------------------------------------------------------ the coordinator's process
+    def blocked_until_s(self, key: tuple[Any, ...]) -> float:
+        return self._blocks.get(key, 0.0)
 
-    def start_coordinator(self) -> None:
-        assert self.machine is None
-        self.generation += 1
-        dice = random.Random(self.rng.random())
-        record = None if self.blob is None else record_codec.decode(self.blob)
-        machine = Coordinator(
-            CoordinatorConfig(min_world=self.min_world, profile=self.profile),
-            generation=self.generation,
-            record=record,
-            token_bytes=dice.randbytes,
-            now_s=self.now_s,
-        )
-        self.machine = machine
-        self.stopped_until_s = 0.0
-        self._outbox = OutputCommit()
-        self._disk_free_s = self.now_s
-        self._perform(machine, machine.on_deadline(self.now_s))
-        self._arm(machine)
+    def heal(self) -> None:
+        self._blocks.clear()
+        self.delay_factor = 1.0
 
-    def kill_coordinator(self) -> None:
-        if self.machine is None:
-            return
-        self.note("coordinator dies")
-        self.machine = None
-        for number in list(self._conns):
-            self._break(number, tell_coordinator=False)
-        self._conns.clear()
+    # ------------------------------------------------------------ connections to the coordinator
 
-    def stop_coordinator(self, duration_s: float) -> None:
-        self.note(f"coordinator stops for {duration_s:.2f} s")
-        machine = self.machine
-        if machine is None or self.now_s < self.stopped_until_s:
-            return
-        self.stopped_until_s = self.now_s + duration_s
-        self.at(self.stopped_until_s, lambda: self._hand_in(machine, Paused(duration_s)))
-
-    def _hand_in(self, machine: Coordinator, event: Event) -> None:
-        if self.machine is not machine:
-            return
-        if self.now_s < self.stopped_until_s:
-            self.at(self.stopped_until_s, lambda: self._hand_in(machine, event))
-            return
-        self._perform(machine, machine.handle(event, self.now_s))
-        self._arm(machine)
-
-    def _arm(self, machine: Coordinator) -> None:
-        deadline_s = machine.deadline_s
-        if self.machine is machine and deadline_s is not None:
-            self.at(deadline_s, lambda: self._deadline(machine))
-
-    def _deadline(self, machine: Coordinator) -> None:
-        if self.machine is not machine or machine.deadline_s is None:
-            return
-        if self.now_s < self.stopped_until_s:
-            # Input before timers: what has arrived meanwhile is queued for that moment already.
-            self.at(self.stopped_until_s + 1e-6, lambda: self._deadline(machine))
-            return
-        if self.now_s < machine.deadline_s:
-            return
-        self._perform(machine, machine.on_deadline(self.now_s))
-        deadline_s = machine.deadline_s
-        if deadline_s is not None and deadline_s <= self.now_s:
-            self._idle_turns += 1
-            assert self._idle_turns < IDLE_TURNS_MAX, "the deadline stays in the past"
+    def dial(self, peer: PeerProcess, kind: str, answer: Callable[[Wire | None], None]) -> None:
+        """Connects to whoever listens; answers with the connection or None."""
+        arrives_s = max(self.now_s, self.blocked_until_s((kind, peer.index, "up"))) + self.hop_s()
+        if arrives_s > self.now_s + DIAL_TIMEOUT_S:
+            self.at(self.now_s + DIAL_TIMEOUT_S, peer, answer, None)
         else:
-            self._idle_turns = 0
-        self._arm(machine)
+            self.at(arrives_s, None, self._dialled, peer, kind, answer)
 
-    def _perform(self, machine: Coordinator, effects: list[Effect]) -> None:
-        dies = len(effects) > 1 and self.rng.random() < self.crash_prefix
-        if dies:
-            effects = effects[: self.rng.randrange(len(effects))]
-        for effect in effects:
-            match effect:
-                case Persist(token, record):
-                    self._persist(machine, token, record)
-                case Log(level, text):
-                    assert level != "error", text
-                    self.note(text)
-                case _:
-                    self._outbox.send(effect)
-        self._release(machine)
-        if dies:
-            self.kill_coordinator()
-            self.at(self.now_s + self.rng.uniform(0.05, 2.0), self.start_coordinator)
+    def _dialled(self, peer: PeerProcess, kind: str, answer: Callable[[Wire | None], None]) -> None:
+        coordinator = self.listening
+        wire = None
+        if coordinator is not None:
+            wire = Wire(peer, coordinator, kind)
+            self.wires.append(wire)
+            self.at(self.now_s, coordinator, coordinator.accept, wire)
+        back_s = max(self.now_s, self.blocked_until_s((kind, peer.index, "down"))) + self.hop_s()
+        self.at(back_s, peer, self._connected, wire, answer)
+        if wire is not None:
+            wire.last_down_s = back_s
 
-    def _persist(self, machine: Coordinator, token: int, record: Record) -> None:
-        blob = record_codec.encode(record)
-        outbox = self._outbox
-        outbox.write(token)
-        self._disk_free_s = (
-            max(self._disk_free_s, self.now_s) + self.rng.uniform(0, 2) * self.fsync_s
-        )
-        self.history.recorded(record)
+    def _connected(self, wire: Wire | None, answer: Callable[[Wire | None], None]) -> None:
+        if wire is not None and self.now_s > wire.down_until_s:
+            wire = None  # the coordinator is gone already
+        answer(wire)
 
-        def synced() -> None:
-            if self.machine is machine:
-                self.blob = blob
-                outbox.synced(token)
-                self._release(machine)
-                self._hand_in(machine, Synced(token))
+    def send_up(self, wire: Wire, message: Any) -> None:
+        if self.script.real_bytes:
+            codec: Any = peer_codec if wire.kind == "agent" else native_frames
+            message = codec.decode(codec.encode(message))
+        key = (wire.kind, wire.peer.index, "up")
+        at_s = max(self.now_s, self.blocked_until_s(key)) + self.hop_s()
+        wire.last_up_s = at_s = max(wire.last_up_s, at_s)
+        self.at(at_s, wire.coordinator, self._arrive_up, wire, message)
 
-        self.at(self._disk_free_s, synced)
+    def _arrive_up(self, wire: Wire, message: Any) -> None:
+        if self.now_s <= wire.up_until_s:
+            wire.coordinator.receive(wire, message)
 
-    def _release(self, machine: Coordinator) -> None:
-        for effect in self._outbox.release():
-            match effect:
-                case Send(conn, msg):
-                    self._down(conn, methodcaller("on_message", msg))
-                case SendNative(conn, frame):
-                    self._down(conn, methodcaller("on_frame", frame))
-                case Close(conn):
-                    self._close_down(conn)
-                case ProbeListener(peer_id, incarnation):
-                    self._probe(machine, peer_id, incarnation)
+    def send_down(self, wire: Wire, message: Any) -> None:
+        if self.script.real_bytes:
+            codec: Any = coordinator_codec if wire.kind == "agent" else native_frames
+            message = codec.decode(codec.encode(message))
+        key = (wire.kind, wire.peer.index, "down")
+        at_s = max(self.now_s, self.blocked_until_s(key)) + self.hop_s()
+        wire.last_down_s = at_s = max(wire.last_down_s, at_s)
+        self.at(at_s, wire.peer, self._arrive_down, wire, message)
 
-    def _probe(self, machine: Coordinator, peer_id: bytes, incarnation: int) -> None:
-        def answer() -> None:
-            peer = self._by_incarnation.get(incarnation)
-            alive = peer is not None and peer.alive
-            event = Dialled(peer_id, incarnation, alive)
-            self.at(self.now_s + self._hop_s(), lambda: self._hand_in(machine, event))
+    def _arrive_down(self, wire: Wire, message: Any) -> None:
+        if self.now_s <= wire.down_until_s:
+            wire.on_message(message)
 
-        self.at(self.now_s + self._hop_s(), answer)
+    def close_down(self, wire: Wire) -> None:
+        """The coordinator's end closes after what it has sent."""
+        self._finish_down(wire, max(wire.last_down_s, self.now_s + self.hop_s()))
+        wire.up_until_s = min(wire.up_until_s, self.now_s)
+        self.at(self.now_s, wire.coordinator, wire.coordinator.lost, wire)
 
-    # ------------------------------------------------------------ connections
+    def close_up(self, wire: Wire) -> None:
+        """The peer's end closes after what it has sent."""
+        self._finish_up(wire, max(wire.last_up_s, self.now_s + self.hop_s()))
+        wire.down_until_s = min(wire.down_until_s, self.now_s)
 
-    def dial(self, peer: ModelPeer, *, native: bool) -> None:
-        def arrive() -> None:
-            machine = self.machine
-            if machine is None or self.now_s < self.stopped_until_s:
-                self.after(peer, self._hop_s(), lambda: peer.dial_failed(native=native))
-                return
-            number = next(self._conn_numbers)
-            self._conns[number] = Conn(peer, native)
-            self._hand_in(machine, ConnUp(number, "127.0.0.1"))
+    def reset(self, wire: Wire, fraction: float) -> None:
+        """Both ends lose the connection; of what is under way a prefix arrives."""
+        up_s = self.now_s + fraction * max(0.0, wire.last_up_s - self.now_s)
+        down_s = self.now_s + fraction * max(0.0, wire.last_down_s - self.now_s)
+        self._finish_up(wire, up_s)
+        self._finish_down(wire, down_s)
 
-            def connected() -> None:
-                if number in self._conns:
-                    peer.connected(number, native=native)
-                else:
-                    peer.dial_failed(native=native)
+    def _finish_up(self, wire: Wire, last_s: float) -> None:
+        if last_s < wire.up_until_s:
+            wire.up_until_s = last_s
+            known_s = max(last_s, self.blocked_until_s((wire.kind, wire.peer.index, "up")))
+            self.at(known_s + 1e-6, wire.coordinator, wire.coordinator.lost, wire)
 
-            self.after(peer, self._hop_s(), connected)
+    def _finish_down(self, wire: Wire, last_s: float) -> None:
+        if last_s < wire.down_until_s:
+            wire.down_until_s = last_s
+            known_s = max(last_s, self.blocked_until_s((wire.kind, wire.peer.index, "down")))
+            self.at(known_s + 1e-6, wire.peer, wire.on_closed)
 
-        self.at(self.now_s + self._hop_s(), arrive)
+    def forget_wire(self, wire: Wire) -> None:
+        if wire in self.wires:
+            self.wires.remove(wire)
 
-    def to_coordinator(self, number: int, body: object) -> None:
-        conn, machine = self._conns.get(number), self.machine
-        if conn is None or machine is None or not conn.up:
-            return
-        conn.last_up_s = max(conn.last_up_s, self.now_s + self._hop_s())
-        kind: Any = NativeFrame if conn.native else PeerMessage
-        event = kind(number, body)
+    # ------------------------------------------------------------ who there is
 
-        def arrive() -> None:
-            if number in self._conns:
-                self._hand_in(machine, event)
-
-        self.at(conn.last_up_s, arrive)
-
-    def _down(self, number: int, action: Callable[[ModelPeer], None]) -> None:
-        conn = self._conns.get(number)
-        if conn is None:
-            return
-        conn.last_down_s = max(conn.last_down_s, self.now_s + self._hop_s())
-        peer = conn.peer
-        delay_s = conn.last_down_s - self.now_s
-        # Bytes sent before a connection ends still arrive; those to a dead process do not.
-        self.after(peer, delay_s, lambda: action(peer))
-
-    def _close_down(self, number: int) -> None:
-        conn = self._conns.pop(number, None)
-        if conn is not None:
-            delay_s = max(conn.last_down_s, self.now_s + self._hop_s()) - self.now_s
-            self.after(conn.peer, delay_s, lambda: conn.peer.disconnected(number))
-
-    def _break(self, number: int, *, tell_coordinator: bool) -> None:
-        conn = self._conns[number]
-        conn.up = False
-        machine = self.machine
-        if tell_coordinator and machine is not None:
-
-            def down() -> None:
-                if self._conns.pop(number, None) is not None:
-                    self._hand_in(machine, ConnDown(number))
-
-            # Its last words are read before the end of the stream, unless a reset destroys them.
-            whole_s = max(conn.last_up_s, self.now_s + self._hop_s())
-            reset_s = self.now_s + self._hop_s()
-            self.at(self.rng.choice((whole_s, reset_s)), down)
-        self.after(conn.peer, self._hop_s(), lambda: conn.peer.disconnected(number))
-
-    def cut_connection(self, peer: ModelPeer, *, native: bool) -> None:
-        number = peer.native if native else peer.agent
-        if number is not None and number in self._conns:
-            self.note(f"{peer} loses its {'native' if native else 'agent'} connection")
-            self._break(number, tell_coordinator=True)
-
-    # ------------------------------------------------------------ peers
-
-    def start_peer(self) -> ModelPeer:
-        index = len(self.peers)
-        peer = ModelPeer(self, index.to_bytes(1, "little") + self.rng.randbytes(15))
-        self.peers.append(peer)
-        return peer
-
-    def make_engine(
-        self, peer_id: bytes, incarnation: int, hooks: Hooks
-    ) -> ModelEngine | NativeEngine:
-        if self.native:
-            return NativeEngine(
-                peer_id, incarnation, hooks, lambda i: self._by_incarnation[i].peer_id
-            )
-        return ModelEngine(incarnation, hooks)
-
-    def living(self) -> list[ModelPeer]:
+    def living(self) -> list[PeerProcess]:
         return [p for p in self.peers if p.alive]
 
-    def kill(self, peer: ModelPeer) -> None:
-        if not peer.alive:
-            return
-        self.note(f"{peer} is killed")
-        peer.alive, peer.killed_s = False, self.now_s
-        for number, conn in list(self._conns.items()):
-            if conn.peer is peer:
-                self._break(number, tell_coordinator=True)
-
-    def stop(self, peer: ModelPeer, duration_s: float) -> None:
-        self.note(f"{peer} stops for {duration_s:.2f} s")
-        peer.stopped_until_s = max(peer.stopped_until_s, self.now_s + duration_s)
-
-    def process_ended(self, peer: ModelPeer, *, told: bool) -> None:
-        if peer.alive:
-            self.note(f"{peer} ends")
-            self.told_count += told and not peer.leaving
-            self.kill(peer)
-
-    def admitted(self, peer: ModelPeer) -> None:
-        assert peer.engine is not None
-        incarnation = peer.engine.incarnation
-        assert incarnation not in self._by_incarnation, "an incarnation was given twice"
-        self._by_incarnation[incarnation] = peer
-
-    def reachable(self, incarnation: int) -> bool:
-        peer = self._by_incarnation.get(incarnation)
-        return peer is not None and peer.alive
-
-    def to_peer(self, sender: ModelPeer, receiver: int, message: Post | Done) -> None:
-        """Delivers, unless the sender was killed and the reset destroyed what was under way."""
-        peer = self._by_incarnation[receiver]
-        pair = (id(sender), receiver)
-        slowness = self._slowness.setdefault(pair, self.rng.choice((0.3, 1.0, 1.0, 4.0)))
-        self._pair_s[pair] = max(self._pair_s.get(pair, 0.0), self.now_s + slowness * self._hop_s())
-
-        def arrive() -> None:
-            if sender.alive or self.now_s < self._cut_s.setdefault(pair, self._cut(sender)):
-                peer.on_peer(message)
-
-        self.after(peer, self._pair_s[pair] - self.now_s, arrive)
-
-    def _cut(self, sender: ModelPeer) -> float:
-        return sender.killed_s + self.rng.uniform(0, 4) * self.delay_s
-
-    def note(self, text: str) -> None:
-        self.trace.append(f"{self.now_s:8.4f} {text}")
+    def choose(self, number: int) -> PeerProcess | None:
+        living = self.living()
+        return living[number % len(living)] if living else None

@@ -140,6 +140,12 @@ Status CoordinatorLink::come_up(double now_s) {
   socket_.set_body_bytes_max(frames::read_body_bytes_max);
   context_.host.coordinator_connected(true);
   if (const Status status = send_heartbeat(now_s); status != Status::ok) return status;
+  // What an earlier coordinator was told it may have taken into its grave; it may hear this twice.
+  const Epoch epoch = context_.host.status().epoch;
+  for (auto it = told_.rbegin(); it != told_.rend(); ++it) {
+    if (it->epoch >= epoch) suspicions_.push_front(std::move(*it));
+  }
+  told_.clear();
   return send_suspicions();
 }
 
@@ -169,6 +175,8 @@ void CoordinatorLink::suspect(Suspect suspicion, double now_s) {
 Status CoordinatorLink::send_suspicions() {
   while (!suspicions_.empty()) {
     if (const Status status = send(suspicions_.front()); status != Status::ok) return status;
+    if (told_.size() >= suspicions_max) told_.pop_front();
+    told_.push_back(std::move(suspicions_.front()));
     suspicions_.pop_front();
   }
   return Status::ok;

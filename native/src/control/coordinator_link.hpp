@@ -23,7 +23,7 @@ class CoordinatorLink {
 
   void admit(const CoordinatorEndpoint& endpoint, double now_s);
   void suspect(Suspect suspicion, double now_s);
-  void forget_suspicions() noexcept { suspicions_.clear(); }
+  void forget_suspicions() noexcept { suspicions_.clear(); told_.clear(); }
   void beat(double now_s);
   /// Off, without a word to the host.
   void shut() noexcept;
@@ -56,6 +56,7 @@ class CoordinatorLink {
   double due_s_ = no_deadline;  // waiting: dial; connecting, greeting: give up; up: heartbeat
   double backoff_s_ = 0;
   std::deque<Suspect> suspicions_;
+  std::deque<Suspect> told_;  // lately; said again on the next connection
 };
 
 }  // namespace pccl

@@ -205,6 +205,9 @@ StepId OutcomeMachine::hold(Generation generation, Epoch epoch) {
   for (const auto& [id, step] : open_) {
     if (step.waiting) from = std::min(from, id);
   }
+  // Joiners come in at or above it, so it is above all that is decided: they would run that again.
+  if (!committed_.empty()) from = std::max(from, *committed_.rbegin() + 1);
+  if (!failed_ahead_.empty()) from = std::max(from, failed_ahead_.rbegin()->first + 1);
   // A repeated question gets the same answer: the promise stands.
   if (hold_from_ && hold_epoch_ == epoch) return *hold_from_;
   hold_from_ = held_from_ = from;

@@ -325,3 +325,14 @@ def test_of_members_that_all_contradict_each_other_one_goes_on() -> None:
     assert install.lost == (b.peer_id, c.peer_id, d.peer_id)
     assert install.decisions == (StepDecision(8, 2, 0, ""), StepDecision(9, 2, 0, ""))
     assert b.got(Evicted).text == "its report contradicts the others'"
+
+
+def test_a_flush_that_is_about_to_begin_is_in_every_record_from_its_reason_on() -> None:
+    hub = Hub()
+    members = hub.members(2)
+    joiner = hub.learner()
+    hub.join(members, joiner, step=4)
+    hub.effects.clear()
+    hub.kill(joiner)
+    records = [e.record for e in hub.effects if isinstance(e, Persist)]
+    assert records and all(r.flushing for r in records), "a crash between two would forget it"

@@ -1,0 +1,272 @@
+"""One coordinator's process: the shipped machine and output commit, a disk, and its deaths.
+
+It performs effects as service_driver.py does, and is worse luck than any real one: it dies before,
+between and after the effects of one event; of the writes under way at that moment a prefix is on
+disk; it is stopped and goes on; and it may go on while another has taken its place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.events import (
+    Close,
+    ConnDown,
+    ConnUp,
+    Dialled,
+    Effect,
+    Event,
+    Log,
+    NativeFrame,
+    Paused,
+    PeerMessage,
+    Persist,
+    ProbeListener,
+    Send,
+    SendNative,
+    Synced,
+)
+from pccl.membership.output_commit import OutputCommit
+from pccl.membership.record import Record
+from pccl.membership.store import StoreError
+from tests.sim.durability import check_is_durable
+from tests.sim.world import Process, Wire, World
+
+if TYPE_CHECKING:
+    from pccl.membership.store import MemoryStore
+
+IDLE_TURNS_MAX: Final = 20  # calls of on_deadline at one moment before it counts as a busy loop
+PAUSE_MIN_S: Final = 0.6  # shorter ones are ordinary scheduling: the shell does not tell them
+
+
+class CoordinatorProcess(Process):
+    def __init__(self, world: World) -> None:
+        store = world.disk.open()
+        super().__init__(f"coordinator {store.generation}")
+        self.world = world
+        self.store: MemoryStore = store
+        self.dies_in = 0  # so many batches of effects from now, between two of them
+        self.dies_at = 0.0  # after this fraction of them
+        self.back_after_s = -1.0
+        self.wires: dict[int, Wire] = {}
+        self.durable: Record | None = store.load()
+        self._next_number = 1
+        self._writes: deque[tuple[int, Record]] = deque()
+        self._disk_free_s = world.now_s
+        self._armed_s: float | None = None
+        self._idle_turns = 0
+        self.outbox: OutputCommit[Effect] = OutputCommit()
+        world.note("{} starts", self)
+        world.coordinators.append(self)
+        world.listening = self
+        world.history.started(store.generation)
+        self.machine = Coordinator(
+            CoordinatorConfig(
+                min_world=world.script.min_world,
+                profile=world.profile,
+                hold_timeout_s=0.5,
+                leave_report_s=0.5,
+                link_settle_s=0.7,
+                detached_grace_s=8.0,
+                plan_backoff_s=0.3,
+                plan_backoff_max_s=2.0,
+            ),
+            generation=store.generation,
+            record=self.durable,
+            token_bytes=random.Random(world.rng.random()).randbytes,
+            now_s=world.now_s,
+        )
+        self._perform(self.machine.on_deadline(world.now_s))
+        self._arm()
+
+    # ------------------------------------------------------------ events
+
+    def accept(self, wire: Wire) -> None:
+        wire.number, self._next_number = self._next_number, self._next_number + 1
+        self.wires[wire.number] = wire
+        self._hand_in(ConnUp(wire.number, "127.0.0.1"))
+
+    def receive(self, wire: Wire, message: Any) -> None:
+        if wire.number in self.wires:
+            self.world.note("{} <- {}: {}", self, wire.peer, message)
+            kind: Any = NativeFrame if wire.kind == "native" else PeerMessage
+            self._hand_in(kind(wire.number, message))
+
+    def lost(self, wire: Wire) -> None:
+        if self.wires.pop(wire.number, None) is not None:
+            self.world.forget_wire(wire)
+            self._hand_in(ConnDown(wire.number))
+
+    def _hand_in(self, event: Event) -> None:
+        self._perform(self.machine.handle(event, self.world.now_s))
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline_s = self.machine.deadline_s
+        if not self.alive or deadline_s is None:
+            return
+        if self._armed_s is None or deadline_s < self._armed_s:
+            self._armed_s = deadline_s
+            self.world.at(deadline_s, self, self._on_time, deadline_s)
+
+    def _on_time(self, armed_s: float) -> None:
+        now_s = self.world.now_s
+        if armed_s != self._armed_s:
+            return  # an earlier one was armed meanwhile
+        if now_s == self.stopped_until_s:
+            # Input before timers: what arrived meanwhile comes at this very moment.
+            self.world.at(now_s + 1e-6, self, self._on_time, armed_s)
+            return
+        self._armed_s = None
+        deadline_s = self.machine.deadline_s
+        if deadline_s is not None and now_s >= deadline_s:
+            self._perform(self.machine.on_deadline(now_s))
+            deadline_s = self.machine.deadline_s
+            self._idle_turns += 1 if deadline_s is not None and deadline_s <= now_s else 0
+            assert self._idle_turns < IDLE_TURNS_MAX, "the deadline stays in the past"
+            if deadline_s is not None and deadline_s > now_s:
+                self._idle_turns = 0
+        self._arm()
+
+    # ------------------------------------------------------------ effects
+
+    def _perform(self, effects: list[Effect]) -> None:
+        if not self.alive:
+            return
+        dies = False
+        if self.dies_in > 0 and len(effects) > 1:
+            self.dies_in -= 1
+            if self.dies_in == 0:
+                dies = True
+                effects = effects[: round(self.dies_at * len(effects))]
+        for effect in effects:
+            match effect:
+                case Persist(token, record):
+                    self._persist(token, record)
+                case Log(level, text):
+                    assert level != "error", text
+                    self.world.note("{}: {}", self, text)
+                case _:
+                    self.outbox.send(effect)
+        self._release()
+        if dies:
+            self.world.note("{} dies between effects", self)
+            self.die(self.world.rng.random())
+
+    def _persist(self, token: int, record: Record) -> None:
+        world = self.world
+        world.history.recorded(record)
+        self.outbox.write(token)
+        self._writes.append((token, record))
+        took_s = 2 * world.rng.random() * world.script.fsync_s
+        self._disk_free_s = max(self._disk_free_s, world.now_s) + took_s
+        world.at(self._disk_free_s, self, self._written, token)
+
+    def _written(self, token: int) -> None:
+        assert self._writes[0][0] == token
+        try:
+            self._save()
+        except StoreError as error:
+            self.world.note("{}: {}", self, error)
+            self.die(0.0)
+            return
+        self.outbox.synced(token)
+        self._release()
+        self._hand_in(Synced(token))
+
+    def _save(self) -> None:
+        _, record = self._writes.popleft()
+        self.store.save(record)
+        self.durable = record
+        self.world.disk.saved(record)
+
+    def _release(self) -> None:
+        for effect in self.outbox.release():
+            if self.alive:
+                self._act(effect)
+
+    def _act(self, effect: Effect) -> None:
+        world = self.world
+        match effect:
+            case Send(conn, msg):
+                wire = self.wires.get(conn)
+                if wire is not None:
+                    world.note("{} -> {}: {}", self, wire.peer, msg)
+                    check_is_durable(self, msg)
+                    world.send_down(wire, msg)
+            case SendNative(conn, frame):
+                wire = self.wires.get(conn)
+                if wire is not None:
+                    world.note("{} -> {}: {}", self, wire.peer, frame)
+                    check_is_durable(self, frame)
+                    world.send_down(wire, frame)
+            case Close(conn):
+                wire = self.wires.get(conn)
+                if wire is not None:
+                    world.close_down(wire)
+            case ProbeListener():
+                self._probe(effect)
+            case _:
+                raise AssertionError(f"unexpected effect {effect}")
+
+    def _probe(self, effect: ProbeListener) -> None:
+        world = self.world
+        peer = world.by_incarnation.get(effect.incarnation)
+        cut_s = 0.0
+        if peer is not None:
+            cut_s = max(
+                world.blocked_until_s(("native", peer.index, way)) for way in ("up", "down")
+            )
+        if (peer is not None and peer.vanished) or cut_s > world.now_s:
+            # Nobody answers, or the answer is lost: that proves nothing.
+            answer = Dialled(effect.peer_id, effect.incarnation, True)
+            world.at(world.now_s + effect.timeout_s, self, self._hand_in, answer)
+            return
+        world.at(world.now_s + world.hop_s(), None, self._probed, effect, peer)
+
+    def _probed(self, effect: ProbeListener, peer: Any) -> None:
+        alive = peer is not None and peer.alive
+        answer = Dialled(effect.peer_id, effect.incarnation, alive)
+        self.world.at(self.world.now_s + self.world.hop_s(), self, self._hand_in, answer)
+
+    # ------------------------------------------------------------ its end
+
+    def stop(self, duration_s: float) -> None:
+        world = self.world
+        if not self.alive or world.now_s < self.stopped_until_s:
+            return
+        world.note("{} stops for {:.2f} s", self, duration_s)
+        self.stopped_until_s = world.now_s + duration_s
+        if duration_s >= PAUSE_MIN_S:
+            self.world.at(world.now_s, self, self._hand_in, Paused(duration_s))
+
+    def die(self, written: float) -> None:
+        """Ends at once; of the writes under way this fraction is on disk."""
+        if not self.alive:
+            return
+        world = self.world
+        world.note("{} dies", self)
+        for _ in range(round(written * len(self._writes))):
+            try:
+                self._save()
+            except StoreError:
+                break
+        self.alive = False
+        if world.listening is self:
+            world.listening = None
+        for wire in list(self.wires.values()):
+            world.reset(wire, world.rng.random())
+            world.forget_wire(wire)
+        self.wires.clear()
+        if world.listening is None:
+            # A coordinator that is gone comes back: whoever runs it sees to that.
+            after_s = self.back_after_s if self.back_after_s >= 0 else 0.5
+            world.at(world.now_s + after_s, None, start_coordinator, world)
+
+
+def start_coordinator(world: World) -> None:
+    if world.listening is None:
+        CoordinatorProcess(world)

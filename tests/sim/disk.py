@@ -1,0 +1,38 @@
+"""What outlives a coordinator's process, and what was ever durable on it.
+
+The store is the shipped MemoryStore, whose fencing is that of the journal: each opening raises the
+generation, and a save of an older opening fails.
+"""
+
+from __future__ import annotations
+
+from pccl.membership.record import Record
+from pccl.membership.store import MemoryDisk, MemoryStore
+
+
+class Disk(MemoryDisk):
+    def __init__(self) -> None:
+        super().__init__()
+        self.incarnations: set[int] = set()  # ever durable, as everything below
+        self.views: set[int] = set()
+        self.activations: dict[int, int] = {}  # epoch: from which step on
+        self.first_steps: dict[int, int] = {}  # epoch: at which it began
+        self.epochs_reserved = 0
+        self.generations_written: list[int] = []
+
+    def open(self) -> MemoryStore:
+        return MemoryStore(self)
+
+    def saved(self, record: Record) -> None:
+        """Notes what is durable now; told after each save that returned."""
+        self.generations_written.append(record.generation)
+        self.epochs_reserved = max(self.epochs_reserved, record.epochs_reserved)
+        self.incarnations.update(p.incarnation for p in record.peers)
+        if record.view is not None:
+            self.views.add(record.view.epoch)
+        entering = record.activation
+        if entering is not None:
+            self.activations[entering.view.epoch] = entering.step
+            if entering.resolved:
+                self.views.add(entering.view.epoch)
+                self.first_steps[entering.view.epoch] = entering.first_step

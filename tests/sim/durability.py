@@ -1,0 +1,35 @@
+"""An oracle for output commit that does not rely on it: what is said must be on disk already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pccl.membership.messages import Activate, Admitted, Install, ViewPlan
+from pccl.transport.native_frames import Flush
+
+if TYPE_CHECKING:
+    from tests.sim.coordinator_process import CoordinatorProcess
+
+
+def check_is_durable(coordinator: CoordinatorProcess, message: Any) -> None:
+    """Asserts I13: nothing is sent that a crash right now would make untrue."""
+    disk, durable = coordinator.world.disk, coordinator.durable
+    match message:
+        case Install():
+            assert message.epoch in disk.views, f"Install of {message.epoch} is not durable"
+            began = disk.first_steps.get(message.epoch)
+            first = max(m.first_step for m in message.members)
+            assert began is None or first <= began, f"first step {first} is not durable"
+        case Activate():
+            step = disk.activations.get(message.epoch)
+            assert step == message.step, f"Activate of {message.epoch} is not durable"
+        case Admitted():
+            known = message.incarnation in disk.incarnations
+            assert known, f"incarnation {message.incarnation} is not durable"
+        case ViewPlan():
+            assert message.epoch <= disk.epochs_reserved, f"epoch {message.epoch} not reserved"
+        case Flush():
+            assert message.target <= disk.epochs_reserved, f"epoch {message.target} not reserved"
+            assert durable is not None and durable.flushing, "nobody would know of this flush"
+        case _:
+            return

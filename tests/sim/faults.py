@@ -1,0 +1,249 @@
+"""What the faults of a script do.  `a` and `b` choose peers among the living, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tests.sim.coordinator_process import CoordinatorProcess, start_coordinator
+from tests.sim.peer_process import PeerProcess, start_peer
+from tests.sim.program import BREAKS
+from tests.sim.script import Fault
+from tests.sim.world import World
+
+WAYS: Final = (("up",), ("down",), ("up", "down"))
+BATCHES: Final = 12  # a crash between effects comes within so many batches of them
+
+
+def play(world: World, fault: Fault) -> None:
+    """Makes a fault happen now."""
+    world.played[fault.kind] += 1
+    world.note("fault {}", fault)
+    if fault.kind in _PEER:
+        peer = world.choose(fault.a)
+        if peer is not None:
+            _PEER[fault.kind](world, peer, fault)
+    else:
+        _OTHER[fault.kind](world, fault)
+
+
+# ------------------------------------------------------------ peers
+
+
+def _kill(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.back_after_s = fault.x
+    peer.die()
+
+
+def _vanish(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.back_after_s = fault.x
+    peer.die(silently=True)
+
+
+def _stop(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.stop(2 * fault.x)
+
+
+def _leave(world: World, peer: PeerProcess, fault: Fault) -> None:
+    from pccl.membership.member_events import Leave
+
+    peer.program.over = True
+    peer.tell_member(Leave("done"))
+
+
+def _crash(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.dies_in = 1 + fault.b % BATCHES
+    peer.dies_at = fault.y
+    peer.back_after_s = fault.x
+
+
+def _slow(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.program.slow_s = fault.x
+
+
+def _shape(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.program.next_shape = 1 + fault.b % 3
+
+
+def _manifest(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.program.next_manifest = 1 + fault.b % 3
+
+
+def _flip(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.engine.data.flips = 1 + fault.b % 4
+
+
+def _break(world: World, peer: PeerProcess, fault: Fault) -> None:
+    peer.program.next_break = BREAKS[1 if fault.kind == "raise" else 2]
+
+
+def _duplicate(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """The peer's end is gone and dials again; the coordinator hears of it much later."""
+    kinds = ("agent", "native")
+    for wire in [w for w in world.wires if w.peer is peer and w.kind == kinds[fault.b % 2]]:
+        wire.up_until_s = min(wire.up_until_s, wire.last_up_s)
+        wire.down_until_s = min(wire.down_until_s, world.now_s)
+        world.at(world.now_s, peer, wire.on_closed)
+        world.at(world.now_s + fault.x, wire.coordinator, wire.coordinator.lost, wire)
+
+
+# ------------------------------------------------------------ links
+
+
+def _reset(world: World, peer: PeerProcess, fault: Fault) -> None:
+    kind = fault.kind.removeprefix("reset_")
+    for wire in [w for w in world.wires if w.peer is peer and w.kind == kind]:
+        world.reset(wire, fault.y)
+
+
+def _reset_link(world: World, peer: PeerProcess, fault: Fault) -> None:
+    links = world.links.of(peer)
+    if links:
+        world.links.reset(links[fault.b % len(links)], fault.y)
+
+
+def _block(world: World, peer: PeerProcess, fault: Fault) -> None:
+    kind = fault.kind.removeprefix("block_")
+    for way in WAYS[fault.b % len(WAYS)]:
+        world.block((kind, peer.index, way), fault.x)
+
+
+def _block_peer(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """A whole peer is cut off, one way or both, from all or from all but the coordinator."""
+    ways = WAYS[fault.b % len(WAYS)]
+    for way in ways:
+        world.block(("agent", peer.index, way), fault.x)
+        world.block(("native", peer.index, way), fault.x)
+    for other in world.living():
+        if "up" in ways:
+            world.block(("data", peer.index, other.index), fault.x)
+        if "down" in ways:
+            world.block(("data", other.index, peer.index), fault.x)
+
+
+def _block_data(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """The path between two peers is cut; its connection breaks, or just delivers nothing."""
+    links = world.links.of(peer)
+    if not links:
+        return
+    link = links[fault.b % len(links)]
+    one, other = (world.by_incarnation[i].index for i in link.ends)
+    if fault.y < 0.7:
+        world.block(("data", one, other), fault.x)
+    if fault.y > 0.3:
+        world.block(("data", other, one), fault.x)
+    if fault.y > 0.5:
+        world.links.reset(link, 0.0)
+
+
+# ------------------------------------------------------------ everything else
+
+
+def _mass(world: World, fault: Fault) -> None:
+    living = world.living()
+    for i, peer in enumerate(living):
+        if i != fault.a % len(living):
+            peer.back_after_s = fault.x * (1 + i / 8)
+            peer.die()
+
+
+def _start(world: World, fault: Fault) -> None:
+    start_peer(world)
+
+
+def _delay(world: World, fault: Fault) -> None:
+    world.delay_factor = (0.2, 4.0, 10.0)[fault.a % 3]
+
+    def over() -> None:
+        world.delay_factor = 1.0
+
+    world.at(world.now_s + fault.x, None, over)
+
+
+def _c_kill(world: World, fault: Fault) -> None:
+    if world.listening is not None:
+        world.listening.back_after_s = fault.x
+        world.listening.die(fault.y)
+
+
+def _c_crash(world: World, fault: Fault) -> None:
+    if world.listening is not None:
+        world.listening.back_after_s = fault.x
+        world.listening.dies_in = 1 + fault.b % BATCHES
+        world.listening.dies_at = fault.y
+
+
+def _c_stop(world: World, fault: Fault) -> None:
+    if world.listening is not None:
+        world.listening.stop(2 * fault.x)
+
+
+def _c_depose(world: World, fault: Fault) -> None:
+    """Another coordinator takes over, while the old one lives and is perhaps stopped."""
+    old = world.listening
+    if old is None:
+        return
+    if fault.b % 2:
+        old.stop(fault.x)
+    world.listening = None
+    start_coordinator(world)
+
+    def end() -> None:
+        old.die(0.0)
+
+    world.at(world.now_s + 2 * fault.x, None, end)
+
+
+_PEER: Final[dict[str, Callable[[World, PeerProcess, Fault], None]]] = {
+    "kill": _kill,
+    "vanish": _vanish,
+    "stop": _stop,
+    "leave": _leave,
+    "crash": _crash,
+    "slow": _slow,
+    "shape": _shape,
+    "manifest": _manifest,
+    "flip": _flip,
+    "raise": _break,
+    "local": _break,
+    "duplicate": _duplicate,
+    "reset_agent": _reset,
+    "reset_native": _reset,
+    "reset_link": _reset_link,
+    "block_agent": _block,
+    "block_native": _block,
+    "block_data": _block_data,
+    "block_peer": _block_peer,
+}
+_OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
+    "mass": _mass,
+    "start": _start,
+    "delay": _delay,
+    "c_kill": _c_kill,
+    "c_crash": _c_crash,
+    "c_stop": _c_stop,
+    "c_depose": _c_depose,
+}
+
+
+def calm_down(world: World) -> None:
+    """No more faults: what is cut heals, what is armed does not go off."""
+    world.quiet = True
+    world.heal()
+    for peer in world.living():
+        peer.dies_in = 0
+        peer.engine.data.flips = 0
+        program = peer.program
+        program.next_shape = program.next_manifest = 0
+        program.next_break, program.slow_s = "", 0.0
+    for coordinator in world.coordinators:
+        if coordinator is not world.listening:
+            coordinator.die(0.0)
+        coordinator.dies_in = 0
+        coordinator.back_after_s = min(coordinator.back_after_s, 0.5)
+
+
+def boot(world: World) -> CoordinatorProcess:
+    start_coordinator(world)
+    assert world.listening is not None
+    return world.listening

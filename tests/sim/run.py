@@ -1,0 +1,88 @@
+"""Plays a script to its end and says what came of it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from tests.sim.faults import boot, calm_down, play
+from tests.sim.links import Links
+from tests.sim.peer_process import start_peer
+from tests.sim.script import FAULTS_S, Script
+from tests.sim.verdict import check_after, check_limits, is_well
+from tests.sim.world import World
+
+CALM_MAX_S = 20.0  # within it all is well again; longer than any sequence of timeouts
+LOOK_EVERY_S = 0.25
+
+
+@dataclass
+class Result:
+    script: Script
+    failure: str = ""
+    where: str = ""
+    trace: list[str] = field(default_factory=list)
+    commits: int = 0
+    events: int = 0
+    virtual_s: float = 0.0
+    wall_s: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def make_world(script: Script, *, traced: bool = False) -> World:
+    world = World(script, traced=traced)
+    world.links = Links(world)
+    return world
+
+
+def play_script(world: World) -> None:
+    """Runs the faults, then the calm.  Raises AssertionError where an invariant fails."""
+    boot(world)
+    script = world.script
+    for fault in script.faults:
+        world.at(fault.at_s, None, play, world, fault)
+    last_s = max((f.at_s for f in script.faults), default=0.0)
+    world.run_until(max(FAULTS_S, last_s) + 0.3)
+    calm_down(world)
+    limit_s = world.now_s + CALM_MAX_S
+    goal: dict[int, int] | None = None
+    while True:
+        while sum(not p.leaving for p in world.living()) < max(1, script.min_world):
+            start_peer(world)
+        world.run_until(world.now_s + LOOK_EVERY_S)
+        check_limits(world)
+        goal, problem = is_well(world, goal)
+        if not problem:
+            break
+        assert world.now_s < limit_s, f"not well {CALM_MAX_S:g} s after the last fault: {problem}"
+    check_after(world)
+
+
+def run(script: Script, *, traced: bool = False) -> Result:
+    """Plays a script; a failure is played again with a trace."""
+    began_s = time.perf_counter()
+    world = make_world(script, traced=traced)
+    result = Result(script)
+    try:
+        play_script(world)
+    except Exception as error:
+        result.failure = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        result.where = " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames[-4:]))
+    result.trace = world.told()
+    result.commits, result.events = world.history.commits, world.events
+    result.virtual_s, result.wall_s = world.now_s, time.perf_counter() - began_s
+    result.faults = world.played
+    if result.failure and not traced:
+        again = run(script, traced=True)
+        result.trace = again.trace
+        if again.failure != result.failure:
+            result.failure += f" [another time: {again.failure or 'none'}]"
+    return result
+
+
+def same_but(script: Script, seed: int) -> Script:
+    """The same script with other delays and dice."""
+    return replace(script, seed=seed)

@@ -1,0 +1,81 @@
+"""What must be true when the faults are over: everybody is in, and all make progress together.
+
+I15  `check_limits`: tables and queues have bounds
+I16  `is_well`: every living process becomes a member and commits with the others
+I17  `check_after`: nobody is evicted in a run without faults of processes or links
+I18  `check_after`: where only peers join, nothing is undone
+I19  `check_after`: faults of the coordinator alone undo nothing and change no view
+I20  `is_well`: no step stays open for good, for each peer decides further ones
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.sim.script import BLAMELESS, COORDINATOR_FAULTS
+from tests.sim.world import World
+
+STEPS_MORE: Final = 3
+LAG_MAX: Final = 8  # steps between the first and the last, with several open
+
+
+def is_well(world: World, goal: dict[int, int] | None) -> tuple[dict[int, int] | None, str]:
+    """Says what is still wrong; the goal is by peer how far it must come."""
+    living = [p for p in world.living() if not p.leaving]
+    if world.listening is None:
+        return None, "there is no coordinator"
+    if not living:
+        return None, "nobody is there"
+    for peer in living:
+        if not peer.engine.is_member():
+            return None, f"{peer} is no member ({peer.member.phase.value})"
+        if peer.engine.frozen or peer.engine.paused:
+            return None, f"{peer} stands still"
+    epochs = {p.engine.epoch for p in living}
+    if len(epochs) > 1:
+        return None, f"they are in epochs {sorted(epochs)}"
+    if goal is None or set(goal) != {p.index for p in living}:
+        return {p.index: p.engine.watermark + STEPS_MORE for p in living}, "they have just met"
+    for peer in living:
+        if peer.engine.watermark < goal[peer.index]:
+            return goal, f"{peer} has decided {peer.engine.watermark}, not {goal[peer.index]}"
+    marks = [p.engine.watermark for p in living]
+    if max(marks) - min(marks) > LAG_MAX:
+        return goal, f"some lag behind: {marks}"
+    return goal, ""
+
+
+def check_after(world: World) -> None:
+    history, script = world.history, world.script
+    for peer in world.peers:
+        if not peer.doomed:  # else its last effects were cut short
+            history.check_end(peer, peer.engine.watermark)
+    kinds = set(world.played)
+    blameless = not kinds - BLAMELESS and script.step_deadline_s > 1e6
+    if blameless:
+        assert world.told_count == 0, f"{world.told_count} evicted without any fault"
+    if blameless and kinds <= {"start"}:
+        assert history.undos == 0, f"joins undid {history.undos} steps"
+    # While two coordinators live, peers that hear the older one do not come back to the newer.
+    if kinds <= {"start", *COORDINATOR_FAULTS} - {"c_depose"} and script.step_deadline_s > 1e6:
+        late = [f.at_s for f in script.faults if f.kind == "start" and f.at_s > 0.7]
+        assert history.undos == 0 and history.fails == 0, (
+            f"faults of the coordinator alone undid {history.undos} steps"
+        )
+        assert world.told_count == 0, f"they evicted {world.told_count}"
+        assert late or len(history.views) <= len(world.peers), f"views {history.views}"
+
+
+def check_limits(world: World) -> None:
+    """Asserts bounds on what is kept; each far above what such small runs need."""
+    for peer in world.living():
+        data = peer.engine.data
+        assert len(data.early) < 200, f"{peer} keeps early frames of {len(data.early)} attempts"
+        assert len(data.open) <= world.script.open_steps + 1, f"{peer} has {len(data.open)} open"
+    coordinator = world.listening
+    if coordinator is not None:
+        core = coordinator.machine._core
+        assert len(core.conns) <= 4 * len(world.peers) + 4, f"{len(core.conns)} connections"
+        assert len(core.peers) <= 2 * len(world.peers), f"{len(core.peers)} peers"
+        assert len(core.history) <= 16 and len(core.carried) <= 64
+        assert coordinator.outbox.held < 500, f"{coordinator.outbox.held} sends are held"
