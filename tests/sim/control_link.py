@@ -20,7 +20,9 @@ from pccl.transport.native_frames import (
     Pong,
     RefusalCode,
     RefusedFrame,
+    Routes,
     Suspect,
+    Waiting,
     Welcome,
 )
 
@@ -142,6 +144,8 @@ class ControlLink:
                 report = self.engine.fence(generation, target)
                 self.world.note("{} reports {}", self.peer, report)
                 self.send(report)
+            case Routes():
+                self.engine.routed(frame)
             case Pong():
                 pass
             case _:
@@ -171,13 +175,16 @@ class ControlLink:
     def status(self) -> Heartbeat:
         engine = self.engine
         machine = engine.machine
-        waiting = 1 if engine.at_entry else 2 if engine.data.open else 0
+        step, waiting, waits = engine.data.waits()
         return Heartbeat(
             generation=engine.generation,
             epoch=int(machine.epoch),
             watermark=int(machine.watermark),
             next_step=int(machine.next_step),
-            progress=0,
-            waiting=waiting,
+            progress=engine.data.progress,
+            step=step,
+            waiting=Waiting.GATE if engine.at_entry else waiting,
+            waits=waits,
             down=self.world.links.down(self.peer),
+            relayed=self.world.links.relayed(self.peer),
         )

@@ -70,6 +70,8 @@ class CoordinatorProcess(Process):
                 hold_timeout_s=0.5,
                 leave_report_s=0.5,
                 link_settle_s=0.7,
+                watch_first_s=3.0,
+                watch_max_s=12.0,
                 detached_grace_s=8.0,
                 plan_backoff_s=0.3,
                 plan_backoff_max_s=2.0,

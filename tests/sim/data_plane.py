@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from pccl.transport.native_frames import Suspect, SuspectCode
+from pccl.transport.native_frames import (
+    NO_STEP,
+    Suspect,
+    SuspectCode,
+    Waiting,
+    WaitKind,
+    WaitOn,
+)
 from tests.sim.history import scale, unit
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ class Attempt:
         "name",
         "participants",
         "posted",
+        "posts",
         "rank",
         "ready",
         "sealed",
@@ -63,6 +71,7 @@ class Attempt:
         self.manifest = MANIFESTS[0]
         self.participants: tuple[int, ...] = ()
         self.rank = 0
+        self.posts: set[int] = set()  # whose OPEN is here
         self.input = 0  # what the program gave
         self.given = 0  # what the present attempt found in the buffer
         self.buffer: list[int] = []  # by shard: the own contribution, then the result
@@ -78,6 +87,8 @@ class DataPlane:
         self.open: dict[int, Attempt] = {}
         self.early: dict[tuple[int, int], list[Frame]] = {}
         self.sent_dones: list[Frame] = []
+        self.dones: dict[tuple[int, int], set[int]] = {}  # who has said so
+        self.progress = 0
         self.flips = 0  # results to be damaged
         self.direct = world.script.direct
 
@@ -114,6 +125,7 @@ class DataPlane:
         attempt.rank = attempt.participants.index(self.engine.incarnation)
         attempt.contributions.clear()
         attempt.ready.clear()
+        attempt.posts.clear()
         if attempt.posted:
             self._run(step, attempt)
 
@@ -136,6 +148,7 @@ class DataPlane:
         self.world.history.decided(
             *(self.peer, step, "commit", attempt.participants, tuple(attempt.buffer)), alone=alone
         )
+        self.dones.pop((attempt.epoch, step), None)
         self.peer.program.decided(step)
 
     def failed(self, step: int) -> None:
@@ -157,8 +170,9 @@ class DataPlane:
         watermark = self.engine.watermark
         for key in [k for k in self.early if k[0] < epoch and k[1] not in self.open]:
             del self.early[key]
-        for key in [k for k in self.early if k[1] < watermark and k[1] not in self.open]:
-            del self.early[key]
+        for table in (self.early, self.dones):
+            for key in [k for k in table if k[1] < watermark and k[1] not in self.open]:
+                del table[key]
 
     def abandon(self) -> None:
         for attempt in self.open.values():
@@ -221,7 +235,10 @@ class DataPlane:
         if engine.machine is None or engine.failed is not None:
             return
         kind, sender, epoch, step, shard, value, extra = frame
+        self.progress += 1
         if kind == "done":
+            if step >= engine.watermark:
+                self.dones.setdefault((epoch, step), set()).add(sender)
             sender_id = self.world.by_incarnation[sender].peer_id
             engine.perform(engine.machine.done(sender_id, step, epoch, value, extra))
             return
@@ -254,6 +271,26 @@ class DataPlane:
             return epoch >= engine.epoch and step not in self.peer.decided_ahead
         return epoch > attempt.epoch or (epoch == attempt.epoch and not attempt.posted)
 
+    def waits(self) -> tuple[int, int, tuple[WaitOn, ...]]:
+        """The oldest open step, what it waits for, and on whom."""
+        if not self.open:
+            return NO_STEP, Waiting.NOTHING, ()
+        step = min(self.open)
+        attempt = self.open[step]
+        if not attempt.started:
+            return step, Waiting.GATE, ()
+        if not attempt.sealed:
+            return step, Waiting.PROGRAM, ()
+        heard = self.dones.get((attempt.epoch, step), ()) if attempt.complete else ()
+        posted = attempt.posts
+        ids = self.world.by_incarnation
+        waits = [
+            WaitOn(ids[i].peer_id, WaitKind.DATA if i in posted else WaitKind.POST)
+            for i in attempt.participants
+            if i != self.engine.incarnation and i not in heard
+        ]
+        return step, Waiting.PEERS, tuple(waits)
+
     def is_fenced(self) -> bool:
         return self.engine.frozen
 
@@ -268,6 +305,7 @@ class DataPlane:
                 suspect = Suspect(attempt.epoch, step, SuspectCode.DESCRIPTOR, ids, text)
                 self.engine.control.suspect(suspect)
             return
+        attempt.posts.add(sender)
         if sender in attempt.participants:
             attempt.contributions.setdefault(shard, {}).setdefault(sender, value)
 

@@ -25,7 +25,7 @@ from pccl.transport.engine_events import (
     ViewInstalled,
     ViewSwitched,
 )
-from pccl.transport.native_frames import OpenStep, Report, Suspect, SuspectCode
+from pccl.transport.native_frames import OpenStep, Report, Routes, Suspect, SuspectCode
 from tests.sim.control_link import ControlLink
 from tests.sim.data_plane import Attempt, DataPlane
 
@@ -51,6 +51,7 @@ class SimEngine:
         self.secret = b""
         self.generation = 0
         self.members: tuple[MemberInfo, ...] = ()  # of the view in force
+        self.routes: dict[bytes, bytes] = {}
         self.failed: tuple[str, str] | None = None
         self.at_entry = False
         self.installing = False
@@ -259,6 +260,12 @@ class SimEngine:
         opened = tuple([OpenStep(*fields) for fields in said.pop("open")])
         committed = tuple(said.pop("committed"))
         return Report(**said, committed=committed, open=opened)
+
+    def routed(self, frame: Routes) -> None:
+        """Through whom to reach whom; the whole table."""
+        if frame.generation >= self.generation and frame.epoch == self.epoch:
+            self.routes = {r.peer: r.via for r in frame.routes}
+            self._learn(self.members)
 
     def evicted(self, text: str) -> None:
         self.fail("evicted", text)

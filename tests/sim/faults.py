@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.sim.coordinator_process import CoordinatorProcess, start_coordinator
+from tests.sim.links import LANE_DEAD_S
 from tests.sim.peer_process import PeerProcess, start_peer
 from tests.sim.program import BREAKS
 from tests.sim.script import Fault
@@ -114,6 +115,8 @@ def _block_peer(world: World, peer: PeerProcess, fault: Fault) -> None:
     for way in ways:
         world.block(("agent", peer.index, way), fault.x)
         world.block(("native", peer.index, way), fault.x)
+    for link in world.links.of(peer):
+        world.at(world.now_s + LANE_DEAD_S, None, world.links.judge, link, link.life)
     for other in world.living():
         if "up" in ways:
             world.block(("data", peer.index, other.index), fault.x)
@@ -134,6 +137,8 @@ def _block_data(world: World, peer: PeerProcess, fault: Fault) -> None:
         world.block(("data", other, one), fault.x)
     if fault.y > 0.5:
         world.links.reset(link, 0.0)
+    else:
+        world.at(world.now_s + LANE_DEAD_S, None, world.links.judge, link, link.life)
 
 
 # ------------------------------------------------------------ everything else

@@ -1,4 +1,5 @@
-"""Links between peers: who dials whom, frames in order, resets with a prefix delivered, cuts.
+"""Links between peers: who dials whom, frames in order, resets with a prefix delivered, cuts,
+and relays through a third peer where the coordinator says so.
 
 Of two peers the one whose id sorts first dials, again and again while it knows the other.  A link
 that comes up makes both ends say again what may have been lost, as HAVE and ASK do.
@@ -16,15 +17,30 @@ if TYPE_CHECKING:
 DIAL_TIMEOUT_S: Final = 2.0  # then the engine reports that a planned link cannot be opened
 RETRY_S: Final = 0.15
 DOWN_AFTER_S: Final = 0.5
+LANE_DEAD_S: Final = 1.5  # without a sign of life from the other end
+DIRECT_AGAIN_S: Final = 2.0
 SLOWNESS: Final = (0.3, 1.0, 1.0, 4.0)  # links between peers are unequal, and keep the order
 
 
 class Link:
-    __slots__ = ("cut_s", "dialling", "down_since_s", "ends", "last_s", "life", "slowness", "up")
+    __slots__ = (
+        "cut_s",
+        "dialling",
+        "down_since_s",
+        "ends",
+        "last_s",
+        "life",
+        "relays",
+        "slowness",
+        "up",
+        "via",
+    )
 
     def __init__(self, ends: tuple[int, int], now_s: float, slowness: tuple[float, float]) -> None:
         self.ends = ends
         self.up = False
+        self.via: PeerProcess | None = None  # through whom, if not directly
+        self.relays = 0  # how often it came up so
         self.dialling = False
         self.down_since_s = now_s
         self.life = 0  # counts resets
@@ -60,6 +76,15 @@ class Links:
                     found.append(member.peer_id)
         return tuple(found)
 
+    def relayed(self, peer: PeerProcess) -> tuple[bytes, ...]:
+        found = []
+        for member in peer.engine.members:
+            if member.incarnation != peer.incarnation:
+                link = self.between(peer.incarnation, member.incarnation)
+                if link.up and link.via is not None:
+                    found.append(member.peer_id)
+        return tuple(found)
+
     # ------------------------------------------------------------ opening
 
     def learn(self, peer: PeerProcess, others: tuple[int, ...]) -> None:
@@ -73,17 +98,42 @@ class Links:
                 self._dial(link, peer, target, self.world.now_s)
 
     def _dial(self, link: Link, peer: PeerProcess, target: PeerProcess, since_s: float) -> None:
+        """Tries once, directly or through a third peer, and again until it works."""
         world = self.world
-        free_s = max(world.now_s, *(world.blocked_until_s(k) for k in _keys(peer, target)))
-        if free_s > world.now_s:
-            timeout_s = since_s + DIAL_TIMEOUT_S
-            if world.now_s < timeout_s <= free_s:
-                world.at(timeout_s, peer, peer.engine.link_failed, target.incarnation)
-            world.at(free_s, peer, self._dial, link, peer, target, free_s)
-            return
-        world.at(world.now_s + 2 * world.hop_s(), None, self._arrive, link, peer, target, since_s)
+        via = None
+        if self.blocked_s(peer, target) > world.now_s:
+            via = self._relay(peer, target)
+            if via is None:
+                world.at(world.now_s + RETRY_S, peer, self._again, link, peer, target, since_s)
+                return
+        hops = 2 if via is None else 4
+        at_s = world.now_s + hops * world.hop_s()
+        world.at(at_s, None, self._arrive, link, peer, target, since_s, via)
 
-    def _arrive(self, link: Link, peer: PeerProcess, target: PeerProcess, since_s: float) -> None:
+    def blocked_s(self, one: PeerProcess, other: PeerProcess) -> float:
+        """Until when something is cut between two peers."""
+        world = self.world
+        return max(
+            world.blocked_until_s(("data", one.index, other.index)),
+            world.blocked_until_s(("data", other.index, one.index)),
+        )
+
+    def _relay(self, peer: PeerProcess, target: PeerProcess) -> PeerProcess | None:
+        via = peer.engine.routes.get(target.peer_id)
+        relay = next((p for p in self.world.living() if p.peer_id == via), None)
+        if relay is None or self.world.now_s < relay.stopped_until_s:
+            return None
+        free_s = max(self.blocked_s(peer, relay), self.blocked_s(relay, target))
+        return relay if free_s <= self.world.now_s else None
+
+    def _arrive(
+        self,
+        link: Link,
+        peer: PeerProcess,
+        target: PeerProcess,
+        since_s: float,
+        via: PeerProcess | None,
+    ) -> None:
         world = self.world
         if not peer.alive:
             link.dialling = False
@@ -91,7 +141,8 @@ class Links:
             world.at(world.now_s + RETRY_S, peer, self._again, link, peer, target, since_s)
         else:
             # A stopped process answers when it runs again.
-            world.at(world.now_s + world.hop_s(), target, self._opened, link, peer, target)
+            at_s = world.now_s + world.hop_s()
+            world.at(at_s, target, self._opened, link, peer, target, via)
 
     def _again(self, link: Link, peer: PeerProcess, target: PeerProcess, since_s: float) -> None:
         world = self.world
@@ -103,11 +154,16 @@ class Links:
             since_s = world.now_s
         self._dial(link, peer, target, since_s)
 
-    def _opened(self, link: Link, peer: PeerProcess, target: PeerProcess) -> None:
+    def _opened(
+        self, link: Link, peer: PeerProcess, target: PeerProcess, via: PeerProcess | None
+    ) -> None:
         link.dialling = False
         if not peer.alive:
             return
-        link.up = True
+        link.up, link.via = True, via
+        if via is not None:
+            link.relays += 1
+            self.world.at(self.world.now_s + DIRECT_AGAIN_S, peer, self._direct, link, link.life)
         target.link_up(peer.incarnation)
         self.world.at(self.world.now_s + self.world.hop_s(), peer, self._told, link, peer, target)
 
@@ -124,7 +180,14 @@ class Links:
         world = self.world
         way = 0 if peer.incarnation == link.ends[0] else 1
         target = world.by_incarnation[other]
-        free_s = max(world.now_s, world.blocked_until_s(("data", peer.index, target.index)))
+        free_s = world.now_s
+        if link.via is not None:
+            if not link.via.alive:
+                self.reset(link, 0.0)
+                return
+            free_s = max(free_s, link.via.stopped_until_s) + world.hop_s()
+        else:
+            free_s = max(free_s, world.blocked_until_s(("data", peer.index, target.index)))
         at_s = max(link.last_s[way], free_s + link.slowness[way] * world.hop_s())
         link.last_s[way] = at_s
         world.at(at_s, target, self._deliver, link, link.life, way, target, frame)
@@ -135,12 +198,29 @@ class Links:
 
     # ------------------------------------------------------------ losing
 
+    def judge(self, link: Link, life: int) -> None:
+        """Nothing was heard over a lane for so long that both ends drop it and dial again."""
+        if link.up and link.life == life and link.via is None:
+            one, other = (self.world.by_incarnation[i] for i in link.ends)
+            if self.blocked_s(one, other) > self.world.now_s:
+                self.reset(link, 0.0)
+
+    def _direct(self, link: Link, life: int) -> None:
+        """The direct way is tried again in the background, and replaces the relay."""
+        if link.up and link.life == life:
+            one, other = (self.world.by_incarnation[i] for i in link.ends)
+            if self.blocked_s(one, other) <= self.world.now_s:
+                self.reset(link, 1.0)
+            else:
+                at_s = self.world.now_s + DIRECT_AGAIN_S
+                self.world.at(at_s, None, self._direct, link, life)
+
     def reset(self, link: Link, fraction: float) -> None:
         """The connection ends; of what is under way a prefix arrives."""
         if not link.up:
             return
         world = self.world
-        link.up = False
+        link.up, link.via = False, None
         link.life += 1
         link.down_since_s = world.now_s
         for way in (0, 1):
@@ -160,7 +240,3 @@ class Links:
 
     def of(self, peer: PeerProcess) -> list[Link]:
         return [link for link in self.links.values() if peer.incarnation in link.ends and link.up]
-
-
-def _keys(one: PeerProcess, other: PeerProcess) -> tuple[tuple[str, int, int], ...]:
-    return (("data", one.index, other.index), ("data", other.index, one.index))

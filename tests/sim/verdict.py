@@ -71,6 +71,7 @@ def check_limits(world: World) -> None:
     for peer in world.living():
         data = peer.engine.data
         assert len(data.early) < 200, f"{peer} keeps early frames of {len(data.early)} attempts"
+        assert len(data.dones) < 400, f"{peer} keeps the DONEs of {len(data.dones)} attempts"
         assert len(data.open) <= world.script.open_steps + 1, f"{peer} has {len(data.open)} open"
     coordinator = world.listening
     if coordinator is not None:

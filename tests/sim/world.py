@@ -37,6 +37,8 @@ PROFILE: Final = TimeProfile(
     initial_settle_s=0.3,
     reattach_window_s=2.5,
     coordinator_grace_s=60.0,
+    stall_timeout_s=2.0,
+    route_timeout_s=1.0,
 )
 HASTY: Final = TimeProfile(
     name="hasty",
@@ -48,6 +50,8 @@ HASTY: Final = TimeProfile(
     initial_settle_s=0.2,
     reattach_window_s=1.5,
     coordinator_grace_s=60.0,
+    stall_timeout_s=1.2,
+    route_timeout_s=0.6,
 )
 
 
