@@ -53,7 +53,14 @@ class TimeProfile:
 
 
 LAN: Final = TimeProfile(
-    name="lan", heartbeat_s=0.25, lease_s=3.0, flush_timeout_s=2.0, suspect_grace_s=2.0
+    name="lan",
+    heartbeat_s=0.25,
+    lease_s=3.0,
+    flush_timeout_s=2.0,
+    suspect_grace_s=2.0,
+    # A peer dials again every 2 s at the slowest, so members are back by then; a member that froze
+    # while the coordinator was away holds the others up for as long.
+    reattach_window_s=6.0,
 )
 WAN: Final = TimeProfile(
     name="wan",

@@ -3,7 +3,8 @@
 What must hold, whatever happened (numbers as in the reliability design: I1 to I14):
 
     agreement     all who were told COMMIT for a step hold the same epoch, contributors, digest;
-                  a step that failed by everybody's decision committed nowhere          I1, I2
+                  a step that failed by everybody's decision committed nowhere; no two groups
+                  go on apart                                                           I1, I2
     sums          the digest is that of the exact sum over the declared contributors    I3
     inputs        given back after every failed step                                    I4
     order         each peer's steps are consecutive, failed ones included               I5
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tests.churn.lineages import epochs, lineages
 from tests.churn.records import Commit, Failure, Life, Sight
 from tests.faults import values
 
@@ -45,28 +47,42 @@ class Violation:
         return "\n".join(lines)
 
 
-def check(lives: Iterable[Life], *, min_world: int, count: int) -> list[Violation]:
+def check(
+    lives: Iterable[Life], *, min_world: int, count: int, lineages_max: int = 1
+) -> list[Violation]:
     """Returns every contradiction; none is the only good answer.
 
     Args:
         count: elements of a `train` contribution; 0 leaves the sums unchecked.
+        lineages_max: how often the run may have begun, with all members dead each time.
     """
     lives = list(lives)
-    told: dict[int, list[tuple[Life, Commit]]] = defaultdict(list)
-    for life in lives:
-        for commit in life.commits:
-            told[commit.step].append((life, commit))
-    found: list[Violation] = []
+    runs = lineages(lives)
+    found: list[Violation] = [*_split(runs, lineages_max), *_one_set_per_epoch(lives)]
     for life in lives:
         found += _one_life(life, min_world)
-    found += _agreement(told)
-    found += _failed_nowhere_committed(lives, told)
-    found += _parity(lives)
-    found += _one_set_per_epoch(lives)
-    found += _contributors_were_there(lives, told)
-    if count:
-        found += _sums(told, count)
+    for run in runs:
+        told: dict[int, list[tuple[Life, Commit]]] = defaultdict(list)
+        for life in run:
+            for commit in life.commits:
+                told[commit.step].append((life, commit))
+        found += _agreement(told)
+        found += _failed_nowhere_committed(run, told)
+        found += _parity(run)
+        found += _contributors_were_there(lives, told)
+        if count:
+            found += _sums(told, count)
     return found
+
+
+def _split(runs: list[list[Life]], lineages_max: int) -> Iterator[Violation]:
+    if len(runs) > lineages_max:
+        text = f"{len(runs)} groups went on apart; the run began {lineages_max} times"
+        yield Violation("agreement", text, tuple((run[0].process, run[0].peer) for run in runs))
+    for before, after in pairwise(runs):
+        if epochs(after)[0] <= epochs(before)[1]:
+            text = f"two groups committed apart, in epochs {epochs(before)} and {epochs(after)}"
+            yield Violation("agreement", text, _both(before[0], "one", after[0], "other"))
 
 
 def _one_life(life: Life, min_world: int) -> Iterator[Violation]:

@@ -52,7 +52,8 @@ def show(console: Console, result: Result) -> None:
     console.print(
         f"{sum(result.events.values())} events in {result.seconds:.0f} s on {result.processes} "
         f"processes; {result.steps} steps committed, {result.retried_steps} of them retried, "
-        f"{result.failed_steps} failed; longest gap that nothing excuses {longest:.1f} s; "
+        f"{result.failed_steps} failed, in {result.lineages} lineages; longest gap that nothing "
+        f"excuses {longest:.1f} s; "
         f"whole again {result.calm_s:.1f} s after the last fault"
     )
     console.print("ends: " + ", ".join(f"{name} {n}" for name, n in sorted(result.ends.items())))

@@ -24,6 +24,7 @@ POLL_S = 0.02
 CALM_S = 60.0  # after the last fault: all living peers are in one view again
 END_S = 60.0  # for every process to end once it was told
 DUMP_S = 1.0  # for processes to print their stacks
+BEGINS_ANEW = "begins anew"  # as the coordinator logs it
 EVICTED_WITHIN_S = 30.0  # a fault explains an eviction for so long
 
 
@@ -47,6 +48,7 @@ class Result:
     seconds: float = 0.0
     processes: int = 0
     events: dict[str, int] = field(default_factory=dict)
+    lineages: int = 0  # 1, and one more for each time that all members died
     steps: int = 0
     retried_steps: int = 0
     failed_steps: int = 0
@@ -159,7 +161,9 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     lives = lives_of(histories)
     commits = timeline.commit_times(lives)
     spans = world.spans(ended_at)
-    found = check(lives, min_world=plan.settings.min_world, count=plan.settings.count)
+    settings = plan.settings
+    begins = 1 + (world.folder / "coordinator.err").read_text().count(BEGINS_ANEW)
+    found = check(lives, min_world=settings.min_world, count=settings.count, lineages_max=begins)
     result.violations += [str(violation) for violation in found]
     if not commits:
         result.violations.append("nothing was ever committed")
@@ -181,15 +185,16 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
         result.violations += world.printed()
     result.seconds = ended_at - world.began_at
     result.processes = len(world.all_peers)
-    retries = {c.step: c.retries for life in lives for c in life.commits}
-    result.steps = len(retries)
-    result.retried_steps = sum(count > 0 for count in retries.values())
+    # An epoch and a step name a commit, also where a lineage began anew.
+    told = {(c.epoch, c.step): c for life in lives for c in life.commits}
+    result.lineages = begins
+    result.steps = len(told)
+    result.retried_steps = sum(commit.retries > 0 for commit in told.values())
     result.failed_steps = len(
         {f.step for life in lives for f in life.failures if f.error in AGREED}
     )
     result.evictions = sum(life.end == "Evicted" for life in lives)
-    steps = sorted({c.step: c.at for life in lives for c in life.commits}.values())
-    result.gaps_s = [b - a for a, b in pairwise(steps)]
+    result.gaps_s = [b - a for a, b in pairwise(sorted(c.at for c in told.values()))]
     result.recoveries_s = timeline.recoveries(lives, world.faults)
     ends = Counter(str(life.end or "killed") for life in lives)
     result.ends = dict(ends) | {"refused": sum(len(h.refused) for h in histories)}

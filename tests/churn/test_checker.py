@@ -11,7 +11,7 @@ from tests.churn.checker import check
 from tests.churn.records import Commit, Failure, Life, Sight
 from tests.faults import values
 
-A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
+A, B, C, D = "aa" * 16, "bb" * 16, "cc" * 16, "dd" * 16
 COUNT = 64
 
 
@@ -118,6 +118,31 @@ def test_contributors_that_an_epoch_does_not_have_are_found() -> None:
         for place in range(5):
             told(one, place, contributors=(A, B, C), digest=commit(place + 1, A, B, C).digest)
     assert rules(*lives) == {"views"}
+
+
+def anew(*names: str) -> list[Life]:
+    """Another lineage: other incarnations, step 1 again, later epochs."""
+    made = [life(name, 1, 2, 3, 4, 5) for name in names]
+    for one in made:
+        one.sights.clear()
+        for place in range(5):
+            fresh = commit(place + 1, *names)
+            told(one, place, contributors=names, digest=fresh.digest, epoch=10 + place, lineage=9)
+    return made
+
+
+def test_a_run_that_began_anew_may_count_its_steps_again() -> None:
+    lives = [*world(), *anew(C, D)]
+    assert not check(lives, min_world=2, count=COUNT, lineages_max=2)
+    assert rules(*lives) == {"agreement"}  # nobody declared that
+
+
+def test_two_groups_that_go_on_apart_are_found_even_if_a_second_beginning_was_declared() -> None:
+    lives = [*world(), *anew(C, D)]
+    for one in lives[2:]:
+        for place in range(5):
+            told(one, place, epoch=2)
+    assert check(lives, min_world=2, count=COUNT, lineages_max=2)
 
 
 def test_a_killed_process_is_held_to_what_it_was_told() -> None:

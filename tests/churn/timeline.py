@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tests.churn.lineages import lineages
 from tests.churn.records import Fault, Life
 
 BEFORE_S = 1.0  # what was done this long before the last commit may still need a decision
@@ -132,14 +133,17 @@ def recoveries(lives: Iterable[Life], faults: Iterable[Fault]) -> dict[str, list
     A step that was open when the fault struck may still be committed by what was sent before, so
     it shows nothing; the next one does.
     """
-    begun: dict[int, float] = {}
-    done: dict[int, float] = {}
-    for life in lives:
-        for at, step in life.invoked:
-            begun[step] = min(at, begun.get(step, at))
-        for commit in life.commits:
-            done[commit.step] = min(commit.at, done.get(commit.step, commit.at))
-    steps = sorted((begun[step], done[step]) for step in done if step in begun)
+    steps = []
+    for run in lineages(lives):
+        begun: dict[int, float] = {}
+        done: dict[int, float] = {}
+        for life in run:
+            for at, step in life.invoked:
+                begun[step] = min(at, begun.get(step, at))
+            for commit in life.commits:
+                done[commit.step] = min(commit.at, done.get(commit.step, commit.at))
+        steps += [(begun[step], done[step]) for step in done if step in begun]
+    steps.sort()
     starts = [start for start, _ in steps]
     found: dict[str, list[float]] = defaultdict(list)
     for fault in faults:

@@ -27,11 +27,11 @@ class Bar:
 
 BARS = (
     Bar("kill: gap", "kill_gaps_s", 0.5, 0.1),
-    Bar("kill: gap", "kill_gaps_s", 0.99, 1.0),
+    Bar("kill: gap", "kill_gaps_s", 0.99, 0.5),
     Bar("kill: gap", "kill_gaps_s", 1.0),
     Bar("kill: next commit of any kind", "kill_next_s", 0.5),
     Bar("kill: next commit of any kind", "kill_next_s", 0.99),
-    Bar("stop: gap", "stop_gaps_s", 1.0, 6.0),
+    Bar("stop: gap", "stop_gaps_s", 1.0, 4.0),
     Bar("stop: resumed to Evicted", "evicted_s", 1.0),
     Bar("join: connect() to first commit", "join_s", 0.5),
     Bar("join: connect() to first commit", "join_s", 1.0, 1.0),

@@ -38,7 +38,7 @@ def test_the_profiles_have_the_documented_heartbeats_and_leases() -> None:
         ({"suspect_grace_s": 3.5}, "suspect_grace_s must not exceed"),
         ({"flush_timeout_s": 3.5}, "flush_timeout_s must not exceed"),
         ({"reattach_window_s": 2.0}, "reattach_window_s must be at least"),
-        ({"coordinator_grace_s": 10.0}, "coordinator_grace_s must be at least"),
+        ({"coordinator_grace_s": 5.0}, "coordinator_grace_s must be at least"),
     ],
 )
 def test_durations_that_do_not_fit_together_are_refused(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pccl.base.config import LAN
 from pccl.membership.events import Log
 from pccl.membership.messages import (
     REFUSALS_FOR_NOW,
@@ -258,7 +259,7 @@ def test_a_restarted_coordinator_flushes_without_the_members_that_do_not_come_ba
     a.hello()
     a.native_hello()
     a.inbox.clear()
-    hub.pass_time(14.5, beating=[a])
+    hub.pass_time(LAN.reattach_window_s - 0.5, beating=[a])
     assert a.last(Flush) is None
     hub.pass_time(1.0, beating=[a])
     a.report()
