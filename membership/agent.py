@@ -30,7 +30,7 @@ from pccl.membership.member import Ended, Member
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial
-from pccl.transport.engine_api import EngineLike, MemberTuple
+from pccl.transport.engine_api import RAISES, RUNS, WAITS, EngineLike, MemberTuple
 from pccl.transport.engine_events import StepDecided
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
@@ -381,7 +381,7 @@ def _perform_on_engine(
                 i.generation,
                 i.epoch,
                 _tuples(i.members),
-                i.paused,
+                RAISES if i.paused and i.raises else WAITS if i.paused else RUNS,
                 i.committed_below,
                 decisions,
             )
@@ -389,6 +389,6 @@ def _perform_on_engine(
 
 def _tuples(members: tuple[m.MemberInfo, ...]) -> list[MemberTuple]:
     return [
-        (x.peer_id, x.incarnation, x.secret, x.host, x.port, x.host_key, x.first_step)
+        (x.peer_id, x.incarnation, x.secret, x.host, x.port, x.host_key, x.first_step, x.group)
         for x in members
     ]

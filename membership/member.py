@@ -49,6 +49,7 @@ from pccl.membership.member_events import (
 from pccl.membership.testimony import Witness
 from pccl.transport.engine_events import (
     EngineEvent,
+    EngineExcluded,
     EntryLeft,
     EntryReached,
     LinksOpened,
@@ -58,6 +59,7 @@ from pccl.transport.engine_events import (
     NativeRefused,
     StepDecided,
     ViewInstalled,
+    ViewLeft,
     ViewSwitched,
 )
 
@@ -363,7 +365,7 @@ class Member:
                 if code == REFUSED_INCARNATION:
                     return self._end("closed" if self._leaving else "evicted", text)
                 return []
-            case NativeLink() | StepDecided():
+            case NativeLink() | StepDecided() | ViewLeft() | EngineExcluded():
                 return []
             case _:
                 assert_never(event)

@@ -5,8 +5,8 @@ Numbers that cross this border:
                bool 12
     op         sum 0, avg 1, prod 2, min 3, max 4
     algorithm  automatic 0, exchange 1, direct 2, ring 3
-Members cross as tuples (peer_id, incarnation, secret, host, port, host_key, first_step), decisions
-as tuples (step, outcome, code, text) with outcome 1 COMMIT, 2 RETRY, 3 FAIL.
+Members cross as tuples (peer_id, incarnation, secret, host, port, host_key, first_step, group),
+decisions as tuples (step, outcome, code, text) with outcome 1 COMMIT, 2 RETRY, 3 FAIL.
 """
 
 from collections.abc import Sequence
@@ -64,22 +64,36 @@ class Engine:
         members: Sequence[tuple[Any, ...]],
         step: int,
         name: str,
-    ) -> None: ...
+    ) -> None:
+        """Switches at the first step >= `step` of that name; "" is any name.
+
+        Without this process among the members, that step and all later ones are not for it: a left
+        event follows, and `begin_step` fails with code left.
+        """
+
     def cancel_plan(self, generation: int, epoch: int) -> None: ...
     def install(
         self,
         generation: int,
         epoch: int,
         members: Sequence[tuple[Any, ...]],
-        paused: bool,
+        paused: int,
         committed_below: int,
         decisions: Sequence[tuple[int, int, int, str]],
-    ) -> None: ...
+    ) -> None:
+        """`paused`: 0 runs, 1 waits at the gate, 2 `begin_step` fails with code underflow."""
+
+    def exclude(self, generation: int, epoch: int, text: str) -> None:
+        """Back among the learners: open steps are undone and fail with code 7, a later install as a
+        newcomer lets it in again.  Without an open step the next `begin_step` fails with code
+        excluded, once."""
+
     def fail(self, code: str, text: str) -> None:
         """Ends every present and later wait with (code, text)."""
 
-    def view(self) -> tuple[int, int, int, bool, list[bytes]]:
-        """Returns epoch, rank (-1: not a member), generation, paused, member ids by rank."""
+    def view(self) -> tuple[int, int, int, bool, list[bytes], list[int], int]:
+        """Returns epoch, rank in the own group (-1: not a member), generation, paused; then for all
+        groups, in order, the members' ids and their groups; and the own group."""
 
     def begin_step(self, name: str, timeout_s: float) -> tuple[int, int, int, int]:
         """Waits at the gate; returns step, epoch, rank, world size."""
@@ -126,14 +140,15 @@ class Engine:
 class EngineError(RuntimeError):
     """Its args are (code, text).
 
-    Codes: closed, evicted, coordinator_lost, timeout, usage, forked.
+    Codes: closed, evicted, coordinator_lost, timeout, usage, forked, left, underflow, excluded.
     """
 
 class OutcomeMachine:
     """What decides a step, without I/O; simulations drive it directly.
 
-    Its members are (peer_id, incarnation, first_step); effects are tuples that begin with a word:
-    send_done, committed, failed, undo, start, switched, accuse.  A manifest or digest is 16 bytes.
+    Its members are (peer_id, incarnation, first_step, group); effects are tuples that begin with a
+    word: send_done, committed, failed, undo, start, switched, left, accuse.  A manifest or digest
+    is 16 bytes.
     """
 
     def __init__(self, peer_id: bytes, incarnation: int) -> None: ...
@@ -151,20 +166,24 @@ class OutcomeMachine:
         self,
         generation: int,
         epoch: int,
-        members: Sequence[tuple[bytes, int, int]],
+        members: Sequence[tuple[bytes, int, int, int]],
         step: int,
-        name_hash: int,
+        name_hash: int | None,
     ) -> list[tuple[Any, ...]]: ...
     def cancel_plan(self, generation: int, epoch: int) -> list[tuple[Any, ...]]: ...
     def install(
         self,
         generation: int,
         epoch: int,
-        members: Sequence[tuple[bytes, int, int]],
-        paused: bool,
+        members: Sequence[tuple[bytes, int, int, int]],
+        paused: int,
         committed_below: int,
         decisions: Sequence[tuple[int, int, int, str]],
     ) -> tuple[bool, list[tuple[Any, ...]]]: ...
+    def exclude(self, generation: int, epoch: int, text: str) -> list[tuple[Any, ...]]: ...
+    def refusal(self) -> str:
+        """Why `begin` will go on saying no: left, underflow, excluded (told once), or nothing."""
+
     def participants(self, step: int) -> list[bytes]: ...
     @property
     def epoch(self) -> int: ...

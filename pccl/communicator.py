@@ -73,7 +73,7 @@ class Communicator:
     def world_size(self) -> int:
         """The number of members now; 0 before the first view."""
         self._session.check()
-        return len(self._session.engine.view().members)
+        return self._session.engine.view().world_size
 
     @property
     def closed(self) -> bool:

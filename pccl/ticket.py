@@ -16,14 +16,18 @@ from pccl.base.errors import (
     CorruptResult,
     DeadlineExceeded,
     DescriptorMismatch,
+    Excluded,
+    Left,
     OutcomeUnknown,
     PcclError,
     StepFailed,
     UsageError,
+    WorldTooSmall,
 )
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.descriptor import Descriptor
 from pccl.outcome import Outcome
+from pccl.transport import engine_api
 from pccl.transport.engine_api import STEP_COMMITTED, STEP_OPEN, BegunStep, StepResult
 from pccl.transport.native_frames import SuspectCode
 
@@ -214,5 +218,11 @@ def failure_of(code: int, text: str, step: int) -> PcclError:
             return CorruptResult(text, step=step)
         case SuspectCode.DEADLINE:
             return DeadlineExceeded(f"step {step}: {text}")
+        case SuspectCode.UNDERFLOW:
+            return WorldTooSmall(text, step=step)
+        case SuspectCode.EXCLUDED:
+            return Excluded(text, step=step)
+        case engine_api.STEP_LEFT_CODE:
+            return Left(text)
         case _:
             return StepFailed(text, step=step)

@@ -22,10 +22,13 @@ from pccl.base.errors import (
     CoordinatorLost,
     DeadlineExceeded,
     Evicted,
+    Excluded,
     Forked,
+    Left,
     OutcomeUnknown,
     PcclError,
     UsageError,
+    WorldTooSmall,
 )
 from pccl.transport.engine_api import (
     BegunStep,
@@ -161,7 +164,7 @@ class Engine:
         generation: int,
         epoch: int,
         members: Sequence[MemberTuple],
-        paused: bool,
+        paused: int,
         committed_below: int,
         decisions: Sequence[DecisionTuple],
     ) -> None:
@@ -169,12 +172,15 @@ class Engine:
             self._native.install, generation, epoch, members, paused, committed_below, decisions
         )
 
+    def exclude(self, generation: int, epoch: int, text: str) -> None:
+        self._call(self._native.exclude, generation, epoch, text)
+
     def fail(self, code: str, text: str) -> None:
         self._call(self._native.fail, code, text)
 
     def view(self) -> EngineView:
-        epoch, rank, generation, paused, members = self._call(self._native.view)
-        return EngineView(epoch, rank, generation, paused, tuple(members))
+        epoch, rank, generation, paused, members, groups, group = self._call(self._native.view)
+        return EngineView(epoch, rank, generation, paused, tuple(members), tuple(groups), group)
 
     # The methods below are on the path of every step: they do without the helper.
 
@@ -285,6 +291,12 @@ def error_of(code: str, text: str, *, deciding: bool) -> PcclError:
             return Closed(text) if text else Closed()
         case "evicted":
             return Evicted(text or "the run went on without this process; connect again")
+        case "left":
+            return Left(text or "this process has left the run, as it had asked to")
+        case "excluded":
+            return Excluded(text or "the run went on without this process; it may come in again")
+        case "underflow":
+            return WorldTooSmall(text or "the view has fewer members than min_world")
         case "coordinator_lost":
             lost = text or "no coordinator for longer than the grace period; connect again"
             return OutcomeUnknown(lost) if deciding else CoordinatorLost(lost)

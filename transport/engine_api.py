@@ -12,8 +12,8 @@ from typing import Protocol
 
 from pccl.transport.engine_events import EngineEvent
 
-MemberTuple = tuple[bytes, int, bytes, str, int, int, int]
-"""(peer_id, incarnation, secret, host, port, host_key, first_step)"""
+MemberTuple = tuple[bytes, int, bytes, str, int, int, int, int]
+"""(peer_id, incarnation, secret, host, port, host_key, first_step, group)"""
 
 DecisionTuple = tuple[int, int, int, str]
 """(step, outcome, code, text)"""
@@ -21,6 +21,14 @@ DecisionTuple = tuple[int, int, int, str]
 STEP_OPEN = 0
 STEP_COMMITTED = 1
 STEP_FAILED = 2
+
+STEP_LEFT_CODE = 8
+"""The code of a step that failed because this process had left before it; never on the wire."""
+
+RUNS = 0
+WAITS = 1
+RAISES = 2
+"""`paused` of `install`: steps start, wait at the gate, or fail to begin with WorldTooSmall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,24 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """The view in force here; rank is -1 while this process is no member of it."""
+    """The view in force here; rank is -1 while this process is no member of it.
+
+    `members` are those of all groups and `groups` the group of each; `rank` counts within `group`,
+    this process's own.
+    """
 
     epoch: int
     rank: int
     generation: int
     paused: bool
     members: tuple[bytes, ...]
+    groups: tuple[int, ...]
+    group: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Members of the own group."""
+        return self.groups.count(self.group)
 
 
 class EngineLike(Protocol):
@@ -88,10 +107,11 @@ class EngineLike(Protocol):
         generation: int,
         epoch: int,
         members: Sequence[MemberTuple],
-        paused: bool,
+        paused: int,
         committed_below: int,
         decisions: Sequence[DecisionTuple],
     ) -> None: ...
+    def exclude(self, generation: int, epoch: int, text: str) -> None: ...
     def fail(self, code: str, text: str) -> None: ...
     def view(self) -> EngineView: ...
     def begin_step(self, name: str, timeout_s: float) -> BegunStep: ...

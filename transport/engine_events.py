@@ -49,6 +49,22 @@ class ViewSwitched:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewLeft:
+    """From `step` on a planned view is in force that is without this process; what began before
+    goes on."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExcluded:
+    """This process is in no view from `epoch` on, and waits at entries as a newcomer does."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class ViewInstalled:
     """The installed view of this epoch is in force here."""
 
@@ -90,7 +106,9 @@ EngineEvent = (
     | LinksOpened
     | LinksUnreachable
     | ViewSwitched
+    | ViewLeft
     | ViewInstalled
+    | EngineExcluded
     | NativeEvicted
     | NativeRefused
     | NativeLink
@@ -111,6 +129,10 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return LinksUnreachable(epoch, tuple(bytes(peer) for peer in peers))
         case ["switched", int(epoch), int(step)]:
             return ViewSwitched(epoch, step)
+        case ["left", int(epoch), int(step)]:
+            return ViewLeft(epoch, step)
+        case ["excluded", int(epoch)]:
+            return EngineExcluded(epoch)
         case ["installed", int(epoch)]:
             return ViewInstalled(epoch)
         case ["evicted", str(text)]:

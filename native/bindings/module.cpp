@@ -48,13 +48,13 @@ nb::list to_python(const std::vector<PeerId>& peers) {
 }
 
 using MemberTuple = std::tuple<nb::bytes, std::uint64_t, nb::bytes, std::string, std::uint16_t,
-                               std::uint64_t, std::uint64_t>;
+                               std::uint64_t, std::uint64_t, std::uint32_t>;
 
 std::vector<MemberEntry> to_members(const std::vector<MemberTuple>& members) {
   std::vector<MemberEntry> entries;
-  for (const auto& [peer, incarnation, secret, host, port, host_key, first_step] : members) {
+  for (const auto& [peer, incarnation, secret, host, port, host_key, first_step, group] : members) {
     const auto id = to_bytes16<PeerIdKind>(peer, "peer_id");
-    entries.push_back({{id, incarnation, first_step},
+    entries.push_back({{id, incarnation, first_step, group},
                        {id, incarnation, to_bytes16<SecretKind>(secret, "secret"), host, port},
                        host_key});
   }
@@ -62,8 +62,9 @@ std::vector<MemberEntry> to_members(const std::vector<MemberTuple>& members) {
 }
 
 View to_view(Generation generation, Epoch epoch, const std::vector<MemberEntry>& members,
-             bool paused) {
-  View view{generation, epoch, {}, paused};
+             int paused) {
+  if (paused < 0 || paused > 2) throw nb::value_error("paused is 0, 1 or 2");
+  View view{generation, epoch, {}, static_cast<Pause>(paused)};
   for (const MemberEntry& entry : members) view.members.push_back(entry.member);
   return view;
 }
@@ -77,6 +78,8 @@ nb::tuple to_python(const EngineEvent& event) {
     case Kind::links_failed:
       return nb::make_tuple("links_failed", event.number, to_python(event.peers));
     case Kind::switched: return nb::make_tuple("switched", event.number, event.step);
+    case Kind::left: return nb::make_tuple("left", event.number, event.step);
+    case Kind::excluded: return nb::make_tuple("excluded", event.number);
     case Kind::installed: return nb::make_tuple("installed", event.number);
     case Kind::evicted: return nb::make_tuple("evicted", event.text);
     case Kind::refused: return nb::make_tuple("refused", event.number, event.text);
@@ -198,7 +201,7 @@ void admit(Engine& engine, const nb::bytes& run_id, Incarnation incarnation,
 }
 
 void install(Engine& engine, Generation generation, Epoch epoch,
-             const std::vector<MemberTuple>& members, bool paused, StepId committed_below,
+             const std::vector<MemberTuple>& members, int paused, StepId committed_below,
              const std::vector<std::tuple<StepId, int, int, std::string>>& decisions) {
   const auto entries = to_members(members);
   std::vector<Decision> verdicts;
@@ -206,8 +209,9 @@ void install(Engine& engine, Generation generation, Epoch epoch,
     if (verdict < 1 || verdict > 3) throw nb::value_error("unknown outcome of a step");
     verdicts.push_back({step, static_cast<Verdict>(verdict), static_cast<SuspectCode>(code), text});
   }
+  const View view = to_view(generation, epoch, entries, paused);
   nb::gil_scoped_release release;
-  engine.install(to_view(generation, epoch, entries, paused), entries, committed_below, verdicts);
+  engine.install(view, entries, committed_below, verdicts);
 }
 
 void bind_membership(nb::class_<Engine>& engine) {
@@ -227,24 +231,33 @@ void bind_membership(nb::class_<Engine>& engine) {
            [](Engine& self, Generation generation, Epoch epoch,
               const std::vector<MemberTuple>& members, StepId step, const std::string& name) {
              const auto entries = to_members(members);
+             const View view = to_view(generation, epoch, entries, 0);
              nb::gil_scoped_release release;
-             self.activate(to_view(generation, epoch, entries, false), entries, step, name);
+             self.activate(view, entries, step, name);
            }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name"_a)
       .def("cancel_plan", &Engine::cancel_plan, "generation"_a, "epoch"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("install", &install, "generation"_a, "epoch"_a, "members"_a, "paused"_a,
            "committed_below"_a, "decisions"_a)
+      .def("exclude", &Engine::exclude, "generation"_a, "epoch"_a, "text"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("fail", &Engine::fail, "code"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("view", [](Engine& self) {
         int rank = -1;
+        std::uint32_t group = 0;
         View view;
         {
           nb::gil_scoped_release release;
-          view = self.view(rank);
+          view = self.view(rank, group);
         }
         std::vector<PeerId> peers;
-        for (const Member& member : view.members) peers.push_back(member.peer);
-        return nb::make_tuple(view.epoch, rank, view.generation, view.paused, to_python(peers));
+        nb::list groups;
+        for (const Member& member : view.members) {
+          peers.push_back(member.peer);
+          groups.append(member.group);
+        }
+        return nb::make_tuple(view.epoch, rank, view.generation, view.pause != Pause::none,
+                              to_python(peers), groups, group);
       });
 }
 

@@ -6,6 +6,7 @@
 #include "pccl/outcome.hpp"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -21,7 +22,7 @@ void bind_outcome(nb::module_& module);
 
 namespace {
 
-using MemberTuple = std::tuple<nb::bytes, Incarnation, StepId>;
+using MemberTuple = std::tuple<nb::bytes, Incarnation, StepId, std::uint32_t>;
 using DecisionTuple = std::tuple<StepId, int, int, std::string>;
 
 PeerId to_peer(const nb::bytes& value) {
@@ -59,6 +60,9 @@ nb::tuple to_python(const Effect& effect) {
   if (const auto* switched = std::get_if<Switched>(&effect)) {
     return nb::make_tuple("switched", switched->epoch, switched->step);
   }
+  if (const auto* left = std::get_if<Left>(&effect)) {
+    return nb::make_tuple("left", left->epoch, left->step);
+  }
   const Suspect& suspicion = std::get<Accuse>(effect).suspicion;
   nb::list peers;
   for (const PeerId& peer : suspicion.peers) peers.append(to_python(peer));
@@ -94,10 +98,11 @@ nb::dict to_python(const Report& report) {
 }
 
 View to_view(Generation generation, Epoch epoch, const std::vector<MemberTuple>& members,
-             bool paused) {
-  View view{generation, epoch, {}, paused};
-  for (const auto& [peer, incarnation, first_step] : members) {
-    view.members.push_back({to_peer(peer), incarnation, first_step});
+             int paused) {
+  if (paused < 0 || paused > 2) throw nb::value_error("paused is 0, 1 or 2");
+  View view{generation, epoch, {}, static_cast<Pause>(paused)};
+  for (const auto& [peer, incarnation, first_step, group] : members) {
+    view.members.push_back({to_peer(peer), incarnation, first_step, group});
   }
   return view;
 }
@@ -109,7 +114,7 @@ nb::tuple begin(OutcomeMachine& machine, std::uint64_t name_hash) {
 }
 
 nb::tuple install(OutcomeMachine& machine, Generation generation, Epoch epoch,
-                  const std::vector<MemberTuple>& members, bool paused, StepId committed_below,
+                  const std::vector<MemberTuple>& members, int paused, StepId committed_below,
                   const std::vector<DecisionTuple>& decisions) {
   std::vector<Decision> verdicts;
   for (const auto& [step, verdict, code, text] : decisions) {
@@ -152,11 +157,11 @@ void bind_outcome(nb::module_& module) {
       .def("hold", &Machine::hold, "generation"_a, "epoch"_a)
       .def("activate", [](Machine& self, Generation generation, Epoch epoch,
                           const std::vector<MemberTuple>& members, StepId step,
-                          std::uint64_t name_hash) {
+                          std::optional<std::uint64_t> name_hash) {
         Effects effects;
-        self.activate(to_view(generation, epoch, members, false), step, name_hash, effects);
+        self.activate(to_view(generation, epoch, members, 0), step, name_hash, effects);
         return to_python(effects);
-      }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name_hash"_a)
+      }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name_hash"_a.none())
       .def("cancel_plan", [](Machine& self, Generation generation, Epoch epoch) {
         Effects effects;
         self.cancel_plan(generation, epoch, effects);
@@ -165,7 +170,22 @@ void bind_outcome(nb::module_& module) {
       .def("install", &install, "generation"_a, "epoch"_a, "members"_a, "paused"_a,
            "committed_below"_a, "decisions"_a)
       .def_prop_ro("epoch", [](const Machine& self) { return self.view().epoch; })
-      .def_prop_ro("paused", [](const Machine& self) { return self.view().paused; })
+      .def("exclude", [](Machine& self, Generation generation, Epoch epoch,
+                         const std::string& text) {
+        Effects effects;
+        self.exclude(generation, epoch, text, effects);
+        return to_python(effects);
+      }, "generation"_a, "epoch"_a, "text"_a)
+      .def("refusal", [](Machine& self) {
+        switch (self.refusal()) {
+          case Refusal::none: return "";
+          case Refusal::left: return "left";
+          case Refusal::underflow: return "underflow";
+          case Refusal::excluded: return "excluded";
+        }
+        return "";
+      })
+      .def_prop_ro("paused", [](const Machine& self) { return self.view().pause != Pause::none; })
       .def_prop_ro("rank", &Machine::rank)
       .def_prop_ro("frozen", &Machine::frozen)
       .def_prop_ro("watermark", &Machine::watermark)

@@ -44,8 +44,8 @@ class World {
   }
 
   [[nodiscard]] View view_of(Epoch epoch, const std::vector<std::size_t>& ranks,
-                             bool paused) const {
-    View view{1, epoch, {}, paused};
+                             Pause pause) const {
+    View view{1, epoch, {}, pause};
     for (const std::size_t rank : ranks) view.members.push_back(members[rank].member);
     return view;
   }
@@ -57,9 +57,9 @@ class World {
   /// INSTALL of `ranks` at all of them.
   void install(Epoch epoch, const std::vector<std::size_t>& ranks,
                const std::vector<Decision>& decisions = {}, StepId committed_below = 0,
-               bool paused = false) {
+               Pause pause = Pause::none) {
     for (const std::size_t rank : ranks) {
-      engines[rank]->install(view_of(epoch, ranks, paused), entries_of(ranks), committed_below,
+      engines[rank]->install(view_of(epoch, ranks, pause), entries_of(ranks), committed_below,
                              decisions);
     }
   }

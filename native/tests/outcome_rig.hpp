@@ -26,13 +26,16 @@ inline PeerId peer_id(unsigned number) {
 struct Entry {
   unsigned number;
   StepId first_step = 0;
+  std::uint32_t group = 0;
 };
 
-inline View view_of(Epoch epoch, std::initializer_list<Entry> entries, bool paused = false,
+inline View view_of(Epoch epoch, std::initializer_list<Entry> entries,
+                    Pause pause = Pause::none,
                     Generation generation = 1) {
-  View view{generation, epoch, {}, paused};
+  View view{generation, epoch, {}, pause};
   for (const Entry& entry : entries) {
-    view.members.push_back({peer_id(entry.number), entry.number + 1, entry.first_step});
+    view.members.push_back(
+        {peer_id(entry.number), entry.number + 1, entry.first_step, entry.group});
   }
   return view;
 }
@@ -58,7 +61,7 @@ struct Peer {
     did.clear();
     machine.done(peer_id(from), step, epoch, theirs, digest, did);
   }
-  void activate(const View& view, StepId step, std::uint64_t name_hash = name) {
+  void activate(const View& view, StepId step, std::optional<std::uint64_t> name_hash = name) {
     did.clear();
     machine.activate(view, step, name_hash, did);
   }
@@ -70,6 +73,10 @@ struct Peer {
                  StepId committed_below = 0) {
     did.clear();
     return machine.install(view, committed_below, decisions, did);
+  }
+  void exclude(Epoch epoch, Generation generation = 1) {
+    did.clear();
+    machine.exclude(generation, epoch, "too slow", did);
   }
   template <class Kind>
   [[nodiscard]] std::vector<Kind> all() const {

@@ -88,7 +88,7 @@ class RawPeer {
 
 /// The raw peer's rank is 0, the engines follow.
 inline void install_with_raw(World& world, Epoch epoch, std::vector<Decision> decisions = {}) {
-  View view = world.view_of(epoch, world.everybody(), false);
+  View view = world.view_of(epoch, world.everybody(), Pause::none);
   auto entries = world.entries_of(world.everybody());
   view.members.insert(view.members.begin(), raw_entry().member);
   entries.insert(entries.begin(), raw_entry());

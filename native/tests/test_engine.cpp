@@ -202,11 +202,11 @@ TEST(a_joiner_comes_in_at_the_activation_step_and_aborts_nothing) {
       if (i != 1) continue;
       // Both promise, then both are told to switch at the same step.
       CHECK(engine.hold(1, 2) == 2);
-      engine.activate(world.view_of(2, world.everybody(), false),
+      engine.activate(world.view_of(2, world.everybody(), Pause::none),
                       world.entries_of(world.everybody()), 2, "step");
     }
     if (rank == 2) {
-      View view = world.view_of(2, world.everybody(), false);
+      View view = world.view_of(2, world.everybody(), Pause::none);
       view.members[2].first_step = 2;
       engine.install(view, world.entries_of(world.everybody()), 0, {});
       for (int i = 2; i < 4; ++i) {

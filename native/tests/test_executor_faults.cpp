@@ -88,7 +88,7 @@ Verdict flush(World& world, Epoch target, StepId step, bool fail, std::mt19937& 
   Verdict verdict = fail ? Verdict::fail : Verdict::retry;
   if (known || complete) verdict = Verdict::commit;
   for (const std::size_t rank : order) {
-    world.engines[rank]->install(world.view_of(target, world.everybody(), false),
+    world.engines[rank]->install(world.view_of(target, world.everybody(), Pause::none),
                                  world.entries_of(world.everybody()), 0,
                                  {{step, verdict, SuspectCode::deadline, "late"}});
   }

@@ -12,7 +12,7 @@ TEST(nothing_starts_outside_a_view_or_in_a_paused_one) {
   CHECK(peer.machine.rank() == -1);
   CHECK(peer.install(view_of(1, {{1}, {2}})) == Status::ok);  // a view of others
   CHECK(!peer.begin());
-  CHECK(peer.install(view_of(1, {{0}}, true)) == Status::ok);
+  CHECK(peer.install(view_of(1, {{0}}, Pause::waits)) == Status::ok);
   CHECK(!peer.begin());
   CHECK(peer.machine.rank() == 0);
   (void)peer.machine.fence(1, 2);
@@ -159,12 +159,12 @@ TEST(a_frozen_machine_completes_commits_and_starts_nothing) {
 TEST(a_flush_of_an_older_coordinator_is_promised_nothing) {
   Peer peer = pair_of(0, 1);
   (void)peer.machine.fence(3, 2);
-  CHECK(peer.install(view_of(2, {{0}, {1}}, false, 3)) == Status::ok);
+  CHECK(peer.install(view_of(2, {{0}, {1}}, Pause::none, 3)) == Status::ok);
   const Report report = peer.machine.fence(2, 9);
   CHECK(report.generation == 3);  // which tells it
   CHECK(!peer.machine.frozen());
   CHECK(peer.begin() == StepId{0});
-  CHECK(peer.install(view_of(9, {{0}}, false, 2)) == Status::ok);
+  CHECK(peer.install(view_of(9, {{0}}, Pause::none, 2)) == Status::ok);
   CHECK(peer.machine.view().epoch == 2);
 }
 

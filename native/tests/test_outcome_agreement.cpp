@@ -218,7 +218,7 @@ struct Cluster {
     for (const auto& [step, decision] : final) {
       if (decision.verdict == Verdict::fail) known.insert(step);
     }
-    Installation next{View{1, target, {}, false}, {}};
+    Installation next{View{1, target, {}, Pause::none}, {}};
     for (unsigned rank = 0; rank < size; ++rank) {
       if (alive[rank]) next.view.members.push_back({peer_id(rank), rank + 1, 0});
     }

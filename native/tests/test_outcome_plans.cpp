@@ -39,7 +39,7 @@ TEST(a_waiting_retry_is_promised_as_well) {
   Peer peer = pair_of(0, 1);
   CHECK(peer.begin() == StepId{0});
   (void)peer.machine.fence(1, 2);
-  CHECK(peer.install(view_of(2, {{0}}, true)) == Status::ok);  // too few: paused
+  CHECK(peer.install(view_of(2, {{0}}, Pause::waits)) == Status::ok);  // too few: paused
   CHECK(peer.did_to<Undo>(0) && !peer.did_to<Start>(0));
   CHECK(peer.machine.waiting_at_gate());
   CHECK(!peer.begin());
@@ -156,7 +156,7 @@ TEST(a_retry_at_the_plans_step_switches_with_its_name_only) {
   CHECK(peer.begin(77) == StepId{0});
   CHECK(peer.begin(42) == StepId{1});
   (void)peer.machine.fence(1, 2);
-  CHECK(peer.install(view_of(2, {{0}}, true)) == Status::ok);
+  CHECK(peer.install(view_of(2, {{0}}, Pause::waits)) == Status::ok);
   CHECK(peer.machine.hold(1, 3) == 0);
   peer.activate(view_of(3, {{0}, {2}}), 0, 42);
   // An activation ends the pause; the step before the joiner's entry is run without it.

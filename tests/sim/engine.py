@@ -16,6 +16,7 @@ from pccl.membership.message_parts import MemberInfo
 from pccl.transport.engine_api import DecisionTuple, MemberTuple
 from pccl.transport.engine_events import (
     EngineEvent,
+    EngineExcluded,
     EntryLeft,
     EntryReached,
     LinksOpened,
@@ -23,6 +24,7 @@ from pccl.transport.engine_events import (
     NativeEvicted,
     NativeRefused,
     ViewInstalled,
+    ViewLeft,
     ViewSwitched,
 )
 from pccl.transport.native_frames import OpenStep, Report, Routes, Suspect, SuspectCode
@@ -179,8 +181,9 @@ class SimEngine:
         self._learn(infos)
         if epoch > self.epoch and not self.frozen:
             self._pending = (epoch, infos)
+        wanted = name_hash(name) if name else None
         self.perform(
-            self.machine.activate(generation, epoch, _triples(members), step, name_hash(name))
+            self.machine.activate(generation, epoch, _machine_members(members), step, wanted)
         )
         self.changed()
 
@@ -198,7 +201,7 @@ class SimEngine:
         generation: int,
         epoch: int,
         members: Sequence[MemberTuple],
-        paused: bool,
+        paused: int,
         committed_below: int,
         decisions: Sequence[DecisionTuple],
     ) -> None:
@@ -211,7 +214,7 @@ class SimEngine:
         if epoch > before:
             self._pending = (epoch, infos)  # if it is no flush, the machine switches to it later
         agrees, effects = self.machine.install(
-            generation, epoch, _triples(members), paused, committed_below, decisions
+            generation, epoch, _machine_members(members), paused, committed_below, decisions
         )
         if not agrees:
             self.evicted("the coordinator's outcome contradicts what this peer holds")
@@ -230,6 +233,17 @@ class SimEngine:
         self.changed()
         self.control.beat()
         self.emit(ViewInstalled(epoch))
+
+    def exclude(self, generation: int, epoch: int, text: str) -> None:
+        if self.failed is not None:
+            return
+        self._saw(generation)
+        before = self.epoch
+        self.perform(self.machine.exclude(generation, epoch, text))
+        if self.epoch > before:
+            self._adopt(())
+        self.changed()
+        self.emit(EngineExcluded(epoch))
 
     def fail(self, code: str, text: str) -> None:
         if self.failed is None:
@@ -298,6 +312,11 @@ class SimEngine:
                 self.data.undo(effect[1])
             elif kind == "switched":
                 self._switched(effect[1], effect[2])
+            elif kind == "left":
+                assert self._pending is not None and self._pending[0] == effect[1]
+                self._preparing = None
+                self._adopt(self._pending[1])
+                self.emit(ViewLeft(effect[1], effect[2]))
             elif kind == "accuse":
                 epoch, step, code, peers, text = effect[1:]
                 self.control.suspect(Suspect(epoch, step, code, tuple(peers), text))
@@ -326,5 +345,5 @@ def _infos(members: Sequence[MemberTuple]) -> tuple[MemberInfo, ...]:
     return tuple([MemberInfo(*m) for m in members])
 
 
-def _triples(members: Sequence[MemberTuple]) -> list[tuple[bytes, int, int]]:
-    return [(m[0], m[1], m[6]) for m in members]
+def _machine_members(members: Sequence[MemberTuple]) -> list[tuple[bytes, int, int, int]]:
+    return [(m[0], m[1], m[6], m[7]) for m in members]

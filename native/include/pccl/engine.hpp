@@ -28,7 +28,8 @@
 
 namespace pccl {
 
-/// Why a call could not be served: closed, evicted, coordinator_lost, timeout, usage, forked.
+/// Why a call could not be served: closed, evicted, coordinator_lost, timeout, usage, forked, left,
+/// underflow, excluded.
 class EngineFailure : public std::runtime_error {
  public:
   EngineFailure(std::string code, const std::string& text)
@@ -41,8 +42,8 @@ class EngineFailure : public std::runtime_error {
 
 struct EngineEvent {
   enum class Kind : std::uint8_t {
-    at_entry, left_entry, links_up, links_failed, switched, installed, evicted, refused,
-    coordinator, decided,
+    at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
+    refused, coordinator, decided,
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
@@ -63,7 +64,7 @@ struct EngineConfig {
 struct BegunStep {
   StepId step = 0;
   Epoch epoch = 0;
-  int rank = 0;
+  int rank = 0;  // it and the world size are of the own group
   int world_size = 0;
 };
 
@@ -108,9 +109,12 @@ class Engine final : private ControlHost, private ExecutorHost {
   void cancel_plan(Generation generation, Epoch epoch);
   void install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
                const std::vector<Decision>& decisions);
+  /// Back among the learners: what is open fails with SuspectCode::excluded, or the next begin_step
+  /// tells; after that it waits as a newcomer's.
+  void exclude(Generation generation, Epoch epoch, const std::string& text);
   /// Every present and later wait ends with this failure; inputs of open steps are given back.
   void fail(const std::string& code, const std::string& text);
-  [[nodiscard]] View view(int& rank);
+  [[nodiscard]] View view(int& rank, std::uint32_t& group);
 
   // --- steps: called by the program ---
   /// After a timeout the program still waits at the entry, and may call again, or leave_entry().
@@ -150,6 +154,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept override;
   void step_decided(const StepRecord& record) noexcept override;
   void switched(Epoch epoch, StepId step) noexcept override;
+  void left(Epoch epoch, StepId step) noexcept override;
   void links_up(Epoch epoch) noexcept override;
 
   Lock take_turn();
@@ -162,6 +167,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void attend() noexcept;  // the reactor thread, or who drives in its place, has work
   void tell_decided() noexcept;
   void leave_entry(const Lock& turn) noexcept;
+  void refuse_begin(const Lock& turn);
   void kick() noexcept;
   void emit(EngineEvent event) noexcept;
   void check_usable() const;
@@ -186,6 +192,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   double spin_s_ = 0;
   std::string failed_code_;
   std::string failed_text_;
+  std::string excluded_text_;
 
   std::mutex events_mutex_;
   std::deque<EngineEvent> events_;

@@ -1,4 +1,4 @@
-// native/include/pccl/executor.hpp — steps, operations and links of one group, and what arrives.
+// native/include/pccl/executor.hpp — steps, operations and links of this peer, and what arrives.
 //
 // The executor performs what the outcome machine decides: it starts attempts, routes frames to
 // operations, keeps early frames of operations not posted here yet, counts completions, sends DONE,
@@ -45,8 +45,9 @@ struct StepRecord {
   bool accused = false;           // one mismatch is told once per attempt
   StepState state = StepState::open;
   std::uint32_t retries = 0;
-  std::uint16_t rank = 0;         // among the attempt's participants
+  std::uint16_t rank = 0;         // among the attempt's participants of the own group
   std::vector<Link*> peers;       // by that rank; null for this peer
+  std::vector<Link*> everyone;    // the other participants, of all groups: DONE goes to them
   std::vector<PeerId> contributors;
   std::vector<std::unique_ptr<Operation>> operations;
   std::unordered_map<Tag, Operation*> by_tag;
@@ -68,6 +69,7 @@ class ExecutorHost {
   virtual void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept = 0;
   virtual void step_decided(const StepRecord& record) noexcept = 0;
   virtual void switched(Epoch epoch, StepId step) noexcept = 0;
+  virtual void left(Epoch epoch, StepId step) noexcept = 0;
   virtual void links_up(Epoch epoch) noexcept = 0;
 
  protected:
@@ -88,6 +90,8 @@ class Executor final : public FrameSink {
 
   // --- the program ---
   std::optional<StepId> begin(std::uint64_t name_hash);
+  /// Why begin() will go on saying no; an exclusion is told once.
+  Refusal refusal() noexcept { return machine_ ? machine_->refusal() : Refusal::none; }
   /// usage: the step is not open, sealed, or has this tag already.
   Status post(const Posted& posted);
   Status seal(StepId step);
@@ -100,10 +104,11 @@ class Executor final : public FrameSink {
   void prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s);
   StepId hold(Generation generation, Epoch epoch);
   void activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
-                std::uint64_t name_hash, double now_s);
+                std::optional<std::uint64_t> name_hash, double now_s);
   void cancel_plan(Generation generation, Epoch epoch);
   Status install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
                  const std::vector<Decision>& decisions, double now_s);
+  void exclude(Generation generation, Epoch epoch, const std::string& text);
 
   // --- sockets ---
   void adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s);
@@ -173,6 +178,7 @@ class Executor final : public FrameSink {
 
   Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
   void learn(const std::vector<MemberEntry>& members, double now_s);
+  void mark_needed(double now_s);
   void drop_strangers(double now_s);
   void dial(Link& link);
   void lose(Link& link, Lane& lane, Status why, double now_s);

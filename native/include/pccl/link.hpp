@@ -47,7 +47,7 @@ struct SendQueue {
 class Link final : public FrameSource {
  public:
   Link(PeerId other, Incarnation its_incarnation, double now_s) noexcept
-      : peer(other), incarnation(its_incarnation), created_s(now_s), down_since_s(now_s) {}
+      : peer(other), incarnation(its_incarnation), needed_s(now_s), down_since_s(now_s) {}
 
   bool next(std::uint32_t lane, OutgoingFrame& frame) noexcept override;
   void sent(const OutgoingFrame& frame) noexcept override;
@@ -70,7 +70,7 @@ class Link final : public FrameSource {
 
   const PeerId peer;
   const Incarnation incarnation;
-  const double created_s;
+  double needed_s;                  // when it last belonged to a member or to a step that runs
   double down_since_s;              // meaningful while there is no lane
   std::vector<std::unique_ptr<Lane>> lanes;
   PeerEndpoint endpoint;            // empty host: not known yet

@@ -8,12 +8,19 @@
 // (fence): from then on nothing of an older epoch completes or commits here, and the report says
 // what had; the INSTALL that follows says for each open step commit, retry or fail.  Nothing is
 // undone before that.  Steps start through a gate: not while the machine is frozen, the view
-// paused,
-// or the step at or past a `hold` promise; a pending activation switches the view at the first step
-// >= its step with its name.
+// paused, or the step at or past a `hold` promise; a pending activation switches the view at the
+// first step >= its step with its name.
+//
+// Groups.  A step has participants of all groups and commits on the DONEs of all of them; manifests
+// and digests are compared within the own group only, whose members reduce among themselves.
+//
+// Ways out.  An activation whose view is without this peer is a planned leave: it runs the steps
+// before the switch and no later one.  EXCLUDED undoes and fails what is open and makes it a
+// non-member that a later INSTALL may let in again as a newcomer.
 //
 // Invariants: epochs and generations never go down; a committed step is never retried; committed
-// steps below the watermark are consecutive.
+// steps below the watermark are consecutive; a peer that has left starts nothing until an INSTALL
+// takes it in again.
 // Ownership: values only.
 // Threads:   none of its own; one caller at a time.
 // Errors:    Status::protocol where the coordinator's word contradicts what this peer knows: the
@@ -38,14 +45,30 @@ namespace pccl {
 struct Member {
   PeerId peer;
   Incarnation incarnation = 0;
-  StepId first_step = 0;  // the first step it takes part in
+  StepId first_step = 0;   // the first step it takes part in
+  std::uint32_t group = 0; // whom it reduces with
+};
+
+/// Whether steps may start in a view: with fewer than min_world members none does.
+enum class Pause : std::uint8_t {
+  none = 0,
+  waits = 1,   // the program waits at the gate
+  raises = 2,  // the program is told
 };
 
 struct View {
   Generation generation = 0;
   Epoch epoch = 0;
   std::vector<Member> members;  // in rank order
-  bool paused = false;          // fewer than min_world: nothing starts
+  Pause pause = Pause::none;
+};
+
+/// Why the gate will not open for the next step however long the program waits.
+enum class Refusal : std::uint8_t {
+  none = 0,
+  left = 1,       // planned out: the view in force is without this peer
+  underflow = 2,  // paused, and the program wants to be told
+  excluded = 3,   // put back among the learners; told once
 };
 
 enum class Verdict : std::uint8_t { commit = 1, retry = 2, fail = 3 };
@@ -65,11 +88,13 @@ struct Failed { StepId step; SuspectCode code; std::string text; };
 struct Undo { StepId step; };
 /// Attempt the step in `epoch` with its participants.
 struct Start { StepId step; Epoch epoch; };
+/// The view of `epoch`, from `step` on, is without this peer, as it was planned.
+struct Left { Epoch epoch; StepId step; };
 /// The view of `epoch` came into force here at `step`.
 struct Switched { Epoch epoch; StepId step; };
 /// Tell the coordinator: digests or manifests differ.
 struct Accuse { Suspect suspicion; };
-using Effect = std::variant<SendDone, Committed, Failed, Undo, Start, Switched, Accuse>;
+using Effect = std::variant<SendDone, Committed, Failed, Undo, Start, Switched, Left, Accuse>;
 using Effects = std::vector<Effect>;
 
 class OutcomeMachine {
@@ -79,6 +104,8 @@ class OutcomeMachine {
   // --- the program ---
   /// The next step in program order, if the gate lets it start now; else nothing changed.
   std::optional<StepId> begin(std::uint64_t name_hash, Effects& effects);
+  /// Why begin() will go on saying no.  Tells of an exclusion once.
+  Refusal refusal() noexcept;
   /// The last operation was posted.
   void seal(StepId step, Digest manifest, Effects& effects);
   /// All results are here (and the step is sealed); ignored for an older attempt or while frozen.
@@ -91,14 +118,20 @@ class OutcomeMachine {
   // --- the coordinator ---
   Report fence(Generation generation, Epoch target);
   StepId hold(Generation generation, Epoch epoch);
-  void activate(const View& view, StepId step, std::uint64_t name_hash, Effects& effects);
+  /// Without a name hash any name will do.
+  void activate(const View& view, StepId step, std::optional<std::uint64_t> name_hash,
+                Effects& effects);
   void cancel_plan(Generation generation, Epoch epoch, Effects& effects);
   Status install(const View& view, StepId committed_below, const std::vector<Decision>& decisions,
                  Effects& effects);
+  /// In no view from `epoch` on, but still admitted: everything open is undone and fails.
+  void exclude(Generation generation, Epoch epoch, const std::string& text, Effects& effects);
 
   // --- questions ---
   [[nodiscard]] const View& view() const noexcept { return view_; }
-  [[nodiscard]] int rank() const noexcept;  // -1: not a member
+  [[nodiscard]] int rank() const noexcept;  // in the own group; -1: not a member
+  [[nodiscard]] std::uint32_t group() const noexcept;
+  [[nodiscard]] int group_size() const noexcept;  // members of the own group
   [[nodiscard]] bool frozen() const noexcept { return frozen_target_ > view_.epoch; }
   [[nodiscard]] bool waiting_at_gate() const noexcept;  // a retried step waits to start
   [[nodiscard]] StepId next_step() const noexcept { return next_step_; }
@@ -128,19 +161,20 @@ class OutcomeMachine {
     bool complete = false;
     Digest manifest;
     Digest digest;
-    std::vector<PeerId> participants;
+    std::uint32_t group = 0;
+    std::vector<Member> participants;  // of all groups
   };
   struct Pending {
     View view;
     StepId step = 0;
-    std::uint64_t name_hash = 0;
-    bool any_name = false;
+    std::optional<std::uint64_t> name_hash;  // none: any
   };
 
   [[nodiscard]] bool may_start(StepId step) const noexcept;
   void switch_if_due(StepId step, std::uint64_t name_hash, Effects& effects);
   void start(StepId id, Step& step, Effects& effects);
   void start_waiting(Effects& effects);
+  void leave(View view, StepId step, Effects& effects);
   void judge(StepId id, Effects& effects);
   void commit(StepId id, Effects& effects);
   void mark_decided(StepId id);
@@ -160,6 +194,8 @@ class OutcomeMachine {
   StepId held_from_ = 0;  // what hold() said for hold_epoch_
   bool switched_ = false;
   StepId switch_step_ = 0;
+  bool left_ = false;            // the view in force is without this peer, as planned
+  bool tell_excluded_ = false;   // no step has told the program that it was excluded
   StepId next_step_ = 0;
   StepId watermark_ = 0;
   std::set<StepId> committed_;  // above the watermark

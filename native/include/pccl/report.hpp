@@ -72,6 +72,7 @@ struct HeartbeatStatus {
 enum class SuspectCode : std::uint8_t {
   none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
   underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
+  left = 8,  // on no wire: the peer that leaves says it to its own program
 };
 
 struct Suspect {

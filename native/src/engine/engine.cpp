@@ -151,7 +151,9 @@ void Engine::activate(const View& view, const std::vector<MemberEntry>& members,
   check_usable();
   const Lock turn = take_turn();
   count_local_peers(members);
-  executor_.activate(view, members, step, name_hash(name), monotonic_s());
+  std::optional<std::uint64_t> hash;
+  if (!name.empty()) hash = name_hash(name);
+  executor_.activate(view, members, step, hash, monotonic_s());
   after_change();
 }
 
@@ -180,6 +182,18 @@ void Engine::install(const View& view, const std::vector<MemberEntry>& members,
   emit({EngineEvent::Kind::installed, view.epoch, 0, {}, {}});
 }
 
+void Engine::exclude(Generation generation, Epoch epoch, const std::string& text) {
+  check_usable();
+  {
+    const Lock turn = take_turn();
+    excluded_text_ = text;
+    executor_.exclude(generation, epoch, text);
+    after_change();
+  }
+  control_->beat_now();
+  emit({EngineEvent::Kind::excluded, epoch, 0, {}, {}});
+}
+
 void Engine::count_local_peers(const std::vector<MemberEntry>& members) {
   const auto local = std::count_if(members.begin(), members.end(), [&](const MemberEntry& entry) {
     return entry.host_key == config_.host_key;
@@ -201,12 +215,14 @@ void Engine::fail(const std::string& code, const std::string& text) {
   after_change();
 }
 
-View Engine::view(int& rank) {
+View Engine::view(int& rank, std::uint32_t& group) {
   check_usable();
   const Lock turn = take_turn();
   rank = -1;
+  group = 0;
   if (executor_.machine() == nullptr) return {};
   rank = executor_.machine()->rank();
+  group = executor_.machine()->group();
   return executor_.machine()->view();
 }
 

@@ -150,11 +150,12 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
       leave_entry(turn);
       decided_ = false;
       const OutcomeMachine& machine = *executor_.machine();
-      return {*id, machine.view().epoch, machine.rank(),
-              static_cast<int>(machine.view().members.size())};
+      return {*id, machine.view().epoch, machine.rank(), machine.group_size()};
     }
+    refuse_begin(turn);
     const OutcomeMachine* machine = executor_.machine();
-    const bool outside = machine == nullptr || machine->rank() < 0 || machine->view().paused;
+    const bool outside = machine == nullptr || machine->rank() < 0 ||
+                         machine->view().pause != Pause::none;
     if (outside && !at_entry_) {
       at_entry_ = true;
       const StepId next = machine == nullptr ? 0 : machine->next_step();
@@ -164,6 +165,21 @@ BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
     if (left_s <= 0) throw EngineFailure("timeout", "no step began within the time given");
     attend();
     changed_.wait_for(turn, std::chrono::duration<double>(left_s));
+  }
+}
+
+void Engine::refuse_begin(const Lock& turn) {
+  const Refusal refusal = executor_.refusal();
+  if (refusal == Refusal::none) return;
+  leave_entry(turn);
+  switch (refusal) {
+    case Refusal::left:
+      throw EngineFailure("left", "this peer has left the run, as it was asked to");
+    case Refusal::excluded:
+      throw EngineFailure("excluded", excluded_text_);
+    case Refusal::underflow:
+      throw EngineFailure("underflow", "the view has fewer members than min_world");
+    case Refusal::none: return;
   }
 }
 
@@ -224,6 +240,10 @@ void Engine::step_decided(const StepRecord& record) noexcept {
 
 void Engine::switched(Epoch epoch, StepId step) noexcept {
   emit({EngineEvent::Kind::switched, epoch, step, {}, {}});
+}
+
+void Engine::left(Epoch epoch, StepId step) noexcept {
+  emit({EngineEvent::Kind::left, epoch, step, {}, {}});
 }
 
 void Engine::links_up(Epoch epoch) noexcept {

@@ -47,6 +47,8 @@ std::optional<StepId> Executor::begin(std::uint64_t name_hash) {
   const auto id = machine_->begin(name_hash, effects);
   if (id) {
     StepRecord& record = steps_[*id];
+    // Excluded and let in again, a peer may come to a number that it has used in vain before.
+    if (record.state != StepState::open) record = StepRecord{};
     record.id = *id;
     record.name_hash = name_hash;
   }
@@ -113,9 +115,7 @@ void Executor::perform(Effects effects) {
     const Effect effect = effects[i];
     if (const auto* done = std::get_if<SendDone>(&effect)) {
       StepRecord* step = record(done->step);
-      for (Link* link : step->peers) {
-        if (link != nullptr) step->control_bytes += post_done(*link, *done);
-      }
+      for (Link* link : step->everyone) step->control_bytes += post_done(*link, *done);
     } else if (const auto* committed = std::get_if<Committed>(&effect)) {
       StepRecord* step = record(committed->step);
       step->state = StepState::committed;
@@ -133,6 +133,9 @@ void Executor::perform(Effects effects) {
     } else if (const auto* switched = std::get_if<Switched>(&effect)) {
       preparing_ = 0;
       host_.switched(switched->epoch, switched->step);
+    } else if (const auto* left = std::get_if<Left>(&effect)) {
+      preparing_ = 0;
+      host_.left(left->epoch, left->step);
     } else if (const auto* accuse = std::get_if<Accuse>(&effect)) {
       host_.suspect(accuse->suspicion);
     }
@@ -148,14 +151,15 @@ void Executor::on_start(const Start& effect) {
   step.accused = false;
   step.completed = 0;
   step.peers.clear();
+  step.everyone.clear();
   step.contributors.clear();
   for (const Member& member : machine_->participants(effect.step)) {
-    if (member.peer == self_) {
-      step.rank = static_cast<std::uint16_t>(step.peers.size());
-      step.peers.push_back(nullptr);
-    } else {
-      step.peers.push_back(&link_to(member.peer, member.incarnation, 0));
-    }
+    const bool self = member.peer == self_;
+    Link* link = self ? nullptr : &link_to(member.peer, member.incarnation, 0);
+    if (!self) step.everyone.push_back(link);
+    if (member.group != machine_->group()) continue;
+    if (self) step.rank = static_cast<std::uint16_t>(step.peers.size());
+    step.peers.push_back(link);
     step.contributors.push_back(member.peer);
   }
   for (const auto& operation : step.operations) start_operation(step, *operation);

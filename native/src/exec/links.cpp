@@ -76,7 +76,7 @@ StepId Executor::hold(Generation generation, Epoch epoch) {
 }
 
 void Executor::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
-                        std::uint64_t name_hash, double now_s) {
+                        std::optional<std::uint64_t> name_hash, double now_s) {
   if (!machine_ || abandoned_) return;
   learn(members, now_s);
   Effects effects;
@@ -118,6 +118,14 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
   return status;
 }
 
+void Executor::exclude(Generation generation, Epoch epoch, const std::string& text) {
+  if (!machine_ || abandoned_) return;
+  Effects effects;
+  machine_->exclude(generation, epoch, text, effects);
+  perform(std::move(effects));
+  purge_early();
+}
+
 void Executor::purge_early() {
   FrameHeader header;
   for (auto it = early_.begin(); it != early_.end();) {
@@ -137,8 +145,17 @@ void Executor::purge_early() {
   });
 }
 
+/// A peer that left as planned takes part in the steps before that, and is owed our DONEs of them.
+void Executor::mark_needed(double now_s) {
+  for (auto& [id, step] : steps_) {
+    if (step.state != StepState::open || !step.started) continue;
+    for (Link* link : step.everyone) link->needed_s = now_s;
+  }
+}
+
 void Executor::drop_strangers(double now_s) {
   const auto& members = machine_->view().members;
+  mark_needed(now_s);
   for (auto it = links_.begin(); it != links_.end();) {
     Link& link = *it->second;
     const bool member = std::any_of(members.begin(), members.end(), [&](const Member& m) {
@@ -146,11 +163,11 @@ void Executor::drop_strangers(double now_s) {
     });
     // Until the next plan: a newcomer is in no view yet while its activation is pending.
     const bool planned = std::find(prepared_.begin(), prepared_.end(), &link) != prepared_.end();
-    if (member || planned || now_s - link.created_s < stranger_age_s) {
+    if (member || planned) link.needed_s = now_s;
+    if (now_s - link.needed_s < stranger_age_s) {
       ++it;
       continue;
     }
-    // A link can still be named by a started attempt only if its peer is a member.
     for (const auto& lane : link.lanes) {
       host_.unwatch(*lane);
       lane_links_.erase(lane->id());
@@ -164,6 +181,7 @@ void Executor::drop_strangers(double now_s) {
     }
     for (auto& [id, step] : steps_) {
       std::replace(step.peers.begin(), step.peers.end(), &link, static_cast<Link*>(nullptr));
+      std::erase(step.everyone, &link);
     }
     std::erase(prepared_, &link);
     it = links_.erase(it);
@@ -254,10 +272,12 @@ void Executor::tick(double now_s) {
   if (now_s < next_tick_s_) return;
   next_tick_s_ = now_s + tick_s;
   if (!machine_) return;
+  mark_needed(now_s);
   for (const Member& member : machine_->view().members) {
     const auto it = links_.find({member.peer, member.incarnation});
     if (it == links_.end() || member.peer == self_) continue;
     Link& link = *it->second;
+    link.needed_s = now_s;
     dial(link);
   }
 }

@@ -7,6 +7,11 @@
 #include <algorithm>
 
 namespace pccl {
+namespace {
+
+constexpr const char* left_text = "this peer left the run before the step began";
+
+}  // namespace
 
 const Member* OutcomeMachine::me(const View& view) const noexcept {
   for (const Member& member : view.members) {
@@ -16,8 +21,22 @@ const Member* OutcomeMachine::me(const View& view) const noexcept {
 }
 
 int OutcomeMachine::rank() const noexcept {
-  const Member* member = me(view_);
-  return member == nullptr ? -1 : static_cast<int>(member - view_.members.data());
+  const Member* self = me(view_);
+  if (self == nullptr) return -1;
+  return static_cast<int>(
+      std::count_if(view_.members.data(), self,
+                    [&](const Member& member) { return member.group == self->group; }));
+}
+
+std::uint32_t OutcomeMachine::group() const noexcept {
+  const Member* self = me(view_);
+  return self == nullptr ? 0 : self->group;
+}
+
+int OutcomeMachine::group_size() const noexcept {
+  return static_cast<int>(
+      std::count_if(view_.members.begin(), view_.members.end(),
+                    [&](const Member& member) { return member.group == group(); }));
 }
 
 bool OutcomeMachine::waiting_at_gate() const noexcept {
@@ -35,8 +54,18 @@ std::vector<Member> OutcomeMachine::participants(StepId step) const {
 
 bool OutcomeMachine::may_start(StepId step) const noexcept {
   // An activation ends the pause: its joiners may wait at the name of a later step than ours.
-  return me(view_) != nullptr && !frozen() && (!view_.paused || pending_) &&
+  return me(view_) != nullptr && !frozen() && (view_.pause == Pause::none || pending_) &&
          (!hold_from_ || step < *hold_from_);
+}
+
+Refusal OutcomeMachine::refusal() noexcept {
+  if (left_) return Refusal::left;
+  if (tell_excluded_) {
+    tell_excluded_ = false;
+    return Refusal::excluded;
+  }
+  const bool underflow = me(view_) != nullptr && view_.pause == Pause::raises && !pending_;
+  return underflow ? Refusal::underflow : Refusal::none;
 }
 
 void OutcomeMachine::adopt(const View& view) {
@@ -53,8 +82,9 @@ void OutcomeMachine::adopt(const View& view) {
 
 void OutcomeMachine::switch_if_due(StepId step, std::uint64_t name_hash, Effects& effects) {
   if (!pending_ || frozen() || step < pending_->step) return;
-  if (!pending_->any_name && pending_->name_hash != name_hash) return;
+  if (pending_->name_hash && *pending_->name_hash != name_hash) return;
   View view = std::move(pending_->view);
+  if (me(view) == nullptr) return leave(std::move(view), step, effects);
   for (Member& member : view.members) {
     const auto same = [&](const Member& other) {
       return other.peer == member.peer && other.incarnation == member.incarnation;
@@ -66,6 +96,21 @@ void OutcomeMachine::switch_if_due(StepId step, std::uint64_t name_hash, Effects
   switched_ = true;
   switch_step_ = step;
   effects.emplace_back(Switched{view_.epoch, step});
+}
+
+/// What runs goes on in the older view; what waits could only start in the one without this peer.
+void OutcomeMachine::leave(View view, StepId step, Effects& effects) {
+  adopt(view);
+  left_ = switched_ = true;
+  switch_step_ = step;
+  effects.emplace_back(Left{view_.epoch, step});
+  for (auto it = open_.begin(); it != open_.end();) {
+    const auto& [id, open] = *it++;
+    if (!open.waiting) continue;
+    // Not decided: the others will run it.
+    effects.emplace_back(Failed{id, SuspectCode::left, left_text});
+    open_.erase(id);
+  }
 }
 
 std::optional<StepId> OutcomeMachine::begin(std::uint64_t name_hash, Effects& effects) {
@@ -91,8 +136,8 @@ void OutcomeMachine::start(StepId id, Step& step, Effects& effects) {
   step.waiting = false;
   step.complete = false;
   step.epoch = view_.epoch;
-  step.participants.clear();
-  for (const Member& member : participants(id)) step.participants.push_back(member.peer);
+  step.participants = participants(id);
+  step.group = group();
   effects.emplace_back(Start{id, step.epoch});
 }
 
@@ -100,6 +145,7 @@ void OutcomeMachine::start_waiting(Effects& effects) {
   for (auto& [id, step] : open_) {
     if (!step.waiting) continue;
     switch_if_due(id, step.name_hash, effects);
+    if (left_) return;           // they have ended
     if (!may_start(id)) return;  // later steps wait for earlier ones
     start(id, step, effects);
   }
@@ -149,10 +195,13 @@ void OutcomeMachine::judge(StepId id, Effects& effects) {
   const auto& dones = dones_[{step.epoch, id}];
   Suspect suspicion{step.epoch, id, SuspectCode::none, {}, {}};
   bool all = true;
-  for (const PeerId& peer : step.participants) {
+  for (const Member& member : step.participants) {
+    const PeerId& peer = member.peer;
     const auto found = dones.find(peer);
     if (found == dones.end()) {
       all = false;
+    } else if (member.group != step.group) {
+      continue;  // another group reduces other things
     } else if (found->second.manifest != step.manifest) {
       suspicion.code = SuspectCode::descriptor;
       suspicion.peers.push_back(peer);
@@ -215,11 +264,12 @@ StepId OutcomeMachine::hold(Generation generation, Epoch epoch) {
   return from;
 }
 
-void OutcomeMachine::activate(const View& view, StepId step, std::uint64_t name_hash,
+void OutcomeMachine::activate(const View& view, StepId step, std::optional<std::uint64_t> name_hash,
                               Effects& effects) {
   if (view.generation < generation_ || view.epoch <= view_.epoch || frozen()) return;
   generation_ = view.generation;
-  pending_ = Pending{view, step, name_hash, false};
+  if (me(view_) == nullptr) return;  // a newcomer is told by INSTALL
+  pending_ = Pending{view, step, name_hash};
   hold_from_.reset();
   start_waiting(effects);
 }
@@ -246,13 +296,14 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
     if (view.members.size() == view_.members.size()) view_.members = view.members;
     return Status::ok;
   }
-  const bool newcomer = me(view_) == nullptr;
+  // A flush may have taken back the plan by which this peer had left.
+  const bool newcomer = me(view_) == nullptr && !(left_ && frozen());
   if (!newcomer && frozen_target_ <= view_.epoch) {
     // Not a flush: the planned view, resolved by a peer that switched before us.
     if (pending_ && pending_->view.epoch == view.epoch) return Status::ok;
     StepId step = 0;
     for (const Member& other : view.members) step = std::max(step, other.first_step);
-    pending_ = Pending{view, step, 0, true};
+    pending_ = Pending{view, step, std::nullopt};
     hold_from_.reset();
     start_waiting(effects);
     return Status::ok;
@@ -261,7 +312,9 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
     next_step_ = watermark_ = member->first_step;
     committed_.clear();
     failed_ahead_.clear();
+    tell_excluded_ = false;
   }
+  left_ = false;
   for (auto it = open_.begin(); it != open_.end();) {
     const StepId id = (it++)->first;  // apply may erase it
     Decision decision{id, Verdict::retry, SuspectCode::none, {}};
@@ -282,6 +335,25 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
   switched_ = false;
   start_waiting(effects);
   return Status::ok;
+}
+
+void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::string& text,
+                             Effects& effects) {
+  // Said again, or overtaken by a view that has let this peer in since.
+  if (generation < generation_ || epoch <= view_.epoch) return;
+  generation_ = generation;
+  if (me(view_) != nullptr) tell_excluded_ = open_.empty();
+  while (!open_.empty()) {
+    const auto& [id, step] = *open_.begin();
+    if (!step.waiting) effects.emplace_back(Undo{id});
+    effects.emplace_back(Failed{id, SuspectCode::excluded, text});
+    open_.erase(open_.begin());
+  }
+  adopt({generation, epoch, {}, Pause::none});
+  dones_.clear();
+  sent_.clear();
+  failed_ahead_.clear();
+  switched_ = false;
 }
 
 void OutcomeMachine::mark_decided(StepId id) {

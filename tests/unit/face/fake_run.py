@@ -205,7 +205,7 @@ class FakeEngine:
         with self.run.changed:
             live = tuple(self.run.live)
             rank = live.index(self.peer_id) if self.peer_id in live else -1
-            return EngineView(self.run.epoch, rank, 1, False, live)
+            return EngineView(self.run.epoch, rank, 1, False, live, (0,) * len(live))
 
     def close(self) -> None:
         self.closed = True
@@ -228,6 +228,7 @@ class FakeEngine:
     def activate(self, *args: Any) -> None: ...
     def cancel_plan(self, generation: int, epoch: int) -> None: ...
     def install(self, *args: Any) -> None: ...
+    def exclude(self, generation: int, epoch: int, text: str) -> None: ...
     def stats(self) -> dict[str, int]:
         return {}
 
