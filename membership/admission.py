@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.events import Close, Send, SendNative
@@ -26,6 +27,9 @@ from pccl.membership.messages import (
     Refused,
 )
 from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
+
+NOT_IN_THE_RUN: Final = "this incarnation is not part of the run any more; connect again"
+ANOTHER_RUN: Final = "this coordinator serves another run; the member agent is told more"
 
 
 class Admission:
@@ -55,7 +59,7 @@ class Admission:
             return self._admit(conn, msg, now_s)
         peer = core.peers.get(msg.incarnation)
         if peer is None or peer.peer_id != msg.peer_id or peer.gone is not None:
-            text = "this incarnation is not part of the run any more"
+            text = NOT_IN_THE_RUN
             self._turn_away(conn, Evicted(core.generation, text))
             return None
         if not hmac.compare_digest(msg.secret, peer.secret):
@@ -91,15 +95,17 @@ class Admission:
             self._refuse_native(conn, RefusalCode.PURPOSE, "a coordinator has no data lanes")
             return None
         if frame.run_id != core.run_id:
-            self._refuse_native(conn, RefusalCode.RUN, "another run")
+            self._refuse_native(conn, RefusalCode.RUN, ANOTHER_RUN)
             return None
         peer = core.peers.get(frame.incarnation)
         if peer is None or peer.peer_id != frame.peer_id or peer.gone is not None:
-            text = "this incarnation is not part of the run any more"
+            text = NOT_IN_THE_RUN
             self._refuse_native(conn, RefusalCode.INCARNATION, text)
             return None
         if peer.secret != frame.secret:
-            self._refuse_native(conn, RefusalCode.SECRET, "wrong secret")
+            self._refuse_native(
+                conn, RefusalCode.SECRET, "this is not the secret of that incarnation"
+            )
             return None
         if peer.native is not None and peer.native != conn:
             core.effects.append(Close(peer.native))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-from pccl.membership.admission import Admission
+from pccl.membership.admission import NOT_IN_THE_RUN, Admission
 from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Core, Peer
 from pccl.membership.decide import Accusation
 from pccl.membership.departures import Departures
@@ -285,7 +285,7 @@ class Coordinator:
             return
         peer = core.peers.get(connection.incarnation or 0)
         if peer is None or peer.native != conn or peer.gone is not None:
-            evicted = EvictedFrame(core.generation, "this incarnation is not part of the run")
+            evicted = EvictedFrame(core.generation, NOT_IN_THE_RUN)
             core.effects.append(SendNative(conn, evicted))
             self._drop(conn, "a native frame of a peer that is not in the run")
             return

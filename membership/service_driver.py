@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any, Final, Protocol, assert_never
 
 from pccl.base.clock import Clock, system_clock
 from pccl.base.config import ControlLimits
-from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, UsageError
+from pccl.base.errors import DeadlineExceeded, PcclError, UsageError
 from pccl.base.log import get_logger
 from pccl.membership.events import (
     Close,
@@ -35,35 +34,33 @@ from pccl.membership.events import (
     Effect,
     Event,
     Log,
-    NativeFrame,
     Paused,
-    PeerMessage,
     Persist,
     ProbeListener,
     Send,
     SendNative,
     Synced,
 )
+from pccl.membership.inbox import Inbox
 from pccl.membership.messages import (
+    Admitted,
     CoordinatorMessageBody,
-    Hello,
     StatusReply,
-    StatusRequest,
     coordinator_codec,
-    peer_codec,
 )
 from pccl.membership.output_commit import OutputCommit
+from pccl.membership.service_refusals import read, read_first, refuse
 from pccl.transport import native_frames
 from pccl.transport.address import Address, is_loopback
 from pccl.transport.channel import Channel
 from pccl.transport.dial import probe
 from pccl.transport.server import FrameServer, TokenBucket
 
-EVENTS_QUEUED_MAX: Final = 1024  # then readers pause, so that TCP pushes back on the senders
 PAUSE_MIN_S: Final = 0.5  # shorter gaps are ordinary scheduling
 TICK_S: Final = 0.1
 STATUS_IDLE_S: Final = 30.0  # who only asks for the status may keep a connection for this long
 DRAIN_TURNS: Final = 4  # of the loop, from a readable socket to the inbox
+STRANGER_ROUNDS_MAX: Final = 8
 DRAIN_ROUNDS_MAX: Final = 64  # then time passes anyway: a flood of messages must not stop it
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -113,7 +110,7 @@ class CoordinatorService:
         )
         self._connections: dict[int, _Connection] = {}
         self._next_conn = 1
-        self._inbox: deque[Event] = deque()
+        self._inbox = Inbox()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._outbox: OutputCommit[Effect] = OutputCommit()
@@ -128,6 +125,11 @@ class CoordinatorService:
     def drops(self) -> dict[str, int]:
         """Dropped connections by reason."""
         return dict(self._server.drops)
+
+    @property
+    def half_open(self) -> int:
+        """Connections that have not said who they are."""
+        return self._server.half_open
 
     async def listen(self, address: Address, *, insecure: bool = False) -> Address:
         """Binds; returns the address with the port it got.
@@ -171,7 +173,7 @@ class CoordinatorService:
                 await self._arrived.wait()
 
     def _take_input(self) -> None:
-        """Hands in what is in the inbox now; not what keeps coming, so that timers get a turn."""
+        """Hands in what is in the inbox now."""
         if self._failure is not None:
             raise PcclError(
                 f"the journal cannot be written ({self._failure}); the coordinator stops rather "
@@ -182,8 +184,8 @@ class CoordinatorService:
             paused_s, self._paused_s = self._paused_s, 0.0
             _log.warning("the coordinator itself did not run for %.1f s", paused_s)
             self._hand_in(Paused(paused_s))
-        for _ in range(len(self._inbox)):
-            self._hand_in(self._inbox.popleft())
+        for event in self._inbox.turn():
+            self._hand_in(event)
         self._room.set()
         if not self._inbox:
             self._arrived.clear()
@@ -197,7 +199,9 @@ class CoordinatorService:
             await asyncio.sleep(0)
         self._drained += 1
         self._note_time()
-        stale = bool(self._inbox) or self._paused_s > 0
+        stale = self._inbox.has_members or self._paused_s > 0
+        # A member may be among the strangers, on its way back; a crowd of them must not stop time.
+        stale = stale or (bool(self._inbox) and self._drained < STRANGER_ROUNDS_MAX)
         if stale and self._drained < DRAIN_ROUNDS_MAX:
             return
         self._drained = 0
@@ -214,7 +218,7 @@ class CoordinatorService:
         self._perform(self._machine.handle(event, self._clock()))
 
     def _post(self, event: Event) -> None:
-        self._inbox.append(event)
+        self._inbox.post(event)
         self._arrived.set()
 
     async def _tick(self) -> None:
@@ -251,10 +255,14 @@ class CoordinatorService:
             case Send(conn, msg):
                 connection = self._connections.get(conn)
                 if connection is not None and not connection.native:
+                    if isinstance(msg, Admitted):
+                        self._inbox.let_in(conn)
                     connection.channel.send(coordinator_codec.encode(self._complete(msg)))
             case SendNative(conn, frame):
                 connection = self._connections.get(conn)
                 if connection is not None and connection.native:
+                    if isinstance(frame, native_frames.Welcome):
+                        self._inbox.let_in(conn)
                     connection.channel.send(native_frames.encode(frame))
             case Close(conn):
                 connection = self._connections.get(conn)
@@ -308,10 +316,7 @@ class CoordinatorService:
     async def _serve(self, channel: Channel, first: bytes) -> None:
         """One connection from its first frame to its end."""
         native = native_frames.is_native(first)
-        event = _open_native(channel, first) if native else peer_codec.decode(first)
-        if not native and not isinstance(event, Hello | StatusRequest):
-            raise RemoteError(f"it begins with {type(event).__name__} instead of Hello")
-        idle_s = STATUS_IDLE_S if isinstance(event, StatusRequest) else None
+        idle_s = STATUS_IDLE_S if read_first(channel, first) else None
         limits, now_s = self._server.limits, self._clock()
         bucket = TokenBucket(
             burst=limits.native_burst_max if native else limits.message_burst_max,
@@ -324,11 +329,8 @@ class CoordinatorService:
         try:
             body: bytes | None = first
             while body is not None:
-                await self._admit(bucket, native)
-                if native:
-                    self._post(NativeFrame(conn, native_frames.decode(body)))
-                else:
-                    self._post(PeerMessage(conn, peer_codec.decode(body)))
+                await self._admit(conn, bucket)
+                self._post(read(conn, channel, body, native=native))
                 body = await self._next_body(channel, idle_s)
         finally:
             del self._connections[conn]
@@ -341,14 +343,16 @@ class CoordinatorService:
             channel.close("idle")
             return None
 
-    async def _admit(self, bucket: TokenBucket, native: bool) -> None:
+    async def _admit(self, conn: int, bucket: TokenBucket) -> None:
         """Waits for room in the inbox, and holds the connection to its rate."""
-        while len(self._inbox) >= EVENTS_QUEUED_MAX:
+        while self._inbox.is_full_for(conn):
             self._room.clear()
             await self._room.wait()
+        connection = self._connections[conn]
         wait_s = bucket.take(self._clock())
-        if wait_s > 0 and not native:
-            raise RemoteError("it sends more messages than any peer has reason to")
+        if wait_s > 0 and not connection.native:
+            text = "it sends more messages than any peer has reason to"
+            refuse(connection.channel, "limit", text)
         while wait_s > 0:
             await asyncio.sleep(wait_s)
             wait_s = bucket.take(self._clock())
@@ -361,24 +365,3 @@ def check_exposure(address: Address, *, insecure: bool) -> None:
             f"{address} can be reached from other machines, and nothing on this port is encrypted "
             "or authenticated; on a network you trust, say so with --insecure (insecure=True)"
         )
-
-
-def _open_native(channel: Channel, first: bytes) -> native_frames.NativeHello:
-    """Checks what a native connection begins with; says so if it is of another version."""
-    try:
-        frame = native_frames.decode(first)
-    except native_frames.UnknownVersion as error:
-        _refuse(channel, native_frames.RefusalCode.PROTOCOL, error.reason)
-        raise
-    if not isinstance(frame, native_frames.NativeHello):
-        raise RemoteError(f"it begins with {type(frame).__name__} instead of a native hello")
-    if frame.purpose != native_frames.Purpose.COORDINATOR:
-        text = "this is a coordinator, which has neither lanes nor peers"
-        _refuse(channel, native_frames.RefusalCode.PURPOSE, text)
-        raise RemoteError(text)
-    return frame
-
-
-def _refuse(channel: Channel, code: int, text: str) -> None:
-    channel.send(native_frames.encode(native_frames.RefusedFrame(code, text)))
-    channel.close(text)

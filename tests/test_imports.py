@@ -28,6 +28,7 @@ SHELLS = (
     "pccl.transport.channel",
     "pccl.transport.client",
     "pccl.transport.dial",
+    "pccl.transport.doors",
     "pccl.transport.engine",
     "pccl.transport.probe",
     "pccl.transport.server",

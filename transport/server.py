@@ -4,6 +4,11 @@ Every connection is one task.  It must say who it is (its first frame) within fi
 the frame limit, and send no more messages than the limits grant; whoever does not is dropped and
 counted by reason, and nobody else notices.  What frames mean is up to `serve`.
 
+A peer says who it is in the moment it is connected, and who only wants to fill the places says
+nothing.  So when all places of those who have not spoken are taken, the newest one is closed; but
+one that has spoken already gets the place of whoever has been silent for longest.  What cannot be a
+frame is closed before anything is spent on it.
+
 Invariant: at most `half_open_max` connections have not sent their first frame, at most
 `connections_max` exist, and no task outlives `close`.
 """
@@ -11,7 +16,6 @@ Invariant: at most `half_open_max` connections have not sent their first frame, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import Counter
@@ -23,8 +27,10 @@ from pccl.base.errors import DeadlineExceeded, RemoteError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
+from pccl.transport.doors import Doors
+from pccl.transport.framing import Framer
 
-LISTEN_BACKLOG = 256  # a whole run that comes back at once after a restart
+MISFITS_LOGGED_PER_S = 10.0  # a flood of them must not become a flood of lines
 STREAM_BUFFER_BYTES = 1 << 16
 _log = get_logger("transport")
 
@@ -71,11 +77,19 @@ class FrameServer:
         self.clock = clock
         self.drops: Counter[str] = Counter()
         self.accepted = 0
-        self.half_open = 0
         self._serve = serve
         self._on_misfit = on_misfit
-        self._server: asyncio.Server | None = None
+        self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._half_open: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
+        self._logged = TokenBucket(
+            burst=MISFITS_LOGGED_PER_S, rate_per_s=MISFITS_LOGGED_PER_S, now_s=clock()
+        )
+
+    @property
+    def half_open(self) -> int:
+        """Connections that have not yet said who they are."""
+        return len(self._half_open)
 
     async def listen(self, address: Address) -> Address:
         """Binds and begins to accept; returns the address with the port it got.
@@ -83,54 +97,84 @@ class FrameServer:
         Raises:
             OSError: the port is taken, or the host is not one of this machine.
         """
-        self._server = await asyncio.start_server(
-            self._on_connect,
-            address.host,
-            address.port,
-            limit=STREAM_BUFFER_BYTES,
-            backlog=LISTEN_BACKLOG,
-            reuse_address=True,
-        )
-        return Address(address.host, bound_port(self._server.sockets))
+        return Address(address.host, await self._doors.open(address))
 
     async def close(self) -> None:
         """Stops accepting, ends every connection and waits for their tasks."""
-        if self._server is not None:
-            self._server.close()
+        self._doors.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # ------------------------------------------------------------------ at the door
+
+    def _take(self, connection: socket.socket, said: bytes | None) -> bool:
         self.accepted += 1
-        if self.half_open >= self.limits.half_open_max:
-            return self._shed(writer, "half_open")
-        if len(self._tasks) >= self.limits.connections_max:
-            return self._shed(writer, "connections")
-        self.half_open += 1
-        channel = Channel(reader, writer, limits=self.limits)
-        task = asyncio.get_running_loop().create_task(self._run(channel))
+        if not self._let_in(connection, said):
+            connection.close()
+            return False
+        task = asyncio.get_running_loop().create_task(self._run(connection))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._half_open[task] = said is not None
+        task.add_done_callback(self._forget)
+        return True
+
+    def _let_in(self, connection: socket.socket, said: bytes | None) -> bool:
+        if said == b"":
+            self.drops["left"] += 1
+            return False
+        if said is not None and (wrong := self._not_a_frame(said)) is not None:
+            self._drop(_remote(connection), "protocol", wrong)
+            return False
+        if len(self._tasks) >= self.limits.connections_max:
+            self.drops["connections"] += 1
+            return False
+        if len(self._half_open) >= self.limits.half_open_max:
+            self.drops["half_open"] += 1
+            return said is not None and self._end_the_longest_silence()
+        return True
+
+    def _not_a_frame(self, said: bytes) -> str | None:
+        """Says what is wrong with a beginning, as far as it has come."""
+        framer = Framer(first_frame_bytes_max=self.limits.first_frame_bytes_max)
+        framer.feed(said)
+        try:
+            framer.next_message()
+        except RemoteError as error:
+            return str(error)
         return None
 
-    def _shed(self, writer: asyncio.StreamWriter, reason: str) -> None:
-        self.drops[reason] += 1
-        writer.transport.abort()
+    def _end_the_longest_silence(self) -> bool:
+        for task, spoken in self._half_open.items():
+            if not spoken:
+                del self._half_open[task]
+                task.cancel()
+                return True
+        return False
 
-    async def _run(self, channel: Channel) -> None:
-        remote = f"{channel.remote_host}:{channel.remote_port}"
+    # ------------------------------------------------------------------ one connection
+
+    async def _run(self, connection: socket.socket) -> None:
+        remote = _remote(connection)
+        try:
+            channel = Channel(*await _streams(connection), limits=self.limits)
+        except (OSError, asyncio.CancelledError):
+            connection.close()
+            return
         try:
             first = await self._first_frame(channel)
             if first is not None:
                 await self._serve(channel, first)
         except RemoteError as error:
-            self._drop(channel, remote, "protocol", str(error))
+            self._drop(remote, "protocol", str(error))
+            if not channel.closed:  # else it has been told, and what it was told may still leave
+                channel.abort(str(error))
         except DeadlineExceeded:
-            self._drop(channel, remote, "silent", "it did not say who it is")
+            self._drop(remote, "silent", "it did not say who it is")
+            channel.abort("it did not say who it is")
         except asyncio.CancelledError:
-            channel.abort("the listener was closed")
+            channel.abort("the listener has no more use for it")
         except Exception:
             # Our mistake, but one connection's: it ends, the listener and everybody else go on.
             _log.exception("the connection from %s failed", remote)
@@ -140,22 +184,36 @@ class FrameServer:
             channel.close()
 
     async def _first_frame(self, channel: Channel) -> bytes | None:
-        try:
-            return await channel.receive(self.limits.first_frame_timeout_s)
-        finally:
-            self.half_open -= 1
+        first = await channel.receive(self.limits.first_frame_timeout_s)
+        task = asyncio.current_task()
+        assert task is not None
+        self._half_open.pop(task, None)
+        return first
 
-    def _drop(self, channel: Channel, remote: str, reason: str, text: str) -> None:
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._half_open.pop(task, None)
+
+    def _drop(self, remote: str, reason: str, text: str) -> None:
         self.drops[reason] += 1
         self._on_misfit()
-        if _log.isEnabledFor(logging.INFO):
+        if _log.isEnabledFor(logging.INFO) and self._logged.take(self.clock()) == 0:
             _log.info("dropped the connection from %s: %s", remote, text)
-        channel.abort(text)
 
 
-def bound_port(sockets: tuple[socket.socket, ...]) -> int:
-    """Returns the port the first of a server's sockets is bound to."""
-    for listener in sockets:
-        with contextlib.suppress(OSError):
-            return int(listener.getsockname()[1])
-    return 0
+async def _streams(
+    connection: socket.socket,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _remote(connection: socket.socket) -> str:
+    try:
+        name = connection.getpeername()
+    except OSError:
+        return "nowhere"
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)

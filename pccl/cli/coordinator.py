@@ -155,6 +155,7 @@ def _log_to_stderr(verbose: int) -> None:
 
 
 def _run(work: Coroutine[None, None, None], listen: Address) -> int:
+    _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(work)
@@ -165,6 +166,15 @@ def _run(work: Coroutine[None, None, None], listen: Address) -> int:
         )
         return MISUSED
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Takes all the descriptors this process may have: a large run needs two per peer."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stop_on_signals() -> asyncio.Event:

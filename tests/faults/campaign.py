@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
-from tests.faults import report, scenarios
+from tests.faults import flood, report, scenarios
 from tests.faults.history import check
 from tests.faults.scenarios import Figures
 from tests.faults.world import Trouble, World
@@ -96,6 +96,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the histories there")
+    parser.add_argument("--flood", action="store_true", help="first: kills amid a crowd instead")
     parser.add_argument("--quick", action="store_true", help=f"short: {QUICK}")
     chosen = parser.parse_args(arguments)
     if not 2 <= chosen.peers <= PEERS_MAX:
@@ -104,6 +105,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--flood"]:
+        return flood.main(sys.argv[2:])
     chosen = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()

@@ -167,13 +167,13 @@ def test_a_crowd_that_says_nothing_is_shed_and_a_newcomer_gets_in() -> None:
             for _ in range(CROWD):
                 crowd.enter_context(socket.create_connection(("127.0.0.1", port), 5))
         assert all(newest(p, "dropped") > n for p, n in zip(peers, before, strict=True))
-        newcomer = run.start_newcomer("train")  # waits until the silent ones' time is over
+        newcomer = run.start_newcomer("train")  # it speaks, and gets a silent one's place
         newcomer.until("contributors", 3)
         newcomer.ask_to_end()
         for last in map(last_fact, (*peers, newcomer)):
             assert (last["retries"], last["contributors"]) == (0, 3), last
         drops = status(run)["connections"]["dropped_by_reason"]
-        assert drops["half_open"] > 0 and drops["silent"] > 0
+        assert drops["half_open"] > 0
 
 
 LATER: dict[str, Callable[[], bytes]] = {

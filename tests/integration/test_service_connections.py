@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import resource
 import socket
 
 import pytest
@@ -19,8 +22,10 @@ from pccl.membership.events import (
 from pccl.membership.messages import (
     Installed,
     Leaving,
+    Refused,
     StatusReply,
     StatusRequest,
+    coordinator_codec,
     peer_codec,
 )
 from pccl.transport import native_frames as nf
@@ -94,6 +99,113 @@ def test_a_hello_of_another_version_is_told_so() -> None:
     tell(story())
 
 
+@pytest.mark.parametrize(
+    ("opening", "body", "words"),
+    [
+        (b"", b"\x91\x63", "unknown tag '99'"),
+        (b"", peer_codec.encode(Leaving("never here")), "begins with Leaving instead of Hello"),
+        (STATUS, b"\x91\x63", "unknown tag '99'"),
+        (STATUS, nf.encode(HELLO), "bad control message"),
+    ],
+)
+def test_a_message_that_is_not_understood_is_answered_before_the_end(
+    opening: bytes, body: bytes, words: str
+) -> None:
+    async def story() -> None:
+        async with running(ScriptedMachine()) as run:
+            channel = await run.dial()
+            for said in (opening, body):
+                if said:
+                    channel.send(said)
+            refused = coordinator_codec.decode(await channel.receive() or b"")
+            assert isinstance(refused, Refused)
+            assert refused.code == "message" and words in refused.text
+            assert "use the same version of pccl" in refused.text
+            assert await channel.receive() is None
+
+    tell(story())
+
+
+@pytest.mark.parametrize(
+    ("opening", "body", "words"),
+    [
+        (b"", nf.encode(nf.Heartbeat(1, 1, 0, 0, 0)), "begins with Heartbeat"),
+        (b"", bytes((nf.MAGIC, 99, nf.VERSION)), "type 99 is unknown"),
+        (nf.encode(HELLO), bytes((nf.MAGIC, 99, nf.VERSION)), "type 99 is unknown"),
+        (nf.encode(HELLO), STATUS, "use the same version of pccl"),
+    ],
+)
+def test_a_native_frame_that_is_not_understood_is_answered_before_the_end(
+    opening: bytes, body: bytes, words: str
+) -> None:
+    async def story() -> None:
+        async with running(ScriptedMachine()) as run:
+            channel = await run.dial()
+            for said in (opening, body):
+                if said:
+                    channel.send(said)
+            refused = nf.decode(await channel.receive() or b"")
+            assert isinstance(refused, nf.RefusedFrame)
+            assert refused.code == nf.RefusalCode.PROTOCOL and words in refused.text
+            assert await channel.receive() is None
+
+    tell(story())
+
+
+def test_who_speaks_at_once_gets_the_place_of_who_has_been_silent_for_longest() -> None:
+    async def story() -> None:
+        machine = ScriptedMachine()
+        limits = ControlLimits(half_open_max=4, first_frame_timeout_s=30.0)
+        async with running(machine, limits=limits) as run:
+            where = (run.address.host, run.address.port)
+            silent = [socket.create_connection(where) for _ in range(4)]
+            while run.service.half_open < 4:
+                await asyncio.sleep(0.01)
+            speaker = socket.create_connection(where)
+            speaker.sendall(frame(nf.encode(HELLO)))  # before the loop runs again
+            await machine.until(lambda told: NativeFrame(1, HELLO) in told)
+            assert run.service.drops == {"half_open": 1}
+            for one in (*silent, speaker):
+                one.close()
+
+    tell(story())
+
+
+def test_without_a_descriptor_left_connections_are_closed_and_members_are_heard() -> None:
+    async def story() -> None:
+        machine = ScriptedMachine()
+        async with running(machine) as run:
+            good = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(1, HELLO) in told)
+            where = (run.address.host, run.address.port)
+            waiting = socket.socket()  # while there is a descriptor
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
+            taken = []
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.append(os.open(os.devnull, os.O_RDONLY))
+                waiting.connect(where)
+                beat = nf.Heartbeat(1, 1, 0, 0, 0)
+                good.send(nf.encode(beat))
+                await machine.until(lambda told: NativeFrame(1, beat) in told)
+                while not run.service.drops:
+                    await asyncio.sleep(0.01)
+                assert run.service.drops == {"descriptors": 1}
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for descriptor in taken:
+                    os.close(descriptor)
+                waiting.close()
+            again = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(2, HELLO) in told)
+            good.close()
+            again.close()
+
+    tell(story())
+
+
 def test_strangers_who_say_nothing_cannot_take_all_the_places() -> None:
     async def story() -> None:
         machine = ScriptedMachine()
@@ -129,6 +241,8 @@ def test_messages_above_the_rate_cost_the_connection_but_heartbeats_only_time() 
                 talker.send(peer_codec.encode(Installed(1)))
             for number in range(100):
                 native.send(nf.encode(nf.Heartbeat(1, 1, 0, 0, number)))
+            refused = coordinator_codec.decode(await talker.receive() or b"")
+            assert isinstance(refused, Refused) and refused.code == "limit"
             assert await talker.receive() is None
             await machine.until(lambda told: machine.count(NativeFrame) == 101)
             assert machine.count(PeerMessage) == 10
