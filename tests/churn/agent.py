@@ -44,6 +44,7 @@ CONNECT_S = 120.0
 STEP_S = 300.0
 STATE = 1024  # counters
 HEAD = 1  # of the vector in a `state` step: the lineage, which is a step number plus one
+ALGORITHMS = ("auto", "ring", "direct", "exchange")  # in turn, so that all see every fault
 # After these the same communicator goes on: the error was about one step or this peer's place.
 GO_ON = ("DeadlineExceeded", "Excluded", "StepFailed", "WorldTooSmall")
 
@@ -129,6 +130,7 @@ class Replica:
 class Operation:
     array: Any
     op: str
+    algorithm: str = "auto"
 
 
 class Life:
@@ -173,7 +175,8 @@ class Life:
         def operations(number: int) -> list[Operation]:
             nonlocal x
             x = values.contribution(self._me, number, count)
-            return [Operation(x, "sum"), Operation(end, "max"), Operation(fresh, "sum")]
+            plan = ALGORITHMS[number % len(ALGORITHMS)]
+            return [Operation(x, "sum", plan), Operation(end, "max"), Operation(fresh, "sum")]
 
         number, outcome = self._step("train", operations)
         wrong = int(np.count_nonzero(x != values.expected_sum(outcome.contributors, number, count)))
@@ -205,7 +208,9 @@ class Life:
                 posted = operations(number)
                 before = [operation.array.copy() for operation in posted]
                 for operation in posted:
-                    step.all_reduce(operation.array, op=operation.op)
+                    step.all_reduce(
+                        operation.array, op=operation.op, algorithm=operation.algorithm
+                    )
         except pccl.PcclError as error:
             pairs = zip(posted, before, strict=True)
             restored = all((operation.array == was).all() for operation, was in pairs)
