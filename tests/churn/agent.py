@@ -208,9 +208,7 @@ class Life:
                 posted = operations(number)
                 before = [operation.array.copy() for operation in posted]
                 for operation in posted:
-                    step.all_reduce(
-                        operation.array, op=operation.op, algorithm=operation.algorithm
-                    )
+                    step.all_reduce(operation.array, op=operation.op, algorithm=operation.algorithm)
         except pccl.PcclError as error:
             pairs = zip(posted, before, strict=True)
             restored = all((operation.array == was).all() for operation, was in pairs)

@@ -176,6 +176,10 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     for gap in gaps:
         if gap.length_s > plan.gap_bar_s:
             result.violations.append(_gap_story(world, gap))
+    behind = timeline.left_behind(lives, spans, world.faults, bar_s=3 * plan.gap_bar_s)
+    for life, gap in behind:
+        story = _gap_story(world, gap)
+        result.violations.append(f"{life.process} was left behind: {story}")
     host_of = {peer.name: peer.host.name for peer in world.all_peers}
     for life in timeline.unexplained(lives, host_of, world.faults, within_s=EVICTED_WITHIN_S):
         result.violations.append(

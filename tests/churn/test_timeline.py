@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tests.churn.records import Commit, Fault, Life
-from tests.churn.timeline import Span, gaps, recoveries, unexplained
+from tests.churn.timeline import Span, gaps, left_behind, recoveries, unexplained
 
 FAR = 1000.0
 
@@ -104,3 +104,19 @@ def test_an_eviction_is_explained_by_what_was_done_to_that_peer_or_its_host() ->
     assert not explained(Fault("stop", 5.0, 10.0, ("a",)))
     assert not explained(Fault("stop", 40.0, 49.0, ("b",)))
     assert not explained(Fault("stop", 60.0, 70.0, ("a",)))
+
+
+def test_a_healthy_peer_that_the_run_goes_on_without_is_found() -> None:
+    going, waiting = Life("a", "aa", 0.0), Life("b", "bb", 0.0)
+    going.commits = [commit(float(at), at) for at in range(1, 60)]
+    found = left_behind([going, waiting], spans("a", "b")[:2], [], bar_s=30.0)
+    assert [life.process for life, _ in found] == ["b"]
+    stopped = Fault("stop", 5.0, 50.0, ("b",))
+    living = [Span(name, f"host of {name}", 0.0, 60.0) for name in ("a", "b")]
+    assert left_behind([going, waiting], living, [stopped], bar_s=30.0) == []
+
+
+def test_nobody_is_left_behind_where_nobody_goes_on() -> None:
+    one, other = Life("a", "aa", 0.0), Life("b", "bb", 0.0)
+    one.commits = [commit(1.0, 1)]
+    assert left_behind([one, other], spans("a", "b")[:2], [], bar_s=30.0) == []

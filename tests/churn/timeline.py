@@ -153,6 +153,30 @@ def recoveries(lives: Iterable[Life], faults: Iterable[Fault]) -> dict[str, list
     return dict(found)
 
 
+def left_behind(
+    lives: Sequence[Life],
+    spans: Sequence[Span],
+    faults: Sequence[Fault],
+    *,
+    bar_s: float,
+) -> list[tuple[Life, Gap]]:
+    """Returns the lives that had no part, for longer than the bar, in a run that went on without
+    them although they were healthy: newcomers that nobody lets in, members that nobody hears.
+
+    Args:
+        spans: of the lives, in their order.
+    """
+    everybody = commit_times(lives)
+    found = []
+    for life, span in zip(lives, spans, strict=True):
+        own = [span.begin, *(commit.at for commit in life.commits)]
+        for gap in gaps(own, [span], faults, end=span.end, min_world=1, shortest_s=bar_s):
+            place = bisect.bisect_right(everybody, gap.begin + bar_s)
+            if place < len(everybody) and everybody[place] < gap.begin + gap.length_s:
+                found.append((life, gap))
+    return found
+
+
 def unexplained(
     lives: Iterable[Life], host_of: dict[str, str], faults: Sequence[Fault], *, within_s: float
 ) -> list[Life]:
