@@ -23,6 +23,7 @@ from tests.churn.world import START_S, Peer, Trouble, World
 
 INTERVAL_S = (0.1, 2.0)  # between two events; its logarithm is drawn
 BRIEF_S = 0.5
+RARELY = 0.2  # how often the last healthy members are touched at all
 POLL_S = 0.02
 RESTART_S = (0.0, 2.0)
 REST_S = 4.0  # of the coordinator, between two faults: else nothing is ever decided
@@ -79,7 +80,7 @@ class Event:
 
 
 def choose(dice: random.Random, now: Situation) -> Event | None:
-    """Draws the next event; None if nothing is possible."""
+    """Draws the next event; None if nothing is possible, or the world is better left alone."""
     events = [event for kind in WEIGHTS if (event := _draw(dice, kind, now)) is not None]
     if not events:
         return None
@@ -89,6 +90,8 @@ def choose(dice: random.Random, now: Situation) -> Event | None:
 def _draw(dice: random.Random, kind: str, now: Situation) -> Event | None:
     """Draws the details of a kind of event, or returns None if it may not happen now."""
     spare = now.healthy - now.min_world  # how many may go
+    if spare < 1 and kind != "join" and dice.random() >= RARELY:
+        return None  # else two members would be hit without a pause until somebody joins
     match kind:
         case "join":
             return Event(kind) if now.ready and now.present < now.most else None
