@@ -146,6 +146,10 @@ class Coordinator:
         self._core.now_s = now_s
         return self._conclude(now_s)
 
+    def status(self, now_s: float) -> bytes:
+        """Returns what `pccl status` shows, a JSON document."""
+        return status_json(self._core, self._parts, now_s)
+
     def dropped_frame(self) -> None:
         """Counts bytes that were no message at all."""
         self._core.counters.dropped_frames += 1
@@ -208,8 +212,7 @@ class Coordinator:
             self._drop(conn, "a member agent's message on a native connection")
             return
         if isinstance(msg, StatusRequest):
-            document = status_json(core, self._parts, now_s)
-            core.effects.append(Send(conn, StatusReply(document)))
+            core.effects.append(Send(conn, StatusReply(self.status(now_s))))
             return
         if isinstance(msg, Hello):
             if connection.incarnation not in (None, msg.incarnation):

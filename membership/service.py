@@ -23,8 +23,10 @@ from pccl.base.config import LAN, PROFILES, WAN, ControlLimits, TimeProfile
 from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError
 from pccl.base.event_loop import new_event_loop
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.dice import SEED_BYTES, Dice
 from pccl.membership.journal_sqlite import SqliteJournal
 from pccl.membership.service_driver import CoordinatorService, check_exposure
+from pccl.membership.service_recorder import BYTES_DEFAULT, Recorder
 from pccl.membership.store import MemoryStore, Store
 from pccl.transport.address import Address, is_loopback
 from pccl.transport.dial import explain
@@ -43,6 +45,8 @@ class CoordinatorOptions:
     profile: TimeProfile = LAN
     insecure: bool = False  # may listen off loopback
     limits: ControlLimits = field(default_factory=ControlLimits)
+    record: Path | None = None  # the flight recorder's file; it will hold secrets
+    record_bytes: int = BYTES_DEFAULT
 
 
 def choose_profile(name: str, host: str) -> TimeProfile:
@@ -71,16 +75,19 @@ async def serve(
     Raises:
         UsageError: the address is not on loopback and `insecure` is not set.
         OSError: the port is taken, or the host is not one of this machine.
-        PcclError: the journal cannot be opened, read or written.
+        PcclError: the journal or the recording cannot be opened, read or written.
     """
     check_exposure(options.listen, insecure=options.insecure)
     store = await asyncio.to_thread(_open_store, options)
+    machine: Coordinator | Recorder | None = None
     try:
         machine = await asyncio.to_thread(_make_machine, options, store)
         service = CoordinatorService(machine, store.save, limits=options.limits)
         on_listening(await service.listen(options.listen, insecure=options.insecure))
         await run_until(service, stop)
     finally:
+        if isinstance(machine, Recorder):
+            await asyncio.to_thread(machine.close)
         await asyncio.to_thread(store.close)
 
 
@@ -88,20 +95,26 @@ def _open_store(options: CoordinatorOptions) -> Store:
     return MemoryStore() if options.journal is None else SqliteJournal(options.journal)
 
 
-def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator:
+def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Recorder:
     record = store.load()
     config = CoordinatorConfig(
         min_world=options.min_world,
         profile=options.profile,
         began_on_empty_journal=options.journal is not None and record is None,
     )
-    return Coordinator(
+    machine = Coordinator(
         config,
         generation=store.generation,
         record=record,
-        token_bytes=os.urandom,
+        token_bytes=Dice(os.urandom(SEED_BYTES)),
         now_s=system_clock(),
     )
+    if options.record is None:
+        return machine
+    try:
+        return Recorder(machine, options.record, bytes_max=options.record_bytes)
+    except OSError as error:
+        raise PcclError(f"cannot record to {options.record}: {explain(error)}") from error
 
 
 async def run_until(service: CoordinatorService, stop: asyncio.Event) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pccl.base.event_loop import new_event_loop
 from pccl.base.ids import SHORT_HEX_DIGITS
+from pccl.bench.arithmetic import parse_bytes
 from pccl.cli.main import MISUSED, print_error
 from pccl.membership.adoption import Adoption
 from pccl.membership.service import CoordinatorOptions, choose_profile, serve
@@ -43,6 +44,19 @@ _PROFILE = click.option(
     show_default=True,
     help="How long silence may last; auto: lan on loopback and private networks, wan elsewhere.",
 )
+_RECORD = click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Record what the coordinator is given, for `pccl replay`; the file will hold secrets.",
+)
+_RECORD_BYTES = click.option(
+    "--record-bytes",
+    callback=lambda context, parameter, text: _size(text),
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    help="Of the recording, in two files: FILE, and FILE.1 from before.",
+)
 _INSECURE = click.option(
     "--insecure",
     is_flag=True,
@@ -66,6 +80,8 @@ _VERBOSE = click.option(
     help="Members without which no step runs; else the first peer that has an opinion decides.",
 )
 @_PROFILE
+@_RECORD
+@_RECORD_BYTES
 @_INSECURE
 @_VERBOSE
 @click.pass_context
@@ -75,6 +91,8 @@ def command(
     journal: Path | None,
     min_world: int | None,
     profile_name: str,
+    record: Path | None,
+    record_bytes: int,
     insecure: bool,
     verbose: int,
 ) -> int:
@@ -91,6 +109,8 @@ def command(
         journal=journal,
         min_world=min_world or 0,
         profile=choose_profile(profile_name, listen.host),
+        record=record,
+        record_bytes=record_bytes,
         insecure=insecure,
     )
     return _run(_serve_until_told_to_stop(options), listen)
@@ -119,6 +139,8 @@ def command(
 )
 @click.option("--force", is_flag=True, help="Replace a journal that holds a run.")
 @_PROFILE
+@_RECORD
+@_RECORD_BYTES
 @_INSECURE
 @_VERBOSE
 def adopt_command(
@@ -128,6 +150,8 @@ def adopt_command(
     expect: int | None,
     force: bool,
     profile_name: str,
+    record: Path | None,
+    record_bytes: int,
     insecure: bool,
     verbose: int,
 ) -> int:
@@ -141,9 +165,18 @@ def adopt_command(
         listen=listen,
         journal=journal,
         profile=choose_profile(profile_name, listen.host),
+        record=record,
+        record_bytes=record_bytes,
         insecure=insecure,
     )
     return _run(_adopt_and_serve(options, wait_s, expect or 0, force), listen)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _log_to_stderr(verbose: int) -> None:

@@ -25,6 +25,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "coordinator": ("pccl.cli.coordinator", "Runs the coordinator of a run."),
     "status": ("pccl.cli.status", "Shows the members of a run and how they are."),
+    "replay": ("pccl.cli.replay", "Runs a recorded coordinator again, offline."),
     "bench": ("pccl.cli.bench", "Measures collectives on this machine."),
     "demo": ("pccl.cli.demo", "Trains a small model while peers are killed and join."),
 }

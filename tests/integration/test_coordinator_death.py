@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -174,3 +175,29 @@ def test_a_journal_that_holds_a_run_is_not_adopted_over(tmp_path: Path) -> None:
     assert code == 1 and "--force" in errors and "Traceback" not in errors
     code, errors = CoordinatorProcess("adopt", *options, "--force", "--wait", "0.2").end()
     assert code == 1 and "no peer testified" in errors
+
+
+def test_a_recorded_run_is_replayed_to_the_same_state(tmp_path: Path) -> None:
+    address, recording = free_address(), tmp_path / "flight"
+    coordinator = CoordinatorProcess("--listen", address, "--record", str(recording)).ready()
+    try:
+        with looping_peers(address, 3) as peers:
+            peers[2].send(signal.SIGKILL)
+            peers[0].until("contributors", 2)
+            end(peers[:2])
+        status(address)
+        coordinator.process.send_signal(signal.SIGTERM)
+        assert coordinator.end()[0] == 0
+    finally:
+        coordinator.discard()
+    assert recording.stat().st_mode & 0o777 == 0o600
+    for show in ((), ("--show", "effects"), ("--show", "state"), ("--until", "1")):
+        done = subprocess.run(
+            [sys.executable, "-m", "pccl", "replay", str(recording), *show],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONHASHSEED": "7"},
+        )
+        assert done.returncode == 0, (show, done.stdout[-2000:], done.stderr)
+        assert "the same effects as recorded" in done.stdout
