@@ -149,6 +149,7 @@ class Admission:
             pid=msg.pid,
             group=msg.group,
             last_beat_s=now_s,
+            admitted_s=now_s,
         )
         core.peers[peer.incarnation] = peer
         core.persist()

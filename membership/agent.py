@@ -26,11 +26,12 @@ from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
+from pccl.membership.engine_effects import perform_on_engine
 from pccl.membership.member import Ended, Member
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial
-from pccl.transport.engine_api import RAISES, RUNS, WAITS, EngineLike, MemberTuple
+from pccl.transport.engine_api import EngineLike
 from pccl.transport.engine_events import StepDecided
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
@@ -47,6 +48,9 @@ class AgentConfig:
     peer_id: bytes
     host_key: int
     min_world: int
+    group: int = 0
+    on_underflow: int = 0  # an Underflow; 0 = no opinion
+    straggler_s: float = 0.0  # 0 = no opinion
     connect_timeout_s: float
     coordinator_grace_s: float | None  # None: as the coordinator's profile says
 
@@ -132,7 +136,11 @@ class MemberAgent:
         else:
             seat.engine.set_notify(step)
 
-    def stop(self, reason: str, timeout_s: float) -> bool:
+    def leave(self, deadline_s: float, reason: str) -> None:
+        """Asks to be planned out; also from a signal handler, for it waits for nothing."""
+        self._post_from_thread(e.Drain(deadline_s, reason))
+
+    def stop(self, reason: str, timeout_s: float, decided_below: int = 0) -> bool:
         """Leaves the run and ends the thread; says whether that was done in time."""
         with self._changed:
             loop, task, machine = self._loop, self._task, self._machine
@@ -143,7 +151,7 @@ class MemberAgent:
                 if machine is None and task is not None:
                     loop.call_soon_threadsafe(task.cancel)
                 else:
-                    loop.call_soon_threadsafe(self._post, e.Leave(reason))
+                    loop.call_soon_threadsafe(self._post, e.Leave(reason, decided_below))
         self._thread.join(timeout_s + STOP_MARGIN_S)
         return not self._thread.is_alive()
 
@@ -234,6 +242,9 @@ class MemberAgent:
             data_port=seat.data_port,
             host_key=config.host_key,
             min_world=config.min_world,
+            group=config.group,
+            on_underflow=config.on_underflow,
+            straggler_s=config.straggler_s,
             hostname=socket.gethostname()[:255],
             pid=os.getpid(),
         )
@@ -306,7 +317,7 @@ class MemberAgent:
                     _log.info("membership ends (%s): %s", code, text)
                     engine.fail(code, text)
                 case _:
-                    _perform_on_engine(effect, engine)
+                    perform_on_engine(effect, engine)
 
     def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -351,44 +362,3 @@ class MemberAgent:
         if channel is self._channel:  # else this end hung up, and the machine knows
             self._channel = None
             self._post(e.Disconnected(reason, foreign))
-
-
-def _perform_on_engine(
-    effect: e.AdmitEngine | e.PrepareView | e.ActivateView | e.CancelView | e.InstallView,
-    engine: EngineLike,
-) -> None:
-    match effect:
-        case e.AdmitEngine(admitted, host, port):
-            engine.admit(
-                run_id=admitted.run_id,
-                incarnation=admitted.incarnation,
-                secret=admitted.secret,
-                generation=admitted.generation,
-                host=host,
-                port=port,
-                heartbeat_s=admitted.heartbeat_s,
-                lease_s=admitted.lease_s,
-            )
-        case e.PrepareView(plan):
-            engine.prepare_view(plan.generation, plan.epoch, _tuples(plan.members))
-        case e.ActivateView(a):
-            engine.activate(a.generation, a.epoch, _tuples(a.members), a.step, a.name)
-        case e.CancelView(generation, epoch):
-            engine.cancel_plan(generation, epoch)
-        case e.InstallView(i):
-            decisions = [(d.step, int(d.outcome), d.code, d.text) for d in i.decisions]
-            engine.install(
-                i.generation,
-                i.epoch,
-                _tuples(i.members),
-                RAISES if i.paused and i.raises else WAITS if i.paused else RUNS,
-                i.committed_below,
-                decisions,
-            )
-
-
-def _tuples(members: tuple[m.MemberInfo, ...]) -> list[MemberTuple]:
-    return [
-        (x.peer_id, x.incarnation, x.secret, x.host, x.port, x.host_key, x.first_step, x.group)
-        for x in members
-    ]

@@ -39,15 +39,21 @@ class Choosing:
             plan = self._leave(core.view, now_s) or self._reorder(core.view, now_s)
             if plan is not None:
                 return plan, None
-        waiting = [p for p in core.peers.values() if self._is_candidate(p, now_s)]
-        ready = [p for p in waiting if now_s >= p.plan_retry_s]
-        times = [p.plan_retry_s for p in waiting if p.plan_retry_s > now_s]
+        entering = [p for p in core.peers.values() if self._is_entering(p, now_s)]
+        ready, times = self._ready(entering, now_s)
         if core.view is None:
             plan, settled_s = self._first(ready, now_s)
             times += [] if settled_s is None else [settled_s]
         else:
             plan = self._join(core.view, ready, now_s) if ready else None
+            if plan is None:
+                plan = self._warm(core.view, times, now_s)
         return plan, min(times, default=None)
+
+    def entering(self, now_s: float) -> list[Peer]:
+        """Returns the newcomers that wait at an entry and may come in now."""
+        waiting = [p for p in self._core.peers.values() if self._is_entering(p, now_s)]
+        return self._ready(waiting, now_s)[0]
 
     # -------------------------------------------------------------- members alone
 
@@ -84,14 +90,44 @@ class Choosing:
 
     # -------------------------------------------------------------- newcomers
 
-    def _is_candidate(self, peer: Peer, now_s: float) -> bool:
-        if peer.entry is None or not peer.present() or self._core.is_member(peer.incarnation):
+    def _is_learner(self, peer: Peer) -> bool:
+        if self._core.is_member(peer.incarnation) or not peer.present():
             return False
         if peer.out or peer.drain_cut_s is not None:
             return False
+        return peer.agent is not None and peer.native is not None
+
+    def _is_entering(self, peer: Peer, now_s: float) -> bool:
         fresh_s = max(8 * self._core.config.profile.heartbeat_s, 1.0)  # repeated every heartbeat
-        attached = peer.agent is not None and peer.native is not None
-        return attached and now_s < peer.entry_seen_s + fresh_s
+        at_entry = peer.entry is not None and now_s < peer.entry_seen_s + fresh_s
+        return at_entry and self._is_learner(peer)
+
+    def _ready(self, peers: list[Peer], now_s: float) -> tuple[list[Peer], list[float]]:
+        """Returns who may be planned in, and when others may: not right after links failed, and
+        later and later if they are lost again and again."""
+        flaps = None if self._core.view is None else self._core.flaps
+        ready: list[Peer] = []
+        times: list[float] = []
+        for peer in peers:
+            flaps_s = 0.0 if flaps is None else flaps.ready_s(peer.peer_id)
+            at_s = max(peer.plan_retry_s, flaps_s)
+            if now_s >= at_s:
+                ready.append(peer)
+            else:
+                times.append(at_s)
+        return ready, times
+
+    def _warm(self, view: View, times: list[float], now_s: float) -> Plan | None:
+        """Plans links to learners that have not come to an entry, if any has none so far."""
+        core = self._core
+        known = [p for p in core.peers.values() if self._is_learner(p) and p.entry is None]
+        learners, later = self._ready(known, now_s)
+        cold = [p for p in learners if p.warm_epoch != view.epoch]
+        due = [p.admitted_s + core.config.warm_after_s for p in cold]
+        if not due or now_s < min(due):
+            times += due + later
+            return None
+        return self._with_newcomers(view.members, learners, now_s, Kind.WARM)
 
     def _first(self, ready: list[Peer], now_s: float) -> tuple[Plan | None, float | None]:
         """Plans the first view, or says when to look again."""
@@ -122,7 +158,7 @@ class Choosing:
         return self._with_newcomers(view.members, group, now_s)
 
     def _with_newcomers(
-        self, base: tuple[Member, ...], group: list[Peer], now_s: float
+        self, base: tuple[Member, ...], group: list[Peer], now_s: float, kind: Kind = Kind.JOIN
     ) -> Plan | None:
         core = self._core
         group = sorted(group, key=lambda p: p.incarnation)[: MEMBERS_MAX - len(base)]
@@ -131,9 +167,9 @@ class Choosing:
         first_step = FIRST_STEP_UNKNOWN if base else 0
         members = in_order((*base, *(p.member(first_step) for p in group)))
         return Plan(
-            kind=Kind.JOIN,
+            kind=kind,
             view=View(core.new_epoch(), members),
-            name=group[0].entry or "",
+            name=group[0].entry or ANY_NAME,
             base=tuple(m.incarnation for m in base),
             candidates=tuple(p.incarnation for p in group),
             deadline_s=now_s + core.config.profile.links_timeout_s,

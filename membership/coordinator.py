@@ -235,6 +235,7 @@ class Coordinator:
             self._liveness.admitted(peer, now_s)
         else:
             self._liveness.attached(peer)
+            self._flushing.repeat(peer)
             self._planning.reattached(peer)
             peer.resent_s = now_s
         if self._world_now() == self._world:  # else all are told anyway
@@ -255,7 +256,6 @@ class Coordinator:
                 self._planning.switched(peer, epoch, step, now_s)
             case Installed(epoch):
                 self._note_epoch(peer, epoch)
-                self._flushing.installed(peer, epoch)
             case WaitFor(world_size):
                 peer.wait_for = world_size
             case Leaving(reason, decided_below):
@@ -387,7 +387,10 @@ def _restore(
             hostname=saved.hostname,
             pid=saved.pid,
             group=saved.group,
+            excluded_epoch=saved.excluded_epoch,
             last_beat_s=now_s,
+            admitted_s=now_s,
             was_native=True,
+            member_since_s=now_s,
         )
     return core

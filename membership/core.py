@@ -10,18 +10,20 @@ never ahead of the record that was last emitted; an epoch, once named, is never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pccl.base.config import LAN, TimeProfile
 from pccl.membership.decide import Accusation
 from pccl.membership.events import Close, Effect, Log, Persist, Send, SendNative
+from pccl.membership.flaps import Flaps
 from pccl.membership.messages import (
     MEMBERS_MAX,
     TEXT_CHARACTERS_MAX,
     Activate,
     CoordinatorMessageBody,
     Evicted,
+    Excluded,
     Install,
     Underflow,
 )
@@ -56,6 +58,7 @@ class CoordinatorConfig:
     hold_timeout_s: float = 1.0  # members hold their next step that long for a joiner at most
     leave_report_s: float = 1.0  # a leaving peer answers that long
     detached_grace_s: float = 30.0  # a peer without its member agent can install no view
+    warm_after_s: float = 1.0  # a learner that is not at an entry by then gets its links
     plan_backoff_s: float = 1.0  # before a joiner whose links failed is tried again; doubles
     plan_backoff_max_s: float = 30.0
     link_settle_s: float = 1.0  # links may take this long to come up after an install
@@ -104,6 +107,7 @@ class Core:
     activation: Activation | None = None
     note: InstallNote = NO_NOTE
     carried: tuple[CarriedDecision, ...] = ()
+    flaps: Flaps = field(default_factory=Flaps)
     apart: frozenset[tuple[int, int]] = frozenset()  # pairs that rings should keep apart
     now_s: float = 0.0  # of the event at hand
     installed_s: float = 0.0  # when the newest view was sent out
@@ -245,6 +249,13 @@ class Core:
         note = InstallNote(False, self.note.committed_below, (), ())
         self.send(peer, self.install_message(self.activation.view, note))
 
+    def send_excluded(self, peer: Peer) -> None:
+        """Tells a peer that it was left out of a view and stays admitted, until it shows that it
+        knows: then no older view is in force there."""
+        if peer.epoch < peer.excluded_epoch and not self.is_member(peer.incarnation):
+            text = peer.excluded_text[:TEXT_CHARACTERS_MAX] or "the others went on without it"
+            self.send(peer, Excluded(self.generation, peer.excluded_epoch, text))
+
     def activate_message(self, entering: Activation) -> Activate:
         return Activate(
             generation=self.generation,
@@ -324,6 +335,12 @@ class Core:
         self.log("warning", f"peer {name(peer)} is excluded: {reason}")
         self.want_flush(f"{name(peer)}: {reason}")
         return True
+
+    def became_members(self, incarnations: Iterable[int]) -> None:
+        """Notes who has just come into a view."""
+        for incarnation in incarnations:
+            peer = self.peers[incarnation]
+            peer.entry, peer.plan_backoff_s, peer.member_since_s = None, 0.0, self.now_s
 
     def want_flush(self, reason: str) -> None:
         if len(self.flush_reasons) < ACCUSATIONS_MAX:

@@ -4,14 +4,17 @@ Every survivor has *reported*: it froze, said what it knows of each step, and pr
 nothing more below the target epoch.  From the reports alone the outcome follows:
 
     commit a step iff one reporter knows that it committed, or every reporter that takes part in
-    it holds its complete result, of one attempt, with equal manifests and digests; else run it
-    again.
+    it holds its complete result, of one attempt, with manifests and digests that are equal within
+    each group; else run it again.
 
 Why that is safe.  A peer commits a step by itself only when all participants of the attempt have
 sent DONE, and a peer sends DONE only when it is complete.  So if anybody committed, also one that
 is dead by now, all reporters among the participants are complete with equal digests, and the rule
 commits.  If some participating reporter is not complete, it never sent DONE in that attempt and,
 having promised, never will: nobody has committed or ever can, so running it again is safe.
+
+Groups share the outcome and nothing else: a step needs the completion of all of them, and its
+results are compared within each.
 
 Two refinements:
 
@@ -244,14 +247,14 @@ def _judge(
 ) -> _Verdict:
     """Decides a step of which nobody knows that it committed."""
     results = _complete_results(by_epoch, held, step)
-    if results is not None:
-        if len({o.manifest for o in results.values()}) > 1:
+    if results:
+        if any(len({o.manifest for o in group.values()}) > 1 for group in results):
             told = [
                 a.text for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)
             ]
             text = max(told, key=len, default="peers posted different operations in one step")
             return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DESCRIPTOR, text))
-        if len({o.digest for o in results.values()}) > 1:
+        if any(len({o.digest for o in group.values()}) > 1 for group in results):
             return _judge_corruption(results, step, corrupt_attempts)
         return _Verdict(_decision(step, StepOutcome.COMMIT))
     for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE):
@@ -269,8 +272,8 @@ def _words(accusations: Sequence[Accusation], step: int, code: SuspectCode) -> s
 
 def _complete_results(
     by_epoch: Mapping[int, View], held: Mapping[int, OpenStep | None], step: int
-) -> dict[int, OpenStep] | None:
-    """Returns what every surviving participant holds, or None if one of them holds no result.
+) -> tuple[dict[int, OpenStep], ...]:
+    """Returns what every surviving participant holds, by group; nothing if one holds no result.
 
     The attempt is the newest one.  If an older one was committed by somebody, all its participants
     were complete in it, and a survivor starts another attempt only after a flush that decided; so
@@ -279,26 +282,32 @@ def _complete_results(
     epochs = [o.epoch for o in held.values() if o is not None and not o.waiting]
     view = by_epoch.get(max(epochs, default=-1))
     if view is None:
-        return None
-    survivors = [i for i in view.participants(step) if i in held]
-    results: dict[int, OpenStep] = {}
-    for i in survivors:
+        return ()
+    group_of = {m.incarnation: m.group for m in view.members}
+    results: dict[int, dict[int, OpenStep]] = {}
+    for i in view.participants(step):
+        if i not in held:
+            continue
         o = held[i]
         if o is None or o.waiting or not o.complete or o.epoch != view.epoch:
-            return None
-        results[i] = o
-    return results or None
+            return ()
+        results.setdefault(group_of[i], {})[i] = o
+    return tuple(results.values())
 
 
-def _judge_corruption(results: dict[int, OpenStep], step: int, attempts: int) -> _Verdict:
+def _judge_corruption(
+    results: tuple[dict[int, OpenStep], ...], step: int, attempts: int
+) -> _Verdict:
     """All are complete but the bits differ: somebody's memory, link or build is wrong."""
     if attempts + 1 >= CORRUPT_ATTEMPTS_MAX:
         text = f"step {step}: results differed between peers in {attempts + 1} attempts"
         return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DIGEST, text))
-    holders: dict[bytes, list[int]] = {}
-    for i, o in results.items():
-        holders.setdefault(o.digest, []).append(i)
-    largest = max(holders.values(), key=len)
-    most = 2 * len(largest) > len(results)
-    minority = tuple(i for i in results if i not in largest) if most else ()
-    return _Verdict(_decision(step, StepOutcome.RETRY), minority, corrupt=True)
+    minority: list[int] = []
+    for group in results:
+        holders: dict[bytes, list[int]] = {}
+        for i, o in group.items():
+            holders.setdefault(o.digest, []).append(i)
+        largest = max(holders.values(), key=len)
+        if 2 * len(largest) > len(group):
+            minority += [i for i in group if i not in largest]
+    return _Verdict(_decision(step, StepOutcome.RETRY), tuple(minority), corrupt=True)

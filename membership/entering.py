@@ -74,10 +74,9 @@ class Entering:
         core.counters.joins += len(joiners)
         core.persist()
         core.installed_s = now_s
+        core.became_members(joiners)
         for i in joiners:
-            peer = core.peers[i]
-            peer.entry, peer.plan_backoff_s = None, 0.0
-            core.send_entered(peer)
+            core.send_entered(core.peers[i])
         core.log("info", f"epoch {view.epoch}: {len(joiners)} joined at step {step}")
 
     def complete(self, now_s: float) -> None:

@@ -27,9 +27,7 @@ from typing import Final
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
 from pccl.membership.messages import (
-    TEXT_CHARACTERS_MAX,
     CancelPlan,
-    Excluded,
     StepOutcome,
     Underflow,
 )
@@ -88,20 +86,14 @@ class Flushing:
         asking.reports.setdefault(peer.incarnation, report)
 
     def repeat(self, peer: Peer) -> None:
-        """Asks a member (again) that has not reported."""
+        """Asks a member (again) that has not reported, and tells who is excluded (again)."""
         asking = self._asking
-        if peer.excluded is not None:
-            self._core.send(peer, peer.excluded)
+        self._core.send_excluded(peer)
         if asking is None or not self._core.is_member(peer.incarnation):
             return
         missing = peer.gone is None and peer.incarnation not in asking.reports
         if missing and not self._core.is_drained(peer):
             self._core.send_native(peer, Flush(self._core.generation, asking.target))
-
-    def installed(self, peer: Peer, epoch: int) -> None:
-        """A peer says what it has installed; thereby an excluded one shows that it knows."""
-        if peer.excluded is not None and epoch >= peer.excluded.epoch:
-            peer.excluded = None
 
     def paused(self, duration_s: float) -> None:
         if self._asking is not None:
@@ -273,12 +265,14 @@ class Flushing:
             raises=len(kept) < core.floor() and core.underflow() is Underflow.RAISE,
         )
         core.counters.views += 1
+        for peer in demoted:
+            core.counters.exclusions += 1
+            core.flaps.lost(peer.peer_id, now_s - peer.member_since_s, now_s)
+            peer.excluded_epoch, peer.excluded_text = target, peer.excluding or ""
+            peer.excluding = peer.entry = None
         self._end(left)
         for peer in demoted:
-            text = (peer.excluding or "")[:TEXT_CHARACTERS_MAX]
-            peer.excluded = Excluded(core.generation, target, text)
-            peer.excluding, peer.entry = None, None
-            core.send(peer, peer.excluded)
+            core.send_excluded(peer)
         for peer in core.members():
             peer.entry = None  # what it waits for now, it says again
             core.send(peer, core.install_message(core.view, core.note))
@@ -326,6 +320,7 @@ class Flushing:
                 text = "left the run"
             else:
                 core.counters.evictions += 1
+                core.flaps.lost(peer.peer_id, core.now_s - peer.member_since_s, core.now_s)
                 text = peer.gone or "no answer in time"
             core.farewell(peer, text)
 

@@ -23,29 +23,26 @@ from typing import assert_never
 from pccl.base.config import LAN
 from pccl.membership import messages as m
 from pccl.membership.member_events import (
-    ActivateView,
     AdmitEngine,
-    CancelView,
     Connected,
     Dial,
     Disconnected,
+    Drain,
     Effect,
     Ended,
     Event,
     FailEngine,
     HangUp,
     Held,
-    HoldEngine,
     Identity,
-    InstallView,
     Leave,
     Phase,
-    PrepareView,
     Progress,
     Received,
     Send,
     WantWorld,
 )
+from pccl.membership.member_views import Views
 from pccl.membership.testimony import Witness
 from pccl.transport.engine_events import (
     EngineEvent,
@@ -95,17 +92,12 @@ class Member:
         self._witness = Witness(identity)
         self._grace_s = coordinator_grace_s
         self._dice = dice
-        self._generation = 0
-        self._epoch = 0  # in force here
-        self._installed: tuple[int, int] | None = None  # (generation, epoch) the engine confirmed
-        self._installing: tuple[int, int] | None = None
-        self._plan: m.ViewPlan | None = None
-        self._links: m.LinksUp | m.LinksFailed | None = None  # what became of _plan
-        self._switched: m.Switched | None = None
+        self._views = Views(self._witness)
         self._entry: m.AtEntry | None = None
         self._wanted = 0
         self._coordinator = ("", 0)
         self._leaving = False
+        self._drain_reason: str | None = None  # this peer asked to be planned out
         self._last_reason = "not tried yet"
         self._steps = 0
         self._steps_at_loss = 0
@@ -115,6 +107,7 @@ class Member:
         self._answer_by_s: float | None = None
         self._entry_at_s: float | None = None
         self._leave_by_s: float | None = None
+        self._drain_by_s: float | None = None
         self._give_up_at_s: float | None = now_s + connect_timeout_s
 
     @property
@@ -126,6 +119,7 @@ class Member:
             self._answer_by_s,
             self._entry_at_s,
             self._leave_by_s,
+            self._drain_by_s,
             self._give_up_at_s,
         )
         return min((at for at in running if at is not None), default=None)
@@ -141,7 +135,7 @@ class Member:
             case Received(message):
                 return self._received(message, now_s)
             case Held(generation, epoch, step):
-                if self._is_past(generation, epoch):
+                if self._views.is_past(generation, epoch):
                     return []
                 return self._send(m.HoldFrom(epoch, step))
             case WantWorld(world_size):
@@ -150,8 +144,10 @@ class Member:
             case Progress(steps):
                 self._steps = steps
                 return []
-            case Leave(reason):
-                return self._leave(reason, now_s)
+            case Drain(deadline_s, reason):
+                return self._drain(deadline_s, reason, now_s)
+            case Leave(reason, decided_below):
+                return self._leave(reason, decided_below, now_s)
             case _:
                 return self._engine(event, now_s)
 
@@ -159,9 +155,14 @@ class Member:
         if self.phase is Phase.ENDED:
             return []
         if _due(self._leave_by_s, now_s):
-            return self._end("closed", "the coordinator did not confirm that this process left")
+            return self._end(
+                self._way_out(), "the coordinator did not confirm that this process left"
+            )
         if _due(self._give_up_at_s, now_s):
             return self._give_up(now_s)
+        if _due(self._drain_by_s, now_s):
+            self._drain_by_s = None
+            return self._leave(self._drain_reason or "", 0, now_s)
         effects: list[Effect] = []
         if _due(self._answer_by_s, now_s):
             effects += [HangUp()]
@@ -181,11 +182,13 @@ class Member:
         self.phase = Phase.GREETING
         self._redial_at_s = None
         self._answer_by_s = now_s + HELLO_ANSWER_S
-        return [Send(self._identity.hello(self.admitted, self._generation, self._epoch))]
+        return [
+            Send(self._identity.hello(self.admitted, self._views.generation, self._views.epoch))
+        ]
 
     def _disconnected(self, reason: str, foreign: bool, now_s: float) -> list[Effect]:
         if self._leaving:
-            return self._end("closed", "left the run")
+            return self._end(self._way_out(), "left the run")
         if foreign and self.admitted is None:
             return self._end("foreign", reason)
         self._last_reason = reason
@@ -221,13 +224,28 @@ class Member:
             LAN.coordinator_grace_s if self.admitted is None else self.admitted.coordinator_grace_s
         )
 
-    def _leave(self, reason: str, now_s: float) -> list[Effect]:
-        if self.phase is not Phase.ATTACHED:
-            return self._end("closed", reason)
+    def _drain(self, deadline_s: float, reason: str, now_s: float) -> list[Effect]:
+        by_s = now_s + deadline_s
+        if self._drain_reason is not None and by_s >= (self._drain_by_s or 0.0):
+            return []  # asked already, with as little time
+        self._drain_reason, self._drain_by_s = reason, by_s
+        return self._send(m.Drain(deadline_s, reason))
+
+    def _leave(self, reason: str, decided_below: int, now_s: float) -> list[Effect]:
+        if self._leaving:
+            return []
         self._leaving = True
+        if self.phase is not Phase.ATTACHED:
+            return self._end(self._way_out(), reason)
         self._entry_at_s = None
         self._leave_by_s = now_s + GOODBYE_S
-        return [Send(m.Leaving(reason))]
+        return [Send(m.Leaving(reason, decided_below))]
+
+    def _way_out(self) -> str:
+        """Returns how an end is called that this peer has asked for, or has not."""
+        if self._drain_reason is not None:
+            return "left"
+        return "closed" if self._leaving else "evicted"
 
     def _end(self, code: str, text: str) -> list[Effect]:
         self.phase = Phase.ENDED
@@ -236,6 +254,12 @@ class Member:
 
     def _send(self, message: m.PeerMessageBody) -> list[Effect]:
         return [Send(message)] if self.phase is Phase.ATTACHED else []
+
+    def _told(self, effects: list[Effect]) -> list[Effect]:
+        """Leaves out answers while there is nobody to hear them; they are said again later."""
+        if self.phase is Phase.ATTACHED:
+            return effects
+        return [effect for effect in effects if not isinstance(effect, Send)]
 
     # ---- the coordinator's messages
 
@@ -250,29 +274,22 @@ class Member:
             case m.Recall():
                 return self._on_recall(now_s)
             case m.Evicted(generation, text):
-                if generation < self._generation:
+                if generation < self._views.generation:
                     return []
-                return self._end("closed" if self._leaving else "evicted", text)
+                return self._end(self._way_out(), text)
             case m.ViewPlan():
-                return self._on_plan(message)
-            case m.Hold(generation, epoch):
-                if self._is_past(generation, epoch):
-                    return self._repeat_switched(epoch)
-                return [HoldEngine(generation, epoch)]
-            case m.Activate(generation, epoch):
-                if self._is_past(generation, epoch):
-                    return self._repeat_switched(epoch)
-                self._witness.announced(epoch, message.members)
-                return [ActivateView(message)]
-            case m.CancelPlan(generation, epoch):
-                if self._is_past(generation, epoch):
-                    return []
-                if self._plan is not None and self._plan.epoch == epoch:
-                    self._plan = self._links = None
-                return [CancelView(generation, epoch)]
+                return self._told(self._views.plan(message))
+            case m.Hold():
+                return self._told(self._views.hold(message))
+            case m.Activate():
+                return self._told(self._views.activate(message))
+            case m.CancelPlan():
+                return self._views.cancel(message)
             case m.Install():
-                return self._on_install(message)
-            case m.World() | m.StatusReply() | m.Excluded():
+                return self._told(self._views.install(message))
+            case m.Excluded():
+                return self._told(self._views.excluded(message))
+            case m.World() | m.StatusReply():
                 if isinstance(message, m.World):
                     self.world = message
                 return []
@@ -280,21 +297,21 @@ class Member:
                 assert_never(message)
 
     def _on_admitted(self, admitted: m.Admitted, now_s: float) -> list[Effect]:
-        if admitted.generation < self._generation:
+        if admitted.generation < self._views.generation:
             # A coordinator that has been replaced; the next dial finds the present one.
             return [HangUp(), *self._disconnected("an older coordinator answered", False, now_s)]
         before = self.admitted
         if before is not None and before.incarnation != admitted.incarnation:
             return self._end("evicted", "the coordinator knows this process no more; connect again")
         self.admitted = admitted
-        self._generation = admitted.generation
+        self._views.generation = admitted.generation
         self.phase = Phase.ATTACHED
         self._answer_by_s = self._give_up_at_s = None
         self._redial_s = REDIAL_MIN_S
-        effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator)]
-        for message in (self._links, self._switched):
-            if message is not None:
-                effects.append(Send(message))
+        effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator), *self._views.unsaid()]
+        if self._drain_reason is not None:
+            left_s = max(0.0, (self._drain_by_s or now_s) - now_s)
+            effects.append(Send(m.Drain(left_s, self._drain_reason)))
         if self._wanted:
             effects.append(Send(m.WaitFor(self._wanted)))
         return effects + self._tell_entry(now_s)
@@ -304,37 +321,7 @@ class Member:
         self._answer_by_s = now_s + RECALL_S
         if self.admitted is None:
             return []  # a newcomer knows nothing of the run, and is admitted afterwards
-        return [Send(self._witness.testify(self.admitted, self._generation))]
-
-    def _on_plan(self, plan: m.ViewPlan) -> list[Effect]:
-        if self._is_past(plan.generation, plan.epoch):
-            return self._repeat_switched(plan.epoch)
-        if self._plan == plan:
-            return self._send(self._links) if self._links is not None else []
-        if self._plan is not None and self._plan.epoch > plan.epoch:
-            return []  # overtaken by a later plan of a coordinator as new as this one
-        self._plan, self._links = plan, None
-        return [PrepareView(plan)]
-
-    def _on_install(self, install: m.Install) -> list[Effect]:
-        key = (install.generation, install.epoch)
-        if install.generation < self._generation or install.epoch < self._epoch:
-            return []
-        if self._installed == key:
-            return self._send(m.Installed(install.epoch))
-        self._generation = install.generation
-        self._installing = key
-        self._witness.announced(install.epoch, install.members)
-        return [InstallView(install)]
-
-    def _is_past(self, generation: int, epoch: int) -> bool:
-        """Whether a message is of an older coordinator, or of a view that already is in force."""
-        return generation < self._generation or epoch <= self._epoch
-
-    def _repeat_switched(self, epoch: int) -> list[Effect]:
-        if self._switched is not None and self._switched.epoch == epoch:
-            return self._send(self._switched)
-        return []
+        return [Send(self._witness.testify(self.admitted, self._views.generation))]
 
     # ---- the engine's events
 
@@ -347,45 +334,27 @@ class Member:
                 self._entry = self._entry_at_s = None
                 return []
             case LinksOpened(epoch):
-                return self._on_links(epoch, m.LinksUp(epoch))
+                return self._told(self._views.links(epoch, m.LinksUp(epoch)))
             case LinksUnreachable(epoch, peers):
-                return self._on_links(epoch, m.LinksFailed(epoch, peers))
+                return self._told(self._views.links(epoch, m.LinksFailed(epoch, peers)))
             case ViewSwitched(epoch, step):
-                self._epoch = max(self._epoch, epoch)
-                self._switched = m.Switched(epoch, step)
-                self._witness.switched(epoch, step)
-                return self._send(self._switched)
-            case ViewInstalled(epoch):
-                return self._on_installed(epoch)
+                return self._told(self._views.switched(epoch, step))
+            case ViewLeft(epoch):
+                return self._views.left(epoch)
+            case ViewInstalled(epoch) | EngineExcluded(epoch):
+                return self._told(self._views.in_force(epoch))
             case NativeEvicted(text):
-                return self._end("closed" if self._leaving else "evicted", text)
+                return self._end(self._way_out(), text)
             case NativeRefused(code, text):
                 if code == REFUSED_PROTOCOL:
                     return self._end("refused", text)
                 if code == REFUSED_INCARNATION:
-                    return self._end("closed" if self._leaving else "evicted", text)
+                    return self._end(self._way_out(), text)
                 return []
-            case NativeLink() | StepDecided() | ViewLeft() | EngineExcluded():
+            case NativeLink() | StepDecided():
                 return []
             case _:
                 assert_never(event)
-
-    def _on_links(self, epoch: int, answer: m.LinksUp | m.LinksFailed) -> list[Effect]:
-        if self._plan is None or self._plan.epoch != epoch:
-            return []
-        self._links = answer
-        return self._send(answer)
-
-    def _on_installed(self, epoch: int) -> list[Effect]:
-        self._witness.installed(epoch)
-        self._epoch = max(self._epoch, epoch)
-        if self._installing is not None and self._installing[1] == epoch:
-            self._installed, self._installing = self._installing, None
-        if self._plan is not None and self._plan.epoch <= epoch:
-            self._plan = self._links = None
-        if self._switched is not None and self._switched.epoch <= epoch:
-            self._switched = None
-        return self._send(m.Installed(epoch))
 
     def _tell_entry(self, now_s: float) -> list[Effect]:
         self._entry_at_s = None

@@ -23,7 +23,8 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Why it is over.  Codes: closed, evicted, refused, foreign, unreachable, coordinator_lost."""
+    """Why it is over.  Codes: closed, left, evicted, refused, foreign, unreachable,
+    coordinator_lost."""
 
     code: str
     text: str
@@ -38,6 +39,9 @@ class Identity:
     data_port: int
     host_key: int
     min_world: int = 0  # 0 = no opinion
+    group: int = 0
+    on_underflow: int = 0
+    straggler_s: float = 0.0
     run_id: bytes = b""  # b"" = whatever run the coordinator has
     hostname: str = ""
     pid: int = 0
@@ -58,6 +62,9 @@ class Identity:
             hostname=self.hostname,
             pid=self.pid,
             secret=b"" if admitted is None else admitted.secret,
+            group=self.group,
+            on_underflow=self.on_underflow,
+            straggler_s=self.straggler_s,
         )
 
 
@@ -107,11 +114,24 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class Drain:
+    """The program wants this peer planned out within `deadline_s`, and goes on until then."""
+
+    deadline_s: float
     reason: str
 
 
-Event = Connected | Disconnected | Received | Held | WantWorld | Progress | Leave | EngineEvent
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The program closes; all its steps below `decided_below` are decided."""
+
+    reason: str
+    decided_below: int = 0
+
+
+Event = (
+    Connected | Disconnected | Received | Held | WantWorld | Progress | Drain | Leave | EngineEvent
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +186,11 @@ class InstallView:
 
 
 @dataclass(frozen=True, slots=True)
+class ExcludeEngine:
+    excluded: m.Excluded
+
+
+@dataclass(frozen=True, slots=True)
 class FailEngine:
     """Every present and later wait ends with this."""
 
@@ -183,5 +208,6 @@ Effect = (
     | ActivateView
     | CancelView
     | InstallView
+    | ExcludeEngine
     | FailEngine
 )

@@ -30,6 +30,7 @@ from pccl.membership.coordinator_messages import StatusReply as StatusReply
 from pccl.membership.coordinator_messages import ViewPlan as ViewPlan
 from pccl.membership.coordinator_messages import World as World
 from pccl.membership.message_parts import DECISIONS_MAX as DECISIONS_MAX
+from pccl.membership.message_parts import DRAIN_S_MAX as DRAIN_S_MAX
 from pccl.membership.message_parts import GROUP_MAX as GROUP_MAX
 from pccl.membership.message_parts import ID_BYTES as ID_BYTES
 from pccl.membership.message_parts import MEMBERS_MAX as MEMBERS_MAX

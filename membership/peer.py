@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccl.membership.messages import TEXT_CHARACTERS_MAX, Excluded
+from pccl.membership.messages import TEXT_CHARACTERS_MAX
 from pccl.membership.record import AdmittedPeer
 from pccl.membership.view import Member
 from pccl.transport.native_frames import NO_STEP, WaitOn
@@ -48,10 +48,14 @@ class Peer:
     drain_cut_s: float | None = None  # it asked to be planned out; until then there is time for it
     goodbye_s: float | None = None  # since when a leaver has only waited to be let go
     lost_s: float | None = None  # when a leaver was lost, while it is not known if it is needed
+    member_since_s: float = 0.0
     out: bool = False  # a planned view without it is in force
     excluding: str | None = None  # why the next view is to be without it, though it stays admitted
-    excluded: Excluded | None = None  # told until it answers
+    excluded_epoch: int = 0  # of the view that it was left out of though it stayed admitted
+    excluded_text: str = ""
     silent: bool = False  # its lease has ended, but it may come back until a view excludes it
+    admitted_s: float = 0.0
+    warm_epoch: int = 0  # of the view to whose members all its links are up
     plan_retry_s: float = 0.0
     plan_backoff_s: float = 0.0
     resent_s: float = -1e9
@@ -87,6 +91,7 @@ class Peer:
             hostname=self.hostname,
             pid=self.pid,
             group=self.group,
+            excluded_epoch=self.excluded_epoch,
         )
 
 

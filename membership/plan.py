@@ -15,6 +15,7 @@ class Kind(Enum):
     JOIN = "join"  # newcomers that wait at an entry come in
     LEAVE = "leave"  # members that asked to go are left out
     REORDER = "reorder"  # the same members, other ranks
+    WARM = "warm"  # links to newcomers that are not at an entry yet; nobody is asked to hold
 
 
 class Phase(Enum):

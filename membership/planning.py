@@ -36,6 +36,7 @@ class Planning:
         self._choosing = Choosing(core)
         self._entering = Entering(core)
         self._plan: Plan | None = None
+        self._warm: Plan | None = None  # its links are up; its newcomers are not at an entry
         self._not_before_s = 0.0  # after a plan that members could not follow
         self.deadline_s: float | None = None
 
@@ -93,7 +94,7 @@ class Planning:
             core.send_view(peer)
         if plan is not None and peer.incarnation in plan:
             holding = plan.phase is not Phase.LINKS
-            if plan.kind is Kind.JOIN and (holding or peer.incarnation not in plan.up):
+            if plan.candidates and (holding or peer.incarnation not in plan.up):
                 core.send(peer, ViewPlan(core.generation, plan.view.epoch, plan.view.infos()))
             if holding and peer.incarnation in plan.base:
                 core.send(peer, Hold(core.generation, plan.view.epoch))
@@ -131,6 +132,8 @@ class Planning:
             self._cancel("the peers have changed", now_s)
         elif plan.phase is Phase.LINKS and self._choosing.someone_drains():
             self._cancel("a member leaves first", now_s)
+        elif plan.kind is Kind.WARM and self._is_overtaken(plan, now_s):
+            self._cancel("somebody comes in first", now_s)
         elif plan.phase is Phase.LINKS:
             if all(i in plan.up for i in plan.view.incarnations()):
                 self._links_are_up(plan, now_s)
@@ -145,7 +148,22 @@ class Planning:
         else:
             self._drained(plan, now_s)
 
+    def _is_overtaken(self, plan: Plan, now_s: float) -> bool:
+        """Makes a join of a plan to warm newcomers up once all are at one entry; says whether some
+        newcomer comes in without the others."""
+        entering = self._choosing.entering(now_s)
+        names = {p.entry for p in entering}
+        if len(names) == 1 and {p.incarnation for p in entering} == set(plan.candidates):
+            plan.kind, plan.name = Kind.JOIN, names.pop() or ""
+            return False
+        return bool(entering)
+
     def _links_are_up(self, plan: Plan, now_s: float) -> None:
+        if plan.kind is Kind.WARM:
+            self._plan, self._warm = None, plan
+            for i in plan.candidates:
+                self._core.peers[i].warm_epoch = self._core.epoch()
+            return
         if not plan.base:
             self._plan = None
             self._install_first(plan, now_s)
@@ -194,8 +212,8 @@ class Planning:
         core.counters.views += 1
         core.persist()
         core.installed_s = now_s
+        core.became_members(plan.candidates)
         for peer in core.members():
-            peer.entry, peer.plan_backoff_s = None, 0.0
             core.send(peer, core.install_message(core.view, core.note))
         core.log(
             "info", f"epoch {plan.view.epoch}: first view with {len(plan.view.members)} members"
@@ -240,11 +258,13 @@ class Planning:
         plan, self.deadline_s = self._choosing.next_plan(now_s)
         if plan is None:
             return
+        plan = self._prepared(plan, now_s)
         self._plan = plan
         self.deadline_s = plan.deadline_s
         if plan.phase is Phase.HOLD:
             self._ask_to_hold(plan)
         else:
+            self._warm = None
             message = ViewPlan(core.generation, plan.view.epoch, plan.view.infos())
             for i in plan.view.incarnations():
                 core.send(core.peers[i], message)
@@ -253,3 +273,15 @@ class Planning:
         ]
         who = ", ".join(name(p) for p in moving[:8]) or "another order"
         core.log("info", f"plan for epoch {plan.view.epoch}: {plan.kind.value} of {who}")
+
+    def _prepared(self, plan: Plan, now_s: float) -> Plan:
+        """Returns the plan to follow: with links that are up already, its newcomers need only that
+        the members hold."""
+        warm = self._warm
+        same = warm is not None and plan.kind is Kind.JOIN and warm.base == plan.base
+        if warm is None or not same or set(warm.candidates) != set(plan.candidates):
+            return plan
+        self._warm = None
+        warm.kind, warm.name, warm.phase = Kind.JOIN, plan.name, Phase.HOLD
+        warm.deadline_s = now_s + self._core.config.hold_timeout_s
+        return warm

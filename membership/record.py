@@ -40,6 +40,7 @@ class AdmittedPeer:
     hostname: str
     pid: int
     group: int = 0
+    excluded_epoch: int = 0
 
 
 ANY_NAME: Final = ""

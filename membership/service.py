@@ -42,6 +42,8 @@ class CoordinatorOptions:
     listen: Address = field(default_factory=lambda: Address("127.0.0.1", 0))
     journal: Path | None = None  # None: the run is forgotten when the coordinator ends
     min_world: int = 0  # 0: the first peer that has an opinion decides
+    on_underflow: int = 0  # likewise; else an Underflow
+    straggler_s: float = 0.0  # likewise; else STRAGGLER_WAIT, or how long others wait
     profile: TimeProfile = LAN
     insecure: bool = False  # may listen off loopback
     limits: ControlLimits = field(default_factory=ControlLimits)
@@ -99,6 +101,8 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
     record = store.load()
     config = CoordinatorConfig(
         min_world=options.min_world,
+        on_underflow=options.on_underflow,
+        straggler_s=options.straggler_s,
         profile=options.profile,
         began_on_empty_journal=options.journal is not None and record is None,
     )

@@ -114,4 +114,4 @@ def _state(core: Core, peer: Peer) -> str:
         return "member"
     if peer.native is None:
         return "admitted"
-    return "learner"
+    return "warm" if 0 < peer.warm_epoch == core.epoch() else "learner"

@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, PcclError, UsageError
+from pccl.base.errors import DeadlineExceeded, Left, PcclError, UsageError
 from pccl.collectives.ops import Algorithm, ReduceOp
 from pccl.membership.agent import Standing
+from pccl.membership.messages import DRAIN_S_MAX, TEXT_CHARACTERS_MAX
 from pccl.outcome import Outcome, Peer
 from pccl.session import Session
 from pccl.step import Step, check_all_reduce
@@ -46,8 +47,9 @@ class Communicator:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         self.close()
+        return isinstance(error, Left)  # as it was asked to: nothing to report
 
     # ---- who is in
 
@@ -61,17 +63,18 @@ class Communicator:
         """The view in force now.  It may change whenever no step of this process is open."""
         self._session.check()
         view = self._session.engine.view()
-        return View(view.epoch, self._session.peers(view.members), view.rank)
+        members = self._session.peers(view.members)
+        return View(view.epoch, members, view.rank, view.groups, view.group)
 
     @property
     def rank(self) -> int:
-        """This peer's rank in the view in force now; -1 before its first step."""
+        """This peer's rank in its group in the view in force now; -1 before its first step."""
         self._session.check()
         return self._session.engine.view().rank
 
     @property
     def world_size(self) -> int:
-        """The number of members now; 0 before the first view."""
+        """The number of members of this peer's group now; 0 before the first view."""
         self._session.check()
         return self._session.engine.view().world_size
 
@@ -130,6 +133,8 @@ class Communicator:
 
         On leaving the block, raises StepFailed or DeadlineExceeded if that is the decision on
         every member (inputs are as before), Evicted or OutcomeUnknown if this peer is out.
+        On entering it, Left is raised if this peer has left as it had asked to, Excluded if the
+        others did not wait for it, WorldTooSmall below `min_world` if the run is to raise then.
         An exception inside the block makes this peer leave the run; the others retry without it.
         """
         return Step(self._session, name, self._timeout(timeout_s))
@@ -204,6 +209,26 @@ class Communicator:
             raise
 
     # ---- the end
+
+    def leave(self, deadline_s: float = 30.0, reason: str = "") -> None:
+        """Asks to leave the run without a step being aborted; returns at once.
+
+        Go on as before: at the step from which the others run without this peer, `step()` (or a
+        stand-alone operation) raises Left, by which a `with pccl.connect(...)` block ends quietly.
+        All earlier steps are done then.  If that cannot be planned within `deadline_s`, this peer
+        is taken out at once, as by `close`.  May be called from any thread, and from a signal
+        handler.
+        """
+        session = self._session
+        session.check()
+        if not 0 <= deadline_s <= DRAIN_S_MAX:
+            raise UsageError(f"deadline_s must be within 0 to {DRAIN_S_MAX:g}, not {deadline_s!r}")
+        session.leave(float(deadline_s), str(reason)[:TEXT_CHARACTERS_MAX])
+
+    @property
+    def leaving(self) -> bool:
+        """Says whether this peer has asked to leave."""
+        return self._session.engine.leaving
 
     def close(self) -> None:
         """Leaves the run at once; idempotent, bounded (about 3 s), also after errors."""

@@ -12,11 +12,16 @@ import ipaddress
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
 
 from pccl.base.errors import ConnectError, PcclError, UsageError
 from pccl.communicator import Communicator, check_timeout
+from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
+from pccl.membership.messages import GROUP_MAX, STRAGGLER_WAIT, Underflow
 from pccl.outcome import Peer
 from pccl.session import Session
 from pccl.transport.address import (
@@ -38,6 +43,10 @@ def connect(
     address: str | Sequence[str],
     *,
     min_world: int | None = None,
+    on_underflow: Literal["wait", "alone", "raise"] | None = None,
+    straggler: Literal["wait"] | float | None = None,
+    peer_group: int = 0,
+    drain_on_sigterm_s: float | None = None,
     timeout_s: float = 60.0,
     listen: str | None = None,
     advertise: str | None = None,
@@ -51,10 +60,16 @@ def connect(
     """Joins the run of a coordinator; blocks until this process is admitted.
 
     Args:
-        address: host:port of the coordinator; host name, IPv4, or IPv6 in brackets; several
-            separated by commas are tried in turn.
+        address: host:port of the coordinator; IPv6 in brackets; several, with commas: in turn.
         min_world: steps run only while at least that many members are in; alike on all peers;
-            None leaves it to the coordinator or the other peers.
+            here and below None leaves it to the coordinator or the other peers.
+        on_underflow: what steps do while fewer are in: wait for more, run all the same after a
+            first view that was large enough, or raise WorldTooSmall; alike on all peers, too.
+        straggler: "wait" for who is slow, or exclude it when others have waited so many seconds:
+            it is told Excluded and may come in again; alike on all peers, too.
+        peer_group: peers of one group reduce among themselves; steps are committed by all groups.
+        drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
+            that was there is called too, and put back on close.
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process (port 0: any).  None: the address used
             towards the coordinator, any port.
@@ -63,8 +78,7 @@ def connect(
         insecure: allows an unencrypted listener that other machines can reach.
         identity: file that keeps this peer's key; None makes a new identity.
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
-        coordinator_grace_s: how long to go on without a coordinator while no step gets done; None
-            leaves it to the coordinator.
+        coordinator_grace_s: how long to go on without a coordinator while no step gets done.
         spin_us: how long a waiting call polls before it sleeps; -1 chooses.
 
     Raises:
@@ -72,40 +86,37 @@ def connect(
         ConnectError: no coordinator in time, or it will not have this process; says what to do.
     """
     addresses = parse_addresses(address if isinstance(address, str) else ",".join(address))
-    _check_numbers(min_world, timeout_s, lanes, step_timeout_s, coordinator_grace_s)
-    listen_at = None if listen is None else _literal(parse_address(listen, port_min=0))
-    if listen_at is not None:
-        _require_allowed(listen_at.host, insecure)
-    advertised = None if advertise is None else _parse_advertise(advertise)
+    durations_s = (timeout_s, step_timeout_s, coordinator_grace_s, drain_on_sigterm_s)
+    _check_numbers(min_world, lanes, peer_group, durations_s)
+    make_engine = partial(_make_engine, _Listening.parse(listen, advertise, insecure))
     peer_id = peer_id_of(load_or_make_key(identity))
-    host_key = this_host_key()
-
-    def make_seat(local_host: str) -> Seat:
-        at = listen_at or Address(local_host, 0)
-        _require_allowed(at.host, insecure)
-        engine = Engine(
-            peer_id=bytes(peer_id),
-            listen_host=at.host,
-            listen_port=at.port,
-            lanes=lanes,
-            spin_us=spin_us,
-            host_key=host_key,
-        )
-        return seat_of(engine, at.host, advertised)
-
     config = AgentConfig(
         addresses=addresses,
         peer_id=bytes(peer_id),
-        host_key=host_key,
+        host_key=this_host_key(),
         min_world=min_world or 0,
+        group=peer_group,
+        on_underflow=parse_underflow(on_underflow),
+        straggler_s=parse_straggler(straggler),
         connect_timeout_s=timeout_s,
         coordinator_grace_s=coordinator_grace_s,
     )
-    return admit(MemberAgent(config, make_seat), config, peer_id, step_timeout_s=step_timeout_s)
+    return admit(
+        MemberAgent(config, partial(make_engine, config, lanes, spin_us)),
+        config,
+        peer_id,
+        step_timeout_s=step_timeout_s,
+        drain_on_sigterm_s=drain_on_sigterm_s,
+    )
 
 
 def admit(
-    agent: MemberAgent, config: AgentConfig, peer_id: Peer, *, step_timeout_s: float
+    agent: MemberAgent,
+    config: AgentConfig,
+    peer_id: Peer,
+    *,
+    step_timeout_s: float,
+    drain_on_sigterm_s: float | None = None,
 ) -> Communicator:
     """Starts an agent and returns the Communicator once it is admitted; else ends it and raises."""
     session: Session | None = None
@@ -118,12 +129,53 @@ def admit(
             raise _refusal(agent, config)
         assert agent.seat is not None
         session = Session(agent.seat.engine, agent, peer_id, step_timeout_s=step_timeout_s)
-        return Communicator(session)
+        communicator = Communicator(session)
     finally:
         if session is None:
             agent.stop("gave up connecting", 0.0)
             if agent.seat is not None:
                 agent.seat.engine.close()
+    if drain_on_sigterm_s is not None:
+        drain = DrainOnSigterm(session, drain_on_sigterm_s)
+        session.on_close = drain.restore
+        try:
+            drain.install()
+        except UsageError:
+            communicator.close()
+            raise
+    return communicator
+
+
+@dataclass(frozen=True, slots=True)
+class _Listening:
+    """Where this process may be reached by its peers, as far as the program says."""
+
+    at: Address | None  # None: the address used towards the coordinator
+    advertised: Address | None
+    insecure: bool
+
+    @classmethod
+    def parse(cls, listen: str | None, advertise: str | None, insecure: bool) -> Self:
+        at = None if listen is None else _literal(parse_address(listen, port_min=0))
+        if at is not None:
+            _require_allowed(at.host, insecure)
+        return cls(at, None if advertise is None else _parse_advertise(advertise), insecure)
+
+
+def _make_engine(
+    where: _Listening, config: AgentConfig, lanes: int, spin_us: int, local_host: str
+) -> Seat:
+    at = where.at or Address(local_host, 0)
+    _require_allowed(at.host, where.insecure)
+    engine = Engine(
+        peer_id=config.peer_id,
+        listen_host=at.host,
+        listen_port=at.port,
+        lanes=lanes,
+        spin_us=spin_us,
+        host_key=config.host_key,
+    )
+    return seat_of(engine, at.host, where.advertised)
 
 
 def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:
@@ -192,17 +244,40 @@ def _literal(address: Address) -> Address:
     return Address(str(found[0][4][0]), address.port)
 
 
+def parse_underflow(policy: str | None) -> int:
+    """Returns the number of a policy below `min_world`; 0 for None."""
+    if policy is None:
+        return 0
+    try:
+        return int(Underflow[policy.upper()])
+    except (KeyError, AttributeError):
+        names = ", ".join(p.name.lower() for p in Underflow)
+        raise UsageError(f"on_underflow must be one of {names}, not {policy!r}") from None
+
+
+def parse_straggler(policy: str | float | None) -> float:
+    """Returns what a Hello says of the straggler policy; 0 for None."""
+    if policy is None:
+        return 0.0
+    if policy == "wait":
+        return STRAGGLER_WAIT
+    if isinstance(policy, str):
+        raise UsageError(f"straggler must be 'wait' or seconds, not {policy!r}")
+    return check_timeout(policy)
+
+
 def _check_numbers(
     min_world: int | None,
-    timeout_s: float,
     lanes: int,
-    step_timeout_s: float,
-    coordinator_grace_s: float | None,
+    peer_group: int,
+    durations_s: Sequence[float | None],
 ) -> None:
-    for duration_s in (timeout_s, step_timeout_s, coordinator_grace_s):
+    for duration_s in durations_s:
         if duration_s is not None:
             check_timeout(duration_s)
     if min_world is not None and not 1 <= min_world <= MIN_WORLD_MAX:
         raise UsageError(f"min_world must be within 1 to {MIN_WORLD_MAX}, not {min_world}")
     if not 0 <= lanes <= LANES_MAX:
         raise UsageError(f"lanes must be within 0 (automatic) to {LANES_MAX}, not {lanes}")
+    if not 0 <= peer_group <= GROUP_MAX:
+        raise UsageError(f"peer_group must be within 0 to {GROUP_MAX}, not {peer_group}")

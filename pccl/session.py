@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import Closed, DeadlineExceeded, Forked, PcclError, UsageError
+from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
 from pccl.collectives.buffers import Buffer
 from pccl.membership.agent import MemberAgent
 from pccl.membership.member import GOODBYE_S
@@ -44,6 +44,8 @@ class Session:
         self._close_lock = threading.RLock()
         self._closed: str | None = None
         self._open: dict[int, Ticket] = {}
+        self._next_step = 0
+        self.on_close: Callable[[], None] | None = None
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
 
     @property
@@ -67,6 +69,8 @@ class Session:
 
         Raises:
             DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
+            Left: this peer has left, as it had asked to; its earlier steps are decided.
+            Excluded, WorldTooSmall: as the run's policies say; nothing has begun.
             UsageError: the name is empty or too long.
         """
         self.check()
@@ -88,9 +92,13 @@ class Session:
             self.check()
             self._make_room(deadline)
             begun = self.engine.begin_step(name, deadline.remaining_s())
+            self._next_step = begun.step + 1
             ticket = Ticket(self, name, begun, timeout_s)
             self._open[begun.step] = ticket
             return ticket
+        except Left:
+            self._finish_open(deadline)
+            raise
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"step {name!r} did not begin within {timeout_s:g} s ({error}); a newcomer "
@@ -112,6 +120,19 @@ class Session:
                 )
             if not oldest.wait(deadline.remaining_s()):
                 raise DeadlineExceeded(f"{len(self._open)} steps are still in flight")
+
+    def _finish_open(self, deadline: Deadline) -> None:
+        """Waits for the steps before the one at which this peer leaves; what becomes of them, those
+        who hold their works are told."""
+        for ticket in list(self._open.values()):
+            if ticket.sealed:
+                with contextlib.suppress(PcclError):
+                    ticket.wait(min(deadline.remaining_s(), ticket.deadline.remaining_s()))
+
+    def _decided_below(self) -> int:
+        """Returns the first step of which this peer does not know what became."""
+        undecided = [t.begun.step for t in list(self._open.values()) if not t.decided]
+        return min(undecided, default=self._next_step)
 
     def check_free(self, source: Buffer, target: Buffer) -> None:
         """Raises UsageError if an operation in flight uses this memory in conflict."""
@@ -136,6 +157,11 @@ class Session:
             found.append(peer)
         return tuple(found)
 
+    def leave(self, deadline_s: float, reason: str) -> None:
+        """Asks to be planned out of the run; returns at once."""
+        self.engine.leaving = True
+        self.agent.leave(deadline_s, reason)
+
     def leave_after(self, error: BaseException) -> None:
         """The program broke off inside a step: this peer leaves, the others go on without it."""
         name = type(error).__name__
@@ -153,7 +179,9 @@ class Session:
                 return
             self._closed = reason or "the communicator is closed; connect again"
             try:
-                self.agent.stop(reason or "closed", GOODBYE_S)
+                if self.on_close is not None:
+                    self.on_close()
+                self.agent.stop(reason or "closed", GOODBYE_S, self._decided_below())
             finally:
                 with contextlib.suppress(PcclError):
                     self.engine.close()

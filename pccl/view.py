@@ -9,12 +9,21 @@ from pccl.outcome import Peer
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An epoch and its members in rank order; `rank` is this peer's, -1 while it is no member."""
+    """An epoch and its members, group by group in rank order.
+
+    Attributes:
+        rank: this peer's, in its group; -1 while it is no member.
+        groups: the group of each member.
+        group: this peer's own.
+    """
 
     epoch: int
     members: tuple[Peer, ...]
     rank: int
+    groups: tuple[int, ...]
+    group: int = 0
 
     @property
     def world_size(self) -> int:
-        return len(self.members)
+        """The number of members of the own group."""
+        return self.groups.count(self.group)

@@ -91,6 +91,7 @@ class Engine:
         host_key: int = 0,
         native: Any = None,
     ) -> None:
+        self.leaving = False
         module: Any = load_native() if native is None else native
         self._error_type: type[Exception] = module.EngineError
         try:
@@ -271,6 +272,8 @@ class Engine:
 
     def _mapped(self, error: Exception, *, deciding: bool) -> PcclError:
         code, text = (*map(str, error.args), "", "")[:2]
+        if code == "evicted" and self.leaving:
+            code = "left"  # the coordinator lets go whoever asked for it
         return error_of(code, text, deciding=deciding)
 
     def _forked(self) -> None:

@@ -79,6 +79,9 @@ class EngineView:
 class EngineLike(Protocol):
     """What membership, collectives and the face use of an engine.  Callable from any thread."""
 
+    leaving: bool
+    """Set once this process has asked to leave: an end by the coordinator is then Left."""
+
     @property
     def port(self) -> int: ...
     @property

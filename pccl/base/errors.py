@@ -150,9 +150,9 @@ class WorldTooSmall(StepFailed):
 
 
 class Excluded(StepFailed):
-    """The others did not wait any longer for this peer, which was too slow: its open steps count
-    without it.  It stays in the run as a newcomer: bring its state up to date (`sync_state`) and
-    begin the next step, at which it comes in again."""
+    """The others did not wait any longer for this peer, which was too slow; what became of its open
+    steps, they know.  It stays in the run as a newcomer: bring its state up to date (`sync_state`)
+    and begin the next step, at which it comes in again."""
 
     retryable = True
 

@@ -20,6 +20,7 @@ from pccl.base.ids import SHORT_HEX_DIGITS
 from pccl.bench.arithmetic import parse_bytes
 from pccl.cli.main import MISUSED, print_error
 from pccl.membership.adoption import Adoption
+from pccl.membership.messages import Underflow
 from pccl.membership.service import CoordinatorOptions, choose_profile, serve
 from pccl.membership.service_adopt import adopt
 from pccl.transport.address import Address, parse_address
@@ -79,6 +80,18 @@ _VERBOSE = click.option(
     type=click.IntRange(1, 1024),
     help="Members without which no step runs; else the first peer that has an opinion decides.",
 )
+@click.option(
+    "--on-underflow",
+    type=click.Choice([policy.name.lower() for policy in Underflow]),
+    help="What steps do with fewer members: wait, run all the same, or fail on all members.",
+)
+@click.option(
+    "--straggler-exclude-after",
+    "straggler_s",
+    type=click.FloatRange(0.1),
+    metavar="S",
+    help="Leave out a member for which the others have waited so long; it may come in again.",
+)
 @_PROFILE
 @_RECORD
 @_RECORD_BYTES
@@ -90,6 +103,8 @@ def command(
     listen_text: str,
     journal: Path | None,
     min_world: int | None,
+    on_underflow: str | None,
+    straggler_s: float | None,
     profile_name: str,
     record: Path | None,
     record_bytes: int,
@@ -108,6 +123,8 @@ def command(
         listen=listen,
         journal=journal,
         min_world=min_world or 0,
+        on_underflow=0 if on_underflow is None else Underflow[on_underflow.upper()].value,
+        straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
         record=record,
         record_bytes=record_bytes,

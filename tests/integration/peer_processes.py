@@ -76,9 +76,13 @@ class PeerProcess:
                 return fact
 
     def ask_to_end(self) -> None:
+        self.say("end")
+
+    def say(self, line: str) -> None:
+        """Writes a line to its standard input, if it is still there to read it."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write("end\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
     def send(self, number: signal.Signals) -> None:
@@ -139,6 +143,12 @@ class Run:
         ]
         self.peers += started
         return started
+
+    def start_one(self, program: str, index: int, count: int) -> PeerProcess:
+        """Starts one of `count` peers that wait for one another."""
+        peer = PeerProcess(self.address, program, index, count, self.file)
+        self.peers.append(peer)
+        return peer
 
     def start_newcomer(self, program: str) -> PeerProcess:
         peer = PeerProcess(self.address, program, index=1, count=1, file=self.file)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pccl.membership import member_events as e
-from pccl.membership.agent import _perform_on_engine
+from pccl.membership.engine_effects import perform_on_engine
 from pccl.membership.member import Member
 from pccl.transport.engine_events import EngineEvent
 from tests.sim.engine import SimEngine
@@ -164,7 +164,7 @@ class PeerProcess(Process):
                 world.note("{} ends ({}): {}", self, code, text)
                 engine.fail(code, text)
             case _:
-                _perform_on_engine(effect, engine)  # type: ignore[arg-type]  # as far as it goes
+                perform_on_engine(effect, engine)  # type: ignore[arg-type]  # as far as it goes
 
     # ------------------------------------------------------------ connections
 

@@ -110,6 +110,7 @@ class FakeEngine:
 
     port = 4000
     event_fd = -1
+    leaving = False
 
     def __init__(self, run: FakeRun, peer_id: bytes, next_step: int) -> None:
         self.run = run
@@ -117,6 +118,7 @@ class FakeEngine:
         self.next_step = next_step
         self.error: PcclError | None = None
         self.gate_open = True
+        self.refusals: list[PcclError] = []  # of the next begin_steps
         self.answers_proposals = True
         self.proposals: list[tuple[int, int, str]] = []
         self.released: list[int] = []
@@ -126,6 +128,8 @@ class FakeEngine:
 
     def begin_step(self, name: str, timeout_s: float) -> BegunStep:
         self.check()
+        if self.refusals:
+            raise self.refusals.pop(0)
         if not self.gate_open:
             raise DeadlineExceeded("no view")
         with self.run.changed:
@@ -244,6 +248,8 @@ class FakeAgent:
         self.steps_decided = 0
         self.wanted: list[int] = []
         self.stopped: list[str] = []
+        self.decided_below = 0
+        self.drains: list[tuple[float, str]] = []
         self.on_wait: Callable[[], None] = lambda: None
         self.notices: dict[int, list[Callable[[], None]]] = {}
 
@@ -264,8 +270,12 @@ class FakeAgent:
     def end(self, code: str, text: str) -> None:
         self.standing = Standing(ended=Ended(code, text))
 
-    def stop(self, reason: str, timeout_s: float) -> bool:
+    def leave(self, deadline_s: float, reason: str) -> None:
+        self.drains.append((deadline_s, reason))
+
+    def stop(self, reason: str, timeout_s: float, decided_below: int = 0) -> bool:
         self.stopped.append(reason)
+        self.decided_below = decided_below
         return True
 
 

@@ -23,7 +23,7 @@ def test_rank_and_world_follow_the_view() -> None:
     comm, _, _ = sit(run, b"one")
     assert (comm.rank, comm.world_size) == (0, 1)
     other, _, _ = sit(run, b"two")
-    assert comm.view == pccl.View(run.epoch, (comm.peer_id, other.peer_id), 0)
+    assert comm.view == pccl.View(run.epoch, (comm.peer_id, other.peer_id), 0, (0, 0))
     assert other.rank == 1
     assert repr(comm.peer_id) == b"one.".hex()
 
@@ -150,9 +150,9 @@ def test_closing_may_be_interrupted_by_a_handler_that_closes_too() -> None:
     comm, engine, agent = sit(FakeRun(), b"one")
     stop = agent.stop
 
-    def interrupted(reason: str, timeout_s: float) -> bool:
+    def interrupted(reason: str, timeout_s: float, decided_below: int = 0) -> bool:
         comm.close()  # as a signal handler on the same thread would
-        return stop(reason, timeout_s)
+        return stop(reason, timeout_s, decided_below)
 
     agent.stop = interrupted  # type: ignore[method-assign]
     closing = threading.Thread(target=comm.close, daemon=True)

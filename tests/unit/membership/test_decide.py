@@ -92,6 +92,36 @@ def test_the_watermark_a_joiner_begins_with_proves_no_commit_of_earlier_steps() 
         assert outcome.committed_below == STEP
 
 
+TWO_GROUPS = view(*(replace(member(i), group=i % 2) for i in (A, B, C, D)))  # A C, B D
+OTHER = report(held(complete=True, digest=OTHER_BITS))
+
+
+def test_groups_hold_different_bits_and_commit_together() -> None:
+    reports = {A: COMPLETE, B: OTHER, C: COMPLETE, D: OTHER}
+    assert outcome_of(decide([TWO_GROUPS], reports)) is StepOutcome.COMMIT
+
+
+def test_a_step_that_one_group_has_not_completed_runs_again_in_all() -> None:
+    reports = {A: COMPLETE, B: OTHER, C: COMPLETE, D: INCOMPLETE}
+    assert outcome_of(decide([TWO_GROUPS], reports)) is StepOutcome.RETRY
+
+
+def test_bits_that_differ_within_a_group_are_corruption_whatever_the_other_group_holds() -> None:
+    outcome = decide([TWO_GROUPS], {A: COMPLETE, B: OTHER, C: OTHER, D: OTHER})
+    assert outcome_of(outcome) is StepOutcome.RETRY
+    assert outcome.corrupt == (STEP,) and outcome.minority == ()  # one against one
+
+
+def test_a_minority_is_counted_within_its_group() -> None:
+    five = view(
+        *(replace(member(i), group=int(i >= D)) for i in (A, B, C, D)),
+        replace(member(5), group=1),
+    )
+    odd = report(held(complete=True, digest=b"\x03" * 16))
+    outcome = decide([five], {A: COMPLETE, B: odd, C: COMPLETE, D: OTHER, 5: OTHER})
+    assert outcome_of(outcome) is StepOutcome.RETRY and outcome.minority == (B,)
+
+
 def test_attempts_of_two_epochs_are_no_common_result() -> None:
     views = [THREE, view(member(A), member(B), epoch=EPOCH + 1)]
     reports = {A: report(held(complete=True, epoch=EPOCH + 1)), B: COMPLETE}

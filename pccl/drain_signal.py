@@ -1,0 +1,57 @@
+"""SIGTERM as a request to leave: what a machine gets that is about to go away.
+
+    no handler --install--> armed --SIGTERM--> leave(), then the handler that was there before
+                              +-- close --> the handler that was there before
+
+Invariants: the previous handler is called as before, unless it was the system's own, which would
+end the process; once the session is over, a SIGTERM does what it would have done without us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pccl.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from pccl.session import Session
+
+
+class DrainOnSigterm:
+    """Installed by the main thread; `restore` may be called by any."""
+
+    def __init__(self, session: Session, deadline_s: float) -> None:
+        self._session = session
+        self._deadline_s = deadline_s
+        self._pid = os.getpid()
+        self._previous: Any = signal.SIG_DFL
+
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError(
+                "drain_on_sigterm_s works only in the main thread, which alone may set a signal "
+                "handler; call comm.leave() from a handler of your own instead"
+            )
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
+
+    def restore(self) -> None:
+        """Puts the previous handler back, unless the program has set another one since."""
+        if signal.getsignal(signal.SIGTERM) != self._handle:
+            return
+        with contextlib.suppress(ValueError):  # not the main thread: from now on we only pass it on
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        over = self._session.closed or os.getpid() != self._pid
+        if not over:
+            self._session.leave(self._deadline_s, "SIGTERM")
+        if callable(self._previous):
+            self._previous(number, frame)
+        elif over and self._previous == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
