@@ -55,6 +55,7 @@ from pccl.membership.messages import (
     WaitFor,
     World,
 )
+from pccl.membership.pace import Pace
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.record import Record
@@ -97,6 +98,7 @@ class Coordinator:
         self._core = _restore(config, generation, record, token_bytes, now_s)
         self._admission = Admission(self._core)
         self._liveness = Liveness(self._core)
+        self._pace = Pace(self._core)
         self._progress = Progress(self._core)
         self._links = Links(self._core)
         self._flushing = Flushing(self._core)
@@ -133,8 +135,8 @@ class Coordinator:
             case Dialled():
                 self._liveness.dialled(event, now_s)
             case Paused(duration_s):
-                self._departures.paused(duration_s)
-                for part in (self._liveness, self._progress, self._links, self._flushing):
+                parts = (self._liveness, self._departures, self._pace, self._progress)
+                for part in (*parts, self._links, self._flushing):
                     part.paused(duration_s)
             case Synced():
                 pass  # output commit makes durability the shell's matter
@@ -306,6 +308,7 @@ class Coordinator:
     def _heartbeat(self, peer: Peer, frame: Heartbeat, now_s: float) -> None:
         core = self._core
         self._progress.beat(peer, frame, now_s)
+        self._pace.beat(now_s)
         peer.next_step, peer.down, peer.relayed = frame.next_step, frame.down, frame.relayed
         self._note_epoch(peer, frame.epoch)
         core.send_native(peer, Pong(core.generation, core.epoch()))

@@ -55,6 +55,7 @@ class CoordinatorConfig:
     on_underflow: int = 0  # an Underflow; 0: the first peer with an opinion decides, else WAIT
     straggler_s: float = 0.0  # 0: likewise; < 0 waits, > 0 excludes after so long
     profile: TimeProfile = LAN
+    auto_profile: bool = False  # members' round trips may choose another one
     hold_timeout_s: float = 1.0  # members hold their next step that long for a joiner at most
     leave_report_s: float = 1.0  # a leaving peer answers that long
     detached_grace_s: float = 30.0  # a peer without its member agent can install no view

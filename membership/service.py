@@ -45,6 +45,7 @@ class CoordinatorOptions:
     on_underflow: int = 0  # likewise; else an Underflow
     straggler_s: float = 0.0  # likewise; else STRAGGLER_WAIT, or how long others wait
     profile: TimeProfile = LAN
+    auto_profile: bool = False  # members' round trips may choose another one
     insecure: bool = False  # may listen off loopback
     limits: ControlLimits = field(default_factory=ControlLimits)
     record: Path | None = None  # the flight recorder's file; it will hold secrets
@@ -104,6 +105,7 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
         on_underflow=options.on_underflow,
         straggler_s=options.straggler_s,
         profile=options.profile,
+        auto_profile=options.auto_profile,
         began_on_empty_journal=options.journal is not None and record is None,
     )
     machine = Coordinator(

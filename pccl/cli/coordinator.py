@@ -23,7 +23,7 @@ from pccl.membership.adoption import Adoption
 from pccl.membership.messages import Underflow
 from pccl.membership.service import CoordinatorOptions, choose_profile, serve
 from pccl.membership.service_adopt import adopt
-from pccl.transport.address import Address, parse_address
+from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.transport.dial import explain
 
 DEFAULT_LISTEN = "127.0.0.1:48148"
@@ -43,7 +43,8 @@ _PROFILE = click.option(
     type=click.Choice(["lan", "wan", "auto"]),
     default="auto",
     show_default=True,
-    help="How long silence may last; auto: lan on loopback and private networks, wan elsewhere.",
+    help="How long silence may last; auto: by the address at first (private: lan, public: wan), "
+    "then by the members' round trips.",
 )
 _RECORD = click.option(
     "--record",
@@ -126,6 +127,7 @@ def command(
         on_underflow=0 if on_underflow is None else Underflow[on_underflow.upper()].value,
         straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
+        auto_profile=_may_choose(profile_name, listen),
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
@@ -182,6 +184,7 @@ def adopt_command(
         listen=listen,
         journal=journal,
         profile=choose_profile(profile_name, listen.host),
+        auto_profile=_may_choose(profile_name, listen),
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
@@ -194,6 +197,12 @@ def _size(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _may_choose(profile_name: str, listen: Address) -> bool:
+    """Says whether measured round trips choose the profile: on loopback they measure how busy the
+    machine is, not how far anybody is away."""
+    return profile_name == "auto" and not is_loopback(listen.host)
 
 
 def _log_to_stderr(verbose: int) -> None:

@@ -56,14 +56,33 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"[bold]run {_text(document.get('run_id'))[:SHORT_HEX_DIGITS]}[/]  "
         f"generation {_text(document.get('generation'))}  epoch {_text(document.get('epoch'))}  "
+        f"profile {_text(document.get('profile'))}  "
         f"up {_duration(document.get('uptime_s'))}{paused}"
     )
     for kind in ("members", "learners"):
         _show_peers(kind, _rows(document, kind), console)
+    for line in (*map(_link, _rows(document, "links")), *map(_wait, _rows(document, "waits"))):
+        console.print(line, markup=False, soft_wrap=True)
     for key in ("plan", "flush", "counters", "connections"):
         if document.get(key):
             line = f"{key}: {_pairs(document[key])}"
             console.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def _link(row: Mapping[str, Any]) -> str:
+    """One link that is not as it should be."""
+    via = f" through {_text(row['via'])}" if row.get("via") else ""
+    return f"link {_text(row.get('between'))}: {_text(row.get('state'))}{via}"
+
+
+def _wait(row: Mapping[str, Any]) -> str:
+    """Whom one member's oldest open step waits for."""
+    others = row.get("of")
+    names = ", ".join(map(_text, others)) if isinstance(others, list) else _text(others)
+    return (
+        f"{_text(row.get('peer'))} waits in step {_text(row.get('step'))} for the "
+        f"{_text(row.get('for'))} of {names}, still for {_text(row.get('still_s'))} s"
+    )
 
 
 def _show_peers(kind: str, rows: list[Mapping[str, Any]], console: Console) -> None:

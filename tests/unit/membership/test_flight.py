@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pccl.base.errors import RemoteError
@@ -126,6 +126,7 @@ def version() -> str:
     return pccl_version()
 
 
+@settings(deadline=None)
 @given(events, st.floats(0, 1e9))
 def test_every_event_comes_back_as_it_was(given_event: Event, now_s: float) -> None:
     entry = arrived(given_event, now_s, b"digest..")

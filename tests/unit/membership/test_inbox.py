@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pccl.membership.events import ConnDown, ConnUp, Event, PeerMessage, Synced
@@ -34,6 +34,7 @@ def test_a_full_queue_of_strangers_stops_no_member() -> None:
     assert inbox.is_full_for(7777) and not inbox.is_full_for(1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["post", "let in", "turn"]), max_size=60))
 def test_what_one_connection_says_is_never_reordered(acts: list[str]) -> None:
     inbox = Inbox()

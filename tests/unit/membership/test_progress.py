@@ -117,7 +117,7 @@ def test_long_round_trips_make_everybody_patient() -> None:
     waits(c, DATA)
     hub.pass_time(11.75, beating=everybody)
     assert a.last(Flush) is None
-    hub.pass_time(1.0, beating=everybody)
+    hub.pass_time(2.0, beating=everybody)
     assert lost([a, b]) == (c.peer_id,)
 
 

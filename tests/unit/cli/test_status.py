@@ -1,0 +1,46 @@
+"""What people read of a run: who waits for whom, and which links are not as they should be."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from pccl.cli.status import show
+from pccl.transport.native_frames import Waiting, WaitKind, WaitOn
+from tests.unit.membership.hub import Hub
+
+
+def shown(hub: Hub) -> str:
+    text = io.StringIO()
+    show(hub.status(), Console(file=text, width=120))
+    return text.getvalue()
+
+
+def test_a_run_in_trouble_says_who_waits_for_whom_and_what_is_led_around() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+    b.status = {"down": (c.peer_id,)}
+    c.status = {"down": (b.peer_id,)}
+    waits = (WaitOn(b.peer_id, WaitKind.DATA), WaitOn(c.peer_id, WaitKind.DATA))
+    a.status = {"step": 7, "waiting": Waiting.PEERS, "waits": waits, "rtt_us": 1500}
+    hub.pass_time(3.0, beating=everybody)
+    lines = shown(hub)
+    assert "profile lan" in lines and "generation 1" in lines
+    assert "link 02020202.2 - 03030303.3: down through 01010101.1" in lines
+    assert "01010101.1 waits in step 7 for the data of 02020202.2, 03030303.3, still for" in lines
+
+
+def test_a_healthy_run_has_no_such_lines() -> None:
+    hub = Hub()
+    hub.members(2)
+    assert "link " not in shown(hub) and "waits in step" not in shown(hub)
+
+
+def test_names_that_peers_chose_cannot_make_the_document_too_long() -> None:
+    hub = Hub()
+    for _ in range(250):
+        peer = hub.learner(hostname="\u2603" * 255)
+        assert peer.incarnation
+    assert len(json.dumps(hub.status())) < 250_000
