@@ -11,8 +11,8 @@ Before the first FLUSH the record says that a flush is on, so a coordinator that
 knows that members may be frozen, and asks again.
 
 A flush while members leave by a plan: a leaver stays in, and is planned out anew, only if its
-program has not gone yet and nobody can have gone on without it.  Else it is left out, and its
-report is testimony.
+program has not gone yet and somebody who stays says that nobody can have gone on without it.  Else
+it is left out, and its report is testimony; alone, leavers decide nothing.
 
 Invariants: a view made by a flush consists of reporters only; an epoch that was asked for (the
 target) is decided at most once, for `Core.new_epoch` never repeats one.
@@ -80,7 +80,7 @@ class Flushing:
             return
         if report.generation != core.generation or report.target != asking.target:
             return
-        if asking.cut_off and not asking.reports:
+        if asking.cut_off and not self._is_decidable(asking):
             # The first one is back; give the others the time that a flush takes.
             asking.deadline_s = now_s + core.config.profile.flush_timeout_s
         asking.reports.setdefault(peer.incarnation, report)
@@ -124,9 +124,9 @@ class Flushing:
         asking = self._asking
         if asking is None:
             return
-        if not self._survivors():
+        if not self._stayers():
             self._dissolve()
-        elif not any(i in asking.reports for i in self._survivors()):
+        elif not self._is_decidable(asking):
             if now_s >= asking.deadline_s:
                 asking.cut_off = True
                 asking.deadline_s = now_s + core.config.profile.flush_timeout_s
@@ -147,6 +147,15 @@ class Flushing:
     def _survivors(self) -> list[int]:
         core = self._core
         return [p.incarnation for p in core.members() if p.present() and not core.is_drained(p)]
+
+    def _stayers(self) -> list[int]:
+        """Returns the survivors that an activated view keeps: what they committed in it without
+        the leavers, no leaver can know."""
+        leavers = self._core.leavers()
+        return [i for i in self._survivors() if i not in leavers]
+
+    def _is_decidable(self, asking: _Asking) -> bool:
+        return any(i in asking.reports for i in self._stayers())
 
     def _awaited(self, asking: _Asking, now_s: float) -> list[Peer]:
         """Returns the members whose report may still change something."""
@@ -294,6 +303,9 @@ class Flushing:
         """Nobody is left who holds the state of the run."""
         core = self._core
         left = core.members()
+        for peer in left:
+            if peer.present():
+                peer.gone = "those who were to stay are gone, and with them what they decided last"
         core.log("warning", "no member is left; the run begins anew with the next first view")
         joiners = core.joiners() if not self._resolved() else ()
         core.view, core.history, core.activation, core.note = None, (), None, NO_NOTE
@@ -331,13 +343,14 @@ def _departed(
     """Returns the leavers among the reporters that the next view is without.
 
     A step at or after the switch may be committed, or be so by this flush, only if everybody who
-    stays has switched; then who was to leave before it has no place any more.
+    stays has switched; then who was to leave before it has no place any more.  At least one of the
+    reporters stays.
     """
     if entering is None:
         return ()
     staying = [r for i, r in reports.items() if i not in leavers]
     epoch = entering.view.epoch
-    without = bool(staying) and (
-        all(r.epoch >= epoch for r in staying) or all(r.watermark >= entering.step for r in staying)
+    without = all(r.epoch >= epoch for r in staying) or all(
+        r.watermark >= entering.step for r in staying
     )
     return tuple(i for i in leavers if i in reports and (without or reports[i].epoch >= epoch))

@@ -11,8 +11,8 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 COLUMNS_MAX = 100
 TOPS = (
-    "pccl transport collectives membership native tests benchmarks examples tools docs .ci".split()
-)
+    "pccl transport collectives membership native model tests benchmarks examples tools docs .ci"
+).split()
 LOOSE = "dev pyproject.toml .importlinter README.md CHANGELOG.md CONTRIBUTING.md .gitignore".split()
 CPP = (".cpp", ".hpp", ".h", ".inc")
 BANNED_STEMS = frozenset("util utils helper helpers manager managers misc common stuff".split())

@@ -11,6 +11,7 @@ from pccl.membership.messages import (
     Evicted,
     Hold,
     HoldFrom,
+    Install,
     World,
 )
 from pccl.transport.native_frames import Flush, OpenStep, Report
@@ -155,3 +156,38 @@ def test_a_report_of_a_leaver_that_has_gone_is_no_contradiction() -> None:
     a.tell(Report(1, flush.target, epoch, True, 2, 1, 3, (), (held,)))
     leaver.tell(Report(1, flush.target, epoch, True, 2, 2, 2, (), ()))  # it knows that 1 committed
     assert [(d.step, d.outcome) for d in a.install().decisions] == [(1, 1)]
+
+
+def test_leavers_decide_nothing_while_those_who_stay_cannot_be_heard() -> None:
+    # Those may have switched, and committed steps without the leaver, before they were cut off.
+    hub = Hub()
+    members = [a, b, leaver] = hub.members(3)
+    epoch = hub.plan_out(members, leaver, step=7)
+    hub.pass_time(20.0, beating=[leaver])
+    assert flushes(leaver) == [True]
+    leaver.report(watermark=7)
+    hub.pass_time(20.0, beating=[leaver])
+    assert leaver.last(Install) is None
+    a.epoch = b.epoch = epoch
+    a.report(watermark=9)
+    b.report(watermark=9)
+    assert {m.peer_id for m in a.install().members} == {a.peer_id, b.peer_id}
+    assert leaver.got(Evicted).text == "left the run"
+
+
+def test_leavers_alone_do_not_go_on_with_a_run_whose_other_members_are_dead() -> None:
+    hub = Hub()
+    members = [a, b, *leavers] = hub.members(4)
+    a.lose(agent=True)  # so that both leave by one plan
+    for leaver in leavers:
+        leaver.say(Drain(30.0, ""))
+    a.hello()
+    epoch = a.got(Hold).epoch
+    for peer in members:
+        peer.say(HoldFrom(epoch, 3))
+    assert len(a.got(Activate).members) == 2
+    hub.kill(a)
+    hub.kill(b)
+    for leaver in leavers:
+        assert "those who were to stay are gone" in leaver.got(Evicted).text
+        assert leaver.last(Install) is None
