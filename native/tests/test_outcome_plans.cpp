@@ -58,7 +58,7 @@ TEST(a_promise_is_above_every_step_that_is_decided_so_that_a_joiner_runs_none_ag
   (void)peer.machine.fence(1, 2);
   const Decision committed{1, Verdict::commit, SuspectCode::none, {}};
   const Decision failed{4, Verdict::fail, SuspectCode::deadline, "too slow"};
-  CHECK(peer.install(view_of(2, {{0}}, true), {committed, failed}) == Status::ok);
+  CHECK(peer.install(view_of(2, {{0}}, Pause::waits), {committed, failed}) == Status::ok);
   CHECK(peer.committed(1) && peer.machine.waiting_at_gate());  // step 0 runs again, after step 1
   CHECK(peer.machine.hold(1, 3) == 5);  // step 4 has failed for those who had begun it
   peer.activate(view_of(3, {{0}, {2}}), 5);
