@@ -103,6 +103,7 @@ class MemberAgent:
         self._addresses = list(config.addresses)
         self._dialled: Address | None = None  # the one of them that accepted last
         self._events: deque[e.Event] = deque()
+        self._refusal = ""
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -343,13 +344,22 @@ class MemberAgent:
         await self._read(channel)
         return None
 
+    def _heed_refusal(self, message: m.CoordinatorMessageBody) -> None:
+        """Tells people, once, what only they can put right; this peer goes on trying."""
+        if isinstance(message, m.Refused) and message.code in m.REFUSALS_FOR_NOW:
+            if message.text != self._refusal:
+                _log.warning("refused for now: %s", message.text)
+            self._refusal = message.text
+
     async def _read(self, channel: Channel) -> None:
         foreign = answered = False
         dialled = self._dialled
         try:
             while (body := await channel.receive()) is not None:
                 answered = True
-                self._post(e.Received(m.coordinator_codec.decode(body)))
+                message = m.coordinator_codec.decode(body)
+                self._heed_refusal(message)
+                self._post(e.Received(message))
                 while len(self._events) >= INBOX_MAX:
                     self._room.clear()
                     await self._room.wait()

@@ -88,11 +88,8 @@ class Links:
         for other in sorted(bad):
             self._report(peer.incarnation, other, now_s)
         for other in sorted(carried):
-            pair = _pair(peer.incarnation, other)
-            if (edge := self._edge(pair)) is not None:
+            if (edge := self._edge(_pair(peer.incarnation, other))) is not None:
                 edge.relayed.add(peer.incarnation)
-                if edge.relayed == set(pair):
-                    edge.tried = ()
         for pair, edge in self._edges.items():
             if peer.incarnation in pair:
                 other = pair[0] + pair[1] - peer.incarnation
@@ -100,8 +97,12 @@ class Links:
                     edge.down.pop(peer.incarnation, None)
                 if other not in carried:
                     edge.relayed.discard(peer.incarnation)
-        if set(self._vias(peer.incarnation)) - carried:
-            self._told[peer.incarnation] = None  # not in force there (yet)
+        for other in self._vias(peer.incarnation):
+            edge = self._edges[_pair(peer.incarnation, other)]
+            if edge.relayed and not edge.down:
+                edge.tried = ()  # it works; who dials knows that it does, the other end need not
+            elif other not in carried:
+                self._told[peer.incarnation] = None  # not in force there (yet)
 
     def reported_down(
         self, accuser: Peer, epoch: int, peer_ids: Sequence[bytes], now_s: float

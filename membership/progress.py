@@ -9,8 +9,9 @@ still and waits for data or credit is stuck.  Follow what the stuck ones wait fo
 moves explains the wait (a big tensor on a slow link never is a stall); one that waits itself hands
 the question on; one that is still, in the same step, and waits for nobody, or is not heard, is the
 culprit, and is flushed out.  Where nobody is the culprit but bytes stay queued, the links are
-suspected (`blocked`), and `links` mends or judges them.  A step in which all stand still without
-any of this is run again by a flush that keeps everybody.
+suspected (`blocked`), and `links` mends or judges them; if that changes nothing, who takes no bytes
+and has none queued itself is the culprit after all.  A step in which all stand still without any of
+this is run again by a flush that keeps everybody.
 
 D4.  A member whose post others wait for, and whose own heartbeat says that its program is what is
 late, is a straggler; after the run's `straggler_s` it is excluded: out of the view, but admitted.
@@ -118,7 +119,7 @@ class Progress:
             return now_s >= since_s + factor * self._patience_s(peer, stall_s)
 
         culprits: dict[int, Peer] = {}
-        blocked: dict[int, list[bytes]] = {}
+        blocked: dict[int, set[bytes]] = {}
         stuck: Peer | None = None
         for peer, other, kind in self._waits(by_id, WaitKind.DATA, WaitKind.CREDIT):
             if not still(peer):
@@ -128,13 +129,18 @@ class Progress:
             if unheard or (_waits_for_nobody(other, peer.step) and still(other)):
                 culprits[other.incarnation] = other
             elif kind == WaitKind.CREDIT and still(other):
-                blocked.setdefault(peer.incarnation, []).append(other.peer_id)
+                blocked.setdefault(peer.incarnation, set()).add(other.peer_id)
+                blocked.setdefault(other.incarnation, set()).add(peer.peer_id)
+                # Two have no third who could relay; else the link is the first to be mended.
+                factor = 1.0 if len(by_id) == 2 else RETRY_FACTOR
+                if _takes_nothing(other) and still(other, factor):
+                    culprits[other.incarnation] = other
         if 2 * len(culprits) > len(by_id):
             culprits.clear()  # that many at once: rather something that all share
         for culprit in culprits.values():
-            what = "is not heard" if self._unheard(culprit, now_s) else "waits for nobody"
-            core.lose(culprit, f"others wait for its data in step {culprit.step}, and it {what}")
-        self._blocked = {} if culprits else {i: tuple(ids) for i, ids in blocked.items()}
+            what = "is not heard" if self._unheard(culprit, now_s) else "does nothing about it"
+            core.lose(culprit, f"others wait for it in step {culprit.step}, and it {what}")
+        self._blocked = {} if culprits else {i: tuple(sorted(ids)) for i, ids in blocked.items()}
         if stuck is None or culprits or blocked or any(map(_in_program, by_id.values())):
             return
         if all(still(peer, RETRY_FACTOR) for peer in by_id.values()):
@@ -197,6 +203,13 @@ def _in_program(peer: Peer) -> bool:
 def _waits_for_nobody(peer: Peer, step: int) -> bool:
     """Says whether a peer is in this very step, and nothing that it names keeps it there."""
     return peer.step == step and not peer.waits and not _in_program(peer)
+
+
+def _takes_nothing(peer: Peer) -> bool:
+    """Says whether a peer whom bytes are sent to has none of its own that nobody takes: then it,
+    rather than its links, is what stands still."""
+    queued = any(wait.kind == WaitKind.CREDIT for wait in peer.waits)
+    return not queued and not _in_program(peer)
 
 
 def _is_late(peer: Peer, step: int) -> bool:

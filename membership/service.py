@@ -22,6 +22,7 @@ from pccl.base.clock import system_clock
 from pccl.base.config import LAN, PROFILES, WAN, ControlLimits, TimeProfile
 from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError
 from pccl.base.event_loop import new_event_loop
+from pccl.base.log import get_logger
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
 from pccl.membership.dice import SEED_BYTES, Dice
 from pccl.membership.journal_sqlite import SqliteJournal
@@ -30,6 +31,8 @@ from pccl.membership.service_recorder import BYTES_DEFAULT, Recorder
 from pccl.membership.store import MemoryStore, Store
 from pccl.transport.address import Address, is_loopback
 from pccl.transport.dial import explain
+
+_log = get_logger("membership")
 
 START_TIMEOUT_S = 10.0  # opening a journal on a slow disk; a loopback port takes no time
 STOP_TIMEOUT_S = 10.0
@@ -100,6 +103,12 @@ def _open_store(options: CoordinatorOptions) -> Store:
 
 def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Recorder:
     record = store.load()
+    if options.journal is not None and record is None:
+        _log.info(
+            "journal %s knows no run: a new one begins (if a journal was lost, stop this one, and "
+            "let another coordinator adopt the run: pccl coordinator adopt)",
+            options.journal,
+        )
     config = CoordinatorConfig(
         min_world=options.min_world,
         on_underflow=options.on_underflow,

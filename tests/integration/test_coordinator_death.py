@@ -82,13 +82,14 @@ def test_a_killed_coordinator_that_is_started_again_on_its_journal_aborts_nothin
         coordinator.discard()
 
 
-def test_a_coordinator_stopped_for_longer_than_the_lease_evicts_nobody() -> None:
+@pytest.mark.parametrize("stop_s", [STOP_S, pytest.param(30.0, marks=pytest.mark.slow)])
+def test_a_coordinator_stopped_for_longer_than_the_lease_evicts_nobody(stop_s: float) -> None:
     address = free_address()
     coordinator = CoordinatorProcess("--listen", address).ready()
     try:
         with looping_peers(address, 3) as peers:
             coordinator.process.send_signal(signal.SIGSTOP)
-            time.sleep(STOP_S)
+            time.sleep(stop_s)
             coordinator.process.send_signal(signal.SIGCONT)
             time.sleep(1.0)
             document = attached(address, 3)

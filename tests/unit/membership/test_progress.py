@@ -89,6 +89,19 @@ def test_bytes_that_nobody_takes_are_led_around_before_anybody_is_blamed() -> No
     assert a.last(Flush) is None
 
 
+def test_who_takes_no_bytes_and_sends_all_its_own_is_flushed_out_when_no_relay_helps() -> None:
+    for count, seconds in ((2, 6.0), (3, 11.0)):
+        hub = Hub()
+        everybody = hub.members(count)
+        stuck, *others = everybody  # the one that came first
+        for peer in others:
+            named = (WaitOn(stuck.peer_id, DATA), WaitOn(stuck.peer_id, CREDIT))
+            peer.status = {"step": 5, "waiting": Waiting.PEERS, "waits": named}
+        waits(stuck, DATA, *others)
+        hub.pass_time(seconds, beating=everybody)
+        assert lost(others) == (stuck.peer_id,)
+
+
 def test_a_program_that_takes_its_time_is_no_stall() -> None:
     hub = Hub()
     a, b, c = everybody = hub.members(3)
