@@ -168,10 +168,10 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     if not commits:
         result.violations.append("nothing was ever committed")
         return
-    all_told = [fault.until for fault in world.faults if fault.kind == "leave"]
-    del all_told
-    last = commits[-1]
-    gaps = timeline.gaps(commits, spans, world.faults, end=last, min_world=plan.settings.min_world)
+    steps = timeline.done_steps(lives)
+    gaps = timeline.gaps(
+        commits, spans, world.faults, end=ended_at, min_world=settings.min_world, steps=steps
+    )
     result.unexcused_gaps_s = sorted((gap.length_s for gap in gaps), reverse=True)
     for gap in gaps:
         if gap.length_s > plan.gap_bar_s:
@@ -199,7 +199,7 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     )
     result.evictions = sum(life.end == "Evicted" for life in lives)
     result.gaps_s = [b - a for a, b in pairwise(sorted(c.at for c in told.values()))]
-    result.recoveries_s = timeline.recoveries(lives, world.faults)
+    result.recoveries_s = timeline.recoveries(steps, world.faults)
     ends = Counter(str(life.end or "killed") for life in lives)
     result.ends = dict(ends) | {"refused": sum(len(h.refused) for h in histories)}
     _keep(world, result)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 
 from tests.churn.records import Commit, Fault, Life
-from tests.churn.timeline import Span, gaps, left_behind, recoveries, unexplained
+from tests.churn.timeline import (
+    Done,
+    Span,
+    done_steps,
+    gaps,
+    left_behind,
+    recoveries,
+    unexplained,
+)
 
 FAR = 1000.0
 
@@ -19,10 +27,11 @@ def longest(
     faults: list[Fault],
     living: list[Span] | None = None,
     end: float | None = None,
+    steps: list[Done] | None = None,
 ) -> float:
     living = spans("a", "b", "c") if living is None else living
     end = commits[-1] if end is None else end
-    found = gaps(commits, living, faults, end=end, min_world=2)
+    found = gaps(commits, living, faults, end=end, min_world=2, steps=steps or [])
     return max((gap.length_s for gap in found), default=0.0)
 
 
@@ -60,8 +69,11 @@ def test_who_was_killed_is_no_longer_counted() -> None:
 def test_a_dead_coordinator_excuses_only_when_something_had_to_be_decided() -> None:
     dead = Fault("coordinator-kill", 0.0, 20.0)
     assert longest([5.0, 18.0], [dead]) == 13.0
-    kill = Fault("kill", 4.5, 4.5, ("d",))
-    assert longest([5.0, 18.0], [dead, kill]) == 0.0
+    kill = Fault("kill", 4.0, 4.0, ("d",))
+    unsettled = [Done(3.9, 5.0), Done(5.5, 18.0)]  # the commit at 5 began before the blow
+    assert longest([5.0, 18.0], [dead, kill], steps=unsettled) == 0.0
+    settled = [Done(4.5, 5.0), Done(5.5, 18.0)]
+    assert longest([5.0, 18.0], [dead, kill], steps=settled) == 13.0
 
 
 def test_with_nobody_disturbed_a_coordinator_that_is_there_is_not_asked_for() -> None:
@@ -88,7 +100,9 @@ def test_recovery_is_shown_by_a_step_begun_after_the_blow() -> None:
     one = Life("a", "aa", 0.0)
     one.invoked = [(1.0, 1), (1.5, 2), (3.0, 3)]
     one.commits = [commit(1.4, 1), commit(2.5, 2), commit(4.0, 3)]
-    found = recoveries([one], [Fault("kill", 2.0, 2.0, ("b",)), Fault("stop", 1.2, 9.0, ("c",))])
+    found = recoveries(
+        done_steps([one]), [Fault("kill", 2.0, 2.0, ("b",)), Fault("stop", 1.2, 9.0, ("c",))]
+    )
     assert found == {"kill": [2.0], "stop": [1.3]}
 
 

@@ -2,9 +2,10 @@
 
 At any moment a peer is *healthy* if it is admitted, neither stopped nor frozen, and no fault is on
 its host's network; the coordinator is *there* if it runs, is not stopped, and no fault is on its
-host's network.  The run *must go on* while at least `min_world` peers are healthy and, if anything
-was done to any peer or link since a second before the last commit (so that a decision may be
-needed), the coordinator is there.  What is done to the coordinator alone excuses nothing.
+host's network.  The run *must go on* while at least `min_world` peers are healthy and, where a
+decision may be needed, the coordinator is there.  One may be needed while something is being done
+to a peer or a link, and afterwards until a step that began later is committed.  So what is done to
+the coordinator alone excuses nothing.
 
 Invariant checked: no stretch without a commit during which the run must go on is longer than the
 bar.  A stretch is interrupted by any moment at which the run need not go on, because detection
@@ -14,15 +15,16 @@ then starts anew.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from tests.churn.lineages import lineages
 from tests.churn.records import Fault, Life
 
-BEFORE_S = 1.0  # what was done this long before the last commit may still need a decision
 COORDINATOR_HOST = "coord"
 STOPS = frozenset({"stop", "freeze"})
 ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss", "delay"})
@@ -37,6 +39,13 @@ class Span:
     host: str
     begin: float
     end: float
+
+
+class Done(NamedTuple):
+    """When a step began, and when it was committed; monotonic."""
+
+    begun_at: float
+    committed_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +68,42 @@ def gaps(
     *,
     end: float,
     min_world: int,
+    steps: Sequence[Done] = (),
     shortest_s: float = 1.0,
 ) -> list[Gap]:
     """Returns every stretch that had to go on and did not for more than `shortest_s`.
 
     Args:
         commits: sorted moments of commits by anybody; the pause after the last ends at `end`.
+        steps: of the run, by `done_steps`; without them a fault needs no decision once it is over
+            and anything is committed.
     """
+    settled = [max(f.until, settled_at(f, steps) if steps else f.at) for f in faults]
     found = []
     for before, after in zip(commits, [*commits[1:], end], strict=True):
         if after - before > shortest_s:
-            begin, length_s = _longest(before, after, spans, faults, min_world)
+            pairs = zip(faults, settled, strict=True)
+            near = {fault: until for fault, until in pairs if until > before and fault.at < after}
+            begin, length_s = _longest(before, after, spans, near, min_world)
             if length_s > shortest_s:
                 found.append(Gap(begin, length_s, after - before))
     return found
 
 
 def _longest(
-    begin: float, end: float, spans: Sequence[Span], faults: Sequence[Fault], min_world: int
+    begin: float, end: float, spans: Sequence[Span], near: Mapping[Fault, float], min_world: int
 ) -> tuple[float, float]:
     """Walks from change to change; returns the begin and length of the longest stretch."""
-    near = [f for f in faults if f.until >= begin - BEFORE_S and f.at < end]
     living = [s for s in spans if s.begin < end and s.end > begin]
     changes = {begin, end}
     changes.update(t for f in near for t in (f.at, f.until) if begin < t < end)
     changes.update(t for s in living for t in (s.begin, s.end) if begin < t < end)
-    moments = sorted(changes)
     done_to_peers = [f for f in near if f.kind not in COORDINATOR_FAULTS]
     disturbed_at = min((max(f.at, begin) for f in done_to_peers), default=end)
     best = (begin, 0.0)
     since: float | None = None
-    for one, two in pairwise(moments):
-        if must_go_on(one, living, near, min_world, disturbed=disturbed_at <= one):
+    for one, two in pairwise(sorted(changes)):
+        if must_go_on(one, living, list(near), min_world, disturbed=disturbed_at <= one):
             since = one if since is None else since
             best = max(best, (since, two - since), key=lambda stretch: stretch[1])
         else:
@@ -127,12 +140,8 @@ def _coordinator_there(active: Sequence[Fault]) -> bool:
     return True
 
 
-def recoveries(lives: Iterable[Life], faults: Iterable[Fault]) -> dict[str, list[float]]:
-    """Seconds by kind from each fault to the first commit of a step begun after it.
-
-    A step that was open when the fault struck may still be committed by what was sent before, so
-    it shows nothing; the next one does.
-    """
+def done_steps(lives: Iterable[Life]) -> list[Done]:
+    """Returns when each step began anywhere and was first known as committed, by its begin."""
     steps = []
     for run in lineages(lives):
         begun: dict[int, float] = {}
@@ -142,14 +151,26 @@ def recoveries(lives: Iterable[Life], faults: Iterable[Fault]) -> dict[str, list
                 begun[step] = min(at, begun.get(step, at))
             for commit in life.commits:
                 done[commit.step] = min(commit.at, done.get(commit.step, commit.at))
-        steps += [(begun[step], done[step]) for step in done if step in begun]
-    steps.sort()
-    starts = [start for start, _ in steps]
+        steps += [Done(begun[step], done[step]) for step in done if step in begun]
+    return sorted(steps)
+
+
+def settled_at(fault: Fault, steps: Sequence[Done]) -> float:
+    """The first commit of a step that began after a fault; never, if there is none.
+
+    A step that was open when the fault struck may still be committed by what was sent before, so
+    it shows nothing; the next one does.
+    """
+    place = bisect.bisect_right(steps, (fault.at, math.inf))
+    return steps[place].committed_at if place < len(steps) else math.inf
+
+
+def recoveries(steps: Sequence[Done], faults: Iterable[Fault]) -> dict[str, list[float]]:
+    """Seconds by kind from each fault to the first commit of a step begun after it."""
     found: dict[str, list[float]] = defaultdict(list)
     for fault in faults:
-        place = bisect.bisect_right(starts, fault.at)
-        if place < len(steps):
-            found[fault.kind].append(steps[place][1] - fault.at)
+        if (at := settled_at(fault, steps)) < math.inf:
+            found[fault.kind].append(at - fault.at)
     return dict(found)
 
 

@@ -24,6 +24,13 @@ from tests.faults.notes import Note
 
 AGENT = "tests/churn/agent.py"
 TELL_PID = ("sh", "-c", 'echo pid $$; exec "$@"', "sh")
+# Over ssh nobody else ends it when the harness is gone, which shows in the end of its input.
+TELL_PID_AND_END = (
+    "sh",
+    "-c",
+    'exec 3<&0; (cat <&3; kill -9 $$) >/dev/null 2>&1 & echo pid $$; exec "$@" </dev/null 3<&-',
+    "sh",
+)
 START_S = 60.0
 ORDERLY = (0, 3)  # exit codes of an agent: ended, or ended by an error that it wrote down
 
@@ -99,12 +106,14 @@ class World:
     def start_coordinator(self) -> None:
         host = self.places.coordinator
         journal = self.folder / "journal"
-        if isinstance(host, Remote):
+        remote = isinstance(host, Remote)
+        if remote:
             journal = Path(f"/tmp/pccl-churn-{self.began_at:.0f}.journal")
+        told = TELL_PID_AND_END if remote else TELL_PID
+        program = (host.python, "-m", "pccl", "coordinator")
         command = [
-            *TELL_PID, host.python, "-m", "pccl", "coordinator", "--listen", self.address,
-            "--journal", str(journal), "--profile", self.settings.profile, "--insecure", "-v",
-            *self.settings.coordinator,
+            *told, *program, "--listen", self.address, "--journal", str(journal),
+            "--profile", self.settings.profile, "--insecure", "-v", *self.settings.coordinator,
         ]  # fmt: skip
         output = self.folder / "coordinator.out"
         with output.open("wb") as out, (self.folder / "coordinator.err").open("ab") as errors:
