@@ -42,11 +42,12 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ENDED, FAILED, ORPHANED = 0, 3, 5  # exit codes
 CONNECT_S = 120.0
 STEP_S = 300.0
+LEAVE_S = 20.0
 STATE = 1024  # counters
 HEAD = 1  # of the vector in a `state` step: the lineage, which is a step number plus one
 ALGORITHMS = ("auto", "ring", "direct", "exchange")  # in turn, so that all see every fault
 # After these the same communicator goes on: the error was about one step or this peer's place.
-GO_ON = ("DeadlineExceeded", "Excluded", "StepFailed", "WorldTooSmall")
+GO_ON = (pccl.StepFailed, pccl.DeadlineExceeded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,23 +148,24 @@ class Life:
         self._viewed = -1
         self._dice = random.Random(self._me)
 
-    def run(self) -> int:
-        """Steps until told to stop; returns an exit code."""
-        while not self._orders.leave.is_set():
+    def run(self) -> str:
+        """Steps until told to stop, or until it has left; says which."""
+        while True:
+            if self._orders.leave.is_set() and not self._comm.leaving:
+                self._comm.leave(LEAVE_S)
             try:
                 ended, fresh = self._train()
                 if fresh and not ended:
                     self._share()
-            except pccl.PcclError as error:
-                if type(error).__name__ not in GO_ON:
-                    raise
-                if type(error).__name__ == "Excluded":
+            except pccl.Left:
+                return "Left"
+            except GO_ON as error:
+                if isinstance(error, pccl.Excluded):
                     self._replica.forget()
                 continue
             if ended:
-                return ENDED
+                return "ended"
             self._pause()
-        return ENDED
 
     def _train(self) -> tuple[bool, int]:
         """Returns whether the run ends here, and how many contributors do not hold the state."""
@@ -273,9 +275,9 @@ def live(config: Config, note: Note, orders: Orders) -> int:
                 **dict(config.connect),
             ) as comm:
                 note(admitted=comm.peer_id.hex())
-                code = Life(comm, config, note, orders).run()
-            note(end="ended", text="")
-            return code
+                end = Life(comm, config, note, orders).run()
+            note(end=end, text="")
+            return ENDED
         except pccl.PcclError as error:
             note(end=type(error).__name__, text=str(error)[:500])
             again = isinstance(error, pccl.Evicted | pccl.CoordinatorLost | pccl.ConnectError)

@@ -39,6 +39,7 @@ from tests.churn.world import Settings, World
 FABRICS = {"both": ("veth", "emulator"), "veth": ("veth",), "emulator": ("emulator",)}
 QUICK_MINUTES = 0.5  # of each fabric
 GAP_BARS_S = {"lan": 10.0, "wan": 25.0}  # a lease of 3 s or 10 s, twice, and a recovery
+STRAGGLER_S = {"lan": 3.0, "wan": 8.0}  # the others wait so long for a program that hangs
 LAN_QUALITY = LinkQuality(delay_ms=0.2, rate_mbit=1000.0)
 WAN_QUALITY = LinkQuality(delay_ms=25.0, jitter_ms=2.0, loss=0.001, rate_mbit=500.0)
 REFRESH_S = 0.25
@@ -81,7 +82,10 @@ def run_on(fabric: str, chosen: argparse.Namespace, folder: Path, console: Conso
     fabrics = 1 if chosen.hosts else len(FABRICS.get(chosen.fabric, ("none",)))
     minutes = QUICK_MINUTES if chosen.quick else chosen.minutes / fabrics
     settings = Settings(
-        count=chosen.bytes // 4, pace_s=chosen.pace_ms / 1000, profile=chosen.profile
+        count=chosen.bytes // 4,
+        pace_s=chosen.pace_ms / 1000,
+        profile=chosen.profile,
+        connect=(("straggler", STRAGGLER_S[chosen.profile]),),
     )
     plan = Plan(
         minutes=minutes,

@@ -29,6 +29,7 @@ RESTART_S = (0.0, 2.0)
 REST_S = 4.0  # of the coordinator, between two faults: else nothing is ever decided
 LINK_S = (0.2, 8.0)
 STOP_S = (0.1, 60.0)
+BLOCK_S = (0.5, 10.0)
 COORDINATOR_STOP_S = (0.1, 30.0)
 RESET_S = (0.05, 0.5)
 
@@ -38,6 +39,7 @@ WEIGHTS = {
     "burst": 3,
     "stop": 14,
     "freeze": 5,
+    "block": 5,
     "join": 22,
     "leave": 7,
     "cut": 8,
@@ -105,6 +107,8 @@ def _draw(dice: random.Random, kind: str, now: Situation) -> Event | None:
             possible = (spare >= 1 or length_s <= BRIEF_S) and now.healthy >= 1
             usable = kind == "stop" or now.freezer
             return Event(kind, length_s) if possible and usable else None
+        case "block":
+            return Event(kind, spread(dice, BLOCK_S)) if spare >= 1 else None
         case "coordinator-kill":
             return Event(kind, dice.uniform(*RESTART_S)) if now.coordinator_up else None
         case "coordinator-stop":
@@ -222,6 +226,8 @@ class Nemesis:
                     peer.child.order("leave")
             case "stop":
                 self.stop(victims[0], event.duration_s)
+            case "block":
+                self.block(victims[0], event.duration_s)
             case "freeze":
                 self.freeze(victims[0], event.duration_s)
             case "coordinator-kill":
@@ -248,6 +254,14 @@ class Nemesis:
 
         self.after(duration_s, resume)
         return fault
+
+    def block(self, victim: Peer, duration_s: float) -> None:
+        """Lets the program of a peer hang between two steps; the library beats on."""
+        fault = self._world.open_fault(
+            "block", processes=(victim.name,), text=f"{duration_s:.2f} s"
+        )
+        victim.child.order(f"stuck {duration_s:.3f}")
+        self.after(duration_s, lambda: self._world.close_fault(fault))
 
     def freeze(self, victim: Peer, duration_s: float) -> None:
         """Freezes all processes of a host, as a paused virtual machine is."""

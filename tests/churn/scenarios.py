@@ -29,6 +29,7 @@ PEERS = 4
 PHASE_S = 0.3  # a random moment within is a random moment of a step
 RECOVER_S = 60.0
 SETTLE_S = 2.0
+STRAGGLER_S = 2.0
 OVERLOAD = 2  # busy processes per core
 DEAF = Path(__file__).with_name("deaf.cpp")
 
@@ -245,7 +246,7 @@ def zero_window(stage: Stage) -> list[Bar]:
         victim = world.prepare(victim_host, environment=environment)
         stage.whole()
         stage.run_for(SETTLE_S + stage.dice.uniform(0, PHASE_S))
-        fault = world.open_fault("stop", processes=(victim.name,), text="deaf")
+        fault = world.open_fault("block", processes=(victim.name,), text="deaf")
         trigger.touch()
         new = stage.gaps(victim, fault.at)
         found += new
@@ -255,6 +256,29 @@ def zero_window(stage: Stage) -> list[Bar]:
         stage.gone(victim)
         stage.whole()
     return quantiles("found and left out", found, 10.0)
+
+
+def stuck(stage: Stage) -> list[Bar]:
+    """A program hangs between two steps while its library answers: the others leave it out for as
+    long, and it comes back as the same incarnation."""
+    world = stage.world
+    found = list[float]()
+    for _ in range(stage.samples):
+        stage.run_for(SETTLE_S + stage.dice.uniform(0, PHASE_S))
+        victim = stage.dice.choice(world.peers)
+        fault = world.open_fault("block", processes=(victim.name,))
+        victim.child.order("stuck 10")
+        new = stage.gaps(victim, fault.at)
+        found += new
+        stage.tell(f"{max(new):.2f} s")
+        stage.run_for(10.0)
+        world.close_fault(fault)
+        stage.whole()
+    return [
+        Bar("evictions", stage.evictions(), 0),
+        Bar("processes started", len(world.all_peers), PEERS),
+        *quantiles("others go on", found, STRAGGLER_S + 1.0),
+    ]
 
 
 def quantiles(name: str, values: list[float], limit: float | None) -> list[Bar]:
@@ -306,6 +330,7 @@ SCENES = {
     "blackhole": Scene(play=blackhole, samples=20),
     "coordinator": Scene(play=coordinator),
     "link": Scene(play=link, samples=6),
+    "stuck": Scene(play=stuck, samples=5, settings=Settings(connect=(("straggler", STRAGGLER_S),))),
     "zero-window": Scene(play=zero_window, samples=5, settings=Settings(count=1 << 20)),
 }
 

@@ -26,7 +26,7 @@ from tests.churn.lineages import lineages
 from tests.churn.records import Fault, Life
 
 COORDINATOR_HOST = "coord"
-STOPS = frozenset({"stop", "freeze"})
+STOPS = frozenset({"stop", "freeze", "block"})
 ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss", "delay"})
 COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
 
