@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.faults import flood
 from tests.faults.campaign import run_campaign
 
 COUNT = 1 << 20  # 4 MiB of f32
@@ -21,3 +22,11 @@ def test_kills_stops_joins_and_mass_deaths_leave_exact_sums_and_agreeing_histori
     assert len(figures.join_s) == 2
     assert len(figures.mass_s) == 1
     assert len(figures.storm_s) == 3
+
+
+def test_amid_a_crowd_of_strangers_kills_are_survived_and_newcomers_get_in(tmp_path: Path) -> None:
+    result = flood.measure(tmp_path, kills=2, silent=300, garbage_per_s=300, seed=SEED)
+    assert not result.violations, "\n".join(result.violations)
+    assert len(result.crowded_s) == 2 * 3
+    dropped = result.connections["dropped_by_reason"]
+    assert isinstance(dropped, dict) and dropped["protocol"] > 0 and dropped["half_open"] > 0
