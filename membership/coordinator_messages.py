@@ -107,6 +107,8 @@ class Activate:
     members: tuple[MemberInfo, ...]
     step: int
     name: str
+    paused: bool = False  # as in Install, for the view that begins
+    raises: bool = False
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)

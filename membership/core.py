@@ -176,6 +176,10 @@ class Core:
         """Returns how many members a view must have for steps to run in it, but for the first."""
         return 1 if self.underflow() is Underflow.ALONE else self.effective_min_world()
 
+    def is_short(self, view: View) -> bool:
+        """Says whether a view has too few members for steps to run."""
+        return len(view.members) < self.floor()
+
     def straggler_after_s(self) -> float | None:
         """Returns how long members wait for a straggler; None: as long as it takes."""
         return self.straggler_s if self.straggler_s > 0 else None
@@ -222,10 +226,13 @@ class Core:
     def is_drained(self, leaver: Peer) -> bool:
         """Says whether nobody needs this leaver any more: all others that are still here have
         decided every step in which it takes part."""
-        if self.activation is None or not self.is_leaver(leaver.incarnation):
+        entering = self.activation
+        if entering is None or not self.is_leaver(leaver.incarnation):
             return False
+        if not entering.view.members and leaver.here() and leaver.watermark < entering.step:
+            return False  # where all leave, each is there for itself to the end
         others = [p for p in self.members() if p is not leaver and p.here()]
-        return all(p.watermark >= self.activation.step for p in others)
+        return all(p.watermark >= entering.step for p in others)
 
     def send_view(self, peer: Peer) -> None:
         """Tells a member what it has not installed yet: a view in force, or how to enter one."""
@@ -264,6 +271,8 @@ class Core:
             members=entering.view.infos(),
             step=entering.step,
             name=entering.name,
+            paused=self.is_short(entering.view),
+            raises=self.is_short(entering.view) and self.underflow() is Underflow.RAISE,
         )
 
     def install_message(self, view: View, note: InstallNote) -> Install:
@@ -277,6 +286,12 @@ class Core:
             lost=note.lost,
             raises=note.raises,
         )
+
+    def forget_run(self) -> None:
+        """No member is left: the next first view begins another lineage."""
+        self.view, self.history, self.activation, self.note = None, (), None, NO_NOTE
+        self.carried = ()
+        self.lineage += 1
 
     def expel(self, peer: Peer, text: str) -> None:
         """Takes away the admission of a peer that is in no view, and tells it."""

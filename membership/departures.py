@@ -8,9 +8,6 @@ A *leaver* is a member that an activated view is without.  It is needed until al
 decided every step in which it takes part.  Whether that is so, heartbeats tell; so when a leaver is
 lost or says goodbye, the others are given the time of one heartbeat before anything is aborted.
 
-A leave that would take the members below what runs steps is not activated: the members hold, and
-once nothing is open any more the flush that follows has nothing to abort.
-
 Invariants: nobody is flushed out for a Drain before its deadline; a leaver that is not needed any
 more costs nothing, whatever becomes of it.
 """

@@ -27,7 +27,7 @@ def perform_on_engine(effect: EngineEffect, engine: EngineLike) -> None:
         case e.PrepareView(plan):
             engine.prepare_view(plan.generation, plan.epoch, _tuples(plan.members))
         case e.ActivateView(a):
-            engine.activate(a.generation, a.epoch, _tuples(a.members), a.step, a.name)
+            engine.activate(a.generation, a.epoch, _tuples(a.members), a.step, a.name, _pause(a))
         case e.CancelView(generation, epoch):
             engine.cancel_plan(generation, epoch)
         case e.ExcludeEngine(x):
@@ -38,10 +38,16 @@ def perform_on_engine(effect: EngineEffect, engine: EngineLike) -> None:
                 i.generation,
                 i.epoch,
                 _tuples(i.members),
-                RAISES if i.paused and i.raises else WAITS if i.paused else RUNS,
+                _pause(i),
                 i.committed_below,
                 decisions,
             )
+
+
+def _pause(view: m.Activate | m.Install) -> int:
+    if not view.paused:
+        return RUNS
+    return RAISES if view.raises else WAITS
 
 
 def _tuples(members: tuple[m.MemberInfo, ...]) -> list[MemberTuple]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pccl.membership.core import Core, Peer, name
+from pccl.membership.messages import Underflow
 from pccl.membership.record import ANY_NAME, VIEWS_MAX, Activation, InstallNote
 
 
@@ -103,6 +104,9 @@ class Entering:
         # Once nobody has a step open in the older view, nothing is left to judge by it.
         core.history = () if leavers else (*core.history, core.view)
         self._enter(entering)
+        if not core.view.members:
+            core.log("info", "all members have left; the run begins anew with the next first view")
+            core.forget_run()
         for peer in leavers:
             peer.entry, peer.out = None, True
             if peer.gone is not None:
@@ -119,7 +123,9 @@ class Entering:
         core = self._core
         begins = entering.first_step if entering.resolved else entering.step
         core.view, core.activation = replace(entering.view, begins=begins), None
-        core.note = InstallNote(False, core.note.committed_below, (), ())
+        short = core.is_short(core.view)
+        raises = short and core.underflow() is Underflow.RAISE
+        core.note = InstallNote(short, core.note.committed_below, (), (), raises)
 
     def has_room(self) -> bool:
         """Forgets the views in which no member can have an open step any more, and says whether

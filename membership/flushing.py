@@ -31,7 +31,7 @@ from pccl.membership.messages import (
     StepOutcome,
     Underflow,
 )
-from pccl.membership.record import NO_NOTE, Activation, CarriedDecision, InstallNote
+from pccl.membership.record import Activation, CarriedDecision, InstallNote
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report, SuspectCode
 
@@ -151,8 +151,9 @@ class Flushing:
     def _stayers(self) -> list[int]:
         """Returns the survivors that an activated view keeps: what they committed in it without
         the leavers, no leaver can know."""
-        leavers = self._core.leavers()
-        return [i for i in self._survivors() if i not in leavers]
+        entering, leavers = self._core.activation, self._core.leavers()
+        nobody_stays = entering is None or not entering.view.members  # and nobody goes on in it
+        return [i for i in self._survivors() if nobody_stays or i not in leavers]
 
     def _is_decidable(self, asking: _Asking) -> bool:
         return any(i in asking.reports for i in self._stayers())
@@ -183,6 +184,9 @@ class Flushing:
             if leaver.gone is None and (leaver.incarnation in departed or core.is_drained(leaver)):
                 leaver.leaving_s = leaver.leaving_s or now_s
                 reports.pop(leaver.incarnation, None)
+        if not reports:  # all were to leave, and those left have gone
+            self._dissolve()
+            return
         witnesses = {
             p.incarnation: asking.reports[p.incarnation]
             for p in core.members()
@@ -267,11 +271,11 @@ class Flushing:
         core.carried = tuple(c for c in final.values() if c.decision.outcome != StepOutcome.RETRY)
         core.view, core.history, core.activation = View(target, kept), (), None
         core.note = InstallNote(
-            paused=len(kept) < core.floor(),
+            paused=core.is_short(core.view),
             committed_below=outcome.committed_below,
             decisions=outcome.decisions,
             lost=tuple(p.peer_id for p in out),
-            raises=len(kept) < core.floor() and core.underflow() is Underflow.RAISE,
+            raises=core.is_short(core.view) and core.underflow() is Underflow.RAISE,
         )
         core.counters.views += 1
         for peer in demoted:
@@ -308,9 +312,7 @@ class Flushing:
                 peer.gone = "those who were to stay are gone, and with them what they decided last"
         core.log("warning", "no member is left; the run begins anew with the next first view")
         joiners = core.joiners() if not self._resolved() else ()
-        core.view, core.history, core.activation, core.note = None, (), None, NO_NOTE
-        core.carried = ()
-        core.lineage += 1
+        core.forget_run()
         self._corrupt.clear()
         self._end(left)
         for incarnation in joiners:
@@ -343,14 +345,14 @@ def _departed(
     """Returns the leavers among the reporters that the next view is without.
 
     A step at or after the switch may be committed, or be so by this flush, only if everybody who
-    stays has switched; then who was to leave before it has no place any more.  At least one of the
-    reporters stays.
+    stays has switched; then who was to leave before it has no place any more.  Somebody who
+    stays is among the reporters, unless nobody was to stay.
     """
     if entering is None:
         return ()
     staying = [r for i, r in reports.items() if i not in leavers]
     epoch = entering.view.epoch
-    without = all(r.epoch >= epoch for r in staying) or all(
-        r.watermark >= entering.step for r in staying
+    without = bool(staying) and (
+        all(r.epoch >= epoch for r in staying) or all(r.watermark >= entering.step for r in staying)
     )
     return tuple(i for i in leavers if i in reports and (without or reports[i].epoch >= epoch))

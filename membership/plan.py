@@ -21,7 +21,6 @@ class Kind(Enum):
 class Phase(Enum):
     LINKS = "links"  # links open in the background; nobody promised anything
     HOLD = "hold"  # members are asked not to go on beyond a step
-    DRAIN = "drain"  # they hold, and what they began is still being decided
 
 
 @dataclass(slots=True)

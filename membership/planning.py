@@ -1,7 +1,7 @@
 """Planned view changes: members come, go and change places, and nothing is aborted.
 
     idle --newcomers--> LINKS --all links up--> HOLD --all members hold--> activation (durable)
-      |                   |                      |  \\--too few would be left--> DRAIN --> flush
+      |                   |                      |            --all have switched--> over
       +--leave, reorder---+----------------------+
                           +-- failure or time: cancel, plan again without those to blame
 
@@ -139,14 +139,12 @@ class Planning:
                 self._links_are_up(plan, now_s)
             elif now_s >= plan.deadline_s:
                 self._links_are_late(plan, now_s)
-        elif plan.phase is Phase.HOLD:
+        else:
             if all(i in plan.holds for i in plan.base):
-                self._all_hold(plan, now_s)
+                self._all_hold(plan)
             elif now_s >= plan.deadline_s:
                 self._not_before_s = now_s + core.config.plan_backoff_s
                 self._cancel("a member did not hold in time", now_s)
-        else:
-            self._drained(plan, now_s)
 
     def _is_overtaken(self, plan: Plan, now_s: float) -> bool:
         """Makes a join of a plan to warm newcomers up once all are at one entry; says whether some
@@ -219,31 +217,11 @@ class Planning:
             "info", f"epoch {plan.view.epoch}: first view with {len(plan.view.members)} members"
         )
 
-    def _all_hold(self, plan: Plan, now_s: float) -> None:
-        core = self._core
-        if plan.kind is Kind.LEAVE and len(plan.view.members) < core.floor():
-            # No step could run after it.  What is open is finished first, with the leavers.
-            plan.phase = Phase.DRAIN
-            plan.deadline_s = now_s + core.config.profile.lease_s
-            self._drained(plan, now_s)
-            return
+    def _all_hold(self, plan: Plan) -> None:
         self._plan = None
         step = plan.step()
         activation = Activation(plan.view, step, plan.name, resolved=False, first_step=0)
         self._entering.begin(activation, plan.base)
-
-    def _drained(self, plan: Plan, now_s: float) -> None:
-        """Lets the leavers go once nothing is open that needs them; else waits for heartbeats."""
-        core = self._core
-        if now_s >= plan.deadline_s:  # asks again; each leaver's own deadline ends this
-            plan.deadline_s = now_s + core.config.profile.lease_s
-            self._ask_to_hold(plan)
-        members = [core.peers[i] for i in plan.base]
-        if all(p.watermark >= plan.step() for p in members if p.present()):
-            for peer in members:
-                if peer.incarnation not in plan.view and peer.present():
-                    peer.leaving_s = now_s
-                    core.want_flush(f"{name(peer)} leaves")
 
     # -------------------------------------------------------------- what comes next
 

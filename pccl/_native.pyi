@@ -64,8 +64,10 @@ class Engine:
         members: Sequence[tuple[Any, ...]],
         step: int,
         name: str,
+        paused: int = 0,
     ) -> None:
-        """Switches at the first step >= `step` of that name; "" is any name.
+        """Switches at the first step >= `step` of that name; "" is any name.  `paused` is as in
+        `install`, for the view that begins.
 
         Without this process among the members, that step and all later ones are not for it: a left
         event follows, and `begin_step` fails with code left.
@@ -169,6 +171,7 @@ class OutcomeMachine:
         members: Sequence[tuple[bytes, int, int, int]],
         step: int,
         name_hash: int | None,
+        paused: int = 0,
     ) -> list[tuple[Any, ...]]: ...
     def cancel_plan(self, generation: int, epoch: int) -> list[tuple[Any, ...]]: ...
     def install(

@@ -31,6 +31,7 @@ from pccl.base.errors import (
     WorldTooSmall,
 )
 from pccl.transport.engine_api import (
+    RUNS,
     BegunStep,
     DecisionTuple,
     EngineView,
@@ -153,9 +154,15 @@ class Engine:
         return int(self._call(self._native.hold, generation, epoch))
 
     def activate(
-        self, generation: int, epoch: int, members: Sequence[MemberTuple], step: int, name: str
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[MemberTuple],
+        step: int,
+        name: str,
+        paused: int = RUNS,
     ) -> None:
-        self._call(self._native.activate, generation, epoch, members, step, name)
+        self._call(self._native.activate, generation, epoch, members, step, name, paused)
 
     def cancel_plan(self, generation: int, epoch: int) -> None:
         self._call(self._native.cancel_plan, generation, epoch)

@@ -28,7 +28,8 @@ STEP_LEFT_CODE = 8
 RUNS = 0
 WAITS = 1
 RAISES = 2
-"""`paused` of `install`: steps start, wait at the gate, or fail to begin with WorldTooSmall."""
+"""`paused` of `install` and `activate`: steps start, wait at the gate, or fail to begin with
+WorldTooSmall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,13 @@ class EngineLike(Protocol):
     def prepare_view(self, generation: int, epoch: int, members: Sequence[MemberTuple]) -> None: ...
     def hold(self, generation: int, epoch: int) -> int: ...
     def activate(
-        self, generation: int, epoch: int, members: Sequence[MemberTuple], step: int, name: str
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[MemberTuple],
+        step: int,
+        name: str,
+        paused: int = RUNS,
     ) -> None: ...
     def cancel_plan(self, generation: int, epoch: int) -> None: ...
     def install(

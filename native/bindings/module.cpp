@@ -229,12 +229,13 @@ void bind_membership(nb::class_<Engine>& engine) {
            nb::call_guard<nb::gil_scoped_release>())
       .def("activate",
            [](Engine& self, Generation generation, Epoch epoch,
-              const std::vector<MemberTuple>& members, StepId step, const std::string& name) {
+              const std::vector<MemberTuple>& members, StepId step, const std::string& name,
+             int paused) {
              const auto entries = to_members(members);
-             const View view = to_view(generation, epoch, entries, 0);
+             const View view = to_view(generation, epoch, entries, paused);
              nb::gil_scoped_release release;
              self.activate(view, entries, step, name);
-           }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name"_a)
+           }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name"_a, "paused"_a = 0)
       .def("cancel_plan", &Engine::cancel_plan, "generation"_a, "epoch"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("install", &install, "generation"_a, "epoch"_a, "members"_a, "paused"_a,

@@ -157,11 +157,11 @@ void bind_outcome(nb::module_& module) {
       .def("hold", &Machine::hold, "generation"_a, "epoch"_a)
       .def("activate", [](Machine& self, Generation generation, Epoch epoch,
                           const std::vector<MemberTuple>& members, StepId step,
-                          std::optional<std::uint64_t> name_hash) {
+                          std::optional<std::uint64_t> name_hash, int paused) {
         Effects effects;
-        self.activate(to_view(generation, epoch, members, 0), step, name_hash, effects);
+        self.activate(to_view(generation, epoch, members, paused), step, name_hash, effects);
         return to_python(effects);
-      }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name_hash"_a.none())
+      }, "generation"_a, "epoch"_a, "members"_a, "step"_a, "name_hash"_a.none(), "paused"_a = 0)
       .def("cancel_plan", [](Machine& self, Generation generation, Epoch epoch) {
         Effects effects;
         self.cancel_plan(generation, epoch, effects);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from tests.integration.peer_processes import PeerProcess, Run
 
 PROGRAM = Path(__file__).with_name("ways_out_peer.py")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/leave.py"
 
 
 def until_size(peers: list[PeerProcess], world: int) -> list[dict[str, Any]]:
@@ -155,3 +158,11 @@ def test_a_leave_below_min_world_lets_the_others_wait_with_nothing_aborted() -> 
             seen.append(fact["retries"])
         assert not any(seen)
         assert [peers[0].end(), newcomer.end()] == [0, 0]
+
+
+def test_the_example_of_leaving_runs() -> None:
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--together"], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ": left after step" in ended.stdout and ended.stdout.count(": done after step 59") == 2

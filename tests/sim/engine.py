@@ -172,7 +172,13 @@ class SimEngine:
         return int(self.machine.hold(generation, epoch))
 
     def activate(
-        self, generation: int, epoch: int, members: Sequence[MemberTuple], step: int, name: str
+        self,
+        generation: int,
+        epoch: int,
+        members: Sequence[MemberTuple],
+        step: int,
+        name: str,
+        paused: int = 0,
     ) -> None:
         if self.failed is not None:
             return
@@ -183,7 +189,9 @@ class SimEngine:
             self._pending = (epoch, infos)
         wanted = name_hash(name) if name else None
         self.perform(
-            self.machine.activate(generation, epoch, _machine_members(members), step, wanted)
+            self.machine.activate(
+                generation, epoch, _machine_members(members), step, wanted, paused
+            )
         )
         self.changed()
 

@@ -52,6 +52,13 @@ def _leave(world: World, peer: PeerProcess, fault: Fault) -> None:
     peer.tell_member(Leave("done"))
 
 
+def _drain(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """Asks to be planned out, mostly with time enough for that."""
+    from pccl.membership.member_events import Drain
+
+    peer.tell_member(Drain(10.0 * fault.x if fault.y < 0.8 else fault.x / 4, "drain"))
+
+
 def _crash(world: World, peer: PeerProcess, fault: Fault) -> None:
     peer.dies_in = 1 + fault.b % BATCHES
     peer.dies_at = fault.y
@@ -204,6 +211,7 @@ _PEER: Final[dict[str, Callable[[World, PeerProcess, Fault], None]]] = {
     "vanish": _vanish,
     "stop": _stop,
     "leave": _leave,
+    "drain": _drain,
     "crash": _crash,
     "slow": _slow,
     "shape": _shape,

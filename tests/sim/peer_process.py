@@ -34,6 +34,7 @@ class PeerProcess(Process):
         self.peer_id = peer_id or world.rng.randbytes(15) + bytes((self.index % 256,))
         self.vanished = False  # with its machine: nobody answers for it
         self.leaving = False
+        self.draining = False
         self.known: frozenset[int] = frozenset()  # incarnations it dials
         self.dies_in = 0  # so many batches of effects from now, between two of them
         self.dies_at = 0.0  # after this fraction of them
@@ -94,6 +95,8 @@ class PeerProcess(Process):
     def _handle(self) -> None:
         while self._inbox:
             event = self._inbox.popleft()
+            if isinstance(event, e.Drain):
+                self.draining = True
             if isinstance(event, e.Leave):
                 self.leaving = True
             self._perform(self.member.handle(event, self.world.now_s))
@@ -230,7 +233,7 @@ class PeerProcess(Process):
         told = ended.code == "evicted"
         self.world.note("{} is over: {}", self, ended.code)
         self.world.told_count += told
-        if self.leaving or not self.world.script.rejoin:
+        if self.leaving or self.draining or not self.world.script.rejoin:
             self.back_after_s = -1.0
         else:
             self.back_after_s = 0.2

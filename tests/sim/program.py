@@ -44,6 +44,7 @@ class Program:
 
     def decided(self, step: int) -> None:
         self.open -= 1
+        self._end_if_left()
         self.poke()
 
     def _run(self) -> None:
@@ -58,11 +59,21 @@ class Program:
             step = engine.begin(step_name)
             if step is None:
                 self.open -= 1
+                self._end_if_left()
                 return
             if step in engine.data.open:  # else it has failed already
                 self._in_step(step)
             self.busy_until_s = world.now_s + world.script.think_s * world.rng.random()
             world.at(self.busy_until_s, self.peer, self.poke)
+
+    def _end_if_left(self) -> None:
+        """It has come to the step from which the others go on alone, and all before is done."""
+        engine = self.peer.engine
+        if engine.machine is None or self.over or self.open:
+            return
+        if self.peer.draining and engine.machine.refusal() == "left":
+            self.over = True
+            self.peer.tell_member(Leave("left", engine.watermark))
 
     def _in_step(self, step: int) -> None:
         slow_s, self.slow_s = self.slow_s, 0.0

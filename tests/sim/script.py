@@ -15,7 +15,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
 FAULTS_S: Final = 3.5  # faults fall into this time, the calm follows
-KINDS: Final = ("mixed", "mixed", "mixed", "mixed", "mixed", "mixed", "joins", "coordinator")
+KINDS: Final = (
+    "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "joins",
+    "drains",
+    "coordinator",
+)
 
 
 class Fault(NamedTuple):
@@ -85,7 +95,20 @@ def _call(fault: Fault) -> str:
 
 
 PEER_FAULTS: Final = (
-    *("kill", "vanish", "stop", "leave", "crash", "crash", "slow", "shape", "manifest", "flip"),
+    *(
+        "kill",
+        "vanish",
+        "stop",
+        "leave",
+        "drain",
+        "drain",
+        "crash",
+        "crash",
+        "slow",
+        "shape",
+        "manifest",
+        "flip",
+    ),
     *("raise", "local", "mass", "duplicate"),
 )
 LINK_FAULTS: Final = (
@@ -108,13 +131,18 @@ def draw(seed: int, kind: str = "") -> Script:
     ]
     if kind == "joins":
         faults += [Fault(_moment(rng), "start") for _ in range(rng.randint(1, 3))]
+    elif kind == "drains":
+        faults += [Fault(_moment(rng), "start") for _ in range(rng.randint(1, 3))]
+        faults += [
+            _draw_fault(rng, "drain")._replace(x=9.0, y=0.0) for _ in range(rng.randint(1, 3))
+        ]
     elif kind == "coordinator":
         enabled = rng.sample(sorted(set(COORDINATOR_FAULTS)), rng.randint(1, 3))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 4))]
     else:
         enabled = rng.sample(ALL_FAULTS, rng.randint(1, 7))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 9))]
-    calm = kind in ("joins", "coordinator")
+    calm = kind in ("joins", "drains", "coordinator")
     return Script(
         seed=seed,
         kind=kind,

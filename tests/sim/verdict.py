@@ -54,8 +54,8 @@ def check_after(world: World) -> None:
     blameless = not kinds - BLAMELESS and script.step_deadline_s > 1e6
     if blameless:
         assert world.told_count == 0, f"{world.told_count} evicted without any fault"
-    if blameless and kinds <= {"start"}:
-        assert history.undos == 0, f"joins undid {history.undos} steps"
+    if blameless and (kinds <= {"start"} or script.kind == "drains"):
+        assert history.undos == 0, f"joins and leaves undid {history.undos} steps"
     # While two coordinators live, peers that hear the older one do not come back to the newer.
     if kinds <= {"start", *COORDINATOR_FAULTS} - {"c_depose"} and script.step_deadline_s > 1e6:
         late = [f.at_s for f in script.faults if f.kind == "start" and f.at_s > 0.7]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from pccl.membership.messages import (
     Activate,
     Admitted,
@@ -251,25 +253,28 @@ def test_a_newcomer_that_drains_is_let_go_at_once() -> None:
     assert learner.got(Evicted).text == "left the run"
 
 
-def test_a_leave_below_min_world_finishes_what_is_open_before_the_members_wait() -> None:
-    hub = Hub(min_world=3)
+@pytest.mark.parametrize("policy", [Underflow.WAIT, Underflow.RAISE])
+def test_a_leave_below_min_world_leads_to_a_paused_view_and_aborts_nothing(
+    policy: Underflow,
+) -> None:
+    hub = Hub(min_world=3, on_underflow=int(policy))
     members = [a, b, leaver] = hub.members(3)
     leaver.say(Drain(30.0, ""))
     epoch = a.got(Hold).epoch
     for peer in members:
         peer.say(HoldFrom(epoch, 5))
-    assert a.last(Activate) is None
+    told = a.got(Activate)
+    assert (told.step, told.paused, told.raises) == (5, True, policy is Underflow.RAISE)
     for peer in (a, b):
-        peer.beat(watermark=5)
-    leaver.beat(watermark=4)
-    assert flushes(*members) == [False, False, False]
-    leaver.beat(watermark=5)
-    assert flushes(*members) == [True, True, True]
+        peer.switch(epoch, 5)
     for peer in members:
-        peer.report(watermark=5)
-    told = a.install()
-    assert told.paused and not told.raises and told.decisions == ()
-    assert leaver.got(Evicted).text == "left the run"
+        peer.beat(watermark=5)
+    assert flushes(*members) == [False, False, False]
+    a.say(StatusRequest())
+    assert json.loads(a.got(StatusReply).json)["paused"]
+    hub.join([a, b], hub.learner(), step=5)
+    a.say(StatusRequest())
+    assert not json.loads(a.got(StatusReply).json)["paused"]
 
 
 def test_members_that_may_go_on_alone_are_not_held_for_a_leave() -> None:
@@ -285,17 +290,56 @@ def test_members_that_may_go_on_alone_are_not_held_for_a_leave() -> None:
 
 def test_when_all_members_drain_they_finish_and_the_run_begins_anew() -> None:
     hub = Hub()
-    members = [a, b] = hub.members(2)
+    members = [a, b] = all_draining(hub)
+    told = a.got(Activate)
+    assert (told.members, told.step) == ((), 5)
+    a.beat(watermark=5)
+    a.say(Leaving("", 5))
+    assert a.last(Evicted) is None  # b may need its last DONE
+    b.beat(watermark=5)
+    b.say(Leaving("", 5))
+    assert a.got(Evicted).text == b.got(Evicted).text == "left the run"
+    assert flushes(*members) == [False, False]
+    newcomer = hub.learner()
+    assert newcomer.got(Admitted).lineage == 2
+    newcomer.say(AtEntry("step", 0))
+    assert newcomer.got(ViewPlan).members[0].first_step == 0
+
+
+def all_draining(hub: Hub) -> list[FakePeer]:
+    """Two members, both told to run up to step 5 and go."""
+    members = hub.members(2)
     for peer in members:
         peer.say(Drain(30.0, ""))
     hub.pass_time(2.25, beating=members)  # the plan that was made for the first alone is over
-    epoch = b.got(Hold).epoch
+    epoch = members[1].got(Hold).epoch
     for peer in members:
         peer.say(HoldFrom(epoch, 5))
-    a.beat(watermark=5)
-    assert a.last(Evicted) is None
-    b.beat(watermark=5)
-    assert a.got(Evicted).text == b.got(Evicted).text == "left the run"
+    return members
+
+
+def test_of_two_that_both_leave_one_may_die_and_the_other_finishes_without_it() -> None:
+    hub = Hub()
+    a, b = all_draining(hub)
+    hub.kill(b)
+    hub.pass_time(0.5, beating=[a])
+    a.report(opened(4, a.epoch), watermark=4)
+    told = a.install()
+    assert [m.peer_id for m in told.members] == [a.peer_id]
+    assert [d.outcome for d in told.decisions] == [StepOutcome.RETRY]
+    epoch = a.got(Hold).epoch  # and goes by another plan
+    a.say(HoldFrom(epoch, 5))
+    assert a.got(Activate).members == ()
+
+
+def test_of_two_that_have_both_gone_one_that_dies_ends_the_run() -> None:
+    hub = Hub()
+    a, b = all_draining(hub)
+    a.epoch = a.got(Activate).epoch
+    hub.kill(b)
+    hub.pass_time(0.5, beating=[a])
+    a.report(opened(4, 1), watermark=4)
+    assert a.got(Evicted).text == "left the run"
     assert hub.learner().got(Admitted).lineage == 2
 
 
