@@ -60,6 +60,7 @@ class FakeHost final : public ControlHost {
     std::vector<PeerId> failed;
     std::vector<PeerId> beats;
     std::vector<StepId> watermarks;  // of the beats
+    std::vector<PeerId> silent;
     std::vector<bool> connected;
     std::vector<std::string> evicted;
     std::vector<std::uint8_t> refused;
@@ -112,6 +113,10 @@ class FakeHost final : public ControlHost {
     const std::lock_guard lock(mutex_);
     seen_.beats.push_back(peer);
     seen_.watermarks.push_back(watermark);
+  }
+  void peer_silent(PeerId peer, Incarnation) noexcept override {
+    const std::lock_guard lock(mutex_);
+    seen_.silent.push_back(peer);
   }
 
  private:

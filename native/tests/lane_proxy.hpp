@@ -1,5 +1,6 @@
 // native/tests/lane_proxy.hpp — a TCP relay in front of an engine, which cuts lanes when told to.
 // A cut closes both halves with bytes still in their buffers, so frames are lost on either side.
+// deafen() drops what arrives before TCP sees it, so that nothing is acknowledged: a cut way.
 // Ownership: owns its thread and sockets.
 // Threads:   its own; cut() from any.
 // Errors:    a connection that fails is closed on both sides.
@@ -7,6 +8,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -43,6 +45,14 @@ class LaneProxy {
   /// Cuts a lane, chosen by chance, as soon as bytes move through one.
   void cut() { cuts_wanted_ = 1; }
   [[nodiscard]] int cuts() const { return cuts_; }
+  /// From now on no packet of the present connections gets here: from the diallers, or from both
+  /// ends.  Other connections, made later, work.
+  void deafen(bool both_ends, bool lanes_only) {
+    deaf_both_ = both_ends;
+    deaf_lanes_only_ = lanes_only;
+    deafen_wanted_ = true;
+    while (deafen_wanted_) std::this_thread::yield();
+  }
 
  private:
   static constexpr std::size_t chunk = 64 * 1024;
@@ -58,8 +68,22 @@ class LaneProxy {
     bool dead = false;
   };
 
+  /// A packet filter that lets nothing through.
+  static void drop_all(int fd) {
+    sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+    const sock_fprog program{1, &nothing};
+    CHECK(::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+  }
   void run() {
     while (!stop_) {
+      if (deafen_wanted_) {
+        for (const auto& pair : pairs_) {
+          if (deaf_lanes_only_ && !pair->lane) continue;
+          drop_all(pair->sides[0].get());
+          if (deaf_both_) drop_all(pair->sides[1].get());
+        }
+        deafen_wanted_ = false;
+      }
       std::vector<pollfd> waits{{listener_.get(), POLLIN, 0}};
       for (const auto& pair : pairs_) {
         for (int i = 0; i < 2; ++i) {
@@ -124,6 +148,9 @@ class LaneProxy {
   Fd listener_;
   std::vector<std::unique_ptr<Pair>> pairs_;
   std::atomic<bool> stop_{false};
+  std::atomic<bool> deafen_wanted_{false};
+  std::atomic<bool> deaf_both_{false};
+  std::atomic<bool> deaf_lanes_only_{false};
   std::atomic<int> cuts_wanted_{0};
   std::atomic<int> cuts_{0};
   std::thread thread_;

@@ -48,7 +48,7 @@ TEST(two_controls_open_three_lanes_and_beat) {
   b.host.beating.watermark = 42;
   a.admit(nowhere);
   b.admit(nowhere);
-  a.control.connect(b.endpoint(), 0, 3, 3, patience_s);
+  a.control.connect(b.endpoint(), 3, patience_s);
 
   const auto three = [](auto& seen) { return seen.lanes.size() == 3; };
   CHECK(a.host.sees(three));
@@ -105,7 +105,7 @@ TEST(a_dialled_lane_reads_the_welcome_and_not_a_byte_more) {
   Peer a(1, hasty());
   Gate gate;
   a.admit(nowhere);
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 4, 1, 6,
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 1,
                     patience_s);
   std::map<Purpose, Wire> wires;
   for (int i = 0; i < 2; ++i) {
@@ -114,7 +114,7 @@ TEST(a_dialled_lane_reads_the_welcome_and_not_a_byte_more) {
     CHECK(hello && hello->secret == id<Secret>(2) && hello->run_id == id<RunId>(9));
     CHECK(hello && hello->peer == id<PeerId>(1) && hello->incarnation == 1);
     if (hello) wires[hello->purpose] = std::move(wire);
-    if (hello && hello->purpose == Purpose::data_lane) CHECK(hello->lane == 4 && hello->lanes == 6);
+    if (hello && hello->purpose == Purpose::data_lane) CHECK(hello->lane == 0 && hello->lanes == 1);
   }
   CHECK(wires.contains(Purpose::data_lane) && wires.contains(Purpose::peer_control));
   Bytes bytes;
@@ -139,7 +139,7 @@ TEST(before_admission_a_hello_is_refused_and_the_dialler_tries_again_until_it_is
   CHECK(early.ends());
 
   a.admit(nowhere);
-  a.control.connect(b.endpoint(), 0, 1, 1, patience_s);
+  a.control.connect(b.endpoint(), 1, patience_s);
   b.admit(nowhere);
   CHECK(a.host.sees([](auto& seen) { return seen.lanes.size() == 1; }));
   CHECK(a.host.look([](auto& seen) { return seen.failed.empty(); }));
@@ -284,12 +284,12 @@ TEST(a_closed_port_fails_a_connect_once_by_its_deadline) {
   Peer a(1, hasty());
   a.admit(nowhere);
   const double start_s = monotonic_s();
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", nowhere}, 0, 3, 3, 0.3);
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", nowhere}, 3, 0.3);
   CHECK(a.host.sees([](auto& seen) { return seen.failed.size() == 1; }));
   const double took_s = monotonic_s() - start_s;
   CHECK(took_s >= 0.3 && took_s < 3.0);
   // A later connect fails later: had the first one told twice, there would be three by now.
-  a.control.connect({id<PeerId>(3), 3, id<Secret>(3), "127.0.0.1", nowhere}, 0, 2, 2, 0.1);
+  a.control.connect({id<PeerId>(3), 3, id<Secret>(3), "127.0.0.1", nowhere}, 2, 0.1);
   CHECK(a.host.sees([](auto& seen) { return seen.failed.size() >= 2; }));
   CHECK(a.host.look([](auto& seen) { return seen.failed; }) ==
         (std::vector<PeerId>{id<PeerId>(2), id<PeerId>(3)}));
@@ -299,7 +299,7 @@ TEST(a_listener_that_never_answers_fails_a_connect_once_and_the_lanes_that_are_u
   Peer a(1);  // the handshake timeout is longer than the deadline below
   a.admit(nowhere);
   Gate gate;
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 0, 2, 2, 0.5);
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 2, 0.5);
   std::vector<Wire> wires;
   for (int i = 0; i < 3; ++i) {
     wires.push_back(gate.accept());
@@ -316,9 +316,9 @@ TEST(a_listener_that_never_answers_fails_a_connect_once_and_the_lanes_that_are_u
 TEST(a_forgotten_incarnation_is_neither_dialled_nor_reported) {
   Peer a(1, hasty());
   a.admit(nowhere);
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", nowhere}, 0, 1, 1, 0.2);
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", nowhere}, 1, 0.2);
   a.control.forget(id<PeerId>(2), 2);
-  a.control.connect({id<PeerId>(3), 3, id<Secret>(3), "127.0.0.1", nowhere}, 0, 1, 1, 0.3);
+  a.control.connect({id<PeerId>(3), 3, id<Secret>(3), "127.0.0.1", nowhere}, 1, 0.3);
   CHECK(a.host.sees([](auto& seen) { return !seen.failed.empty(); }));
   CHECK(a.host.look([](auto& seen) { return seen.failed; }) ==
         (std::vector<PeerId>{id<PeerId>(3)}));
@@ -328,13 +328,13 @@ TEST(forget_closes_the_peer_control_connection_on_both_ends) {
   Peer a(1, hasty());
   a.admit(nowhere);
   Gate gate;
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 0, 0, 1,
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 0,
                     patience_s);
   Wire wire = gate.accept();
   CHECK(wire.next<frames::Hello>().has_value());
   wire.write(frames::Welcome{});
   CHECK(wire.next<frames::PeerBeat>().has_value());
-  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 0, 0, 1,
+  a.control.connect({id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", gate.port()}, 0,
                     patience_s);  // there is one: no second
   CHECK(wire.next<frames::PeerBeat>().has_value());
   CHECK(!gate.rings(50));
@@ -369,7 +369,7 @@ TEST(stop_closes_the_listener_and_is_idempotent_from_two_threads) {
   peer.control.stop();
   other.join();
   CHECK(wire.ends());
-  peer.control.connect(peer.endpoint(), 0, 1, 1, 0.01);  // after the end: ignored
+  peer.control.connect(peer.endpoint(), 1, 0.01);  // after the end: ignored
   Fd fd;
   CHECK(connect_tcp("127.0.0.1", peer.control.port(), fd) == Status::ok);
   pollfd ready_fd{fd.get(), POLLOUT, 0};

@@ -8,7 +8,7 @@
 #include <random>
 
 #include "engine_world.hpp"
-#include "lane_proxy.hpp"
+#include "fragile_world.hpp"
 
 using namespace world;
 
@@ -135,24 +135,6 @@ void abort_at_random(Algorithm algorithm, Kind kind, int rounds, int (&seen)[4])
   });
   coordinator.join();
 }
-
-/// A world whose lanes all run through proxies.
-struct FragileWorld : World {
-  FragileWorld(std::size_t size, std::uint16_t lanes) : World(size, lanes) {
-    for (std::size_t rank = 0; rank < size; ++rank) {
-      proxies.push_back(std::make_unique<LaneProxy>(engines[rank]->port(),
-                                                    static_cast<unsigned>(rank)));
-      members[rank].endpoint.port = proxies.back()->port();
-    }
-    install(1, everybody());
-  }
-  [[nodiscard]] int cuts() const {
-    int all = 0;
-    for (const auto& proxy : proxies) all += proxy->cuts();
-    return all;
-  }
-  std::vector<std::unique_ptr<LaneProxy>> proxies;
-};
 
 /// Steps of everything there is, while lanes are cut in mid-operation; nothing is flushed.
 void cut_lanes(Algorithm algorithm, std::uint16_t lanes, int rounds) {

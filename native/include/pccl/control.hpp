@@ -58,6 +58,8 @@ class ControlHost {
   virtual void coordinator_connected(bool connected) noexcept = 0;
   /// PEER_BEAT heard.
   virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept = 0;
+  /// No PEER_BEAT for too long although there was a connection, which is closed now.
+  virtual void peer_silent(PeerId peer, Incarnation incarnation) noexcept = 0;
 
  protected:
   ~ControlHost() = default;
@@ -70,6 +72,7 @@ struct ControlConfig {
   double handshake_timeout_s = 5.0;
   std::uint32_t half_open_max = 64;       // handshakes under way; the newest is dropped beyond
   double peer_beat_s = 0.5;
+  double peer_silence_s = 1.5;            // without a beat: the way is cut; at least 20 round trips
 };
 
 struct Identity {
@@ -111,10 +114,10 @@ class Control {
   /// Takes on an identity and (re)dials the coordinator: 0.1 s doubling to 2 s, until stop().
   /// Handshakes from peers are accepted from now on (before, they are REFUSED).
   void admit(const Identity& identity, const CoordinatorEndpoint& coordinator);
-  /// Dials lanes [first, first + count) of `lanes` to a peer, and its peer control connection if
-  /// there is none, retrying refused or reset dials every 50 ms until `timeout_s` has passed.
-  void connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
-               std::uint16_t lanes, double timeout_s);
+  /// Dials so many lanes (0 is allowed) to a peer, and its peer control connection if there is
+  /// none, until `timeout_s` has passed: refused or reset dials again after 50 ms, one that gets no
+  /// answer after `try_s`.  Lanes that an earlier call is still dialling are given up.
+  void connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s, double try_s = 5.0);
   /// Stops dialling an incarnation and closes its peer control connection.
   void forget(PeerId peer, Incarnation incarnation);
   void suspect(Suspect suspicion);

@@ -146,12 +146,14 @@ class Engine final : private ControlHost, private ExecutorHost {
   void refused(std::uint8_t code, std::string text) noexcept override;
   void coordinator_connected(bool connected) noexcept override;
   void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept override;
+  void peer_silent(PeerId peer, Incarnation incarnation) noexcept override;
   // ExecutorHost, under the turn.
   void watch(Lane& lane) noexcept override;
   void unwatch(Lane& lane) noexcept override;
   void want_write(Lane& lane, bool wanted) noexcept override;
   void suspect(Suspect suspicion) noexcept override;
-  void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept override;
+  void dial(const PeerEndpoint& peer, std::uint16_t lanes, bool again) noexcept override;
+  void forget(PeerId peer, Incarnation incarnation) noexcept override;
   void step_decided(const StepRecord& record) noexcept override;
   void switched(Epoch epoch, StepId step) noexcept override;
   void left(Epoch epoch, StepId step) noexcept override;
@@ -188,6 +190,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   bool stop_ = false;
   bool decided_ = false;
   bool at_entry_ = false;            // the coordinator has been told that we wait
+  HeartbeatStatus last_status_;      // of the control thread, which alone asks
   double linger_until_s_ = 0;        // a caller drove lately and will again
   double spin_s_ = 0;
   std::string failed_code_;

@@ -66,7 +66,10 @@ class ExecutorHost {
   virtual void unwatch(Lane& lane) noexcept = 0;
   virtual void want_write(Lane& lane, bool wanted) noexcept = 0;
   virtual void suspect(Suspect suspicion) noexcept = 0;
-  virtual void dial(const PeerEndpoint& peer, std::uint16_t lanes) noexcept = 0;
+  /// Opens lanes, and a peer control connection if there is none.  `again`: to a peer that was
+  /// reached before, so each try is short.
+  virtual void dial(const PeerEndpoint& peer, std::uint16_t lanes, bool again) noexcept = 0;
+  virtual void forget(PeerId peer, Incarnation incarnation) noexcept = 0;  // stop dialling
   virtual void step_decided(const StepRecord& record) noexcept = 0;
   virtual void switched(Epoch epoch, StepId step) noexcept = 0;
   virtual void left(Epoch epoch, StepId step) noexcept = 0;
@@ -82,6 +85,8 @@ struct ExecutorCounters {
   std::uint64_t lanes_lost = 0;
   std::uint64_t lanes_refused = 0;  // ended for breaking the protocol
   std::uint64_t frames_early = 0;
+  std::uint64_t controls_handled = 0;  // OPEN, SEAL and DONE that were news
+  std::uint64_t lanes_silent = 0;      // given up because nothing came back through them
 };
 
 class Executor final : public FrameSink {
@@ -118,6 +123,8 @@ class Executor final : public FrameSink {
   bool pump(double now_s);
   void tick(double now_s);
   void dial_failed(PeerId peer, Incarnation incarnation);
+  /// Nothing has been heard of the peer for too long: what its lanes carry may be lost.
+  void silent(PeerId peer, Incarnation incarnation, double now_s);
   /// The engine is failing: stops everything and gives every open step's inputs back.
   void abandon();
 
@@ -127,7 +134,8 @@ class Executor final : public FrameSink {
   [[nodiscard]] const OutcomeMachine* machine() const noexcept {
     return machine_ ? &*machine_ : nullptr;
   }
-  [[nodiscard]] std::vector<PeerId> down(double now_s) const;
+  /// Fills in all that a heartbeat says about steps and links.
+  void tell_status(HeartbeatStatus& status, double now_s) const;
   [[nodiscard]] std::uint64_t progress() const noexcept { return environment_.progress; }
   [[nodiscard]] const ExecutorCounters& counters() const noexcept { return counters_; }
   [[nodiscard]] Link* link_of_lane(std::uint32_t id) noexcept;
@@ -175,12 +183,16 @@ class Executor final : public FrameSink {
   void send_haves(Link& link);
   void send_haves(Link& link, const Operation& operation);
   [[nodiscard]] bool over(const FrameHeader& header) noexcept;
+  void tell_waits(const StepRecord& step, std::vector<WaitOn>& waits, double now_s) const;
+  [[nodiscard]] bool has_sealed(const StepRecord& step, const Link& link) const noexcept;
 
   Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
   void learn(const std::vector<MemberEntry>& members, double now_s);
   void mark_needed(double now_s);
   void drop_strangers(double now_s);
   void dial(Link& link);
+  void keep_company(Link& link, double now_s);
+  void look_after(Link& link, double now_s);
   void lose(Link& link, Lane& lane, Status why, double now_s);
   void check_links_up();
   std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Descriptor& what);

@@ -78,7 +78,8 @@ class FrameSource {
 
 class Lane {
  public:
-  Lane(Fd socket, std::uint32_t id) noexcept : socket_(std::move(socket)), id_(id) {}
+  Lane(Fd socket, std::uint32_t id, double now_s) noexcept
+      : moved_s(now_s), socket_(std::move(socket)), id_(id) {}
 
   [[nodiscard]] int fd() const noexcept { return socket_.get(); }
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
@@ -93,6 +94,13 @@ class Lane {
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.
   void let_go(const Operation& operation, BufferPool& buffers) noexcept;
+
+  /// Looks what has been acknowledged since; called a few times a second.
+  void look(double now_s) noexcept;
+  /// Bytes are in flight, and for longer than `patience_s` (and 20 round trips) nothing came back:
+  /// the way is cut, in one direction at least.  A peer that lives but does not read is another
+  /// matter: its kernel answers.
+  [[nodiscard]] bool cut(double now_s, double patience_s) const noexcept;
 
   /// The lane is dead: calls `dropped(frame)` for every operation's frame it still held.
   template <class Dropped>
@@ -110,6 +118,8 @@ class Lane {
 
   std::uint64_t bytes_sent = 0;
   std::uint64_t bytes_received = 0;
+  double moved_s;       // when the peer's kernel last took something, or had nothing to take
+  bool owing = false;   // as of the last look: something is sent and not acknowledged
 
  private:
   static constexpr std::size_t inbox_bytes = 16384;   // several small frames in one system call
@@ -122,6 +132,7 @@ class Lane {
   Fd socket_;
   std::uint32_t id_;
   bool blocked_ = false;
+  std::uint64_t acknowledged_ = 0;
 
   std::deque<OutgoingFrame> out_;
   std::size_t out_done_ = 0;  // bytes of out_.front() that the kernel has

@@ -25,6 +25,8 @@ namespace pccl {
 
 inline constexpr std::uint64_t eager_operation_bytes = 256 * 1024;
 inline constexpr std::uint64_t eager_link_bytes = 8u << 20;
+/// A link without a lane is reported as down after that long.
+inline constexpr double down_after_s = 0.5;
 /// Operations up to this size overtake larger ones.
 inline constexpr std::uint64_t small_operation_bytes = 64 * 1024;
 
@@ -64,6 +66,8 @@ class Link final : public FrameSource {
   [[nodiscard]] bool has_output() const noexcept;
   /// The peer asks for more than it reads.
   [[nodiscard]] bool flooded() const noexcept { return control_.size() > control_frames_max; }
+  /// There is something for the peer, and for that long it has taken nothing.
+  [[nodiscard]] bool stands_still(double now_s, double patience_s) const noexcept;
   /// Frames only pass through this machine's memory, where nothing damages them: not so through a
   /// tunnel that ends on loopback, hence both.
   [[nodiscard]] bool local() const noexcept { return loopback && same_host; }
@@ -75,6 +79,7 @@ class Link final : public FrameSource {
   std::vector<std::unique_ptr<Lane>> lanes;
   PeerEndpoint endpoint;            // empty host: not known yet
   std::uint16_t dialling = 0;       // lanes this side has asked for that are not here yet
+  double company_s = 0;             // when to look after the peer control connection again
   bool lost_lane = false;           // since the link was made: frames may need sending again
   bool loopback = false;            // by its lanes' addresses
   bool same_host = false;           // by what the view says

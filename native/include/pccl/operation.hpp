@@ -51,7 +51,7 @@ struct CompiledPlan {
 struct Environment {
   BufferPool& buffers;
   UndoArena& undo;
-  std::uint64_t progress = 0;   // payload bytes moved, for heartbeats
+  std::uint64_t progress = 0;   // payload bytes moved
   /// Operations whose last slice became final on the way out: a send had to leave first.
   std::vector<std::pair<StepId, Tag>> finished_by_send{};
 };
@@ -103,6 +103,9 @@ class Operation {
   [[nodiscard]] bool complete() const noexcept { return running_ && finals_left_ == 0; }
   [[nodiscard]] Digest digest() const noexcept { return digest_; }
   [[nodiscard]] int rank_of(const Link& link) const noexcept;
+  /// Calls `lacking(rank)` for each peer that still owes slices; some may be named twice.
+  template <class Lacking>
+  void lacks(const Lacking& lacking) const;
   [[nodiscard]] SendQueue& queue(std::uint16_t peer) noexcept { return queues_[peer]; }
   [[nodiscard]] FrameHeader header(FrameType type) const noexcept;
 
@@ -115,6 +118,7 @@ class Operation {
     std::vector<std::uint16_t> needs;      // sends: left per slice
     std::vector<std::uint32_t> lane;       // sends: 0 not built yet, else lane id + 1
     std::vector<std::uint8_t> received;    // receives: 1 when applied
+    std::uint32_t left = 0;                // receives: slices that have not been
   };
   struct SliceState {
     Buffer accumulator;
@@ -168,6 +172,14 @@ class Operation {
   Digest digest_;
   UndoBlock undo_;
 };
+
+template <class Lacking>
+void Operation::lacks(const Lacking& lacking) const {
+  if (!running_) return;
+  for (std::size_t i = 0; i < transfers_.size(); ++i) {
+    if (transfers_[i].left > 0) lacking(plan_->plan.transfers[i].peer);
+  }
+}
 
 template <class Emit>
 void Operation::report_received(std::uint16_t from, const Emit& emit) const {

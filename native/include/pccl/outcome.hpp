@@ -143,6 +143,8 @@ class OutcomeMachine {
   [[nodiscard]] const std::deque<SendDone>& sent() const noexcept { return sent_; }
 
   static constexpr std::size_t open_steps_max = 64;  // also bounds how far ahead DONEs are kept
+  /// That participant of the attempt has said that it holds its result.
+  [[nodiscard]] bool has_done(Epoch epoch, StepId step, PeerId peer) const noexcept;
   /// The step ended here, or before this peer came: nothing about it matters any more.
   [[nodiscard]] bool decided(StepId step) const noexcept {
     return step < watermark_ || committed_.count(step) != 0;

@@ -31,8 +31,18 @@ Status connect_tcp(const std::string& host, std::uint16_t port, Fd& out) noexcep
 /// ok, or io_error (errno is set) for a connection whose descriptor became ready.
 Status connect_result(int fd) noexcept;
 
-/// For connections that are silent by design or whose death must show: keepalive, and an error
-/// when sent bytes stay unacknowledged for 10 s.  Best effort: old kernels lack some of it.
-void set_control_options(int fd) noexcept;
+/// For connections whose death must show, also while they are silent: keepalive, and an error when
+/// sent bytes stay unacknowledged for 10 s.  Best effort: old kernels lack some of it.
+void set_liveness_options(int fd) noexcept;
+
+/// Bytes handed to the kernel that the other one has not acknowledged.
+[[nodiscard]] std::uint64_t unacknowledged_bytes(int fd) noexcept;
+
+/// What the kernel knows of the way to the other end.
+struct PathState {
+  bool in_flight = false;  // something was sent that awaits its acknowledgement
+  double rtt_s = 0;        // smoothed; 0: not known
+};
+[[nodiscard]] PathState path_state(int fd) noexcept;
 
 }  // namespace pccl

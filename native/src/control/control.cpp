@@ -41,10 +41,9 @@ struct AdmitCommand {
 };
 struct ConnectCommand {
   PeerEndpoint peer;
-  std::uint16_t first = 0;
-  std::uint16_t count = 0;
   std::uint16_t lanes = 0;
   double timeout_s = 0;
+  double try_s = 0;
 };
 struct ForgetCommand {
   PeerId peer;
@@ -185,7 +184,7 @@ void Control::Impl::dispatch(const Poller::Event& event) {
     case Part::strangers: strangers_.on_ready(serial, event.bits, now_s); break;
     case Part::dialler: dialler_.on_ready(serial, event.bits, now_s); break;
     case Part::coordinator: coordinator_.on_ready(serial, event.bits, now_s); break;
-    case Part::peers: peers_.on_ready(serial, event.bits); break;
+    case Part::peers: peers_.on_ready(serial, event.bits, now_s); break;
   }
 }
 
@@ -212,7 +211,7 @@ void Control::Impl::obey(Command& command, double now_s) {
   if (auto* suspicion = std::get_if<Suspect>(&command)) {
     coordinator_.suspect(std::move(*suspicion), now_s);
   } else if (const auto* dial = std::get_if<ConnectCommand>(&command)) {
-    dialler_.connect(dial->peer, dial->first, dial->count, dial->lanes, dial->timeout_s, now_s);
+    dialler_.connect(dial->peer, dial->lanes, dial->timeout_s, dial->try_s, now_s);
   } else if (const auto* forget = std::get_if<ForgetCommand>(&command)) {
     dialler_.forget(forget->peer, forget->incarnation);
     peers_.forget(forget->peer, forget->incarnation);
@@ -242,9 +241,9 @@ void Control::admit(const Identity& identity, const CoordinatorEndpoint& coordin
   impl_->post(AdmitCommand{identity, coordinator});
 }
 
-void Control::connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
-                      std::uint16_t lanes, double timeout_s) {
-  impl_->post(ConnectCommand{peer, first, count, lanes, timeout_s});
+void Control::connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s,
+                      double try_s) {
+  impl_->post(ConnectCommand{peer, lanes, timeout_s, try_s});
 }
 
 void Control::forget(PeerId peer, Incarnation incarnation) {

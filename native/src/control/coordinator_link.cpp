@@ -16,6 +16,7 @@ constexpr double backoff_first_s = 0.1;
 constexpr double backoff_s_max = 2.0;
 // Beyond it the oldest goes: the newest names the epoch that still matters.
 constexpr std::size_t suspicions_max = 64;
+constexpr std::size_t beats_unanswered_max = 1024;
 
 std::uint32_t lag_ms(double due_s, double now_s) noexcept {
   return static_cast<std::uint32_t>(std::clamp((now_s - due_s) * 1e3, 0.0, 4e9));
@@ -39,7 +40,7 @@ void CoordinatorLink::dial(double now_s) {
     lose(now_s);
     return;
   }
-  set_control_options(fd.get());
+  set_liveness_options(fd.get());
   socket_ = FramedSocket(std::move(fd), frames::first_body_bytes_max);
   stage_ = Stage::connecting;
   due_s_ = now_s + context_.config.handshake_timeout_s;
@@ -129,12 +130,19 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
     return std::holds_alternative<frames::Welcome>(frame) ? come_up(now_s) : Status::protocol;
   }
   if (const auto* flush = std::get_if<frames::Flush>(&frame)) return answer(*flush);
-  // A PONG shows that the coordinator lives; a dead path shows by TCP_USER_TIMEOUT.
-  return std::holds_alternative<frames::Pong>(frame) ? Status::ok : Status::protocol;
+  if (!std::holds_alternative<frames::Pong>(frame)) return Status::protocol;
+  // It shows that the coordinator lives; a dead path shows by TCP_USER_TIMEOUT.
+  if (beats_sent_s_.empty()) return Status::ok;
+  const double sample_us = std::clamp((now_s - beats_sent_s_.front()) * 1e6, 1.0, 4e9);
+  beats_sent_s_.pop_front();
+  const double smoothed_us = rtt_us_ == 0 ? sample_us : rtt_us_ + (sample_us - rtt_us_) / 8;
+  rtt_us_ = static_cast<std::uint32_t>(std::max(smoothed_us, 1.0));
+  return Status::ok;
 }
 
 Status CoordinatorLink::come_up(double now_s) {
   stage_ = Stage::up;
+  beats_sent_s_.clear();
   backoff_s_ = backoff_first_s;
   due_s_ = now_s;
   socket_.set_body_bytes_max(frames::read_body_bytes_max);
@@ -155,7 +163,10 @@ Status CoordinatorLink::answer(const frames::Flush& flush) {
 }
 
 Status CoordinatorLink::send_heartbeat(double now_s) {
-  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s), 0};
+  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s), rtt_us_};
+  // A coordinator that answers none is cut off long before this fills up.
+  if (beats_sent_s_.size() >= beats_unanswered_max) beats_sent_s_.clear();
+  beats_sent_s_.push_back(now_s);
   due_s_ = now_s + std::max(endpoint_.heartbeat_s, interval_s_min);
   ++context_.counters.heartbeats;
   return send(beat);

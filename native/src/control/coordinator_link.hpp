@@ -57,6 +57,8 @@ class CoordinatorLink {
   double backoff_s_ = 0;
   std::deque<Suspect> suspicions_;
   std::deque<Suspect> told_;  // lately; said again on the next connection
+  std::deque<double> beats_sent_s_;  // of heartbeats without an answer, which come in order
+  std::uint32_t rtt_us_ = 0;         // smoothed; 0: not known
 };
 
 }  // namespace pccl

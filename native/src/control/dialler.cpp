@@ -16,16 +16,34 @@ constexpr double retry_s = 0.05;
 
 }  // namespace
 
-void Dialler::connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
-                      std::uint16_t lanes, double timeout_s, double now_s) {
+void Dialler::connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s,
+                      double try_s, double now_s) {
+  if (lanes > 0) drop_lanes(peer.peer, peer.incarnation);
   const bool wants_control = !peers_.has(peer.peer, peer.incarnation) &&
                              !dialling(peer.peer, peer.incarnation);
+  if (lanes == 0 && !wants_control) return;
   const std::uint64_t job = ++context_.serial;
-  jobs_.emplace(job, Job{peer, lanes, now_s + timeout_s, count});
-  for (std::uint16_t i = 0; i < count; ++i) {
-    add(job, Purpose::data_lane, static_cast<std::uint16_t>(first + i), now_s);
-  }
+  jobs_.emplace(job, Job{peer, lanes, now_s + timeout_s, try_s, lanes});
+  for (std::uint16_t i = 0; i < lanes; ++i) add(job, Purpose::data_lane, i, now_s);
   if (wants_control) add(job, Purpose::peer_control, 0, now_s);
+}
+
+/// Of an earlier job; its peer control connection, if that is still dialled, goes on.
+void Dialler::drop_lanes(PeerId peer, Incarnation incarnation) noexcept {
+  for (auto& [id, job] : jobs_) {
+    if (job.peer.peer == peer && job.peer.incarnation == incarnation) job.lanes_missing = 0;
+  }
+  std::erase_if(dials_, [&](const auto& entry) {
+    const Job& job = jobs_.at(entry.second.job);
+    return entry.second.purpose == Purpose::data_lane && job.peer.peer == peer &&
+           job.peer.incarnation == incarnation;
+  });
+  std::erase_if(jobs_, [&](const auto& job) { return !has_dials(job.first); });
+}
+
+bool Dialler::has_dials(std::uint64_t job) const noexcept {
+  return std::any_of(dials_.begin(), dials_.end(),
+                     [&](const auto& entry) { return entry.second.job == job; });
 }
 
 bool Dialler::dialling(PeerId peer, Incarnation incarnation) const noexcept {
@@ -68,8 +86,8 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
   }
   dial.socket = FramedSocket(std::move(fd), frames::first_body_bytes_max);
   dial.stage = Stage::connecting;
-  // The listener gives up on a handshake after as long; a new try may find it in a better state.
-  dial.due_s = now_s + context_.config.handshake_timeout_s;
+  // The listener gives up on a handshake, too; a new try may find it in a better state.
+  dial.due_s = now_s + std::min(jobs_.at(dial.job).try_s, context_.config.handshake_timeout_s);
 }
 
 void Dialler::retry(Dial& dial, double now_s) noexcept {
@@ -137,10 +155,7 @@ void Dialler::finish(std::uint64_t serial, double now_s) {
   const Incarnation incarnation = job.peer.incarnation;
   const std::uint16_t lanes = job.lanes;
   if (dial.purpose == Purpose::data_lane) --job.lanes_missing;
-  const bool last = std::none_of(dials_.begin(), dials_.end(), [&](const auto& entry) {
-    return entry.second.job == dial.job;
-  });
-  if (last) jobs_.erase(dial.job);
+  if (!has_dials(dial.job)) jobs_.erase(dial.job);
   if (dial.purpose == Purpose::peer_control) {
     peers_.adopt(std::move(dial.socket), peer, incarnation, true, now_s);
     return;

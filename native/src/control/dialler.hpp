@@ -2,8 +2,9 @@
 //
 // A connect() is a job of several dials, one per lane and one for peer control.  A dial that is
 // refused, reset or answered with REFUSED is tried again every 50 ms: the other side may hear of
-// the view a little later than we do.  At the job's deadline what is not up is given up, and the
-// host hears of missing lanes once.
+// the view a little later than we do; one without an answer is given up and tried again.  At the
+// job's deadline what is not up is given up, and the host hears of missing lanes once.  A peer has
+// one job for lanes at a time, so that none is made twice.
 //
 // Ownership: owns dials under way; a finished lane goes to the host, a peer control connection to
 //            PeerLinks.
@@ -22,8 +23,8 @@ class Dialler {
  public:
   Dialler(Context& context, PeerLinks& peers) noexcept : context_(context), peers_(peers) {}
 
-  void connect(const PeerEndpoint& peer, std::uint16_t first, std::uint16_t count,
-               std::uint16_t lanes, double timeout_s, double now_s);
+  void connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s, double try_s,
+               double now_s);
   void forget(PeerId peer, Incarnation incarnation) noexcept;
 
   void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
@@ -36,6 +37,7 @@ class Dialler {
     PeerEndpoint peer;
     std::uint16_t lanes = 0;
     double deadline_s = 0;
+    double try_s = 0;
     std::size_t lanes_missing = 0;
   };
   enum class Stage : std::uint8_t { idle, connecting, greeting };
@@ -55,6 +57,8 @@ class Dialler {
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
   Progress greet(std::uint64_t serial, Dial& dial);
   void finish(std::uint64_t serial, double now_s);
+  void drop_lanes(PeerId peer, Incarnation incarnation) noexcept;
+  [[nodiscard]] bool has_dials(std::uint64_t job) const noexcept;
   [[nodiscard]] bool dialling(PeerId peer, Incarnation incarnation) const noexcept;
 
   Context& context_;

@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
+#include <vector>
 
 #include "pccl/sockets.hpp"
 
 namespace pccl {
 namespace {
 
+constexpr double round_trips_min = 20;  // of any patience: a lost beat is repeated by TCP
 constexpr std::size_t links_max = 2 * frames::peers_max;  // a pair that dialled at once has two
 
 }  // namespace
@@ -25,7 +28,7 @@ void PeerLinks::adopt(FramedSocket socket, PeerId peer, Incarnation incarnation,
     });
   }
   const std::uint64_t serial = ++context_.serial;
-  set_control_options(socket.fd());
+  set_liveness_options(socket.fd());
   socket.set_body_bytes_max(frames::read_body_bytes_max);
   if (context_.poller.modify(socket.fd(), ready::read, token_of(Part::peers, serial)) !=
       Status::ok) {
@@ -33,7 +36,7 @@ void PeerLinks::adopt(FramedSocket socket, PeerId peer, Incarnation incarnation,
   }
   if (links_.empty()) next_beat_s_ = now_s + context_.config.peer_beat_s;
   Link& link = links_[serial];
-  link = Link{std::move(socket), peer, incarnation, dialled};
+  link = Link{std::move(socket), peer, incarnation, dialled, now_s};
   if (!beat(serial, link, context_.host.status())) links_.erase(serial);
 }
 
@@ -57,7 +60,7 @@ bool PeerLinks::beat(std::uint64_t serial, Link& link, const HeartbeatStatus& st
   return context_.send(link.socket, token_of(Part::peers, serial), beat) == Status::ok;
 }
 
-bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits) {
+bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits, double now_s) {
   if ((bits & ready::write) != 0 &&
       context_.flush(link.socket, token_of(Part::peers, serial)) != Status::ok) {
     return false;
@@ -70,18 +73,52 @@ bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits) {
     if (status != Status::ok || frames::decode(body, frame) != Status::ok) return false;
     const auto* beat = std::get_if<frames::PeerBeat>(&frame);
     if (beat == nullptr) return false;
+    link.heard_s = now_s;
     context_.host.peer_beat(link.peer, beat->epoch, beat->watermark);
   }
   return true;
 }
 
-void PeerLinks::on_ready(std::uint64_t serial, std::uint32_t bits) {
+void PeerLinks::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   const auto found = links_.find(serial);
-  if (found != links_.end() && !hear(serial, found->second, bits)) links_.erase(found);
+  if (found != links_.end() && !hear(serial, found->second, bits, now_s)) links_.erase(found);
+}
+
+/// This thread was stopped, or starved: so long nobody could have been heard.
+void PeerLinks::forgive_lag(double now_s) noexcept {
+  const double away_s = now_s - std::exchange(ran_s_, now_s);
+  if (away_s < 2 * context_.config.peer_beat_s) return;
+  for (auto& [serial, link] : links_) link.heard_s = std::min(now_s, link.heard_s + away_s);
+}
+
+bool PeerLinks::silent(const Link& link, double now_s) const noexcept {
+  const double quiet_s = now_s - link.heard_s;
+  if (quiet_s < context_.config.peer_silence_s) return false;
+  return quiet_s >= round_trips_min * path_state(link.socket.fd()).rtt_s;
+}
+
+void PeerLinks::judge(double now_s) {
+  std::vector<std::pair<PeerId, Incarnation>> lost;
+  for (const auto& [serial, link] : links_) {
+    // Of two connections one may be a relic.
+    const bool heard = std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
+      const Link& other = entry.second;
+      return other.peer == link.peer && other.incarnation == link.incarnation &&
+             !silent(other, now_s);
+    });
+    if (!heard) lost.emplace_back(link.peer, link.incarnation);
+  }
+  for (const auto& [peer, incarnation] : lost) {
+    if (!has(peer, incarnation)) continue;  // named twice
+    forget(peer, incarnation);
+    context_.host.peer_silent(peer, incarnation);
+  }
 }
 
 void PeerLinks::on_time(double now_s) {
+  forgive_lag(now_s);
   if (links_.empty() || now_s < next_beat_s_) return;
+  judge(now_s);
   next_beat_s_ = now_s + std::max(context_.config.peer_beat_s, interval_s_min);
   const HeartbeatStatus status = context_.host.status();
   for (auto link = links_.begin(); link != links_.end();) {

@@ -3,6 +3,11 @@
 // Its death says nothing by itself (the data lanes tell); the next connect() dials it again.
 // When both sides dial at once a pair has two; both carry beats and nobody needs to choose.
 //
+// Its silence does say something: a peer of which no beat has come for peer_silence_s, or for 20
+// round trips, cannot be reached from here or cannot reach us, also if it cuts one direction only.
+// The connection is closed and the host hears of it.  What has arrived is read before that, and a
+// time in which this thread itself did not run is no silence.
+//
 // Ownership: owns the connections.
 // Threads:   the control thread only.
 // Errors:    a connection that fails in any way is closed.
@@ -26,7 +31,7 @@ class PeerLinks {
   void forget(PeerId peer, Incarnation incarnation) noexcept;
   void clear() noexcept { links_.clear(); }
 
-  void on_ready(std::uint64_t serial, std::uint32_t bits);
+  void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
   [[nodiscard]] double due_s() const noexcept {
     return links_.empty() ? no_deadline : next_beat_s_;
   }
@@ -38,13 +43,18 @@ class PeerLinks {
     PeerId peer;
     Incarnation incarnation = 0;
     bool dialled = false;
+    double heard_s = 0;
   };
+  void forgive_lag(double now_s) noexcept;
+  void judge(double now_s);
+  [[nodiscard]] bool silent(const Link& link, double now_s) const noexcept;
   bool beat(std::uint64_t serial, Link& link, const HeartbeatStatus& status);
-  bool hear(std::uint64_t serial, Link& link, std::uint32_t bits);
+  bool hear(std::uint64_t serial, Link& link, std::uint32_t bits, double now_s);
 
   Context& context_;
   std::unordered_map<std::uint64_t, Link> links_;
   double next_beat_s_ = 0;
+  double ran_s_ = 0;  // when timers were last looked at
 };
 
 }  // namespace pccl

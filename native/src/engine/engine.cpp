@@ -17,6 +17,7 @@
 #include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
 #include "pccl/quiet_thread.hpp"
+#include "pccl/sockets.hpp"
 #include "pccl/xxh3.hpp"
 
 namespace pccl {
@@ -33,6 +34,9 @@ void note_forks() {
 constexpr std::uint16_t lanes_default = 1;
 // More unsent bytes than this in one socket only make its frames late for other lanes.
 constexpr int notsent_lowat_bytes = 512 * 1024;
+
+// That long a heartbeat waits for the turn: a visit of one lane takes less.
+constexpr double status_wait_s = 0.02;
 
 bool is_loopback(int socket) noexcept {
   sockaddr_storage address{};
@@ -314,21 +318,21 @@ Report Engine::fence(Generation generation, Epoch target) noexcept {
   return executor_.fence(generation, target);
 }
 
+/// A heartbeat leaves in time even if the data path is busy: then with what was so a moment ago.
 HeartbeatStatus Engine::status() noexcept {
-  const Lock turn = take_turn();
-  HeartbeatStatus status;
-  const OutcomeMachine* machine = executor_.machine();
-  if (machine == nullptr) return status;
-  status.generation = machine->generation();
-  status.epoch = machine->view().epoch;
-  status.watermark = machine->watermark();
-  status.next_step = machine->next_step();
-  status.progress = executor_.progress();
-  status.waiting = at_entry_                     ? Waiting::gate
-                   : executor_.open_steps() > 0 ? Waiting::peers
-                                                : Waiting::nothing;
-  status.down = executor_.down(monotonic_s());
-  return status;
+  turn_wanted_.fetch_add(1, std::memory_order_relaxed);
+  Lock turn(turn_, std::try_to_lock);
+  const double give_up_s = monotonic_s() + status_wait_s;
+  while (!turn && monotonic_s() < give_up_s) {
+    std::this_thread::yield();
+    (void)turn.try_lock();
+  }
+  turn_wanted_.fetch_sub(1, std::memory_order_relaxed);
+  if (!turn) return last_status_;
+  last_status_ = {};
+  executor_.tell_status(last_status_, monotonic_s());
+  if (at_entry_ && last_status_.step == no_step) last_status_.waiting = Waiting::gate;
+  return last_status_;
 }
 
 void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
@@ -336,6 +340,7 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
                      sizeof notsent_lowat_bytes);
+  set_liveness_options(socket.get());
   const bool loopback = is_loopback(socket.get());
   if (loopback) {
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
@@ -370,5 +375,11 @@ void Engine::coordinator_connected(bool connected) noexcept {
 }
 
 void Engine::peer_beat(PeerId, Epoch, StepId) noexcept {}
+
+void Engine::peer_silent(PeerId peer, Incarnation incarnation) noexcept {
+  const Lock turn = take_turn();
+  executor_.silent(peer, incarnation, monotonic_s());
+  attend();
+}
 
 }  // namespace pccl

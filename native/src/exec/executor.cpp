@@ -84,9 +84,8 @@ Status Executor::seal(StepId id) {
   machine_->seal(id, step->manifest, effects);
   perform(std::move(effects));
   if (step->started) {
-    for (Link* link : step->peers) {
-      if (link != nullptr) step->control_bytes += post_seal(*link, *step);
-    }
+    // Other groups learn by it that nothing is late but the data.
+    for (Link* link : step->everyone) step->control_bytes += post_seal(*link, *step);
     check_seals(*step);
     complete_step(*step);
   }

@@ -135,7 +135,9 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
       if (over(header)) return Status::ok;
       if (seals_.size() >= early_seals_max) return Status::ok;
       auto& seals = seals_[{header.epoch, header.step}];
-      std::erase_if(seals, [&](const EarlySeal& known) { return known.link == &link; });
+      if (std::erase_if(seals, [&](const EarlySeal& known) { return known.link == &link; }) == 0) {
+        ++counters_.controls_handled;
+      }
       seals.push_back({&link, seal});
       StepRecord* step = record(header.step);
       if (step != nullptr && step->started && step->epoch == header.epoch) check_seals(*step);
@@ -145,6 +147,8 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
       DoneBody done;
       decode(std::span<const std::byte, done_bytes>(body, done_bytes), done);
       if (!machine_) return Status::ok;
+      // Said again after a lane's death it is no news, and must not look like progress.
+      if (!machine_->has_done(header.epoch, header.step, link.peer)) ++counters_.controls_handled;
       Effects effects;
       machine_->done(link.peer, header.step, header.epoch, done.manifest, done.digest, effects);
       perform(std::move(effects));
@@ -178,7 +182,9 @@ Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor
   const Key key{header.epoch, header.step, header.tag};
   if (early_.size() >= early_operations_max && !early_.contains(key)) return Status::exhausted;
   auto& opens = early_[key].opens;
-  std::erase_if(opens, [&](const auto& known) { return known.first == &link; });
+  if (std::erase_if(opens, [&](const auto& known) { return known.first == &link; }) == 0) {
+    ++counters_.controls_handled;
+  }
   opens.emplace_back(&link, theirs);
   if (step != nullptr && step->started && step->epoch == header.epoch) check_seals(*step);
   return Status::ok;
@@ -197,6 +203,7 @@ void Executor::check_open(StepRecord& step, Operation& operation, Link& link,
                describe(theirs));
     return;
   }
+  if (operation.opened[rank] == 0) ++counters_.controls_handled;
   operation.opened[rank] = 1;
   link.open(operation.queue(rank));
 }
@@ -205,7 +212,9 @@ void Executor::check_seals(StepRecord& step) {
   const auto it = seals_.find({step.epoch, step.id});
   if (it == seals_.end() || !step.sealed || !step.started) return;
   for (const EarlySeal& seal : it->second) {
-    if (seal.body.manifest == step.manifest) continue;
+    const bool ours = std::find(step.peers.begin(), step.peers.end(), seal.link) !=
+                      step.peers.end();
+    if (!ours || seal.body.manifest == step.manifest) continue;
     // Which tag differs is known once all its OPENs are here; they may come by other lanes.
     std::size_t opened = 0;
     std::string text;
@@ -301,9 +310,13 @@ std::size_t Executor::post_done(Link& link, const SendDone& done) {
 void Executor::resynchronise(Link& link, bool ask) {
   // Everything a dead lane may have swallowed is said again: all of it may be heard twice.
   for (auto& [id, step] : steps_) {
-    const auto found = std::find(step.peers.begin(), step.peers.end(), &link);
-    if (!step.started || found == step.peers.end()) continue;
-    for (const auto& operation : step.operations) (void)post_open(link, *operation);
+    const auto among = [&](const std::vector<Link*>& links) {
+      return std::find(links.begin(), links.end(), &link) != links.end();
+    };
+    if (!step.started || !among(step.everyone)) continue;
+    if (among(step.peers)) {
+      for (const auto& operation : step.operations) (void)post_open(link, *operation);
+    }
     if (step.sealed) (void)post_seal(link, step);
   }
   if (machine_) {

@@ -11,8 +11,10 @@ namespace {
 
 // A newcomer's lanes may arrive before the view that names it; one that no view names goes.
 constexpr double stranger_age_s = 15.0;
-constexpr double down_after_s = 0.5;
 constexpr double tick_s = 0.1;
+constexpr double company_s = 1.0;   // how often peer control connections are looked after
+// Without an acknowledgement that long, and 20 round trips, a lane is given up.
+constexpr double lane_patience_s = 1.5;
 constexpr std::size_t links_max = 1024;
 constexpr std::size_t lanes_per_link_max = 64;
 // Per visit of a lane: enough to pay for the visit, little enough that slices stay in cache and
@@ -48,7 +50,36 @@ void Executor::dial(Link& link) {
   if (!(self_ < link.peer) || link.endpoint.host.empty() || link.dialling > 0) return;
   if (link.lanes.size() >= lanes_wanted_) return;
   link.dialling = static_cast<std::uint16_t>(lanes_wanted_ - link.lanes.size());
-  host_.dial(link.endpoint, link.dialling);
+  host_.dial(link.endpoint, link.dialling, link.lost_lane);
+}
+
+/// The control thread knows whether beats go both ways; without them nothing is to be judged.
+void Executor::keep_company(Link& link, double now_s) {
+  if (!(self_ < link.peer) || !link.up() || now_s < link.company_s) return;
+  link.company_s = now_s + company_s;
+  host_.dial(link.endpoint, 0, true);
+}
+
+void Executor::look_after(Link& link, double now_s) {
+  for (std::size_t i = link.lanes.size(); i-- > 0;) {
+    Lane& lane = *link.lanes[i];
+    lane.look(now_s);
+    if (!lane.cut(now_s, lane_patience_s)) continue;
+    ++counters_.lanes_silent;
+    lose(link, lane, Status::closed, now_s);
+  }
+}
+
+void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
+  const auto it = links_.find({peer, incarnation});
+  if (it == links_.end()) return;
+  Link& link = *it->second;
+  if (!link.up()) return;
+  while (link.up()) {
+    ++counters_.lanes_silent;
+    lose(link, *link.lanes.back(), Status::closed, now_s);
+  }
+  link.down_since_s = now_s - down_after_s;  // it has been down for longer than that
 }
 
 void Executor::prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s) {
@@ -184,6 +215,7 @@ void Executor::drop_strangers(double now_s) {
       std::erase(step.everyone, &link);
     }
     std::erase(prepared_, &link);
+    host_.forget(link.peer, link.incarnation);
     it = links_.erase(it);
   }
 }
@@ -193,7 +225,7 @@ void Executor::adopt(const LaneHello& hello, Fd socket, bool loopback, double no
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
   const std::uint32_t id = next_lane_++;
-  Lane& lane = *link.lanes.emplace_back(std::make_unique<Lane>(std::move(socket), id));
+  Lane& lane = *link.lanes.emplace_back(std::make_unique<Lane>(std::move(socket), id, now_s));
   lane_links_[id] = &link;
   link.loopback = loopback;
   host_.watch(lane);
@@ -273,11 +305,13 @@ void Executor::tick(double now_s) {
   next_tick_s_ = now_s + tick_s;
   if (!machine_) return;
   mark_needed(now_s);
+  for (const auto& [name, link] : links_) look_after(*link, now_s);
   for (const Member& member : machine_->view().members) {
     const auto it = links_.find({member.peer, member.incarnation});
     if (it == links_.end() || member.peer == self_) continue;
     Link& link = *it->second;
     link.needed_s = now_s;
+    keep_company(link, now_s);
     dial(link);
   }
 }
@@ -303,20 +337,6 @@ void Executor::abandon() {
     }
     step.started = false;
   }
-}
-
-std::vector<PeerId> Executor::down(double now_s) const {
-  std::vector<PeerId> peers;
-  if (!machine_) return peers;
-  for (const Member& member : machine_->view().members) {
-    if (member.peer == self_) continue;
-    const auto it = links_.find({member.peer, member.incarnation});
-    if (it != links_.end() && it->second->lanes.empty() &&
-        now_s - it->second->down_since_s > down_after_s) {
-      peers.push_back(member.peer);
-    }
-  }
-  return peers;
 }
 
 bool Executor::has_output() const noexcept {

@@ -134,6 +134,7 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
     const std::uint32_t slices = p.shards[transfer.shard].slices;
     if (transfer.kind != TransferKind::send) {
       transfers_[i].received.assign(slices, 0);
+      transfers_[i].left = slices;
       continue;
     }
     transfers_[i].needs.assign(slices, transfer.needs);

@@ -41,7 +41,8 @@ Status Operation::place(const FrameHeader& head, std::uint16_t from,
 Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
                           Placement& placement) noexcept {
   const Transfer& transfer = plan_->plan.transfers[placement.transfer];
-  std::uint8_t& received = transfers_[placement.transfer].received[head.slice];
+  TransferState& state = transfers_[placement.transfer];
+  std::uint8_t& received = state.received[head.slice];
   if (received != 0) return Status::ok;  // the other copy was faster
   const std::uint64_t seed = index(head.shard, head.slice);
   const bool copy = transfer.kind == TransferKind::receive_copy;
@@ -53,6 +54,7 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
     }
   }
   received = 1;
+  --state.left;
   environment_.progress += head.length;
   if (copy) {
     if (placement.kind != Placement::Kind::direct) {
@@ -71,7 +73,10 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
     return fold_ordered(head.shard, head.slice);
   }
   const Status folded = fold(transfer, head.slice, placement.target, head.weight);
-  if (folded != Status::ok) received = 0;  // no memory: the lane ends and the slice comes again
+  if (folded != Status::ok) {  // no memory: the lane ends and the slice comes again
+    received = 0;
+    ++state.left;
+  }
   return folded;
 }
 

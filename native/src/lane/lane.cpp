@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "pccl/sockets.hpp"
+
 namespace pccl {
 namespace {
 
@@ -18,6 +20,7 @@ constexpr std::size_t frames_out_max = 8;
 // One system call carries about this much: below it the sender pays for the calls (2.5 times the
 // CPU per byte at 64 KiB), above it nothing more is gained.
 constexpr std::size_t batch_bytes = 256 * 1024;
+constexpr double round_trips_min = 20;  // as patient with a lane as with a peer's beats
 constexpr std::size_t small_payload = 4096;  // below it, reading through the inbox is cheaper
 
 Status status_of(int error) noexcept {
@@ -78,6 +81,21 @@ Status Lane::pump(FrameSource& source, std::size_t budget) noexcept {
     }
   }
   return Status::ok;
+}
+
+void Lane::look(double now_s) noexcept {
+  // A lane that was silent since the last look costs no system call.
+  const std::uint64_t queued = acknowledged_ == bytes_sent ? 0 : unacknowledged_bytes(fd());
+  const std::uint64_t taken = bytes_sent - std::min(queued, bytes_sent);
+  owing = queued > 0;
+  if (taken != acknowledged_ || !owing) moved_s = now_s;
+  acknowledged_ = taken;
+}
+
+bool Lane::cut(double now_s, double patience_s) const noexcept {
+  if (!owing || now_s - moved_s < patience_s) return false;
+  const PathState path = path_state(fd());
+  return path.in_flight && now_s - moved_s >= round_trips_min * path.rtt_s;
 }
 
 Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {

@@ -20,6 +20,15 @@ bool Link::has_output() const noexcept {
   return !control_.empty() || !small_.empty() || !bulk_.empty();
 }
 
+bool Link::stands_still(double now_s, double patience_s) const noexcept {
+  if (lanes.empty()) return now_s - down_since_s > patience_s;
+  const bool owing = std::any_of(lanes.begin(), lanes.end(),
+                                 [](const auto& lane) { return lane->owing; });
+  return owing && std::all_of(lanes.begin(), lanes.end(), [&](const auto& lane) {
+    return !lane->owing || now_s - lane->moved_s > patience_s;
+  });
+}
+
 void Link::list(SendQueue& queue) {
   dirty = true;
   if (queue.listed || queue.empty()) return;

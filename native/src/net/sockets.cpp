@@ -7,7 +7,10 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+
+#include <linux/sockios.h>
 
 #include <array>
 #include <cerrno>
@@ -148,12 +151,24 @@ Status connect_result(int fd) noexcept {
   return Status::io_error;
 }
 
-void set_control_options(int fd) noexcept {
+void set_liveness_options(int fd) noexcept {
   set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   set(fd, IPPROTO_TCP, TCP_KEEPIDLE, keepalive_idle_s);
   set(fd, IPPROTO_TCP, TCP_KEEPINTVL, keepalive_interval_s);
   set(fd, IPPROTO_TCP, TCP_KEEPCNT, keepalive_probes);
   set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, unacknowledged_ms_max);
+}
+
+std::uint64_t unacknowledged_bytes(int fd) noexcept {
+  int bytes = 0;
+  return ::ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? static_cast<std::uint64_t>(bytes) : 0;
+}
+
+PathState path_state(int fd) noexcept {
+  tcp_info info{};
+  socklen_t bytes = sizeof info;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) return {};
+  return {info.tcpi_unacked > 0, info.tcpi_rtt * 1e-6};
 }
 
 }  // namespace pccl

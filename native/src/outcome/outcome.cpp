@@ -20,6 +20,11 @@ const Member* OutcomeMachine::me(const View& view) const noexcept {
   return nullptr;
 }
 
+bool OutcomeMachine::has_done(Epoch epoch, StepId step, PeerId peer) const noexcept {
+  const auto found = dones_.find({epoch, step});
+  return found != dones_.end() && found->second.count(peer) != 0;
+}
+
 int OutcomeMachine::rank() const noexcept {
   const Member* self = me(view_);
   if (self == nullptr) return -1;
