@@ -179,11 +179,7 @@ class CoordinatorService:
                 f"the journal cannot be written ({self._failure}); the coordinator stops rather "
                 "than decide what it could forget"
             ) from self._failure
-        self._note_time()
-        if self._paused_s > 0:
-            paused_s, self._paused_s = self._paused_s, 0.0
-            _log.warning("the coordinator itself did not run for %.1f s", paused_s)
-            self._hand_in(Paused(paused_s))
+        self._time()
         for event in self._inbox.turn():
             self._hand_in(event)
         self._room.set()
@@ -205,8 +201,10 @@ class CoordinatorService:
         if stale and self._drained < DRAIN_ROUNDS_MAX:
             return
         self._drained = 0
-        if self._overdue():
-            self._perform(self._machine.on_deadline(self._clock()))
+        now_s = self._time()
+        deadline_s = self._machine.deadline_s
+        if deadline_s is not None and now_s >= deadline_s:
+            self._perform(self._machine.on_deadline(now_s))
 
     def _overdue(self) -> bool:
         deadline_s = self._machine.deadline_s
@@ -215,7 +213,21 @@ class CoordinatorService:
     def _hand_in(self, event: Event) -> None:
         if isinstance(event, Synced):
             self._outbox.synced(event.token)
-        self._perform(self._machine.handle(event, self._clock()))
+        now_s = self._time()
+        self._perform(self._machine.handle(event, now_s))
+
+    def _time(self) -> float:
+        """Returns the time that the machine may be told.
+
+        A pause is told before any time that contains it, also where the process stood still between
+        two events of one turn: else the machine would take its own absence for everybody's silence.
+        """
+        self._note_time()
+        if self._paused_s > 0:
+            paused_s, self._paused_s = self._paused_s, 0.0
+            _log.warning("the coordinator itself did not run for %.1f s", paused_s)
+            self._perform(self._machine.handle(Paused(paused_s), self._ticked_s))
+        return self._ticked_s
 
     def _post(self, event: Event) -> None:
         self._inbox.post(event)

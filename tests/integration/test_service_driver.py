@@ -152,6 +152,31 @@ def test_a_coordinator_that_cannot_write_stops_and_says_nothing_more() -> None:
     tell(story())
 
 
+def test_a_pause_between_two_events_of_one_turn_is_told_before_the_second() -> None:
+    clock = ManualClock()
+    machine = ScriptedMachine()
+
+    def answer(event: Event) -> list[Effect]:
+        if event == ConnUp(1, "127.0.0.1"):
+            clock.advance(60.0)  # the first message lies in the inbox already
+        return []
+
+    async def story() -> None:
+        machine.answer = answer
+        async with running(machine, clock=clock) as run:
+            channel = await run.dial()
+            channel.send(STATUS)
+            await machine.until(lambda told: len(told) >= 3)
+            channel.close()
+
+    tell(story())
+    assert machine.told[:3] == [
+        ConnUp(1, "127.0.0.1"),
+        Paused(60.0),
+        PeerMessage(1, StatusRequest()),
+    ]
+
+
 @pytest.mark.parametrize(("late_s", "reported"), [(60.0, [Paused(60.0)]), (0.4, [])])
 def test_a_coordinator_that_was_late_hears_everybody_before_it_judges_anybody(
     late_s: float, reported: list[Event]
