@@ -347,7 +347,10 @@ class Core:
         left = sum(p.present() for p in self.members()) - 1
         if left < self.floor() or self.flushing:
             return False
-        peer.excluding = reason
+        if peer.drain_cut_s is not None:
+            peer.leaving_s = self.now_s  # it wants to go anyway
+        else:
+            peer.excluding = reason
         self.log("warning", f"peer {name(peer)} is excluded: {reason}")
         self.want_flush(f"{name(peer)}: {reason}")
         return True

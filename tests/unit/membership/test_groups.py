@@ -7,6 +7,8 @@ import pytest
 from pccl.membership.messages import (
     STRAGGLER_WAIT,
     AtEntry,
+    Drain,
+    Evicted,
     Excluded,
     Hold,
     Install,
@@ -232,3 +234,17 @@ def test_of_two_stragglers_only_one_is_excluded_if_the_other_is_needed() -> None
     core = hub.machine._core
     assert core.exclude(core.peers[slower.incarnation], "slow")
     assert not core.exclude(core.peers[slow.incarnation], "slow")
+
+
+def test_a_straggler_that_drains_is_let_go() -> None:
+    hub = Hub()
+    a, b, slow = hub.members(3)
+    b.lose(agent=True)  # nobody can be asked to hold for its plan
+    slow.say(Drain(30.0, ""))
+    core = hub.machine._core
+    assert core.exclude(core.peers[slow.incarnation], "slow")
+    a.beat()
+    for peer in (a, b, slow):
+        peer.report(watermark=4)
+    assert slow.got(Evicted).text == "left the run"
+    assert core.counters.exclusions == core.counters.evictions == 0
