@@ -118,6 +118,18 @@ def test_groups_sum_among_themselves_and_commit_together_when_one_peer_is_killed
         assert [peer.end() for peer in peers[:3]] == [0, 0, 0]
 
 
+def test_a_straggler_is_excluded_and_comes_in_again_by_itself() -> None:
+    with Run(PROGRAM) as run:
+        peers = run.start("straggler=1", 3)
+        until_size(peers, 3)
+        peers[2].say("sleep 4")
+        until_size(peers[:2], 2)
+        assert peers[2].until("error", "Excluded")["text"]
+        until_size(peers, 3)
+        peers[0].say("end")
+        assert [peer.end() for peer in peers] == [0, 0, 0]
+
+
 def test_below_min_world_steps_raise_on_all_and_run_again_when_somebody_comes() -> None:
     with Run(PROGRAM) as run:
         how = "min_world=3,underflow=raise"

@@ -36,6 +36,10 @@ def test_joiners_abort_nothing_and_evict_nobody() -> None:
     check(10_000, BATCH, kind="joins")
 
 
+def test_members_that_leave_by_a_plan_abort_nothing_and_are_never_evicted() -> None:
+    check(30_000, BATCH, kind="drains")
+
+
 def test_a_coordinator_that_fails_alone_aborts_nothing_and_evicts_nobody() -> None:
     check(20_000, BATCH, kind="coordinator")
 
