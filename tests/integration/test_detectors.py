@@ -1,0 +1,69 @@
+"""What the coordinator finds out from heartbeats alone, with real engines behind them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.integration.peer_processes import PeerProcess, Run
+
+PEER = Path(__file__).with_name("ways_out_peer.py")
+STRAGGLER_S = 2.0
+SLEEP_S = 12.0
+
+
+def status(address: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pccl", "status", address, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def error_of(peer: PeerProcess) -> dict[str, Any]:
+    while "error" not in (fact := peer.next_fact()):
+        assert "failure" not in fact, fact
+    return fact
+
+
+def test_a_straggler_is_excluded_told_so_and_comes_in_again() -> None:
+    with Run(PEER) as run:
+        peers = run.start(f"straggler={STRAGGLER_S}", 3)
+        for peer in peers:
+            peer.until("contributors", 3)
+        peers[2].say(f"sleep {SLEEP_S}")
+        began = time.monotonic()
+        for peer in peers[:2]:
+            peer.until("contributors", 2)
+        assert STRAGGLER_S <= time.monotonic() - began < SLEEP_S
+        assert error_of(peers[2])["error"] == "Excluded"
+        for peer in peers:
+            peer.until("contributors", 3)
+        peers[0].say("end")
+        assert [peer.end() for peer in peers] == [0, 0, 0]
+
+
+def test_a_slow_program_is_waited_for_where_nobody_minds_and_the_status_says_for_whom() -> None:
+    with Run(PEER) as run:
+        peers = run.start("straggler=60", 2)
+        names = [peer.fact_with("peer")["peer"] for peer in peers]
+        for peer in peers:
+            peer.until("contributors", 2)
+        peers[1].say("sleep 4")
+        deadline = time.monotonic() + 20.0
+        while not (waits := [w for w in status(run.address)["waits"] if w["for"] == "post"]):
+            assert time.monotonic() < deadline
+        assert waits[0]["peer"].startswith(names[0][:8])
+        assert waits[0]["of"][0].startswith(names[1][:8])
+        facts = [peer.until("contributors", 2) for peer in peers]
+        assert [fact["retries"] for fact in facts] == [0, 0]
+        peers[0].say("end")
+        assert [peer.end() for peer in peers] == [0, 0]
