@@ -210,18 +210,20 @@ class Core:
         """Returns who enters with the activation."""
         if self.activation is None or self.view is None:
             return ()
-        old = self.view
+        old = set(self.view.incarnations())
         return tuple(i for i in self.activation.view.incarnations() if i not in old)
 
     def leavers(self) -> tuple[int, ...]:
         """Returns the members that the activated view is without."""
         if self.activation is None or self.view is None:
             return ()
-        new = self.activation.view
+        new = set(self.activation.view.incarnations())
         return tuple(i for i in self.view.incarnations() if i not in new)
 
     def is_leaver(self, incarnation: int) -> bool:
-        return incarnation in self.leavers()
+        if self.activation is None or self.view is None:
+            return False
+        return incarnation in self.view and incarnation not in self.activation.view
 
     def is_drained(self, leaver: Peer) -> bool:
         """Says whether nobody needs this leaver any more: all others that are still here have

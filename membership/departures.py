@@ -71,7 +71,7 @@ class Departures:
             return None
         times = []
         for peer in core.peers.values():
-            if peer.gone is None and peer.leaving_s is None:
+            if peer.here():
                 if peer.drain_cut_s is not None:
                     times.append(peer.drain_cut_s)
                 if peer.goodbye_s is not None:
@@ -92,7 +92,7 @@ class Departures:
         for peer in list(core.peers.values()):
             if peer.lost_s is not None:
                 self._judge_lost(peer, peer.lost_s)
-            elif peer.gone is None and peer.leaving_s is None:
+            elif peer.here() and (peer.drain_cut_s is not None or peer.goodbye_s is not None):
                 self._judge(peer, now_s)
 
     def _judge(self, peer: Peer, now_s: float) -> None:
