@@ -5,7 +5,7 @@ and rolled back.  `locking_mode=EXCLUSIVE` holds the file's lock from the first 
 second coordinator on the same file is refused at once; should a lock ever fail (some network file
 systems), the generation in the same transaction as the record still keeps the older one from
 writing.  One row: the record is small and written at view changes only, so nothing is appended and
-nothing needs compaction.
+nothing needs compaction.  SQLite has no checksum of the file itself, so the row has one.
 
 Errors: every SQLite or file error becomes StoreError, with what to do about it.  After a failed
 write the store refuses all later ones: what an fsync that failed has left on disk is unknown.
@@ -14,6 +14,7 @@ write the store refuses all later ones: what an fsync that failed has left on di
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -21,15 +22,16 @@ from pccl.base.errors import RemoteError
 from pccl.membership.record import Record, record_codec
 from pccl.membership.store import StoreError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised whenever an older program could misread the file."""
 
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS journal (
+CREATE TABLE journal (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     format INTEGER NOT NULL,
     generation INTEGER NOT NULL,
-    record BLOB
+    record BLOB,
+    checksum INTEGER NOT NULL
 )
 """
 
@@ -39,6 +41,7 @@ ADOPT: Final = (
     "pccl coordinator adopt --journal FILE"
 )
 _ADVICE: Final = {
+    sqlite3.SQLITE_ERROR: f"it is a database, but no journal, or damaged; {ADOPT}",
     sqlite3.SQLITE_BUSY: "it is in use by another coordinator",
     sqlite3.SQLITE_LOCKED: "it is in use by another coordinator",
     sqlite3.SQLITE_NOTADB: f"it is no journal, or its beginning is lost; {ADOPT}",
@@ -83,23 +86,45 @@ class SqliteJournal:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("BEGIN EXCLUSIVE")
-        db.execute(_SCHEMA)
-        row = db.execute("SELECT format, generation FROM journal").fetchone()
+        # The table and its row are made together, as the second page of a file with nothing else.
+        used = db.execute("PRAGMA page_count").fetchone()[0] > 1
+        if not used:
+            db.execute(_SCHEMA)
+        row = db.execute("SELECT format FROM journal").fetchone()
+        if row is None and used:
+            raise self._damaged()
         if row is None:
             generation = 1
-            db.execute("INSERT INTO journal VALUES (1, ?, ?, NULL)", (FORMAT, generation))
+            row = (FORMAT, generation, None, _checksum(generation, None))
+            db.execute("INSERT INTO journal VALUES (1, ?, ?, ?, ?)", row)
         elif row[0] != FORMAT:
             raise StoreError(
                 f"journal {self._path} has format {row[0]}, and this program has {FORMAT}; use the "
                 f"version of pccl that wrote it, or, {ADOPT}"
             )
         else:
-            generation = int(row[1]) + 1
-            db.execute("UPDATE journal SET generation = ?", (generation,))
+            old, body, checksum = db.execute(
+                "SELECT generation, record, checksum FROM journal"
+            ).fetchone()
+            if _checksum(old, body) != checksum:
+                raise self._damaged()
+            generation = int(old) + 1
+            self._write(generation, body, over=old)
         db.execute("COMMIT")
         # Into the file itself, so that one whose log beside it is lost is not taken for a new one.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return generation
+
+    def _write(self, generation: int, body: bytes | None, *, over: int) -> bool:
+        """Writes the row if it is of the generation `over`; says whether it was."""
+        row = (generation, body, _checksum(generation, body), over)
+        changed = self._db.execute(
+            "UPDATE journal SET generation = ?, record = ?, checksum = ? WHERE generation = ?", row
+        )
+        return changed.rowcount == 1
+
+    def _damaged(self) -> StoreError:
+        return StoreError(f"journal {self._path}: it is damaged; {ADOPT}")
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
         advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
@@ -126,15 +151,13 @@ class SqliteJournal:
             raise StoreError(f"journal {self._path} failed before: {self._broken}")
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            changed = self._db.execute(
-                "UPDATE journal SET record = ? WHERE generation = ?",
-                (record_codec.encode(record), self._generation),
-            ).rowcount
-            self._db.execute("COMMIT" if changed == 1 else "ROLLBACK")
+            body = record_codec.encode(record)
+            changed = self._write(self._generation, body, over=self._generation)
+            self._db.execute("COMMIT" if changed else "ROLLBACK")
         except sqlite3.Error as error:
             self._broken = str(error)
             raise self._explain(error) from error
-        if changed != 1:
+        if not changed:
             self._broken = "another coordinator has taken over"
             raise StoreError(f"journal {self._path}: {self._broken}")
 
@@ -142,10 +165,7 @@ class SqliteJournal:
         """Begins anew with a record that was not made here, and with its generation."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                "UPDATE journal SET generation = ?, record = ?",
-                (record.generation, record_codec.encode(record)),
-            )
+            self._write(record.generation, record_codec.encode(record), over=self._generation)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._broken = str(error)
@@ -154,3 +174,9 @@ class SqliteJournal:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _checksum(generation: object, body: object) -> int:
+    """Returns the CRC-32 of a row, of whatever types a damaged file has made its values."""
+    raw = body if isinstance(body, bytes) else repr(body).encode()
+    return zlib.crc32(raw, zlib.crc32(repr((FORMAT, generation)).encode()))

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pccl.membership.message_parts import demand
 from pccl.membership.messages import MemberInfo
 from pccl.transport.codec import struct
 
@@ -60,7 +61,8 @@ class View:
     begins: int = 0
 
     def __post_init__(self) -> None:
-        assert len({m.peer_id for m in self.members}) == len(self.members)
+        ids = {m.peer_id for m in self.members}
+        demand(len(ids) == len(self.members), f"epoch {self.epoch} has a member twice")
 
     def __contains__(self, incarnation: int) -> bool:
         return any(m.incarnation == incarnation for m in self.members)

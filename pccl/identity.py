@@ -74,12 +74,13 @@ def _write_new(file: Path, key: Ed25519PrivateKey) -> None:
 
 
 def _parse(pem: bytes, file: Path) -> Ed25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UsageError(f"identity file {file} holds no usable private key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"identity file {file} holds a {type(key).__name__}, not an Ed25519 key")

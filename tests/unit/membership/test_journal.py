@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pccl.membership.journal_sqlite import SqliteJournal
 from pccl.membership.messages import StepDecision
@@ -102,10 +105,31 @@ def test_a_damaged_record_is_an_error_and_not_a_new_run(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "run.db") as db:
         db.execute("UPDATE journal SET record = x'92'")
     db.close()
-    journal = SqliteJournal(tmp_path / "run.db")
-    with pytest.raises(StoreError, match="no readable record"):
-        journal.load()
-    journal.close()
+    with pytest.raises(StoreError, match=r"damaged.*coordinator adopt"):
+        SqliteJournal(tmp_path / "run.db")
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_found_or_changes_nothing(where: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.db"
+        journal = SqliteJournal(path)
+        journal.save(RECORD)
+        journal.close()
+        damaged = bytearray(path.read_bytes())
+        damaged[int(where * len(damaged))] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            journal = SqliteJournal(path)
+        except StoreError:
+            return
+        try:
+            assert (journal.load(), journal.generation) == (RECORD, 2)
+        except StoreError:
+            pass
+        finally:
+            journal.close()
 
 
 def test_a_journal_that_lost_its_end_or_its_bytes_says_how_to_get_the_run_back(

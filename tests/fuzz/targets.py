@@ -1,0 +1,58 @@
+"""All fuzz targets of the Python side, and the inputs that each begins with."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, get_args
+
+from pccl.membership.messages import (
+    CoordinatorMessageBody,
+    PeerMessageBody,
+    coordinator_codec,
+    peer_codec,
+)
+from pccl.membership.record import Record, record_codec
+from tests.fuzz.coordinator_story import coordinator
+from tests.fuzz.decoders import DECODERS, Target
+from tests.fuzz.drawing import Known, Source, draw_or_none
+from tests.fuzz.member_story import member
+
+VECTORS = Path(__file__).resolve().parent.parent / "wire" / "native_frames.json"
+STORIES: dict[str, Target] = {"coordinator": coordinator, "member": member}
+TARGETS: dict[str, Target] = {**DECODERS, **STORIES}
+
+
+def seeds(name: str) -> list[bytes]:
+    """Returns the inputs a target begins with: some of each shape, the same each time."""
+    dice = random.Random(name)
+    noise = [dice.randbytes(dice.randrange(1, 400)) for _ in range(20)]
+    match name:
+        case "peer_messages":
+            return [b"", *_messages(PeerMessageBody, peer_codec, dice)]
+        case "coordinator_messages":
+            return [b"", *_messages(CoordinatorMessageBody, coordinator_codec, dice)]
+        case "record":
+            return [b"", *_messages(Record, record_codec, dice)]
+        case "native":
+            vectors = json.loads(VECTORS.read_text())["valid"]
+            return [b"", *(bytes.fromhex(v["body"]) for v in vectors)]
+        case "addresses":
+            texts = "127.0.0.1:5 [::1]:48148 host.example:1,10.0.0.7:65535 a: :1 [::1 1.2.3:4"
+            return [text.encode() for text in texts.split(" ")]
+        case "coordinator" | "member":
+            return [dice.randbytes(dice.randrange(20, 2000)) for _ in range(40)]
+        case _:
+            return noise
+
+
+def _messages(hint: Any, codec: Any, dice: random.Random) -> list[bytes]:
+    bodies = []
+    for cls in get_args(hint) or (hint,):
+        for _ in range(30):
+            message = draw_or_none(cls, Source(dice.randbytes(200)), Known())
+            if message is not None:
+                bodies.append(codec.encode(message))
+                break
+    return bodies
