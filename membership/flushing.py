@@ -53,10 +53,11 @@ class Flushing:
         self.deadline_s: float | None = None  # None exactly while idle
         self._asking: _Asking | None = None
         self._corrupt: dict[int, int] = {}
-        if core.flushing:  # of an earlier coordinator: members have time to come back first
-            window_s = core.config.profile.reattach_window_s
-            now_s = core.started_s
-            self._asking = _Asking(core.new_epoch(), now_s, now_s + window_s)
+        # Members of an earlier coordinator have time to come back before a flush goes on without.
+        window_s = core.config.profile.reattach_window_s if core.peers else 0.0
+        self._returned_s = core.started_s + window_s
+        if core.flushing:
+            self._asking = _Asking(core.new_epoch(), core.started_s, self._returned_s)
             self.deadline_s = self._asking.deadline_s
 
     @property
@@ -96,6 +97,7 @@ class Flushing:
             self._core.send_native(peer, Flush(self._core.generation, asking.target))
 
     def paused(self, duration_s: float) -> None:
+        self._returned_s += duration_s
         if self._asking is not None:
             self._asking.deadline_s += duration_s
             self.deadline_s = self._asking.deadline_s
@@ -130,8 +132,13 @@ class Flushing:
             if now_s >= asking.deadline_s:
                 asking.cut_off = True
                 asking.deadline_s = now_s + core.config.profile.flush_timeout_s
-        elif not self._awaited(asking, now_s) or now_s >= asking.deadline_s:
-            self._finish(asking, now_s)
+        else:
+            awaited = self._awaited(asking, now_s)
+            late = now_s >= asking.deadline_s
+            if late and now_s < self._returned_s and any(p.native is None for p in awaited):
+                asking.deadline_s = self._returned_s
+            elif late or not awaited:
+                self._finish(asking, now_s)
 
     def _start(self, now_s: float) -> None:
         core = self._core

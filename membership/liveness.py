@@ -164,6 +164,8 @@ class Liveness:
 
     def _expiry_s(self, peer: Peer) -> float:
         lease_s = self._core.config.profile.lease_s
+        if not peer.was_native:  # its admission may wait for a slow disk, and it for its admission
+            lease_s = max(lease_s, self._core.config.detached_grace_s)
         return max(peer.last_beat_s + lease_s, self._leases_not_before_s)
 
     def _probe(self, peer: Peer, doubt: _Doubt, now_s: float) -> None:

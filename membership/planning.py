@@ -103,7 +103,10 @@ class Planning:
         """A peer that was away may hold for a plan that is over; this releases it."""
         core = self._core
         if not core.flushing and (self._plan is None or peer.incarnation not in self._plan):
-            below = core.epoch_high if core.activation is None else core.activation.view.epoch - 1
+            entering, below = core.activation, core.epoch_high
+            # Who runs in the activated view already holds for a later one, if for any.
+            if entering is not None and peer.epoch < entering.view.epoch:
+                below = entering.view.epoch - 1
             core.send(peer, CancelPlan(core.generation, below))
         self.repeat(peer)
 

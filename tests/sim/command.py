@@ -1,4 +1,4 @@
-"""`./dev sim`: runs seeds, replays one, makes a failing one small.
+"""`./dev sim`: runs seeds, replays one, makes a failing one small, and hunts mutants.
 
 ./dev sim --seeds 100000           many seeds, all processors
 ./dev sim --seed 42 --trace        one seed again, and all that happened in it
@@ -30,6 +30,10 @@ SHRINK_S = 60.0
 def main(arguments: list[str]) -> int:
     said = _parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    if said.mutants:
+        from tests.sim.mutants.hunt import hunt_all
+
+        return hunt_all(console, names=said.only, seeds=said.seeds or 0, jobs=said.jobs)
     if said.script:
         return _tell(console, run(Script.from_json(said.script), traced=True), said.trace)
     if said.seed is not None:
@@ -53,6 +57,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--script", default="", help="run this script (JSON)")
     parser.add_argument("--trace", action="store_true", help="show the whole trace")
     parser.add_argument("--shrink", action="store_true", help="make a failing seed small")
+    parser.add_argument("--mutants", action="store_true", help="find all protocol mutants")
+    parser.add_argument("--only", default="", help="of the mutants, those with this in the name")
     return parser.parse_args(arguments)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DONES_KEPT: Final = 64
 FLIPPED_BIT: Final = 800  # and those above: in nobody's digit
+SHAPE_BIT: Final = 780
 MANIFESTS: Final = tuple(bytes((shape,)) + bytes(15) for shape in range(4))
 
 # A frame: (kind, sender, epoch, step, shard, value, extra)
@@ -143,6 +144,8 @@ class DataPlane:
         attempt = self.open.pop(step)
         assert attempt.complete, f"{self.peer} committed step {step} without a result"
         self.world.note("{} commits step {}", self.peer, step)
+        if not self.engine.installing:
+            self.world.history.all_done(self.peer, attempt.epoch, step, attempt.participants)
         # Damage to the one copy that is left after a flush is nothing that anybody could see.
         alone = attempt.flipped and self.engine.installing
         self.world.history.decided(
@@ -150,6 +153,8 @@ class DataPlane:
         )
         self.dones.pop((attempt.epoch, step), None)
         self.peer.program.decided(step)
+        if not self.engine.installing:
+            self.peer.committed_itself(in_older_view=attempt.epoch < self.engine.epoch)
 
     def failed(self, step: int) -> None:
         self.open.pop(step, None)
@@ -157,9 +162,15 @@ class DataPlane:
         self.world.history.decided(self.peer, step, "fail")
         self.peer.program.decided(step)
 
+    def dropped(self, step: int) -> None:
+        """The step is over for this peer alone; what becomes of it, the others decide."""
+        self.open.pop(step, None)
+        self.world.note("{} gives up step {}", self.peer, step)
+        self.peer.program.decided(step)
+
     def send_done(self, step: int, epoch: int, manifest: bytes, digest: bytes) -> None:
         attempt = self.open[step]
-        self.world.history.done_sent(self.peer, step, attempt.participants)
+        self.world.history.done_sent(self.peer, epoch, step, attempt.participants)
         frame: Frame = ("done", self.engine.incarnation, epoch, step, 0, manifest, digest)
         self.sent_dones.append(frame)
         del self.sent_dones[:-DONES_KEPT]
@@ -203,6 +214,7 @@ class DataPlane:
         own, links = self.engine.incarnation, self.world.links
         shard = attempt.participants.index(other) if self.direct else 0
         value = attempt.given * scale(self._shards(attempt), shard)
+        value += attempt.shape << SHAPE_BIT  # what fits nobody else's data
         frame: Frame = ("post", own, attempt.epoch, step, shard, value, attempt.shape)
         links.send(self.peer, other, frame)
 
@@ -307,6 +319,7 @@ class DataPlane:
             return
         attempt.posts.add(sender)
         if sender in attempt.participants:
+            value -= attempt.shape << SHAPE_BIT
             attempt.contributions.setdefault(shard, {}).setdefault(sender, value)
 
     def _fold(self, step: int, attempt: Attempt) -> None:

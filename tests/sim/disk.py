@@ -18,14 +18,15 @@ class Disk(MemoryDisk):
         self.activations: dict[int, int] = {}  # epoch: from which step on
         self.first_steps: dict[int, int] = {}  # epoch: at which it began
         self.epochs_reserved = 0
-        self.generations_written: list[int] = []
+        self.written_by = 0
 
     def open(self) -> MemoryStore:
         return MemoryStore(self)
 
     def saved(self, record: Record) -> None:
         """Notes what is durable now; told after each save that returned."""
-        self.generations_written.append(record.generation)
+        assert record.generation >= self.written_by, "a deposed coordinator wrote its record"
+        self.written_by = record.generation
         self.epochs_reserved = max(self.epochs_reserved, record.epochs_reserved)
         self.incarnations.update(p.incarnation for p in record.peers)
         if record.view is not None:

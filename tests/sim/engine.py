@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pccl._native import OutcomeMachine, xxh3_64
 from pccl.membership.message_parts import MemberInfo
-from pccl.transport.engine_api import DecisionTuple, MemberTuple
+from pccl.transport.engine_api import STEP_LEFT_CODE, DecisionTuple, MemberTuple
 from pccl.transport.engine_events import (
     EngineEvent,
     EngineExcluded,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tests.sim.peer_process import PeerProcess
     from tests.sim.world import World
 
+NOT_DECIDED: Final = (int(SuspectCode.EXCLUDED), STEP_LEFT_CODE)  # the others go on with the step
 _HASHES: Final[dict[str, int]] = {}
 
 
@@ -249,7 +250,10 @@ class SimEngine:
         before = self.epoch
         self.perform(self.machine.exclude(generation, epoch, text))
         if self.epoch > before:
-            self._adopt(())
+            self.members, self._pending = (), None
+            self.world.note("{} is excluded from epoch {} on", self.peer, epoch)
+            self.world.history.excluded(self.peer, self.epoch)
+            self.data.adopted(self.epoch)
         self.changed()
         self.emit(EngineExcluded(epoch))
 
@@ -315,7 +319,10 @@ class SimEngine:
             elif kind == "committed":
                 self.data.committed(effect[1])
             elif kind == "failed":
-                self.data.failed(effect[1])
+                if effect[2] in NOT_DECIDED:
+                    self.data.dropped(effect[1])
+                else:
+                    self.data.failed(effect[1])
             elif kind == "undo":
                 self.data.undo(effect[1])
             elif kind == "switched":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.sim.coordinator_process import CoordinatorProcess, start_coordinator
-from tests.sim.links import LANE_DEAD_S
+from tests.sim.links import LANE_DEAD_S, Link
 from tests.sim.peer_process import PeerProcess, start_peer
 from tests.sim.program import BREAKS
 from tests.sim.script import Fault
@@ -23,16 +23,24 @@ def play(world: World, fault: Fault) -> None:
     if fault.kind in _PEER:
         peer = world.choose(fault.a)
         if peer is not None:
+            peer.touched = True
             _PEER[fault.kind](world, peer, fault)
     else:
+        if fault.kind in ("delay", "c_depose"):
+            _touch_all(world)
         _OTHER[fault.kind](world, fault)
+
+
+def _touch_all(world: World) -> None:
+    """From here on nobody can be sure to be spared."""
+    world.nobody_is_safe = True
 
 
 # ------------------------------------------------------------ peers
 
 
 def _kill(world: World, peer: PeerProcess, fault: Fault) -> None:
-    peer.back_after_s = fault.x
+    peer.back_after_s = fault.x if world.script.rejoin else -1.0
     peer.die()
 
 
@@ -43,6 +51,11 @@ def _vanish(world: World, peer: PeerProcess, fault: Fault) -> None:
 
 def _stop(world: World, peer: PeerProcess, fault: Fault) -> None:
     peer.stop(2 * fault.x)
+
+
+def _freeze(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """Stopped for longer than anybody waits."""
+    peer.stop(30.0 + fault.x)
 
 
 def _leave(world: World, peer: PeerProcess, fault: Fault) -> None:
@@ -62,6 +75,13 @@ def _drain(world: World, peer: PeerProcess, fault: Fault) -> None:
 def _crash(world: World, peer: PeerProcess, fault: Fault) -> None:
     peer.dies_in = 1 + fault.b % BATCHES
     peer.dies_at = fault.y
+    peer.back_after_s = fault.x
+
+
+def _crash_commit(world: World, peer: PeerProcess, fault: Fault) -> None:
+    """It dies at the moment when it alone knows of a commit."""
+    peer.commits_left = 1 + fault.b % 4
+    peer.dies_in_older_view = fault.y > 0.8
     peer.back_after_s = fault.x
 
 
@@ -107,7 +127,13 @@ def _reset(world: World, peer: PeerProcess, fault: Fault) -> None:
 def _reset_link(world: World, peer: PeerProcess, fault: Fault) -> None:
     links = world.links.of(peer)
     if links:
+        _touch_ends(world, links[fault.b % len(links)])
         world.links.reset(links[fault.b % len(links)], fault.y)
+
+
+def _touch_ends(world: World, link: Link) -> None:
+    for incarnation in link.ends:
+        world.by_incarnation[incarnation].touched = True
 
 
 def _block(world: World, peer: PeerProcess, fault: Fault) -> None:
@@ -118,6 +144,7 @@ def _block(world: World, peer: PeerProcess, fault: Fault) -> None:
 
 def _block_peer(world: World, peer: PeerProcess, fault: Fault) -> None:
     """A whole peer is cut off, one way or both, from all or from all but the coordinator."""
+    _touch_all(world)
     ways = WAYS[fault.b % len(WAYS)]
     for way in ways:
         world.block(("agent", peer.index, way), fault.x)
@@ -137,6 +164,7 @@ def _block_data(world: World, peer: PeerProcess, fault: Fault) -> None:
     if not links:
         return
     link = links[fault.b % len(links)]
+    _touch_ends(world, link)
     one, other = (world.by_incarnation[i].index for i in link.ends)
     if fault.y < 0.7:
         world.block(("data", one, other), fault.x)
@@ -155,6 +183,7 @@ def _mass(world: World, fault: Fault) -> None:
     living = world.living()
     for i, peer in enumerate(living):
         if i != fault.a % len(living):
+            peer.touched = True
             peer.back_after_s = fault.x * (1 + i / 8)
             peer.die()
 
@@ -210,9 +239,11 @@ _PEER: Final[dict[str, Callable[[World, PeerProcess, Fault], None]]] = {
     "kill": _kill,
     "vanish": _vanish,
     "stop": _stop,
+    "freeze": _freeze,
     "leave": _leave,
     "drain": _drain,
     "crash": _crash,
+    "crash_commit": _crash_commit,
     "slow": _slow,
     "shape": _shape,
     "manifest": _manifest,
@@ -243,8 +274,14 @@ def calm_down(world: World) -> None:
     """No more faults: what is cut heals, what is armed does not go off."""
     world.quiet = True
     world.heal()
+    if not any(p.engine.is_member() and world.now_s >= p.stopped_until_s for p in world.living()):
+        # The run waits for its state, which only they may hold; somebody ends them in the end.
+        for peer in world.living():
+            if peer.stopped_until_s > world.now_s + 20.0:
+                peer.back_after_s = 0.5
+                peer.die()
     for peer in world.living():
-        peer.dies_in = 0
+        peer.dies_in = peer.commits_left = 0
         peer.engine.data.flips = 0
         program = peer.program
         program.next_shape = program.next_manifest = 0

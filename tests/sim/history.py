@@ -10,7 +10,7 @@ are those of the protocol's invariants:
     I6       `in_force`, `generation_seen`: epochs and generations never go down at a peer
     I7       data_plane.py: a frozen engine folds, completes and commits nothing
     I8       `recorded`: an epoch names one view; who is in a view made by a flush was in the last
-    I9       `done_sent`: who says DONE is a member in that epoch
+    I9       `done_sent`, `all_done`: who says DONE takes part, and nobody commits without all DONEs
     I12      `started`, `in_force`: what was durable or told is in every later record
     I13      durability.py: what is said is on disk before
     I14      `recorded`: an incarnation that was given up is in no later record
@@ -56,6 +56,7 @@ class History:
     _activated: set[int] = field(default_factory=set)  # epochs
     _ever: dict[int, set[int]] = field(default_factory=dict)  # members of a lineage
     _first_steps: dict[int, int] = field(default_factory=dict)  # in force
+    _dones: dict[tuple[int, int], set[int]] = field(default_factory=dict)
     _admitted: set[int] = field(default_factory=set)
     _given_up: set[int] = field(default_factory=set)
     _told_off: set[int] = field(default_factory=set)
@@ -137,13 +138,31 @@ class History:
             peer.first_step = peer.expected_step = own.first_step
             self._first_steps[peer.incarnation] = own.first_step
 
+    def excluded(self, peer: PeerProcess, epoch: int) -> None:
+        """A peer is in no view any more, and comes in again like a newcomer."""
+        assert epoch > peer.epoch_seen, f"{peer} went from epoch {peer.epoch_seen} to {epoch}"
+        peer.epoch_seen = epoch
+        peer.first_step = None
+        peer.decided_ahead.clear()
+        self._first_steps.pop(peer.incarnation, None)
+
     def generation_seen(self, peer: PeerProcess, generation: int) -> None:
         assert generation >= peer.generation_seen, f"{peer} obeyed an older coordinator"
         assert generation <= self.generation, f"{peer} saw generation {generation}"
         peer.generation_seen = generation
 
-    def done_sent(self, peer: PeerProcess, step: int, participants: tuple[int, ...]) -> None:
+    def done_sent(
+        self, peer: PeerProcess, epoch: int, step: int, participants: tuple[int, ...]
+    ) -> None:
         assert peer.incarnation in participants, f"{peer} says DONE({step}) and takes no part"
+        self._dones.setdefault((epoch, step), set()).add(peer.incarnation)
+
+    def all_done(
+        self, peer: PeerProcess, epoch: int, step: int, participants: tuple[int, ...]
+    ) -> None:
+        """A peer commits a step by itself, without a flush: then all were complete."""
+        missing = set(participants) - self._dones.get((epoch, step), set())
+        assert not missing, f"{peer} commits step {step} without the DONE of {sorted(missing)}"
 
     def restored(self, peer: PeerProcess, step: int, buffer: list[int]) -> None:
         assert buffer == [unit(peer.incarnation)], f"{peer} has lost its input of step {step}"

@@ -236,7 +236,7 @@ class Links:
         """A process has ended: its links end with what was under way, or hear nothing more."""
         for link in list(self.links.values()):
             if peer.incarnation in link.ends and link.up and not silently:
-                self.reset(link, self.world.rng.random())
+                self.reset(link, 0.0 if peer.abrupt else self.world.rng.random())
 
     def of(self, peer: PeerProcess) -> list[Link]:
         return [link for link in self.links.values() if peer.incarnation in link.ends and link.up]

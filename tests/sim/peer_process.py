@@ -35,10 +35,14 @@ class PeerProcess(Process):
         self.vanished = False  # with its machine: nobody answers for it
         self.leaving = False
         self.draining = False
+        self.touched = False  # by a fault
         self.known: frozenset[int] = frozenset()  # incarnations it dials
         self.dies_in = 0  # so many batches of effects from now, between two of them
         self.dies_at = 0.0  # after this fraction of them
+        self.commits_left = 0  # it dies as soon as it has committed so many steps by itself
+        self.dies_in_older_view = False  # steps that run in a view before the present one
         self.doomed = False
+        self.abrupt = False  # what it had sent and has not arrived is lost
         self.back_after_s = 1.0  # then a new process takes its place; negative: never
         # What the history keeps of it.
         self.lineage = 0
@@ -200,6 +204,11 @@ class PeerProcess(Process):
 
     # ------------------------------------------------------------ its end
 
+    def committed_itself(self, *, in_older_view: bool) -> None:
+        if self.commits_left and (in_older_view or not self.dies_in_older_view):
+            self.commits_left -= 1
+            self.doomed = self.abrupt = self.commits_left == 0
+
     def stop(self, duration_s: float) -> None:
         self.world.note("{} stops for {:.2f} s", self, duration_s)
         self.stopped_until_s = max(self.stopped_until_s, self.world.now_s + duration_s)
@@ -217,7 +226,9 @@ class PeerProcess(Process):
                 known_s = world.now_s + KEEPALIVE_S
                 world.at(known_s, wire.coordinator, wire.coordinator.lost, wire)
             else:
-                world.reset(wire, world.rng.choice((1.0, world.rng.random())))
+                world.reset(
+                    wire, 0.0 if self.abrupt else world.rng.choice((1.0, world.rng.random()))
+                )
         world.links.lose(self, silently=silently)
         if self.back_after_s >= 0:
             world.at(world.now_s + self.back_after_s, None, start_peer, world)
@@ -233,7 +244,8 @@ class PeerProcess(Process):
         told = ended.code == "evicted"
         self.world.note("{} is over: {}", self, ended.code)
         self.world.told_count += told
-        if self.leaving or self.draining or not self.world.script.rejoin:
+        self.world.innocent_count += told and not self.touched and not self.world.nobody_is_safe
+        if self.leaving or self.draining:
             self.back_after_s = -1.0
         else:
             self.back_after_s = 0.2

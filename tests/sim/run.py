@@ -11,7 +11,7 @@ from tests.sim.faults import boot, calm_down, play
 from tests.sim.links import Links
 from tests.sim.peer_process import start_peer
 from tests.sim.script import FAULTS_S, Script
-from tests.sim.verdict import check_after, check_limits, is_well
+from tests.sim.verdict import check_after, check_limits, is_well, running
 from tests.sim.world import World
 
 CALM_MAX_S = 20.0  # within it all is well again; longer than any sequence of timeouts
@@ -49,7 +49,7 @@ def play_script(world: World) -> None:
     limit_s = world.now_s + CALM_MAX_S
     goal: dict[int, int] | None = None
     while True:
-        while sum(not p.leaving for p in world.living()) < max(1, script.min_world):
+        while len(running(world)) < max(1, script.min_world):
             start_peer(world)
         world.run_until(world.now_s + LOOK_EVERY_S)
         check_limits(world)
@@ -60,8 +60,8 @@ def play_script(world: World) -> None:
     check_after(world)
 
 
-def run(script: Script, *, traced: bool = False) -> Result:
-    """Plays a script; a failure is played again with a trace."""
+def run(script: Script, *, traced: bool = False, again: bool = True) -> Result:
+    """Plays a script; a failure is played `again` with a trace."""
     began_s = time.perf_counter()
     world = make_world(script, traced=traced)
     result = Result(script)
@@ -75,11 +75,11 @@ def run(script: Script, *, traced: bool = False) -> Result:
     result.commits, result.events = world.history.commits, world.events
     result.virtual_s, result.wall_s = world.now_s, time.perf_counter() - began_s
     result.faults = world.played
-    if result.failure and not traced:
-        again = run(script, traced=True)
-        result.trace = again.trace
-        if again.failure != result.failure:
-            result.failure += f" [another time: {again.failure or 'none'}]"
+    if result.failure and again and not traced:
+        second = run(script, traced=True)
+        result.trace = second.trace
+        if second.failure != result.failure:
+            result.failure += f" [another time: {second.failure or 'none'}]"
     return result
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -99,11 +100,13 @@ PEER_FAULTS: Final = (
         "kill",
         "vanish",
         "stop",
+        "freeze",
         "leave",
         "drain",
         "drain",
         "crash",
         "crash",
+        "crash_commit",
         "slow",
         "shape",
         "manifest",
@@ -117,12 +120,14 @@ LINK_FAULTS: Final = (
 )
 COORDINATOR_FAULTS: Final = ("c_kill", "c_crash", "c_crash", "c_stop", "c_depose")
 ALL_FAULTS: Final = (*PEER_FAULTS, *LINK_FAULTS, *COORDINATOR_FAULTS, "start")
-BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain"))
+BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manifest"))
 """Faults for which nobody may be evicted."""
+CONNECTION_FAULTS: Final = frozenset(("reset_agent", "reset_native", "duplicate"))
+"""Losses of single connections to the coordinator: they, too, evict nobody."""
 
 
-def draw(seed: int, kind: str = "") -> Script:
-    """Returns the script of a seed."""
+def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
+    """Returns the script of a seed; `only` these faults, if any are named."""
     rng = random.Random(seed)
     kind = kind or rng.choice(KINDS)
     faults = [
@@ -140,7 +145,7 @@ def draw(seed: int, kind: str = "") -> Script:
         enabled = rng.sample(sorted(set(COORDINATOR_FAULTS)), rng.randint(1, 3))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 4))]
     else:
-        enabled = rng.sample(ALL_FAULTS, rng.randint(1, 7))
+        enabled = list(only) or rng.sample(ALL_FAULTS, rng.randint(1, 7))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 9))]
     calm = kind in ("joins", "drains", "coordinator")
     return Script(

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.sim.script import BLAMELESS, COORDINATOR_FAULTS
+from tests.sim.peer_process import PeerProcess
+from tests.sim.script import BLAMELESS, CONNECTION_FAULTS, COORDINATOR_FAULTS
 from tests.sim.world import World
 
 STEPS_MORE: Final = 3
 LAG_MAX: Final = 8  # steps between the first and the last, with several open
 
 
+def running(world: World) -> list[PeerProcess]:
+    return [p for p in world.living() if not p.leaving and world.now_s >= p.stopped_until_s]
+
+
 def is_well(world: World, goal: dict[int, int] | None) -> tuple[dict[int, int] | None, str]:
     """Says what is still wrong; the goal is by peer how far it must come."""
-    living = [p for p in world.living() if not p.leaving]
+    living = running(world)
     if world.listening is None:
         return None, "there is no coordinator"
     if not living:
@@ -50,12 +55,15 @@ def check_after(world: World) -> None:
     for peer in world.peers:
         if not peer.doomed:  # else its last effects were cut short
             history.check_end(peer, peer.engine.watermark)
+    assert world.innocent_count == 0, f"{world.innocent_count} evicted whom no fault had touched"
     kinds = set(world.played)
     blameless = not kinds - BLAMELESS and script.step_deadline_s > 1e6
     if blameless:
         assert world.told_count == 0, f"{world.told_count} evicted without any fault"
     if blameless and (kinds <= {"start"} or script.kind == "drains"):
         assert history.undos == 0, f"joins and leaves undid {history.undos} steps"
+    if kinds <= BLAMELESS | CONNECTION_FAULTS and script.step_deadline_s > 1e6:
+        assert world.told_count == 0, f"{world.told_count} evicted for lost connections"
     # While two coordinators live, peers that hear the older one do not come back to the newer.
     if kinds <= {"start", *COORDINATOR_FAULTS} - {"c_depose"} and script.step_deadline_s > 1e6:
         late = [f.at_s for f in script.faults if f.kind == "start" and f.at_s > 0.7]

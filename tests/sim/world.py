@@ -116,6 +116,8 @@ class World:
         self.by_incarnation: dict[int, PeerProcess] = {}
         self.played: Counter[str] = Counter()
         self.told_count = 0  # processes that were told to go
+        self.innocent_count = 0  # of them, those that no fault had touched
+        self.nobody_is_safe = False  # a fault touched everybody
         self.quiet = False  # no more faults
         self.delay_factor = 1.0
         self._heap: list[tuple[float, int, Process | None, Callable[..., object], Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pccl.base.config import LAN
 from pccl.membership.events import Persist, Send, SendNative
 from pccl.membership.messages import (
     AtEntry,
@@ -336,3 +337,21 @@ def test_a_flush_that_is_about_to_begin_is_in_every_record_from_its_reason_on() 
     hub.kill(joiner)
     records = [e.record for e in hub.effects if isinstance(e, Persist)]
     assert records and all(r.flushing for r in records), "a crash between two would forget it"
+
+
+def test_a_flush_after_a_restart_waits_for_members_that_have_not_come_back_yet() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.start()
+    for back in (a, b):
+        back.hello()
+        back.native_hello()
+    a.tell(Suspect(1, 0, SuspectCode.DEADLINE, (), "step 0 ran out of time"))
+    a.report()
+    b.report()
+    hub.pass_time(LAN.flush_timeout_s + 0.5, beating=[a, b])
+    assert a.last(Install) is None, "nobody can blame the third for being late"
+    c.hello()
+    c.native_hello()
+    c.report()
+    assert len(a.got(Install).members) == 3

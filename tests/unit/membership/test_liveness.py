@@ -139,3 +139,15 @@ def test_a_learner_that_dies_costs_the_members_nothing() -> None:
     learner.lose(agent=True, native=True)
     hub.dead(learner)
     assert a.last(Flush) is None
+
+
+def test_a_newcomers_lease_begins_when_it_has_heard_that_it_is_admitted() -> None:
+    hub = Hub()
+    (a,) = hub.members(1)
+    newcomer = hub.peer()
+    newcomer.hello()  # the answer waits for a slow disk
+    hub.pass_time(2 * LAN.lease_s, beating=[a])
+    newcomer.native_hello()
+    assert newcomer.last(Evicted) is None
+    hub.pass_time(LAN.lease_s + 0.5, beating=[a])
+    assert newcomer.last(Evicted) is not None
