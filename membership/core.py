@@ -62,6 +62,8 @@ class CoordinatorConfig:
     warm_after_s: float = 1.0  # a learner that is not at an entry by then gets its links
     plan_backoff_s: float = 1.0  # before a joiner whose links failed is tried again; doubles
     plan_backoff_max_s: float = 30.0
+    flap_first_s: float = 5.0  # before a peer that was lost twice comes in again; doubles
+    flap_max_s: float = 600.0
     link_settle_s: float = 1.0  # links may take this long to come up after an install
     strike_window_s: float = 30.0
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
@@ -108,7 +110,7 @@ class Core:
     activation: Activation | None = None
     note: InstallNote = NO_NOTE
     carried: tuple[CarriedDecision, ...] = ()
-    flaps: Flaps = field(default_factory=Flaps)
+    flaps: Flaps = field(init=False)
     apart: frozenset[tuple[int, int]] = frozenset()  # pairs that rings should keep apart
     now_s: float = 0.0  # of the event at hand
     installed_s: float = 0.0  # when the newest view was sent out
@@ -119,6 +121,9 @@ class Core:
     counters: Counters = field(default_factory=Counters)
     effects: list[Effect] = field(default_factory=list)
     tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.flaps = Flaps(self.config.flap_first_s, self.config.flap_max_s)
 
     def send(self, peer: Peer, msg: CoordinatorMessageBody) -> None:
         """Sends to the member agent if it is connected; a level to be told again is never lost."""
@@ -346,8 +351,8 @@ class Core:
         """
         if not self.is_member(peer.incarnation) or not peer.present():
             return False
-        left = sum(p.present() for p in self.members()) - 1
-        if left < self.floor() or self.flushing:
+        staying = [p for p in self.members() if p.present() and p.drain_cut_s is None]
+        if sum(p is not peer for p in staying) < self.floor() or self.flushing:
             return False
         if peer.drain_cut_s is not None:
             peer.leaving_s = self.now_s  # it wants to go anyway

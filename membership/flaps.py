@@ -14,8 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-FIRST_DELAY_S: Final = 5.0
-MOST_DELAY_S: Final = 600.0
 FORGIVEN_S: Final = 600.0  # of membership per loss
 KNOWN_MAX: Final = 4096  # peers; the one lost longest ago is forgotten first
 
@@ -27,7 +25,9 @@ class _Record:
 
 
 class Flaps:
-    def __init__(self) -> None:
+    def __init__(self, first_delay_s: float = 5.0, most_delay_s: float = 600.0) -> None:
+        self._first_delay_s = first_delay_s
+        self._most_delay_s = most_delay_s
         self._records: dict[bytes, _Record] = {}
 
     def lost(self, peer_id: bytes, member_for_s: float, now_s: float) -> None:
@@ -43,11 +43,10 @@ class Flaps:
     def ready_s(self, peer_id: bytes) -> float:
         """Returns when this peer may be activated again; 0 if it may be at any time."""
         record = self._records.get(peer_id)
-        return 0.0 if record is None else record.lost_s + delay_s(record.losses)
+        return 0.0 if record is None else record.lost_s + self.delay_s(record.losses)
 
-
-def delay_s(losses: int) -> float:
-    """Returns how long a peer waits after that many losses."""
-    if losses <= 1:
-        return 0.0
-    return min(FIRST_DELAY_S * 2.0 ** min(losses - 2, 16), MOST_DELAY_S)
+    def delay_s(self, losses: int) -> float:
+        """Returns how long a peer waits after that many losses."""
+        if losses <= 1:
+            return 0.0
+        return min(self._first_delay_s * 2.0 ** min(losses - 2, 16), self._most_delay_s)

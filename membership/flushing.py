@@ -126,6 +126,7 @@ class Flushing:
         asking = self._asking
         if asking is None:
             return
+        self._pardon(asking, now_s >= asking.deadline_s)
         if not self._stayers():
             self._dissolve()
         elif not self._is_decidable(asking):
@@ -161,6 +162,16 @@ class Flushing:
         entering, leavers = self._core.activation, self._core.leavers()
         nobody_stays = entering is None or not entering.view.members  # and nobody goes on in it
         return [i for i in self._survivors() if nobody_stays or i not in leavers]
+
+    def _pardon(self, asking: _Asking, late: bool) -> None:
+        """Keeps stragglers in without whom too few would be left: others have been lost since."""
+        core = self._core
+        kept = sum(not late or i in asking.reports for i in self._stayers())
+        for peer in core.members():
+            if peer.excluding is not None and peer.here() and kept < core.floor():
+                core.log("info", f"peer {name(peer)} is needed and stays")
+                peer.excluding = None
+                kept += 1
 
     def _is_decidable(self, asking: _Asking) -> bool:
         return any(i in asking.reports for i in self._stayers())

@@ -66,6 +66,7 @@ class CoordinatorProcess(Process):
         self.machine = Coordinator(
             CoordinatorConfig(
                 min_world=world.script.min_world,
+                on_underflow=world.script.on_underflow,
                 profile=world.profile,
                 hold_timeout_s=0.5,
                 leave_report_s=0.5,
@@ -75,6 +76,8 @@ class CoordinatorProcess(Process):
                 detached_grace_s=8.0,
                 plan_backoff_s=0.3,
                 plan_backoff_max_s=2.0,
+                flap_first_s=0.3,
+                flap_max_s=2.0,
             ),
             generation=store.generation,
             record=self.durable,
@@ -101,6 +104,16 @@ class CoordinatorProcess(Process):
         if self.wires.pop(wire.number, None) is not None:
             self.world.forget_wire(wire)
             self._hand_in(ConnDown(wire.number))
+
+    def exclude(self, number: int) -> None:
+        """Takes a member for a straggler, as its detector does when others have waited."""
+        core = self.machine._core
+        members = core.members()
+        if self.alive and members and self.stopped_until_s <= self.world.now_s:
+            core.now_s = self.world.now_s
+            core.exclude(members[number % len(members)], "others have waited for it")
+            self._perform(self.machine.on_deadline(self.world.now_s))
+            self._arm()
 
     def _hand_in(self, event: Event) -> None:
         self._perform(self.machine.handle(event, self.world.now_s))

@@ -255,6 +255,7 @@ class SimEngine:
             self.world.history.excluded(self.peer, self.epoch)
             self.data.adopted(self.epoch)
         self.changed()
+        self.control.beat()
         self.emit(EngineExcluded(epoch))
 
     def fail(self, code: str, text: str) -> None:

@@ -65,6 +65,11 @@ def _leave(world: World, peer: PeerProcess, fault: Fault) -> None:
     peer.tell_member(Leave("done"))
 
 
+def _exclude(world: World, fault: Fault) -> None:
+    if world.listening is not None:
+        world.listening.exclude(fault.a)
+
+
 def _drain(world: World, peer: PeerProcess, fault: Fault) -> None:
     """Asks to be planned out, mostly with time enough for that."""
     from pccl.membership.member_events import Drain
@@ -267,6 +272,7 @@ _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "c_crash": _c_crash,
     "c_stop": _c_stop,
     "c_depose": _c_depose,
+    "exclude": _exclude,
 }
 
 

@@ -53,6 +53,7 @@ class Script:
     lag_s: float = 0.0  # of a member agent's thread
     open_steps: int = 1
     min_world: int = 0
+    on_underflow: int = 0
     step_deadline_s: float = 1e9
     direct: bool = False  # owners reduce a shard each, instead of everybody everything
     hasty: bool = False  # short leases
@@ -120,7 +121,7 @@ LINK_FAULTS: Final = (
 )
 COORDINATOR_FAULTS: Final = ("c_kill", "c_crash", "c_crash", "c_stop", "c_depose")
 ALL_FAULTS: Final = (*PEER_FAULTS, *LINK_FAULTS, *COORDINATOR_FAULTS, "start")
-BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manifest"))
+BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manifest", "exclude"))
 """Faults for which nobody may be evicted."""
 CONNECTION_FAULTS: Final = frozenset(("reset_agent", "reset_native", "duplicate"))
 """Losses of single connections to the coordinator: they, too, evict nobody."""
@@ -144,6 +145,9 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
     elif kind == "coordinator":
         enabled = rng.sample(sorted(set(COORDINATOR_FAULTS)), rng.randint(1, 3))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 4))]
+    elif kind == "excludes":  # not drawn, but asked for: stragglers, policies, and whatever else
+        enabled = ["exclude", "exclude", *rng.sample(ALL_FAULTS, rng.randint(0, 4))]
+        faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(2, 9))]
     else:
         enabled = list(only) or rng.sample(ALL_FAULTS, rng.randint(1, 7))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 9))]
@@ -159,9 +163,10 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
         min_world=0 if calm else rng.choice((0, 0, 0, 1, 2)),
         step_deadline_s=1e9 if calm else rng.choice((1e9, 1e9, 1.5)),
         direct=rng.random() < 0.5,
-        hasty=not calm and rng.random() < 0.3,
+        hasty=not calm and rng.random() < 0.3 and kind != "excludes",
         real_bytes=rng.random() < 0.05,
         rejoin=True,
+        on_underflow=rng.choice((0, 1, 2, 3)) if kind == "excludes" else 0,
         faults=tuple(sorted(faults)),
     )
 

@@ -19,6 +19,7 @@ SEEDS_TRIED: Final = 12
 PLAIN: Final[tuple[tuple[str, Any], ...]] = (
     ("real_bytes", False),
     ("min_world", 0),
+    ("on_underflow", 0),
     ("lag_s", 0.0),
     ("direct", False),
     ("hasty", False),

@@ -40,6 +40,10 @@ def test_members_that_leave_by_a_plan_abort_nothing_and_are_never_evicted() -> N
     check(30_000, BATCH, kind="drains")
 
 
+def test_stragglers_are_left_out_and_come_in_again_under_every_policy() -> None:
+    check(40_000, BATCH, kind="excludes")
+
+
 def test_a_coordinator_that_fails_alone_aborts_nothing_and_evicts_nobody() -> None:
     check(20_000, BATCH, kind="coordinator")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pccl.membership.flaps import FORGIVEN_S, KNOWN_MAX, Flaps, delay_s
+from pccl.membership.flaps import FORGIVEN_S, KNOWN_MAX, Flaps
 from pccl.membership.messages import AtEntry, Leaving, ViewPlan
 from tests.unit.membership.hub import FakePeer, Hub
 
 
 def test_the_delay_is_none_at_first_and_doubles_up_to_ten_minutes() -> None:
+    delay_s = Flaps().delay_s
     assert [delay_s(n) for n in range(11)] == [0, 0, 5, 10, 20, 40, 80, 160, 320, 600, 600]
     assert delay_s(10_000) == 600
 

@@ -248,3 +248,40 @@ def test_a_straggler_that_drains_is_let_go() -> None:
         peer.report(watermark=4)
     assert slow.got(Evicted).text == "left the run"
     assert core.counters.exclusions == core.counters.evictions == 0
+
+
+@pytest.mark.parametrize("others", ["dead", "silent"])
+def test_a_straggler_stays_if_all_others_are_lost_meanwhile(others: str) -> None:
+    hub = Hub()
+    a, slow = hub.members(2)
+    core = hub.machine._core
+    core.exclude(core.peers[slow.incarnation], "slow")
+    slow.beat()
+    slow.report(opened(4, slow.epoch), watermark=4)
+    if others == "dead":
+        hub.kill(a)
+    else:
+        hub.pass_time(2.5, beating=[slow])
+    told = slow.install()
+    assert [m.peer_id for m in told.members] == [slow.peer_id]
+    assert core.counters.exclusions == 0
+
+
+def test_a_straggler_stays_if_a_lost_member_leaves_too_few_others() -> None:
+    hub = Hub(min_world=2)
+    a, b, slow = hub.members(3)
+    core = hub.machine._core
+    core.exclude(core.peers[slow.incarnation], "slow")
+    a.beat()
+    hub.kill(b)
+    for peer in (a, slow):
+        peer.report(watermark=4)
+    assert {m.peer_id for m in a.install().members} == {a.peer_id, slow.peer_id}
+
+
+def test_nobody_is_excluded_if_all_others_are_about_to_leave() -> None:
+    hub = Hub()
+    a, slow = hub.members(2)
+    hub.plan_out([a, slow], a, step=4)
+    core = hub.machine._core
+    assert not core.exclude(core.peers[slow.incarnation], "slow")
