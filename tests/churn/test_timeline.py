@@ -118,6 +118,7 @@ def test_an_eviction_is_explained_by_what_was_done_to_that_peer_or_its_host() ->
     assert not explained(Fault("stop", 5.0, 10.0, ("a",)))
     assert not explained(Fault("stop", 40.0, 49.0, ("b",)))
     assert not explained(Fault("stop", 60.0, 70.0, ("a",)))
+    assert not explained(Fault("coordinator-stop", 30.0, 49.9))
 
 
 def test_a_healthy_peer_that_the_run_goes_on_without_is_found() -> None:

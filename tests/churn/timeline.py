@@ -203,8 +203,7 @@ def unexplained(
 ) -> list[Life]:
     """Lives that ended by eviction although nothing was done to them or their network lately.
 
-    A fault on the path between the coordinator and anybody, or on the coordinator, explains it
-    too: who is reachable is then a matter of view.
+    What is done to the coordinator explains nothing: its own absence is no silence of others.
     """
     found = []
     for life in lives:
@@ -214,11 +213,7 @@ def unexplained(
         explained = any(
             fault.at <= life.end_at
             and fault.until >= life.end_at - within_s
-            and (
-                life.process in fault.processes
-                or host in fault.hosts
-                or fault.kind in COORDINATOR_FAULTS
-            )
+            and (life.process in fault.processes or host in fault.hosts)
             for fault in faults
         )
         if not explained:
