@@ -124,14 +124,36 @@ TEST(a_round_trip_to_the_coordinator_is_measured_and_told) {
   wire.write(frames::Welcome{5});
   auto beat = wire.next<frames::Heartbeat>();
   CHECK(beat && beat->rtt_us == 0);
-  ::poll(nullptr, 0, 5);
-  wire.write(frames::Pong{5, 1});
   CHECK(eventually([&] {
-    beat = wire.next<frames::Heartbeat>();
+    ::poll(nullptr, 0, 5);
     wire.write(frames::Pong{5, 1});
+    beat = wire.next<frames::Heartbeat>();
     return !beat || beat->rtt_us > 0;
   }));
   CHECK(beat && beat->rtt_us >= 5000 && beat->rtt_us < 2'000'000);
+}
+
+TEST(a_coordinator_that_stood_still_is_not_taken_for_a_distant_one) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  Wire wire = gate.accept();
+  CHECK(wire.next<frames::Hello>().has_value());
+  wire.write(frames::Welcome{5});
+  auto beat = wire.next<frames::Heartbeat>();
+  ::poll(nullptr, 0, 1000);
+  CHECK(eventually([&] {
+    wire.write(frames::Pong{5, 1});
+    beat = wire.next<frames::Heartbeat>();
+    return !beat || (beat->rtt_us > 0 && beat->rtt_us < 200'000);
+  }));
+  int later = 0;  // and it stays so: the pause is forgotten, not averaged in
+  for (int i = 0; i < 4; ++i) {
+    wire.write(frames::Pong{5, 1});
+    beat = wire.next<frames::Heartbeat>();
+    later += beat && beat->rtt_us < 200'000;
+  }
+  CHECK(later == 4);
 }
 
 }  // namespace

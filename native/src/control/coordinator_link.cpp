@@ -13,6 +13,7 @@ namespace pccl {
 namespace {
 
 constexpr double backoff_first_s = 0.1;
+constexpr std::size_t round_trips_max = 8;  // two seconds of a LAN's heartbeats
 constexpr double backoff_s_max = 2.0;
 // Beyond it the oldest goes: the newest names the epoch that still matters.
 constexpr std::size_t suspicions_max = 64;
@@ -135,8 +136,8 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
   if (beats_sent_s_.empty()) return Status::ok;
   const double sample_us = std::clamp((now_s - beats_sent_s_.front()) * 1e6, 1.0, 4e9);
   beats_sent_s_.pop_front();
-  const double smoothed_us = rtt_us_ == 0 ? sample_us : rtt_us_ + (sample_us - rtt_us_) / 8;
-  rtt_us_ = static_cast<std::uint32_t>(std::max(smoothed_us, 1.0));
+  round_trips_us_.push_back(static_cast<std::uint32_t>(sample_us));
+  if (round_trips_us_.size() > round_trips_max) round_trips_us_.pop_front();
   return Status::ok;
 }
 
@@ -163,7 +164,9 @@ Status CoordinatorLink::answer(const frames::Flush& flush) {
 }
 
 Status CoordinatorLink::send_heartbeat(double now_s) {
-  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s), rtt_us_};
+  const auto shortest = std::min_element(round_trips_us_.begin(), round_trips_us_.end());
+  const std::uint32_t rtt_us = shortest == round_trips_us_.end() ? 0 : *shortest;
+  const frames::Heartbeat beat{context_.host.status(), lag_ms(due_s_, now_s), rtt_us};
   // A coordinator that answers none is cut off long before this fills up.
   if (beats_sent_s_.size() >= beats_unanswered_max) beats_sent_s_.clear();
   beats_sent_s_.push_back(now_s);

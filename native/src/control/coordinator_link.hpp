@@ -58,7 +58,8 @@ class CoordinatorLink {
   std::deque<Suspect> suspicions_;
   std::deque<Suspect> told_;  // lately; said again on the next connection
   std::deque<double> beats_sent_s_;  // of heartbeats without an answer, which come in order
-  std::uint32_t rtt_us_ = 0;         // smoothed; 0: not known
+  // The shortest of these is told: one that contains a pause of either end is no way's length.
+  std::deque<std::uint32_t> round_trips_us_;
 };
 
 }  // namespace pccl
