@@ -20,7 +20,6 @@ from pccl.transport.native_kinds import (
     BOOL,
     ID,
     TEXT,
-    U16,
     U32,
     U64,
     Kind,
@@ -42,6 +41,7 @@ class Purpose(IntEnum):
     DATA_LANE = 1
     PEER_CONTROL = 2
     RELAY = 3
+    RELAYED_LANE = 4
 
 
 class RefusalCode(IntEnum):
@@ -53,6 +53,7 @@ class RefusalCode(IntEnum):
     INCARNATION = 4
     LIMIT = 5
     PURPOSE = 6
+    UNREACHABLE = 7
 
 
 class Waiting(IntEnum):
@@ -93,8 +94,7 @@ class NativeHello:
     peer_id: bytes
     incarnation: int
     secret: bytes
-    lane: int = 0
-    lanes: int = 0
+    series: int = 0  # of a lane: the dialler's lanes of an older one are over
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +273,9 @@ _WAITING = unsigned("B", 0, 3)
 
 # One line per frame: its number, its class, and the kinds of its fields in the class's order.
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
-    (1, NativeHello, (unsigned("B", 0, 3), ID, ID, U64, ID, U16, U16)),
+    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32)),
     (2, Welcome, (U64,)),
-    (3, RefusedFrame, (unsigned("B", 1, 6), TEXT)),
+    (3, RefusedFrame, (unsigned("B", 1, 7), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),

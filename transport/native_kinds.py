@@ -105,7 +105,7 @@ def struct_of(cls: type[Any], *kinds: Kind) -> Kind:
     return Kind(write, lambda reader: cls(*[kind.read(reader) for kind in kinds]))
 
 
-U16, U32, U64 = unsigned("H"), unsigned("I"), unsigned("Q")
+U32, U64 = unsigned("I"), unsigned("Q")
 ID = Kind(_write_id, lambda reader: reader.take(ID_BYTES))
 TEXT = Kind(_write_text, _read_text)
 _BYTE_BOOL = unsigned("B", 0, 1)

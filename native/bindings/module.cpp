@@ -161,10 +161,13 @@ nb::dict stats(Engine& engine) {
   dict["frames_early"] = now.executor.frames_early;
   dict["lanes_lost"] = now.executor.lanes_lost;
   dict["lanes_refused"] = now.executor.lanes_refused;
+  dict["lanes_silent"] = now.executor.lanes_silent;
   dict["connections_accepted"] = now.control.accepted;
   dict["connections_dropped"] = now.control.dropped;
   dict["heartbeats"] = now.control.heartbeats;
   dict["flushes"] = now.control.flushes;
+  dict["tunnels"] = now.control.tunnels;
+  dict["relayed_bytes"] = now.control.relayed_bytes;
   dict["open_steps"] = now.open_steps;
   dict["links"] = now.links;
   dict["lanes"] = now.lanes;

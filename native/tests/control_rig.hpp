@@ -61,6 +61,7 @@ class FakeHost final : public ControlHost {
     std::vector<PeerId> beats;
     std::vector<StepId> watermarks;  // of the beats
     std::vector<PeerId> silent;
+    std::vector<std::vector<Route>> routes;
     std::vector<bool> connected;
     std::vector<std::string> evicted;
     std::vector<std::uint8_t> refused;
@@ -69,6 +70,7 @@ class FakeHost final : public ControlHost {
 
   Report report;            // what fence() answers, with the target filled in; set before the start
   HeartbeatStatus beating;  // what status() answers; set before the start
+  PeerEndpoint carried;     // whom it relays for; set before the start
 
   template <class Look>
   auto look(Look look_at) {
@@ -93,7 +95,7 @@ class FakeHost final : public ControlHost {
     const std::lock_guard lock(mutex_);
     seen_.lanes.push_back({hello, std::move(socket)});
   }
-  void connect_failed(PeerId peer, Incarnation) noexcept override {
+  void connect_failed(PeerId peer, Incarnation, bool) noexcept override {
     const std::lock_guard lock(mutex_);
     seen_.failed.push_back(peer);
   }
@@ -113,6 +115,15 @@ class FakeHost final : public ControlHost {
     const std::lock_guard lock(mutex_);
     seen_.beats.push_back(peer);
     seen_.watermarks.push_back(watermark);
+  }
+  void routes(Generation, const std::vector<Route>& table) noexcept override {
+    const std::lock_guard lock(mutex_);
+    seen_.routes.push_back(table);
+  }
+  bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept override {
+    if (peer != carried.peer || incarnation != carried.incarnation) return false;
+    out = carried;
+    return true;
   }
   void peer_silent(PeerId peer, Incarnation) noexcept override {
     const std::lock_guard lock(mutex_);
@@ -255,7 +266,7 @@ struct Peer {
   }
   /// What a peer that has seen the view sends here.
   [[nodiscard]] frames::Hello hello(Purpose purpose) const {
-    return {purpose, id<RunId>(9), id<PeerId>(77), 70, id<Secret>(me), 0, 1};
+    return {purpose, id<RunId>(9), id<PeerId>(77), 70, id<Secret>(me), 1};
   }
   static ControlConfig named(ControlConfig config, std::uint8_t number) {
     config.peer_id = id<PeerId>(number);

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "pccl/control.hpp"
 #include "pccl/fd.hpp"
 #include "pccl/sockets.hpp"
 
@@ -129,7 +130,9 @@ class LaneProxy {
       in.end = got > 0 ? static_cast<std::size_t>(got) : 0;
       if (got > 15 && !pair.known && i == 0) {
         pair.known = true;
-        pair.lane = in.bytes[15] == std::byte{1};  // the purpose in its HELLO
+        const int purpose = std::to_integer<int>(in.bytes[15]);  // in its HELLO
+        pair.lane = purpose == static_cast<int>(Purpose::data_lane) ||
+                    purpose == static_cast<int>(Purpose::relay);
         return;
       }
       // Small frames pass: most cuts should hit something large.

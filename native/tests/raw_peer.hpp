@@ -40,7 +40,6 @@ class RawPeer {
     hello.peer = raw_id();
     hello.incarnation = raw_incarnation;
     hello.secret = world.members[rank].endpoint.secret;
-    hello.lanes = 1;
     wire.write(frames::Frame{hello});
     CHECK(wire.next<frames::Welcome>().has_value());
   }

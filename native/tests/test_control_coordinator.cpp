@@ -26,7 +26,7 @@ TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
   Wire wire = gate.accept();
   const auto hello = wire.read_frame();
   const frames::Hello expected{Purpose::coordinator, id<RunId>(9), id<PeerId>(1), 1,
-                               id<Secret>(1), 0, 0};
+                               id<Secret>(1), 0};
   CHECK(hello && std::get<frames::Hello>(*hello) == expected);
   CHECK(wire.silent_for(30));  // nothing before the answer
   CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
@@ -128,7 +128,7 @@ TEST(suspicions_wait_for_a_connection_and_the_oldest_give_way) {
   Wire wire = gate.accept();
   CHECK(wire.next<frames::Hello>().has_value());
   // The mailbox is read in order: what was posted is queued once a later connect() has failed.
-  peer.control.connect({id<PeerId>(4), 4, id<Secret>(4), "127.0.0.1", 1}, 1, 0.01);
+  peer.control.connect({{id<PeerId>(4), 4, id<Secret>(4), "127.0.0.1", 1}, 1, 0.01});
   CHECK(peer.host.sees([](auto& seen) { return seen.failed.size() == 1; }));
   wire.write(frames::Welcome{5});
   for (StepId step = 6; step < 70; ++step) {

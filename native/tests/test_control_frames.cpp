@@ -41,9 +41,9 @@ std::vector<Vector> vectors() {
   Report report{1, 2, 3, true, 4, 5, 6, {7, 8}, {}};
   report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13});
   return {
-      {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6},
-       "40000000b347c34f39bf1930c10102010101010101010101010101010101010102020202020202020202020202"
-       "02020203000000000000000404040404040404040404040404040405000600"},
+      {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5},
+       "4000000035e09919245c40e6c10102010101010101010101010101010101010102020202020202020202020202"
+       "02020203000000000000000404040404040404040404040404040405000000"},
       {frames::Welcome{7}, "0b000000feb3662b83d7f206c102020700000000000000"},
       {frames::Refused{3, "n\xC3\xA9"}, "09000000fa64059c577aa658c103020303006ec3a9"},
       {frames::Heartbeat{status, 6, 7},
@@ -181,9 +181,9 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[1].frame, 1, 0)));     // no such type
   CHECK(refused(with(all[1].frame, 1, 13)));
   CHECK(refused(with(all[1].frame, 2, 1)));     // another version
-  CHECK(refused(with(all[0].frame, 3, 4)));     // purpose
+  CHECK(refused(with(all[0].frame, 3, 5)));     // purpose
   CHECK(refused(with(all[2].frame, 3, 0)));     // refusal code
-  CHECK(refused(with(all[2].frame, 3, 7)));
+  CHECK(refused(with(all[2].frame, 3, 8)));
   CHECK(refused(with(all[2].frame, 7, 0x20)));  // text: a lone continuation byte is left
   CHECK(refused(with(all[3].frame, 55, 4)));    // waiting
   CHECK(refused(with(all[3].frame, 74, 0)));    // kind of a wait

@@ -31,7 +31,7 @@ TEST(a_peer_whose_beats_stop_is_silent_and_its_connection_ends) {
   Peer a(1, strict());
   a.admit(nowhere);
   Gate gate;
-  a.control.connect(stranger_at(gate.port()), 0, patience_s);
+  a.control.connect({stranger_at(gate.port()), 0, patience_s});
   Wire wire = gate.accept();
   CHECK(wire.next<frames::Hello>().has_value());
   wire.write(frames::Welcome{});
@@ -51,7 +51,7 @@ TEST(two_peers_that_beat_are_never_silent_and_one_that_is_stopped_is_silent_to_t
   auto b = std::make_unique<Peer>(std::uint8_t{2}, strict());
   a.admit(nowhere);
   b->admit(nowhere);
-  a.control.connect(b->endpoint(), 0, patience_s);
+  a.control.connect({b->endpoint(), 0, patience_s});
   CHECK(a.host.sees([](auto& seen) { return seen.beats.size() > 30; }));
   CHECK(a.host.look([](auto& seen) { return seen.silent.empty(); }));
   CHECK(b->host.look([](auto& seen) { return seen.silent.empty(); }));
@@ -64,7 +64,7 @@ TEST(a_process_that_was_stopped_does_not_take_its_own_absence_for_the_peers_sile
   if (child == 0) {
     Peer a(1, strict());
     a.admit(nowhere);
-    a.control.connect(stranger_at(gate.port()), 0, patience_s);
+    a.control.connect({stranger_at(gate.port()), 0, patience_s});
     const bool silent = a.host.sees([](auto& seen) { return !seen.silent.empty(); });
     std::_Exit(silent ? 1 : 0);
   }
@@ -89,7 +89,7 @@ TEST(a_dial_without_an_answer_is_tried_again_long_before_the_deadline) {
   Peer a(1, strict());
   a.admit(nowhere);
   Gate gate;
-  a.control.connect(stranger_at(gate.port()), 1, patience_s, 0.1);
+  a.control.connect({stranger_at(gate.port()), 1, patience_s, 0.1});
   std::map<Purpose, int> tries;
   for (int i = 0; i < 6; ++i) {
     Wire mute = gate.accept();  // it is heard, and gets no answer
@@ -107,9 +107,9 @@ TEST(a_second_connect_takes_the_place_of_lanes_that_are_still_dialled) {
   Peer b(2, strict());
   a.admit(nowhere);
   const PeerEndpoint elsewhere{id<PeerId>(2), 2, id<Secret>(2), "127.0.0.1", nowhere};
-  a.control.connect(elsewhere, 3, 0.2);
+  a.control.connect({elsewhere, 3, 0.2});
   b.admit(nowhere);
-  a.control.connect(b.endpoint(), 2, patience_s);
+  a.control.connect({b.endpoint(), 2, patience_s});
   CHECK(a.host.sees([](auto& seen) { return seen.lanes.size() == 2; }));
   ::poll(nullptr, 0, 300);  // the first call's deadline passes
   CHECK(a.host.look([](auto& seen) { return seen.failed.empty() && seen.lanes.size() == 2; }));

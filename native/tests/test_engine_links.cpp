@@ -3,54 +3,18 @@
 // Threads:   see there.
 // Errors:    CHECK.
 #include <algorithm>
+#include <linux/filter.h>
 #include <optional>
 #include <vector>
 
 #include "control_rig.hpp"
 #include "fragile_world.hpp"
+#include "listener.hpp"
 #include "pccl/lane.hpp"
 
 namespace {
 
 using namespace world;
-
-/// Plays the coordinator of the one engine that finds it first, and listens to its heartbeats.
-class Listener {
- public:
-  [[nodiscard]] std::uint16_t port() const { return gate_.port(); }
-  void greet(PeerId peer) {
-    for (;;) {
-      rig::Wire wire = gate_.accept();
-      const auto hello = wire.next<frames::Hello>();
-      CHECK(hello.has_value());
-      if (!hello) return;
-      if (hello->peer != peer) {
-        others_.push_back(std::move(wire));  // not answered: it waits
-        continue;
-      }
-      wire.write(frames::Welcome{1});
-      wire_ = std::move(wire);
-      return;
-    }
-  }
-  /// Listens until a heartbeat says so; none if that does not come to pass.
-  template <class Says>
-  std::optional<frames::Heartbeat> until(const Says& says) {
-    const double deadline_s = monotonic_s() + rig::patience_s;
-    while (monotonic_s() < deadline_s) {
-      auto beat = wire_.next<frames::Heartbeat>();
-      if (!beat) return std::nullopt;
-      wire_.write(frames::Pong{1, 1});
-      if (says(beat->status)) return beat;
-    }
-    return std::nullopt;
-  }
-
- private:
-  rig::Gate gate_;
-  rig::Wire wire_;
-  std::vector<rig::Wire> others_;
-};
 
 constexpr std::size_t count = 100'000;
 
@@ -118,6 +82,23 @@ TEST(a_lane_whose_bytes_nobody_acknowledges_is_cut_and_one_that_nobody_reads_is_
   CHECK(unread.lane->owing && !idle.lane->owing);
 }
 
+TEST(a_lane_that_is_cut_one_way_while_beats_pass_is_replaced_and_nothing_is_lost) {
+  FragileWorld world(2);
+  std::vector<float> data[2];
+  for (auto& one : data) one.assign(count, 1.0f);
+  World::all({0, 1}, [&](std::size_t rank) {
+    CHECK(sum_step(*world.engines[rank], data[rank], Algorithm::direct));
+  });
+  world.proxies[1]->deafen(false, true);
+  const double begun_s = monotonic_s();
+  World::all({0, 1}, [&](std::size_t rank) {
+    CHECK(sum_step(*world.engines[rank], data[rank], Algorithm::direct));
+    CHECK(std::all_of(data[rank].begin(), data[rank].end(), [](float x) { return x == 4.0f; }));
+  });
+  std::printf("  mended after %.2f s\n", monotonic_s() - begun_s);
+  CHECK(world.engines[0]->stats().executor.lanes_silent == 1);
+}
+
 TEST(a_peer_behind_a_cut_way_is_reported_and_its_lanes_are_dialled_again) {
   Listener coordinator;
   FragileWorld world(2, 1, coordinator.port());
@@ -131,14 +112,15 @@ TEST(a_peer_behind_a_cut_way_is_reported_and_its_lanes_are_dialled_again) {
   world.install(2, {0, 1});
   world.proxies[1]->deafen(true, false);
   // Nothing is sent: only the beats tell.
-  const auto beat = coordinator.until([](const HeartbeatStatus& status) {
+  const auto beat = coordinator.until(peer_id(1), [](const HeartbeatStatus& status) {
     return status.down == std::vector<PeerId>{peer_id(0)};
   });
   CHECK(beat.has_value());
   CHECK(world.engines[1]->stats().lanes == 0);
   world.members[1].endpoint.port = world.proxies[1]->port();
   world.install(3, {0, 1});
-  CHECK(coordinator.until([](const HeartbeatStatus& status) { return status.down.empty(); }));
+  CHECK(coordinator.until(peer_id(1),
+                          [](const HeartbeatStatus& status) { return status.down.empty(); }));
 }
 
 TEST(a_heartbeat_says_whom_the_oldest_step_waits_for_and_why) {
@@ -146,36 +128,36 @@ TEST(a_heartbeat_says_whom_the_oldest_step_waits_for_and_why) {
   World world(3, 1, coordinator.port());
   coordinator.greet(peer_id(0));
   world.install(1, world.everybody());
-  CHECK(coordinator.until([](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [](const HeartbeatStatus& status) {
     return status.epoch == 1 && status.step == no_step && status.waiting == Waiting::nothing;
   }));
   std::vector<float> data[3];
   for (auto& one : data) one.assign(count, 1.0f);
   const StepId step = begin_sum(*world.engines[0], data[0]);
-  CHECK(coordinator.until([&](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [&](const HeartbeatStatus& status) {
     return status.step == step && status.waiting == Waiting::program && status.waits.empty();
   }));
   world.engines[0]->seal(step);
-  CHECK(coordinator.until([&](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [&](const HeartbeatStatus& status) {
     return status.waiting == Waiting::peers && status.waits.size() == 2 &&
            waits_for(status, 1, WaitKind::post) && waits_for(status, 2, WaitKind::post);
   }));
   CHECK(begin_sum(*world.engines[1], data[1]) == step);
   world.engines[1]->seal(step);
   std::uint64_t moved = 0;
-  CHECK(coordinator.until([&](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [&](const HeartbeatStatus& status) {
     moved = status.progress;
     return waits_for(status, 1, WaitKind::data) && waits_for(status, 2, WaitKind::post);
   }));
   CHECK(moved > 0);
   CHECK(begin_sum(*world.engines[2], data[2]) == step);
   // Its slices are here, and its seal is missing.
-  CHECK(coordinator.until([&](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [&](const HeartbeatStatus& status) {
     return status.progress > moved && waits_for(status, 2, WaitKind::post);
   }));
   world.engines[2]->seal(step);
   for (const auto& engine : world.engines) CHECK(engine->wait_step(step, 20));
-  CHECK(coordinator.until([](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [](const HeartbeatStatus& status) {
     return status.step == no_step && status.waits.empty() && status.watermark == 1;
   }));
   CHECK(data[0][0] == 3.0f);
@@ -195,7 +177,7 @@ TEST(bytes_for_a_peer_that_cannot_be_reached_stand_still) {
   world.proxies[1]->deafen(true, false);
   const StepId step = begin_sum(*world.engines[0], data[0]);
   world.engines[0]->seal(step);
-  CHECK(coordinator.until([](const HeartbeatStatus& status) {
+  CHECK(coordinator.until(peer_id(0), [](const HeartbeatStatus& status) {
     return waits_for(status, 1, WaitKind::credit) && waits_for(status, 1, WaitKind::post) &&
            status.down == std::vector<PeerId>{peer_id(1)};
   }));

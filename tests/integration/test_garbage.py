@@ -40,8 +40,7 @@ def lane_hello(**changes: Any) -> bytes:
         "peer_id": bytes(16),
         "incarnation": 1,
         "secret": bytes(16),
-        "lane": 0,
-        "lanes": 1,
+        "series": 0,
     }
     return encode(NativeHello(**(fields | changes)))
 

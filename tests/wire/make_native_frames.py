@@ -19,7 +19,7 @@ A, B, C = (bytes(range(start, start + 16)) for start in (0x00, 0x40, 0xF0))
 
 FRAMES: dict[str, nf.Frame] = {
     "hello to the coordinator": nf.NativeHello(0, A, B, 7, C),
-    "hello of the last of four lanes": nf.NativeHello(1, A, B, U64, C, lane=3, lanes=4),
+    "hello of a lane of the third series": nf.NativeHello(1, A, B, U64, C, series=3),
     "hello of a peer control connection": nf.NativeHello(2, A, B, 1, C),
     "welcome from a peer": nf.Welcome(),
     "welcome from a coordinator": nf.Welcome(9),
@@ -56,6 +56,7 @@ FRAMES: dict[str, nf.Frame] = {
     "evicted": nf.EvictedFrame(2, "silent for 3.0 s"),
     "peer beat": nf.PeerBeat(3, 11, 1 << 40),
     "hello of a relay's user": nf.NativeHello(3, A, B, 1, C),
+    "hello of a lane through a relay": nf.NativeHello(4, A, B, 1, C, series=U32),
     "relay": nf.RelayFrame(B, 9),
     "no routes": nf.Routes(2, 3),
     "two routes": nf.Routes(2, 3, (nf.Route(A, B), nf.Route(C, B))),
@@ -82,9 +83,9 @@ INVALID: dict[str, bytes] = {
     "another version": changed(PONG, 2, 1),
     "one byte short": PONG[:-1],
     "one byte long": PONG + b"\x00",
-    "purpose 4": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 4),
+    "purpose 5": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 5),
     "refusal code 0": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 0),
-    "refusal code 7": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 7),
+    "refusal code 8": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 8),
     "waiting 4": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 55, 4),
     "kind of wait 0": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 0),
     "kind of wait 4": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 4),

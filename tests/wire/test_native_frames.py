@@ -50,7 +50,7 @@ def test_a_body_with_one_thing_wrong_is_refused(vector: dict[str, Any]) -> None:
 
 def test_a_hello_is_laid_out_as_the_protocol_says() -> None:
     run, peer, secret = b"r" * 16, b"p" * 16, b"s" * 16
-    body = nf.encode(nf.NativeHello(1, run, peer, 0x0102, secret, lane=2, lanes=3))
+    body = nf.encode(nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002))
     expected = b"\xc1\x01\x02" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
     assert body == expected + b"\x02\x00\x03\x00"
 

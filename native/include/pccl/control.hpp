@@ -16,7 +16,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "pccl/fd.hpp"
 #include "pccl/report.hpp"
@@ -25,7 +27,9 @@
 
 namespace pccl {
 
-enum class Purpose : std::uint8_t { coordinator = 0, data_lane = 1, peer_control = 2, relay = 3 };
+enum class Purpose : std::uint8_t {
+  coordinator = 0, data_lane = 1, peer_control = 2, relay = 3, relayed_lane = 4,
+};
 
 /// Lanes to `peer` run through `via`.
 struct Route {
@@ -38,9 +42,18 @@ struct Route {
 struct LaneHello {
   PeerId peer;
   Incarnation incarnation = 0;
-  std::uint16_t lane = 0;   // index
-  std::uint16_t lanes = 1;  // how many the dialler opens
-  bool dialled = false;     // by this side
+  std::uint32_t series = 0;  // of the dialler: its lanes of an older one are over
+  bool dialled = false;      // by this side
+  bool relayed = false;      // through a third peer
+};
+
+struct PeerEndpoint {
+  PeerId peer;
+  Incarnation incarnation = 0;
+  Secret secret;  // the listener's, from the view
+  std::string host;
+  std::uint16_t port = 0;
+  friend bool operator==(const PeerEndpoint&, const PeerEndpoint&) = default;
 };
 
 class ControlHost {
@@ -52,7 +65,7 @@ class ControlHost {
   /// A data lane, handshake done, socket non-blocking, nothing read beyond it.
   virtual void adopt_lane(const LaneHello& hello, Fd socket) noexcept = 0;
   /// Lanes asked for by connect() that did not come up before their deadline.
-  virtual void connect_failed(PeerId peer, Incarnation incarnation) noexcept = 0;
+  virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept = 0;
   virtual void evicted(std::string text) noexcept = 0;
   virtual void refused(std::uint8_t code, std::string text) noexcept = 0;  // by the coordinator
   virtual void coordinator_connected(bool connected) noexcept = 0;
@@ -60,6 +73,10 @@ class ControlHost {
   virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept = 0;
   /// No PEER_BEAT for too long although there was a connection, which is closed now.
   virtual void peer_silent(PeerId peer, Incarnation incarnation) noexcept = 0;
+  /// ROUTES heard: through whom lanes are to be dialled.
+  virtual void routes(Generation generation, const std::vector<Route>& table) noexcept = 0;
+  /// Where a peer that this one relays for can be reached; false: not known here.
+  virtual bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept = 0;
 
  protected:
   ~ControlHost() = default;
@@ -88,12 +105,14 @@ struct CoordinatorEndpoint {
   double heartbeat_s = 0.25;
 };
 
-struct PeerEndpoint {
-  PeerId peer;
-  Incarnation incarnation = 0;
-  Secret secret;  // the listener's, from the view
-  std::string host;
-  std::uint16_t port = 0;
+/// Lanes to be opened to a peer.
+struct DialRequest {
+  PeerEndpoint peer;
+  std::uint16_t lanes = 1;  // 0: only the peer control connection
+  double timeout_s = 5.0;   // for all of it
+  double try_s = 5.0;       // for the first of several tries; the next take longer
+  std::uint32_t series = 0;
+  std::optional<PeerEndpoint> via{};  // the peer that relays
 };
 
 struct ControlCounters {
@@ -101,6 +120,8 @@ struct ControlCounters {
   std::uint64_t dropped = 0;  // garbage, oversized or late first frames; wrong secrets; over limits
   std::uint64_t heartbeats = 0;
   std::uint64_t flushes = 0;
+  std::uint64_t tunnels = 0;        // that this peer carries now
+  std::uint64_t relayed_bytes = 0;  // that it has carried
 };
 
 class Control {
@@ -114,10 +135,11 @@ class Control {
   /// Takes on an identity and (re)dials the coordinator: 0.1 s doubling to 2 s, until stop().
   /// Handshakes from peers are accepted from now on (before, they are REFUSED).
   void admit(const Identity& identity, const CoordinatorEndpoint& coordinator);
-  /// Dials so many lanes (0 is allowed) to a peer, and its peer control connection if there is
-  /// none, until `timeout_s` has passed: refused or reset dials again after 50 ms, one that gets no
-  /// answer after `try_s`.  Lanes that an earlier call is still dialling are given up.
-  void connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s, double try_s = 5.0);
+  /// Dials lanes to a peer, and its peer control connection if there is none and no relay is used,
+  /// until the time is up: refused or reset dials again after 50 ms, one that gets no answer after
+  /// `try_s`.  Lanes that an earlier call of the same kind (direct or relayed) is still dialling
+  /// are given up.
+  void connect(const DialRequest& request);
   /// Stops dialling an incarnation and closes its peer control connection.
   void forget(PeerId peer, Incarnation incarnation);
   void suspect(Suspect suspicion);

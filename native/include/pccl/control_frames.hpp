@@ -45,7 +45,7 @@ enum class Type : std::uint8_t {
 
 /// Why a HELLO was refused.
 enum class Refusal : std::uint8_t {
-  version = 1, run = 2, secret = 3, incarnation = 4, limit = 5, purpose = 6,
+  version = 1, run = 2, secret = 3, incarnation = 4, limit = 5, purpose = 6, unreachable = 7,
 };
 
 struct Hello {
@@ -54,8 +54,7 @@ struct Hello {
   PeerId peer;                  // the sender
   Incarnation incarnation = 0;  // the sender's
   Secret secret;                // the listener's; towards the coordinator the sender's own
-  std::uint16_t lane = 0;
-  std::uint16_t lanes = 0;
+  std::uint32_t series = 0;     // of a lane: the dialler's lanes of an older one are over
   friend bool operator==(const Hello&, const Hello&) = default;
 };
 struct Welcome {

@@ -141,18 +141,20 @@ class Engine final : private ControlHost, private ExecutorHost {
   Report fence(Generation generation, Epoch target) noexcept override;
   HeartbeatStatus status() noexcept override;
   void adopt_lane(const LaneHello& hello, Fd socket) noexcept override;
-  void connect_failed(PeerId peer, Incarnation incarnation) noexcept override;
+  void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept override;
   void evicted(std::string text) noexcept override;
   void refused(std::uint8_t code, std::string text) noexcept override;
   void coordinator_connected(bool connected) noexcept override;
   void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept override;
   void peer_silent(PeerId peer, Incarnation incarnation) noexcept override;
+  void routes(Generation generation, const std::vector<Route>& table) noexcept override;
+  bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept override;
   // ExecutorHost, under the turn.
   void watch(Lane& lane) noexcept override;
   void unwatch(Lane& lane) noexcept override;
   void want_write(Lane& lane, bool wanted) noexcept override;
   void suspect(Suspect suspicion) noexcept override;
-  void dial(const PeerEndpoint& peer, std::uint16_t lanes, bool again) noexcept override;
+  void dial(DialRequest request, bool again) noexcept override;
   void forget(PeerId peer, Incarnation incarnation) noexcept override;
   void step_decided(const StepRecord& record) noexcept override;
   void switched(Epoch epoch, StepId step) noexcept override;

@@ -66,9 +66,8 @@ class ExecutorHost {
   virtual void unwatch(Lane& lane) noexcept = 0;
   virtual void want_write(Lane& lane, bool wanted) noexcept = 0;
   virtual void suspect(Suspect suspicion) noexcept = 0;
-  /// Opens lanes, and a peer control connection if there is none.  `again`: to a peer that was
-  /// reached before, so each try is short.
-  virtual void dial(const PeerEndpoint& peer, std::uint16_t lanes, bool again) noexcept = 0;
+  /// Opens lanes, and a peer control connection if there is none; the host fills in how long.
+  virtual void dial(DialRequest request, bool again) noexcept = 0;
   virtual void forget(PeerId peer, Incarnation incarnation) noexcept = 0;  // stop dialling
   virtual void step_decided(const StepRecord& record) noexcept = 0;
   virtual void switched(Epoch epoch, StepId step) noexcept = 0;
@@ -122,7 +121,11 @@ class Executor final : public FrameSink {
   /// Sends what queued up; true if some lane still has output and is not blocked.
   bool pump(double now_s);
   void tick(double now_s);
-  void dial_failed(PeerId peer, Incarnation incarnation);
+  void dial_failed(PeerId peer, Incarnation incarnation, bool relayed, double now_s);
+  /// Through whom links without lanes are dialled from now on; lanes that live stay.
+  void set_routes(Generation generation, const std::vector<Route>& table, double now_s);
+  [[nodiscard]] const PeerEndpoint* endpoint_of(PeerId peer,
+                                                Incarnation incarnation) const noexcept;
   /// Nothing has been heard of the peer for too long: what its lanes carry may be lost.
   void silent(PeerId peer, Incarnation incarnation, double now_s);
   /// The engine is failing: stops everything and gives every open step's inputs back.
@@ -190,10 +193,14 @@ class Executor final : public FrameSink {
   void learn(const std::vector<MemberEntry>& members, double now_s);
   void mark_needed(double now_s);
   void drop_strangers(double now_s);
-  void dial(Link& link);
+  void dial(Link& link, double now_s);
+  void dial_relay(Link& link);
   void keep_company(Link& link, double now_s);
   void look_after(Link& link, double now_s);
   void lose(Link& link, Lane& lane, Status why, double now_s);
+  void take_out(Link& link, Lane& lane);
+  template <class Wanted>
+  void lose_silent(Link& link, double now_s, const Wanted& wanted);
   void check_links_up();
   std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Descriptor& what);
 
@@ -213,6 +220,8 @@ class Executor final : public FrameSink {
   std::map<Key, EarlyOperation> early_;
   std::map<std::pair<Epoch, StepId>, std::vector<EarlySeal>> seals_;
   std::map<std::string, std::shared_ptr<const CompiledPlan>> plans_;
+  std::map<PeerId, PeerId> routes_;  // who is reached through whom
+  std::uint32_t series_ = 0;         // the last one begun: higher than those of all links
   Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;

@@ -78,8 +78,8 @@ class FrameSource {
 
 class Lane {
  public:
-  Lane(Fd socket, std::uint32_t id, double now_s) noexcept
-      : moved_s(now_s), socket_(std::move(socket)), id_(id) {}
+  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false) noexcept
+      : relayed(through_relay), moved_s(now_s), socket_(std::move(socket)), id_(id) {}
 
   [[nodiscard]] int fd() const noexcept { return socket_.get(); }
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
@@ -116,6 +116,7 @@ class Lane {
     return in_payload_ && placement_.kind == Placement::Kind::early ? header_.length : 0;
   }
 
+  const bool relayed;  // through a third peer
   std::uint64_t bytes_sent = 0;
   std::uint64_t bytes_received = 0;
   double moved_s;       // when the peer's kernel last took something, or had nothing to take

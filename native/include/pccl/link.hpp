@@ -63,6 +63,8 @@ class Link final : public FrameSource {
   void post(FrameHeader header, std::span<const std::byte> body, BufferPool& buffers);
   [[nodiscard]] bool has_lane(std::uint32_t id) const noexcept;
   [[nodiscard]] bool up() const noexcept { return !lanes.empty(); }
+  [[nodiscard]] std::size_t direct_lanes() const noexcept;
+  [[nodiscard]] bool relayed() const noexcept { return up() && direct_lanes() == 0; }
   [[nodiscard]] bool has_output() const noexcept;
   /// The peer asks for more than it reads.
   [[nodiscard]] bool flooded() const noexcept { return control_.size() > control_frames_max; }
@@ -78,10 +80,13 @@ class Link final : public FrameSource {
   double down_since_s;              // meaningful while there is no lane
   std::vector<std::unique_ptr<Lane>> lanes;
   PeerEndpoint endpoint;            // empty host: not known yet
-  std::uint16_t dialling = 0;       // lanes this side has asked for that are not here yet
+  std::uint16_t dialling = 0;       // direct lanes this side has asked for that are not here yet
+  bool relay_dialling = false;      // a relayed one is asked for
+  std::uint32_t series = 0;         // of the lanes that live, or that died last
+  double direct_again_s = 0;        // while relayed: when to try the direct way again
   double company_s = 0;             // when to look after the peer control connection again
   bool lost_lane = false;           // since the link was made: frames may need sending again
-  bool loopback = false;            // by its lanes' addresses
+  bool loopback = false;            // by the addresses of its lanes, none of which is relayed
   bool same_host = false;           // by what the view says
   bool dirty = false;               // has output that was not pumped yet
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted

@@ -25,6 +25,7 @@
 #include "control/coordinator_link.hpp"
 #include "control/dialler.hpp"
 #include "control/peer_links.hpp"
+#include "control/relay.hpp"
 #include "control/strangers.hpp"
 #include "pccl/clock.hpp"
 
@@ -39,18 +40,12 @@ struct AdmitCommand {
   Identity identity;
   CoordinatorEndpoint coordinator;
 };
-struct ConnectCommand {
-  PeerEndpoint peer;
-  std::uint16_t lanes = 0;
-  double timeout_s = 0;
-  double try_s = 0;
-};
 struct ForgetCommand {
   PeerId peer;
   Incarnation incarnation = 0;
 };
 struct BeatCommand {};
-using Command = std::variant<AdmitCommand, ConnectCommand, ForgetCommand, Suspect, BeatCommand>;
+using Command = std::variant<AdmitCommand, DialRequest, ForgetCommand, Suspect, BeatCommand>;
 
 Fd make_eventfd() {
   Fd fd{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
@@ -78,6 +73,7 @@ class Control::Impl {
 
   [[nodiscard]] std::uint16_t port() const noexcept { return port_; }
   [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+  [[nodiscard]] const Relay& relay() const noexcept { return relay_; }
   void post(Command command);
   void stop() noexcept;
 
@@ -97,7 +93,8 @@ class Control::Impl {
   Fd wake_;
   Context context_;
   PeerLinks peers_{context_};
-  Strangers strangers_{context_, peers_};
+  Relay relay_{config_.handshake_timeout_s};
+  Strangers strangers_{context_, peers_, relay_};
   Dialler dialler_{context_, peers_};
   CoordinatorLink coordinator_{context_};
   std::uint16_t port_;
@@ -152,6 +149,7 @@ void Control::Impl::run() noexcept {
   dialler_.close();
   coordinator_.shut();
   peers_.clear();
+  relay_.stop();
 }
 
 void Control::Impl::turn() {
@@ -210,8 +208,8 @@ void Control::Impl::read_mailbox() {
 void Control::Impl::obey(Command& command, double now_s) {
   if (auto* suspicion = std::get_if<Suspect>(&command)) {
     coordinator_.suspect(std::move(*suspicion), now_s);
-  } else if (const auto* dial = std::get_if<ConnectCommand>(&command)) {
-    dialler_.connect(dial->peer, dial->lanes, dial->timeout_s, dial->try_s, now_s);
+  } else if (const auto* dial = std::get_if<DialRequest>(&command)) {
+    dialler_.connect(*dial, now_s);
   } else if (const auto* forget = std::get_if<ForgetCommand>(&command)) {
     dialler_.forget(forget->peer, forget->incarnation);
     peers_.forget(forget->peer, forget->incarnation);
@@ -241,10 +239,7 @@ void Control::admit(const Identity& identity, const CoordinatorEndpoint& coordin
   impl_->post(AdmitCommand{identity, coordinator});
 }
 
-void Control::connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s,
-                      double try_s) {
-  impl_->post(ConnectCommand{peer, lanes, timeout_s, try_s});
-}
+void Control::connect(const DialRequest& request) { impl_->post(request); }
 
 void Control::forget(PeerId peer, Incarnation incarnation) {
   impl_->post(ForgetCommand{peer, incarnation});
@@ -256,7 +251,8 @@ void Control::beat_now() { impl_->post(BeatCommand{}); }
 
 ControlCounters Control::counters() const noexcept {
   const Counters& counters = impl_->counters();
-  return {counters.accepted, counters.dropped, counters.heartbeats, counters.flushes};
+  return {counters.accepted, counters.dropped,          counters.heartbeats,
+          counters.flushes,  impl_->relay().tunnels(), impl_->relay().bytes()};
 }
 
 void Control::stop() noexcept { impl_->stop(); }

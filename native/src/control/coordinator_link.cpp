@@ -92,8 +92,7 @@ Status CoordinatorLink::greet(double now_s) {
       .peer = context_.config.peer_id,
       .incarnation = identity.incarnation,
       .secret = identity.secret,
-      .lane = 0,
-      .lanes = 0,
+      .series = 0,
   });
 }
 
@@ -131,6 +130,10 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
     return std::holds_alternative<frames::Welcome>(frame) ? come_up(now_s) : Status::protocol;
   }
   if (const auto* flush = std::get_if<frames::Flush>(&frame)) return answer(*flush);
+  if (const auto* table = std::get_if<frames::Routes>(&frame)) {
+    context_.host.routes(table->generation, table->routes);
+    return Status::ok;
+  }
   if (!std::holds_alternative<frames::Pong>(frame)) return Status::protocol;
   // It shows that the coordinator lives; a dead path shows by TCP_USER_TIMEOUT.
   if (beats_sent_s_.empty()) return Status::ok;

@@ -16,27 +16,30 @@ constexpr double retry_s = 0.05;
 
 }  // namespace
 
-void Dialler::connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s,
-                      double try_s, double now_s) {
-  if (lanes > 0) drop_lanes(peer.peer, peer.incarnation);
-  const bool wants_control = !peers_.has(peer.peer, peer.incarnation) &&
+void Dialler::connect(const DialRequest& request, double now_s) {
+  const PeerEndpoint& peer = request.peer;
+  if (request.lanes > 0) drop_lanes(request);
+  const bool wants_control = !request.via && !peers_.has(peer.peer, peer.incarnation) &&
                              !dialling(peer.peer, peer.incarnation);
-  if (lanes == 0 && !wants_control) return;
+  if (request.lanes == 0 && !wants_control) return;
   const std::uint64_t job = ++context_.serial;
-  jobs_.emplace(job, Job{peer, lanes, now_s + timeout_s, try_s, lanes});
-  for (std::uint16_t i = 0; i < lanes; ++i) add(job, Purpose::data_lane, i, now_s);
-  if (wants_control) add(job, Purpose::peer_control, 0, now_s);
+  jobs_.emplace(job, Job{request, now_s + request.timeout_s, request.lanes});
+  const Purpose purpose = request.via ? Purpose::relayed_lane : Purpose::data_lane;
+  for (std::uint16_t i = 0; i < request.lanes; ++i) add(job, purpose, now_s);
+  if (wants_control) add(job, Purpose::peer_control, now_s);
 }
 
 /// Of an earlier job; its peer control connection, if that is still dialled, goes on.
-void Dialler::drop_lanes(PeerId peer, Incarnation incarnation) noexcept {
+void Dialler::drop_lanes(const DialRequest& request) noexcept {
+  const auto same = [&](const Job& job) {
+    return job.is_for(request.peer.peer, request.peer.incarnation) &&
+           job.request.via.has_value() == request.via.has_value();
+  };
   for (auto& [id, job] : jobs_) {
-    if (job.peer.peer == peer && job.peer.incarnation == incarnation) job.lanes_missing = 0;
+    if (same(job)) job.lanes_missing = 0;
   }
   std::erase_if(dials_, [&](const auto& entry) {
-    const Job& job = jobs_.at(entry.second.job);
-    return entry.second.purpose == Purpose::data_lane && job.peer.peer == peer &&
-           job.peer.incarnation == incarnation;
+    return entry.second.purpose != Purpose::peer_control && same(jobs_.at(entry.second.job));
   });
   std::erase_if(jobs_, [&](const auto& job) { return !has_dials(job.first); });
 }
@@ -50,23 +53,21 @@ bool Dialler::dialling(PeerId peer, Incarnation incarnation) const noexcept {
   return std::any_of(dials_.begin(), dials_.end(), [&](const auto& entry) {
     if (entry.second.purpose != Purpose::peer_control) return false;
     const auto job = jobs_.find(entry.second.job);
-    return job != jobs_.end() && job->second.peer.peer == peer &&
-           job->second.peer.incarnation == incarnation;
+    return job != jobs_.end() && job->second.is_for(peer, incarnation);
   });
 }
 
-void Dialler::add(std::uint64_t job, Purpose purpose, std::uint16_t lane, double now_s) {
+void Dialler::add(std::uint64_t job, Purpose purpose, double now_s) {
   const std::uint64_t serial = ++context_.serial;
   Dial& dial = dials_[serial];
   dial.job = job;
   dial.purpose = purpose;
-  dial.lane = lane;
   start(serial, dial, now_s);
 }
 
 void Dialler::forget(PeerId peer, Incarnation incarnation) noexcept {
   std::erase_if(jobs_, [&](const auto& entry) {
-    return entry.second.peer.peer == peer && entry.second.peer.incarnation == incarnation;
+    return entry.second.is_for(peer, incarnation);
   });
   std::erase_if(dials_, [&](const auto& entry) { return !jobs_.contains(entry.second.job); });
 }
@@ -77,9 +78,10 @@ void Dialler::close() noexcept {
 }
 
 void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
-  const PeerEndpoint& peer = jobs_.at(dial.job).peer;
+  const DialRequest& request = jobs_.at(dial.job).request;
+  const PeerEndpoint& first = request.via ? *request.via : request.peer;
   Fd fd;
-  if (!context_.identity || connect_tcp(peer.host, peer.port, fd) != Status::ok ||
+  if (!context_.identity || connect_tcp(first.host, first.port, fd) != Status::ok ||
       context_.poller.add(fd.get(), ready::write, token_of(Part::dialler, serial)) != Status::ok) {
     retry(dial, now_s);
     return;
@@ -87,7 +89,7 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
   dial.socket = FramedSocket(std::move(fd), frames::first_body_bytes_max);
   dial.stage = Stage::connecting;
   // The listener gives up on a handshake, too; a new try may find it in a better state.
-  dial.due_s = now_s + std::min(jobs_.at(dial.job).try_s, context_.config.handshake_timeout_s);
+  dial.due_s = now_s + std::min(++dial.tries * request.try_s, context_.config.handshake_timeout_s);
 }
 
 void Dialler::retry(Dial& dial, double now_s) noexcept {
@@ -107,7 +109,7 @@ void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
 }
 
 Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32_t bits) {
-  if (dial.stage == Stage::connecting) return greet(serial, dial);
+  if (dial.stage == Stage::connecting) return connected(serial, dial);
   if ((bits & ready::write) != 0 &&
       context_.flush(dial.socket, token_of(Part::dialler, serial)) != Status::ok) {
     return Progress::failed;
@@ -120,48 +122,67 @@ Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32
   frames::Frame frame;
   const bool welcome = status == Status::ok && frames::decode(body, frame) == Status::ok &&
                        std::holds_alternative<frames::Welcome>(frame);
-  return welcome ? Progress::done : Progress::failed;
+  if (!welcome) return Progress::failed;
+  return dial.stage == Stage::asking_relay ? greet(serial, dial) : Progress::done;
 }
 
-Dialler::Progress Dialler::greet(std::uint64_t serial, Dial& dial) {
-  if (connect_result(dial.socket.fd()) != Status::ok || !context_.identity) {
+Dialler::Progress Dialler::connected(std::uint64_t serial, Dial& dial) {
+  if (connect_result(dial.socket.fd()) != Status::ok || !context_.identity ||
+      context_.poller.modify(dial.socket.fd(), ready::read, token_of(Part::dialler, serial)) !=
+          Status::ok) {
     return Progress::failed;
   }
-  const Job& job = jobs_.at(dial.job);
-  const bool lane = dial.purpose == Purpose::data_lane;
-  const frames::Hello hello{
-      .purpose = dial.purpose,
+  return jobs_.at(dial.job).request.via ? ask_relay(serial, dial) : greet(serial, dial);
+}
+
+frames::Hello Dialler::hello(Purpose purpose, const Job& job, const Secret& secret) const {
+  return {
+      .purpose = purpose,
       .run_id = context_.identity->run_id,
       .peer = context_.config.peer_id,
       .incarnation = context_.identity->incarnation,
-      .secret = job.peer.secret,
-      .lane = dial.lane,
-      .lanes = lane ? job.lanes : std::uint16_t{0},
+      .secret = secret,
+      .series = job.request.series,
   };
-  dial.stage = Stage::greeting;
+}
+
+Dialler::Progress Dialler::ask_relay(std::uint64_t serial, Dial& dial) {
+  const Job& job = jobs_.at(dial.job);
   const std::uint64_t token = token_of(Part::dialler, serial);
-  if (context_.poller.modify(dial.socket.fd(), ready::read, token) != Status::ok ||
-      context_.send(dial.socket, token, hello) != Status::ok) {
+  const frames::Relay order{job.request.peer.peer, job.request.peer.incarnation};
+  dial.stage = Stage::asking_relay;
+  if (context_.send(dial.socket, token,
+                    hello(Purpose::relay, job, job.request.via->secret)) != Status::ok ||
+      context_.send(dial.socket, token, order) != Status::ok) {
     return Progress::failed;
   }
   return Progress::pending;
+}
+
+Dialler::Progress Dialler::greet(std::uint64_t serial, Dial& dial) {
+  const Job& job = jobs_.at(dial.job);
+  dial.stage = Stage::greeting;
+  const Status sent = context_.send(dial.socket, token_of(Part::dialler, serial),
+                                    hello(dial.purpose, job, job.request.peer.secret));
+  return sent == Status::ok ? Progress::pending : Progress::failed;
 }
 
 void Dialler::finish(std::uint64_t serial, double now_s) {
   Dial dial = std::move(dials_.at(serial));
   dials_.erase(serial);
   Job& job = jobs_.at(dial.job);
-  const PeerId peer = job.peer.peer;
-  const Incarnation incarnation = job.peer.incarnation;
-  const std::uint16_t lanes = job.lanes;
-  if (dial.purpose == Purpose::data_lane) --job.lanes_missing;
+  const PeerId peer = job.request.peer.peer;
+  const Incarnation incarnation = job.request.peer.incarnation;
+  const std::uint32_t series = job.request.series;
+  if (dial.purpose != Purpose::peer_control) --job.lanes_missing;
   if (!has_dials(dial.job)) jobs_.erase(dial.job);
   if (dial.purpose == Purpose::peer_control) {
     peers_.adopt(std::move(dial.socket), peer, incarnation, true, now_s);
     return;
   }
   context_.poller.remove(dial.socket.fd());
-  context_.host.adopt_lane({peer, incarnation, dial.lane, lanes, true}, dial.socket.release());
+  const bool relayed = dial.purpose == Purpose::relayed_lane;
+  context_.host.adopt_lane({peer, incarnation, series, true, relayed}, dial.socket.release());
 }
 
 double Dialler::due_s() const noexcept {
@@ -175,12 +196,16 @@ void Dialler::on_time(double now_s) {
   struct Failed {
     PeerId peer;
     Incarnation incarnation;
+    bool relayed;
   };
   std::vector<Failed> failed;
   std::erase_if(jobs_, [&](const auto& entry) {
     const Job& job = entry.second;
     if (now_s < job.deadline_s) return false;
-    if (job.lanes_missing > 0) failed.push_back({job.peer.peer, job.peer.incarnation});
+    const DialRequest& request = job.request;
+    if (job.lanes_missing > 0) {
+      failed.push_back({request.peer.peer, request.peer.incarnation, request.via.has_value()});
+    }
     return true;
   });
   std::erase_if(dials_, [&](const auto& entry) { return !jobs_.contains(entry.second.job); });
@@ -192,7 +217,9 @@ void Dialler::on_time(double now_s) {
       retry(dial, now_s);
     }
   }
-  for (const Failed& peer : failed) context_.host.connect_failed(peer.peer, peer.incarnation);
+  for (const Failed& peer : failed) {
+    context_.host.connect_failed(peer.peer, peer.incarnation, peer.relayed);
+  }
 }
 
 }  // namespace pccl

@@ -4,7 +4,8 @@
 // refused, reset or answered with REFUSED is tried again every 50 ms: the other side may hear of
 // the view a little later than we do; one without an answer is given up and tried again.  At the
 // job's deadline what is not up is given up, and the host hears of missing lanes once.  A peer has
-// one job for lanes at a time, so that none is made twice.
+// one job for direct lanes and one for relayed ones at a time, so that none is made twice.  Through
+// a relay a dial has two handshakes: with the relay, and, when that has reached the peer, with it.
 //
 // Ownership: owns dials under way; a finished lane goes to the host, a peer control connection to
 //            PeerLinks.
@@ -23,8 +24,7 @@ class Dialler {
  public:
   Dialler(Context& context, PeerLinks& peers) noexcept : context_(context), peers_(peers) {}
 
-  void connect(const PeerEndpoint& peer, std::uint16_t lanes, double timeout_s, double try_s,
-               double now_s);
+  void connect(const DialRequest& request, double now_s);
   void forget(PeerId peer, Incarnation incarnation) noexcept;
 
   void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
@@ -34,30 +34,34 @@ class Dialler {
 
  private:
   struct Job {
-    PeerEndpoint peer;
-    std::uint16_t lanes = 0;
+    DialRequest request;
     double deadline_s = 0;
-    double try_s = 0;
     std::size_t lanes_missing = 0;
+    [[nodiscard]] bool is_for(PeerId peer, Incarnation incarnation) const noexcept {
+      return request.peer.peer == peer && request.peer.incarnation == incarnation;
+    }
   };
-  enum class Stage : std::uint8_t { idle, connecting, greeting };
+  enum class Stage : std::uint8_t { idle, connecting, asking_relay, greeting };
   struct Dial {
     std::uint64_t job = 0;
     Purpose purpose = Purpose::data_lane;
-    std::uint16_t lane = 0;
     Stage stage = Stage::idle;
+    int tries = 0;
     double due_s = 0;  // idle: try then; else: give this try up then
     FramedSocket socket;
   };
   enum class Progress : std::uint8_t { pending, failed, done };
 
-  void add(std::uint64_t job, Purpose purpose, std::uint16_t lane, double now_s);
+  void add(std::uint64_t job, Purpose purpose, double now_s);
   void start(std::uint64_t serial, Dial& dial, double now_s);
   void retry(Dial& dial, double now_s) noexcept;
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
+  Progress connected(std::uint64_t serial, Dial& dial);
   Progress greet(std::uint64_t serial, Dial& dial);
+  Progress ask_relay(std::uint64_t serial, Dial& dial);
+  [[nodiscard]] frames::Hello hello(Purpose purpose, const Job& job, const Secret& secret) const;
   void finish(std::uint64_t serial, double now_s);
-  void drop_lanes(PeerId peer, Incarnation incarnation) noexcept;
+  void drop_lanes(const DialRequest& request) noexcept;
   [[nodiscard]] bool has_dials(std::uint64_t job) const noexcept;
   [[nodiscard]] bool dialling(PeerId peer, Incarnation incarnation) const noexcept;
 

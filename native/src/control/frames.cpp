@@ -23,18 +23,16 @@ void write(Writer& out, const Hello& hello) {
   out.put(hello.peer);
   out.put(hello.incarnation);
   out.put(hello.secret);
-  out.put(hello.lane);
-  out.put(hello.lanes);
+  out.put(hello.series);
 }
 void read(Reader& in, Hello& hello) {
   hello.purpose =
-      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::relay)));
+      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::relayed_lane)));
   in.get(hello.run_id);
   in.get(hello.peer);
   in.get(hello.incarnation);
   in.get(hello.secret);
-  in.get(hello.lane);
-  in.get(hello.lanes);
+  in.get(hello.series);
 }
 
 void write(Writer& out, const Welcome& welcome) { out.put(welcome.generation); }
@@ -45,7 +43,7 @@ void write(Writer& out, const Refused& refused) {
   out.text(refused.text, text_bytes_max);
 }
 void read(Reader& in, Refused& refused) {
-  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::purpose));
+  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::unreachable));
   in.text(refused.text, text_bytes_max);
 }
 

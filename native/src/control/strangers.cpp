@@ -40,7 +40,7 @@ frames::Refused answer_to_unknown(std::span<const std::byte> body) {
   if (frames::version_of(body) != frames::version_known) {
     return refused(Refusal::version, "this peer speaks version 2 of the native protocol");
   }
-  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::relay)) {
+  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::relayed_lane)) {
     return refused(Refusal::purpose, "unknown purpose");
   }
   return {};
@@ -52,17 +52,11 @@ frames::Refused answer_to(const frames::Hello& hello, const Identity& identity, 
   if (hello.purpose == Purpose::coordinator) {
     return refused(Refusal::purpose, "this is a peer, not a coordinator");
   }
-  if (hello.purpose == Purpose::relay) {
-    return refused(Refusal::purpose, "this peer does not relay");
-  }
   if (hello.run_id != identity.run_id) {
     return refused(Refusal::run, "this peer belongs to another run");
   }
   if (!same_secret(identity.secret, hello.secret)) {
     return refused(Refusal::secret, "wrong secret for this peer's incarnation");
-  }
-  if (hello.purpose == Purpose::data_lane && hello.lane >= hello.lanes) {
-    return refused(Refusal::limit, "lane index beyond the number of lanes");
   }
   if (hello.purpose == Purpose::peer_control && full) {
     return refused(Refusal::limit, "too many peer control connections");
@@ -133,10 +127,14 @@ void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s)
   std::span<const std::byte> body;
   const Status status = socket.read_frame(body);
   if (status == Status::ok) {
-    const std::vector<std::byte> first(body.begin(), body.end());  // outlives the move
-    FramedSocket moved = std::move(socket);
+    const std::vector<std::byte> frame(body.begin(), body.end());  // outlives the move
+    Stranger stranger = std::move(found->second);
     strangers_.erase(found);
-    judge(first, std::move(moved), now_s);
+    if (stranger.wants_relay) {
+      carry(frame, *stranger.wants_relay, std::move(stranger.socket));
+    } else {
+      judge(serial, frame, std::move(stranger), now_s);
+    }
   } else if (status == Status::closed && !socket.amid_frame()) {
     strangers_.erase(found);  // it only looked whether somebody listens: nothing hostile
   } else if (status != Status::would_block || (bits & ready::error) != 0) {
@@ -144,7 +142,9 @@ void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s)
   }
 }
 
-void Strangers::judge(std::span<const std::byte> body, FramedSocket socket, double now_s) {
+void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
+                      double now_s) {
+  FramedSocket& socket = stranger.socket;
   if (!context_.identity) {
     static_cast<void>(socket.send(refused(frames::Refusal::incarnation, "not admitted yet")));
     return;
@@ -155,12 +155,41 @@ void Strangers::judge(std::span<const std::byte> body, FramedSocket socket, doub
   const frames::Refused answer = hello != nullptr
                                      ? answer_to(*hello, *context_.identity, peers_.full())
                                      : answer_to_unknown(body);
+  if (hello != nullptr && answer.code == 0 && hello->purpose == Purpose::relay) {
+    stranger.wants_relay = hello->peer;
+    strangers_.emplace(serial, std::move(stranger));
+    return;
+  }
   if (hello != nullptr && answer.code == 0) {
     welcome(*hello, std::move(socket), now_s);
     return;
   }
   ++context_.counters.dropped;
   if (answer.code != 0) static_cast<void>(socket.send(answer));
+}
+
+void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket socket) {
+  frames::Frame frame;
+  const bool known = frames::decode(body, frame) == Status::ok;
+  const auto* order = known ? std::get_if<frames::Relay>(&frame) : nullptr;
+  PeerEndpoint target;
+  frames::Refused answer;
+  if (order == nullptr) {
+    ++context_.counters.dropped;
+    return;
+  }
+  if (!context_.host.endpoint_of(order->peer, order->incarnation, target)) {
+    answer = refused(frames::Refusal::unreachable, "the relay does not know that peer");
+  } else if (!relay_.has_room(from)) {
+    answer = refused(frames::Refusal::limit, "the relay has too many tunnels");
+  }
+  if (answer.code != 0) {
+    static_cast<void>(socket.send(answer));
+    return;
+  }
+  ++context_.counters.accepted;
+  context_.poller.remove(socket.fd());
+  relay_.open(socket.release(), from, target);
 }
 
 void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double now_s) {
@@ -172,7 +201,8 @@ void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double 
     return;
   }
   context_.poller.remove(socket.fd());
-  context_.host.adopt_lane({hello.peer, hello.incarnation, hello.lane, hello.lanes, false},
+  const bool relayed = hello.purpose == Purpose::relayed_lane;
+  context_.host.adopt_lane({hello.peer, hello.incarnation, hello.series, false, relayed},
                            socket.release());
 }
 

@@ -351,12 +351,12 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
   attend();
 }
 
-void Engine::connect_failed(PeerId peer, Incarnation incarnation) noexcept {
+void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept {
   Epoch epoch = 0;
   {
     const Lock turn = take_turn();
-    executor_.dial_failed(peer, incarnation);
-    if (executor_.prepares(peer, incarnation)) epoch = executor_.preparing();
+    executor_.dial_failed(peer, incarnation, relayed, monotonic_s());
+    if (!relayed && executor_.prepares(peer, incarnation)) epoch = executor_.preparing();
   }
   if (epoch != 0) emit({EngineEvent::Kind::links_failed, epoch, 0, {}, {peer}});
 }
@@ -375,6 +375,18 @@ void Engine::coordinator_connected(bool connected) noexcept {
 }
 
 void Engine::peer_beat(PeerId, Epoch, StepId) noexcept {}
+
+void Engine::routes(Generation generation, const std::vector<Route>& table) noexcept {
+  const Lock turn = take_turn();
+  executor_.set_routes(generation, table, monotonic_s());
+}
+
+bool Engine::endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept {
+  const Lock turn = take_turn();
+  const PeerEndpoint* known = executor_.endpoint_of(peer, incarnation);
+  if (known != nullptr) out = *known;
+  return known != nullptr;
+}
 
 void Engine::peer_silent(PeerId peer, Incarnation incarnation) noexcept {
   const Lock turn = take_turn();

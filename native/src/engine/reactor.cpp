@@ -23,7 +23,8 @@ constexpr int idle_poll_ms = 50;   // also the grain of the executor's timers
 constexpr double linger_s = 0.002;
 constexpr int courtesy_spins = 200;
 constexpr double dial_timeout_s = 5.0;
-// One try of several: a SYN that was lost while the way was cut would be repeated ever more rarely.
+// The first of several tries, the next take longer: a SYN that was lost while the way was cut would
+// be repeated ever more rarely.
 constexpr double redial_try_s = 1.5;
 
 }  // namespace
@@ -231,8 +232,10 @@ void Engine::want_write(Lane& lane, bool wanted) noexcept {
 
 void Engine::suspect(Suspect suspicion) noexcept { control_->suspect(std::move(suspicion)); }
 
-void Engine::dial(const PeerEndpoint& peer, std::uint16_t lanes, bool again) noexcept {
-  control_->connect(peer, lanes, dial_timeout_s, again ? redial_try_s : dial_timeout_s);
+void Engine::dial(DialRequest request, bool again) noexcept {
+  request.timeout_s = dial_timeout_s;
+  request.try_s = again && !request.via ? redial_try_s : dial_timeout_s;
+  control_->connect(request);
 }
 
 void Engine::forget(PeerId peer, Incarnation incarnation) noexcept {

@@ -39,6 +39,7 @@ void Executor::tell_status(HeartbeatStatus& status, double now_s) const {
     const auto it = links_.find({member.peer, member.incarnation});
     if (it == links_.end() || member.peer == self_) continue;
     const Link& link = *it->second;
+    if (link.relayed()) status.relayed.push_back(member.peer);
     if (!link.up() && now_s - link.down_since_s > down_after_s) status.down.push_back(member.peer);
   }
 }

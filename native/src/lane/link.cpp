@@ -16,6 +16,11 @@ bool Link::has_lane(std::uint32_t id) const noexcept {
                      [&](const auto& lane) { return lane->id() == id; });
 }
 
+std::size_t Link::direct_lanes() const noexcept {
+  return static_cast<std::size_t>(
+      std::count_if(lanes.begin(), lanes.end(), [](const auto& lane) { return !lane->relayed; }));
+}
+
 bool Link::has_output() const noexcept {
   return !control_.empty() || !small_.empty() || !bulk_.empty();
 }

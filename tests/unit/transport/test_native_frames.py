@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pccl.base.errors import RemoteError
 from pccl.transport import native_frames as nf
 
-u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
+u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (32, 64))
 ids = st.binary(min_size=16, max_size=16)
 id_lists = st.lists(ids, max_size=4).map(tuple)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -17,9 +17,9 @@ open_steps = st.builds(
     nf.OpenStep, u64, u32, st.booleans(), st.booleans(), st.booleans(), ids, ids, u64
 )
 frames = st.one_of(
-    st.builds(nf.NativeHello, st.integers(0, 3), ids, ids, u64, ids, u16, u16),
+    st.builds(nf.NativeHello, st.integers(0, 4), ids, ids, u64, ids, u32),
     st.builds(nf.Welcome, u64),
-    st.builds(nf.RefusedFrame, st.integers(1, 6), texts),
+    st.builds(nf.RefusedFrame, st.integers(1, 7), texts),
     st.builds(
         nf.Heartbeat,
         *(u64, u32, u64, u64, u64, u32, u32, u64, st.integers(0, 3)),

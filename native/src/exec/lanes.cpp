@@ -1,0 +1,235 @@
+// native/src/exec/lanes.cpp — lanes: dialling them, ready sockets, those that die or fall silent.
+// Ownership: see executor.hpp.
+// Threads:   under the engine's turn.
+// Errors:    a lane that fails is taken out; its link asks again for what was lost.
+#include <algorithm>
+
+#include "pccl/executor.hpp"
+
+namespace pccl {
+namespace {
+
+constexpr double tick_s = 0.1;
+constexpr double company_s = 1.0;   // how often peer control connections are looked after
+// Without an acknowledgement that long, and 20 round trips, a lane is given up.
+constexpr double lane_patience_s = 1.5;
+constexpr double direct_again_s = 30.0;  // while a tunnel works
+constexpr std::size_t links_max = 1024;
+constexpr std::size_t lanes_per_link_max = 64;
+// Per visit of a lane: enough to pay for the visit, little enough that slices stay in cache and
+// nobody else waits long for the turn.
+constexpr std::size_t receive_budget = 512 * 1024;
+constexpr std::size_t send_budget = 1024 * 1024;
+
+}  // namespace
+
+void Executor::dial(Link& link, double now_s) {
+  // One side dials, so that lanes are not made twice: the one whose name sorts first.
+  if (!(self_ < link.peer) || link.endpoint.host.empty()) return;
+  if (!link.up()) dial_relay(link);
+  const std::size_t direct = link.direct_lanes();
+  if (link.dialling > 0 || direct >= lanes_wanted_) return;
+  if (link.relayed() && now_s < link.direct_again_s) return;
+  link.dialling = static_cast<std::uint16_t>(lanes_wanted_ - direct);
+  DialRequest request;
+  request.peer = link.endpoint;
+  request.lanes = link.dialling;
+  // A series of its own: what was before it, a tunnel for instance, ends when it comes.
+  request.series = direct > 0 ? link.series : ++series_;
+  host_.dial(std::move(request), link.lost_lane);
+}
+
+void Executor::dial_relay(Link& link) {
+  const auto route = routes_.find(link.peer);
+  if (link.relay_dialling || route == routes_.end() || !machine_) return;
+  for (const Member& member : machine_->view().members) {
+    const auto via = links_.find({member.peer, member.incarnation});
+    if (member.peer != route->second || via == links_.end()) continue;
+    link.relay_dialling = true;
+    DialRequest request;
+    request.peer = link.endpoint;
+    request.via = via->second->endpoint;
+    request.series = ++series_;
+    host_.dial(std::move(request), true);
+  }
+}
+
+void Executor::set_routes(Generation generation, const std::vector<Route>& table, double now_s) {
+  if (!machine_ || generation < machine_->generation()) return;
+  routes_.clear();
+  for (const Route& route : table) routes_[route.peer] = route.via;
+  for (const Member& member : machine_->view().members) {
+    const auto it = links_.find({member.peer, member.incarnation});
+    if (it != links_.end()) dial(*it->second, now_s);
+  }
+}
+
+const PeerEndpoint* Executor::endpoint_of(PeerId peer, Incarnation incarnation) const noexcept {
+  const auto it = links_.find({peer, incarnation});
+  const bool known = it != links_.end() && !it->second->endpoint.host.empty();
+  return known ? &it->second->endpoint : nullptr;
+}
+
+/// The control thread knows whether beats go both ways; without them nothing is to be judged.
+void Executor::keep_company(Link& link, double now_s) {
+  if (!(self_ < link.peer) || link.direct_lanes() == 0 || now_s < link.company_s) return;
+  link.company_s = now_s + company_s;
+  DialRequest request;
+  request.peer = link.endpoint;
+  request.lanes = 0;
+  host_.dial(std::move(request), true);
+}
+
+template <class Wanted>
+void Executor::lose_silent(Link& link, double now_s, const Wanted& wanted) {
+  for (std::size_t i = link.lanes.size(); i-- > 0;) {
+    Lane& lane = *link.lanes[i];
+    if (!wanted(lane)) continue;
+    ++counters_.lanes_silent;
+    lose(link, lane, Status::closed, now_s);
+  }
+}
+
+void Executor::look_after(Link& link, double now_s) {
+  lose_silent(link, now_s, [&](Lane& lane) {
+    lane.look(now_s);
+    return lane.cut(now_s, lane_patience_s);
+  });
+}
+
+void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
+  for (auto& [name, owned] : links_) {
+    Link& link = *owned;
+    const auto route = routes_.find(link.peer);
+    const bool direct = link.peer == peer && link.incarnation == incarnation;
+    const bool through = !direct && route != routes_.end() && route->second == peer;
+    if (!link.up() || !(direct || through)) continue;
+    // A peer's beats come by the direct way: they say nothing of a tunnel to it.
+    lose_silent(link, now_s, [&](const Lane& lane) { return lane.relayed == through; });
+    if (!link.up()) link.down_since_s = now_s - down_after_s;  // it has been down for longer
+  }
+}
+
+void Executor::adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s) {
+  if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
+  Link& link = link_to(hello.peer, hello.incarnation, now_s);
+  if (link.lanes.size() >= lanes_per_link_max) return;
+  if (hello.dialled && hello.relayed) link.relay_dialling = false;
+  if (hello.dialled && !hello.relayed && link.dialling > 0) --link.dialling;
+  // The dialler counts up: what it opened before this series it has given up, seen here or not.
+  if (hello.series < link.series) return;
+  if (hello.series > link.series) {
+    link.lost_lane = link.lost_lane || link.up();
+    while (link.up()) take_out(link, *link.lanes.back());
+    link.loopback = true;
+  }
+  link.series = hello.series;
+  const std::uint32_t id = next_lane_++;
+  Lane& lane = *link.lanes.emplace_back(
+      std::make_unique<Lane>(std::move(socket), id, now_s, hello.relayed));
+  lane_links_[id] = &link;
+  link.loopback = link.loopback && loopback && !hello.relayed;
+  host_.watch(lane);
+  if (hello.relayed) link.direct_again_s = now_s + direct_again_s;
+  if (link.lost_lane) resynchronise(link, true);
+  link.dirty = true;
+  check_links_up();
+}
+
+void Executor::ready(Link& link, Lane& lane, bool readable, bool writable, double now_s) {
+  Status status = Status::ok;
+  if (writable) {
+    lane.unblock();
+    host_.want_write(lane, false);
+    link.dirty = true;
+  }
+  if (readable) {
+    bool more = false;  // the poller tells again
+    status = lane.receive(link, *this, receive_budget, more);
+  }
+  if (status != Status::ok) lose(link, lane, status, now_s);
+}
+
+bool Executor::pump(double now_s) {
+  bool more = false;
+  for (auto& [name, owned] : links_) {
+    Link& link = *owned;
+    if (!link.dirty) continue;
+    link.dirty = false;
+    for (std::size_t i = 0; i < link.lanes.size(); ++i) {
+      Lane& lane = *link.lanes[i];
+      if (lane.blocked()) continue;
+      const Status status = lane.pump(link, send_budget);
+      if (status != Status::ok) {
+        lose(link, lane, status, now_s);
+        --i;
+        continue;
+      }
+      if (lane.blocked()) {
+        host_.want_write(lane, true);
+      } else if (!lane.idle() || link.has_output()) {
+        link.dirty = true;
+      }
+    }
+    // All lanes full: the poller says when one takes bytes again.
+    const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
+                                  [](const auto& lane) { return !lane->blocked(); });
+    link.dirty = link.dirty && open;
+  }
+  settle_sent();  // may queue DONEs: then there is more
+  for (const auto& [name, link] : links_) {
+    const bool open = std::any_of(link->lanes.begin(), link->lanes.end(),
+                                  [](const auto& lane) { return !lane->blocked(); });
+    more = more || (link->dirty && open);
+  }
+  return more;
+}
+
+void Executor::take_out(Link& link, Lane& lane) {
+  ++counters_.lanes_lost;
+  host_.unwatch(lane);
+  lane_links_.erase(lane.id());
+  lane.drain([](const OutgoingFrame& frame) { frame.operation->sent(frame); });
+  link.early_bytes -= lane.early_in_progress();
+  std::erase_if(link.lanes, [&](const auto& held) { return held.get() == &lane; });
+}
+
+void Executor::lose(Link& link, Lane& lane, Status why, double now_s) {
+  if (why == Status::protocol) ++counters_.lanes_refused;
+  take_out(link, lane);
+  link.lost_lane = true;
+  if (link.lanes.empty()) {
+    link.down_since_s = now_s;
+  } else {
+    resynchronise(link, true);
+  }
+}
+
+void Executor::tick(double now_s) {
+  if (now_s < next_tick_s_) return;
+  next_tick_s_ = now_s + tick_s;
+  if (!machine_) return;
+  mark_needed(now_s);
+  for (const auto& [name, link] : links_) look_after(*link, now_s);
+  for (const Member& member : machine_->view().members) {
+    const auto it = links_.find({member.peer, member.incarnation});
+    if (it == links_.end() || member.peer == self_) continue;
+    Link& link = *it->second;
+    link.needed_s = now_s;
+    keep_company(link, now_s);
+    dial(link, now_s);
+  }
+}
+
+void Executor::dial_failed(PeerId peer, Incarnation incarnation, bool relayed, double now_s) {
+  const auto it = links_.find({peer, incarnation});
+  if (it == links_.end()) return;
+  if (relayed) {
+    it->second->relay_dialling = false;
+  } else {
+    it->second->dialling = 0;
+    it->second->direct_again_s = now_s + direct_again_s;
+  }
+}
+
+}  // namespace pccl
