@@ -240,7 +240,12 @@ inline part_with_leavers(g) {
      if :: (who & mem[dAct]) == 0 -> right = 0 :: else fi;
 #endif
 #ifndef MUT_LEAVERS_STAY
-     if :: right -> witness = who & ~mem[dAct]; who = who & mem[dAct] :: else fi;
+     if
+     :: right -> witness = who & ~mem[dAct]; who = who & mem[dAct]
+     :: !right && (who & B(LEAVER)) && toldEpoch[GI(g, LEAVER)] >= dAct ->
+        witness = B(LEAVER); who = who & ~B(LEAVER)
+     :: else
+     fi;
 #endif
      x = 0; y = 0; right = 0
   :: else
@@ -260,7 +265,7 @@ proctype Coordinator(byte g) {
   }
   do
 #if PLANS & 1
-  :: d_step { phase == IDLE && dGen == g && MAY_PLAN && epoch[J] == 0 &&
+  :: d_step { phase == IDLE && dGen == g && MAY_PLAN && OUTSIDE(J) &&
               !(mem[dView] & B(J)) -> plan(g, mem[dView] | B(J)) }
 #endif
 #if PLANS & 2

@@ -24,6 +24,21 @@ inline start(i, s) {
   y = 0; z = 0
 }
 
+/* A leaver comes to the step from which on it has no part: what it runs goes on, what waits is over
+ * here. */
+inline leave(i) {
+  reach(i, pending[i]); y = 0;
+  do
+  :: y < NS ->
+     if :: state[IS(i, y)] == WAITING || state[IS(i, y)] == NONE -> state[IS(i, y)] = BEFORE
+     :: else
+     fi;
+     y++
+  :: else -> break
+  od;
+  y = 0
+}
+
 #define DUE(i, s) (pending[i] != 0 && (s) >= from[pending[i]] - 1 && NAMED(s))
 
 #define WAITS(i, s) (state[IS(i, s)] == WAITING)
@@ -55,7 +70,7 @@ inline begin_next(i) {
         assert(!(mem[z] & ~mem[over[z]]) || joins[z] == x);
         reach(i, z); z = 0;
         start(i, x)
-     :: DUE(i, x) && !(mem[pending[i]] & B(i))           /* this peer has left */
+     :: DUE(i, x) && !(mem[pending[i]] & B(i)) -> leave(i)
      :: else ->
         if
 #ifndef MUT_NO_HOLD
@@ -68,9 +83,22 @@ inline begin_next(i) {
   x = 0
 }
 
-/* hold: a promise to begin nothing from x on. */
+/* hold: a promise to begin nothing from x on, above all that is decided: newcomers run the rest. */
 inline promise(i, g) {
   find_next(i);
+#ifndef MUT_HELD_BELOW_DECIDED
+  y = x;
+  do
+  :: y < NS ->
+     if
+     :: state[IS(i, y)] >= COMMITTED || (failsAhead[i] & B(y)) -> x = y + 1
+     :: else
+     fi;
+     y++
+  :: else -> break
+  od;
+  y = 0;
+#endif
   gen[i] = g;
   if
   :: hold[i] != NO && holdEpoch[i] == holdFor[g]      /* asked again */
@@ -129,16 +157,17 @@ inline report(i, g) {
 #define OVERTAKEN(i, e) (FROZEN(i) && (e) < frozenTo[i])
 #define INSTALLS(i, e) (installBy[e] != 0 && (mem[e] & B(i)) && (e) > epoch[i] && \
                         installBy[e] >= gen[i] && !OVERTAKEN(i, e) && \
-                        (epoch[i] == 0 || FROZEN(i)))
+                        (OUTSIDE(i) || FROZEN(i)))
 
 inline install(i, e) {
+  assert(i == J || !OUTSIDE(i));                          /* who has left comes back as another */
   gen[i] = installBy[e];
   x = 0;
   do
   :: x < NS ->
      y = decision[ES(e, x)];
      if
-     :: epoch[i] == 0 && x < joins[e] -> state[IS(i, x)] = BEFORE
+     :: OUTSIDE(i) -> state[IS(i, x)] = (x < joins[e] -> BEFORE : NONE)
      :: state[IS(i, x)] == OPEN || state[IS(i, x)] == COMPLETE || state[IS(i, x)] == WAITING ->
         if
         :: y == COMMIT -> assert(state[IS(i, x)] == COMPLETE); commit(i, x, at[IS(i, x)])
@@ -184,9 +213,32 @@ inline install(i, e) {
 #define INSTALLED(e) \
   :: d_step { INSTALLS(i, e) -> install(i, e); tidy() }
 
+/* Excluded: this peer is in no view from e on, but it is still admitted. */
+inline exclude(i, e) {
+  printf("peer %d is excluded from epoch %d on\n", i, e);
+  gen[i] = installBy[e]; reach(i, e);
+  failsAhead[i] = 0; x = 0;
+  do
+  :: x < NS ->
+     if :: state[IS(i, x)] < COMMITTED -> state[IS(i, x)] = BEFORE; at[IS(i, x)] = 0 :: else fi;
+     x++
+  :: else -> break
+  od;
+  x = 0
+}
+#define IS_EXCLUDED(e) \
+  :: d_step { i == J && installBy[e] != 0 && over[e] == 0 && !OUTSIDE(i) && (e) > epoch[i] && \
+              !(mem[e] & B(i)) && installBy[e] >= gen[i] -> exclude(i, e); tidy() }
+
 proctype Peer(byte i) {
   do
-  :: d_step { epoch[i] != 0 && !FROZEN(i) && CAN_BEGIN(i) -> begin_next(i) }
+  :: d_step { !OUTSIDE(i) && !FROZEN(i) && CAN_BEGIN(i) -> begin_next(i) }
+#if EXCLUDES
+  IS_EXCLUDED(2)
+#if NE > 2
+  IS_EXCLUDED(3)
+#endif
+#endif
   COMPLETES(0)
   COMMITS(0)
 #if NS > 1

@@ -31,6 +31,9 @@
 #ifndef PLANS
 #define PLANS 0         /* planned views: 1 the newcomer joins, 2 peer 1 leaves, 3 either */
 #endif
+#ifndef EXCLUDES
+#define EXCLUDES 0      /* 1: the last peer begins as a member, and comes back if it is excluded */
+#endif
 #ifndef FAILS
 #define FAILS 0         /* 1: a flush may fail a step instead of running it again */
 #endif

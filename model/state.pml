@@ -4,7 +4,7 @@
 #define B(i) (1 << (i))
 #define J (N - 1)
 #define LEAVER 1
-#if PLANS & 1
+#if (PLANS & 1) && !EXCLUDES
 #define FIRST_VIEW (ALL & ~B(J))
 #else
 #define FIRST_VIEW ALL
@@ -60,6 +60,8 @@ hidden byte x, y, z, used, wanted, oldest, knows, holds, newest, right;
 
 /* Who takes part in step s in epoch e. */
 #define TAKES_PART(e, s) (mem[e] & ~((s) < joins[e] -> B(J) : 0))
+/* In no view: it has not come yet, or it was excluded, or it has left. */
+#define OUTSIDE(i) ((mem[epoch[i]] & B(i)) == 0)
 #define FROZEN(i) (frozenTo[i] > epoch[i])
 
 inline reach(i, e) {           /* a view comes into force at a peer */

@@ -55,6 +55,7 @@ class Verdict:
 FLUSH: Final = ("NS=1", "NE=3", "NG=2")
 PLANS: Final = ("NS=2", "NE=3", "NG=2", "PLANS=3")
 NAMES: Final = ("NS=2", "NE=3", "NG=2", "PLANS=1", "NAMES")
+AFTER_FLUSH: Final = ("NS=2", "NE=4", "NG=1", "PLANS=1")
 
 BASE: Final = (
     Model("flush, failures", (*FLUSH, "FAILS=1")),
@@ -62,12 +63,16 @@ BASE: Final = (
     Model("joins and leaves, flush, restart", PLANS),
     Model("join at a named step, flush, restart", NAMES),
     Model("joins and leaves, four epochs", ("NS=1", "NE=4", "NG=2", "PLANS=3")),
+    Model("join between two flushes", AFTER_FLUSH),
+    Model("excluded and back", ("NS=1", "NE=4", "NG=1", "PLANS=1", "EXCLUDES=1")),
 )
 WIDE: Final = (
     Model("wide: flush, four epochs", ("NS=1", "NE=4", "NG=2")),
     Model("wide: flush, two steps, restart", ("NS=2", "NE=3", "NG=2")),
     Model("wide: leaves, three members", ("NS=2", "NE=3", "NG=2", "PLANS=2")),
     Model("wide: join at a named step, three steps", ("NS=3", "NE=3", "NG=2", "PLANS=1", "NAMES")),
+    Model("wide: excluded and back, restart", ("NS=1", "NE=4", "NG=2", "PLANS=1", "EXCLUDES=1")),
+    Model("wide: excluded and back, two steps", (*AFTER_FLUSH, "EXCLUDES=1")),
     Model("wide: three coordinators", ("NS=1", "NE=4", "NG=3", "PLANS=3")),
 )
 
@@ -90,6 +95,7 @@ MUTANTS: Final = (
     mutant("ACTIVATION_NOT_WRITTEN", *PLANS),
     mutant("NO_HOLD", *PLANS),
     mutant("LEAST_HOLD", *PLANS),
+    mutant("HELD_BELOW_DECIDED", *AFTER_FLUSH),
     mutant("PENDING_STAYS", *PLANS),
     mutant("JOINER_AT_S", *NAMES),
     mutant("ACTIVATED_VIEW_FORGOTTEN", *PLANS),

@@ -71,7 +71,7 @@ def framing(data: bytes) -> None:
     source = Source(data)
     stream, cuts, sent = b"", [0], []
     intact = True
-    while source and len(stream) < 4096:
+    while source and len(stream) < 400:
         body = source.take(1 + source.below(40))
         match source.below(4):
             case 0:
@@ -90,7 +90,7 @@ def framing(data: bytes) -> None:
     whole_way = _frames([stream])
     assert whole_way[0][: len(sent)] == sent, "an intact frame was not read as it was sent"
     assert whole_way == _frames([stream[a:b] for a, b in itertools.pairwise(cuts)])
-    if len(stream) < 200:
+    if len(stream) < 100:
         assert whole_way == _frames([bytes((b,)) for b in stream])
 
 
