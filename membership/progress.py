@@ -11,7 +11,8 @@ the question on; one that is still, in the same step, and waits for nobody, or i
 culprit, and is flushed out.  Where nobody is the culprit but bytes stay queued, the links are
 suspected (`blocked`), and `links` mends or judges them; if that changes nothing, who takes no bytes
 and has none queued itself is the culprit after all.  A step in which all stand still without any of
-this is run again by a flush that keeps everybody.
+this is run again by a flush that keeps everybody; if that is in vain, and there is one for whom all
+others wait, it is the culprit: what is sent to it lies in the kernel's buffers, unread.
 
 D4.  A member whose post others wait for, and whose own heartbeat says that its program is what is
 late, is a straggler; after the run's `straggler_s` it is excluded: out of the view, but admitted.
@@ -43,6 +44,7 @@ class Progress:
         self._core = core
         self._late: dict[int, tuple[int, float]] = {}  # straggler: the step, and since when
         self._blocked: dict[int, tuple[bytes, ...]] = {}
+        self._rerun: int | None = None  # the step that was run again because all stood still
         self._look_s = core.started_s
         self.deadline_s: float | None = None
 
@@ -143,8 +145,23 @@ class Progress:
         self._blocked = {} if culprits else {i: tuple(sorted(ids)) for i, ids in blocked.items()}
         if stuck is None or culprits or blocked or any(map(_in_program, by_id.values())):
             return
-        if all(still(peer, RETRY_FACTOR) for peer in by_id.values()):
+        again = self._rerun == stuck.step
+        if not all(still(peer, 1.0 if again else RETRY_FACTOR) for peer in by_id.values()):
+            return
+        self._rerun = stuck.step
+        middle = self._middle(by_id) if again else None
+        if middle is not None:
+            core.lose(middle, f"all others wait for it in step {stuck.step}, a second time")
+        else:
             core.want_flush(f"step {stuck.step} stands still, and nobody holds it up")
+
+    def _middle(self, by_id: dict[bytes, Peer]) -> Peer | None:
+        """Returns the one member for whom every other waits; None if there is not just one."""
+        waiting: dict[int, set[int]] = {}
+        for peer, other, _ in self._waits(by_id, WaitKind.DATA, WaitKind.CREDIT):
+            waiting.setdefault(other.incarnation, set()).add(peer.incarnation)
+        found = [i for i, others in waiting.items() if len(others) == len(by_id) - 1]
+        return self._core.peers[found[0]] if len(found) == 1 and len(by_id) > 2 else None
 
     # -------------------------------------------------------------- D4
 

@@ -30,6 +30,7 @@ PHASE_S = 0.3  # a random moment within is a random moment of a step
 RECOVER_S = 60.0
 SETTLE_S = 2.0
 STRAGGLER_S = 2.0
+FOUND_S = 20.0  # two patiences, the step run again, one more patience
 OVERLOAD = 2  # busy processes per core
 DEAF = Path(__file__).with_name("deaf.cpp")
 
@@ -255,7 +256,7 @@ def zero_window(stage: Stage) -> list[Bar]:
         world.close_fault(fault)
         stage.gone(victim)
         stage.whole()
-    return quantiles("found and left out", found, 10.0)
+    return quantiles("found and left out", found, FOUND_S)
 
 
 def stuck(stage: Stage) -> list[Bar]:

@@ -77,6 +77,27 @@ def test_a_step_that_all_wait_in_and_nobody_holds_up_is_run_again_with_everybody
     assert lost([a, b, c]) == ()
 
 
+def test_the_one_that_all_wait_for_is_flushed_out_when_the_step_was_run_again_in_vain() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+
+    def stand_still() -> None:
+        waits(a, DATA, b)  # all was sent to it, and the kernel took it: no bytes are queued
+        waits(b, DATA, a, c)
+        waits(c, DATA, b)
+
+    stand_still()
+    hub.pass_time(10.75, beating=everybody)
+    assert lost(everybody) == ()
+    stand_still()
+    for peer in everybody:
+        peer.inbox.clear()
+    hub.pass_time(4.5, beating=everybody)
+    assert a.last(Flush) is None
+    hub.pass_time(1.25, beating=everybody)
+    assert lost([a, c]) == (b.peer_id,)
+
+
 def test_bytes_that_nobody_takes_are_led_around_before_anybody_is_blamed() -> None:
     hub = Hub()
     a, b, c = everybody = hub.members(3)
