@@ -1,5 +1,6 @@
 // native/tests/lane_proxy.hpp — a TCP relay in front of an engine, which cuts lanes when told to.
 // A cut closes both halves with bytes still in their buffers, so frames are lost on either side.
+// flip() turns one bit of one frame of the kind asked for.
 // deafen() drops what arrives before TCP sees it, so that nothing is acknowledged: a cut way.
 // Ownership: owns its thread and sockets.
 // Threads:   its own; cut() from any.
@@ -15,18 +16,81 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "check.hpp"
 #include "pccl/control.hpp"
+#include "pccl/control_frames.hpp"
 #include "pccl/fd.hpp"
 #include "pccl/sockets.hpp"
+#include "pccl/wire.hpp"
 
 namespace world {
 
 using namespace pccl;
+
+/// One bit of the next frame of a kind that comes along.
+struct Flip {
+  FrameType type = FrameType::data;
+  Phase phase = Phase::reduce;  // of data and have
+  std::size_t at = 0;           // byte: of the header if below header_bytes, else of what follows
+  unsigned bit = 0;
+};
+
+/// Follows the frames of one direction of a lane, whatever pieces they come in.
+class FrameWatcher {
+ public:
+  /// `handshakes`: control frames before the first data frame.  True if a bit was turned.
+  bool pass(std::span<std::byte> bytes, std::size_t handshakes, const Flip* flip) {
+    bool flipped = false;
+    while (!bytes.empty()) {
+      if (rest_ == 0 && !begin(bytes, handshakes)) return flipped;
+      const std::size_t here = std::min(rest_, bytes.size());
+      const bool wanted = lane_ && flip != nullptr && !flipped && header_.type == flip->type &&
+                          (flip->type != FrameType::data || header_.phase == flip->phase);
+      if (wanted && flip->at >= passed_ && flip->at < passed_ + here) {
+        bytes[flip->at - passed_] ^= static_cast<std::byte>(1u << flip->bit);
+        flipped = true;
+      }
+      bytes = bytes.subspan(here);
+      rest_ -= here;
+      passed_ += here;
+    }
+    return flipped;
+  }
+
+ private:
+  /// Finds out what begins here.  A head that is cut in two is passed on unseen: false, for good.
+  bool begin(std::span<const std::byte> bytes, std::size_t handshakes) {
+    if (lost_) return false;
+    passed_ = 0;
+    lane_ = seen_ >= handshakes;
+    const std::size_t head = lane_ ? header_bytes : frames::head_bytes;
+    frames::Head front;
+    lost_ = bytes.size() < head;
+    if (lost_) return false;
+    if (lane_) {
+      lost_ = decode(bytes.first<header_bytes>(), header_) != Status::ok;
+      rest_ = head + header_.length;
+    } else {
+      lost_ = !frames::decode_head(bytes.first<frames::head_bytes>(), front);
+      rest_ = head + front.length;
+      ++seen_;
+    }
+    return !lost_;
+  }
+
+  FrameHeader header_;
+  std::size_t seen_ = 0;    // handshakes
+  std::size_t rest_ = 0;    // of the frame under way
+  std::size_t passed_ = 0;  // of it
+  bool lane_ = false;
+  bool lost_ = false;
+};
 
 class LaneProxy {
  public:
@@ -46,6 +110,13 @@ class LaneProxy {
   /// Cuts a lane, chosen by chance, as soon as bytes move through one.
   void cut() { cuts_wanted_ = 1; }
   [[nodiscard]] int cuts() const { return cuts_; }
+  /// Turns a bit of the next such frame, in either direction of any lane, or only of a tunnel.
+  void flip(const Flip& wanted, bool in_tunnel = false) {
+    const std::lock_guard lock(flip_mutex_);
+    flip_ = wanted;
+    in_tunnel_ = in_tunnel;
+  }
+  [[nodiscard]] int flips() const { return flips_; }
   /// From now on no packet of the present connections gets here: from the diallers, or from both
   /// ends.  Other connections, made later, work.
   void deafen(bool both_ends, bool lanes_only) {
@@ -60,11 +131,13 @@ class LaneProxy {
   struct Way {
     std::array<std::byte, chunk> bytes;
     std::size_t begin = 0, end = 0;
+    FrameWatcher watcher;
   };
   struct Pair {
     Fd sides[2];
     Way ways[2];  // from side i to the other
     bool lane = false;
+    bool relay = false;
     bool known = false;
     bool dead = false;
   };
@@ -128,13 +201,15 @@ class LaneProxy {
       if (got == 0 || (got < 0 && errno != EAGAIN && errno != ENOTCONN)) pair.dead = true;
       in.begin = 0;
       in.end = got > 0 ? static_cast<std::size_t>(got) : 0;
-      if (got > 15 && !pair.known && i == 0) {
+      const bool first = got > 15 && !pair.known && i == 0;
+      if (first) {
         pair.known = true;
         const int purpose = std::to_integer<int>(in.bytes[15]);  // in its HELLO
-        pair.lane = purpose == static_cast<int>(Purpose::data_lane) ||
-                    purpose == static_cast<int>(Purpose::relay);
-        return;
+        pair.relay = purpose == static_cast<int>(Purpose::relay);
+        pair.lane = pair.relay || purpose == static_cast<int>(Purpose::data_lane);
       }
+      if (got > 0 && pair.lane) watch(pair, i, {in.bytes.data(), in.end});
+      if (first) return;
       // Small frames pass: most cuts should hit something large.
       const bool worth = got > 200 || dice_() % 4 == 0;
       if (got > 0 && pair.lane && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
@@ -142,6 +217,17 @@ class LaneProxy {
         ++cuts_;
         pair.dead = true;
       }
+    }
+  }
+
+  void watch(Pair& pair, int i, std::span<std::byte> bytes) {
+    // Through a relay: HELLO, RELAY, HELLO; and a WELCOME of each.
+    const std::size_t handshakes = !pair.relay ? 1 : i == 0 ? 3 : 2;
+    const std::lock_guard lock(flip_mutex_);
+    const bool here = flip_ && (pair.relay || !in_tunnel_);
+    if (pair.ways[i].watcher.pass(bytes, handshakes, here ? &*flip_ : nullptr)) {
+      flip_.reset();
+      ++flips_;
     }
   }
 
@@ -156,6 +242,10 @@ class LaneProxy {
   std::atomic<bool> deaf_lanes_only_{false};
   std::atomic<int> cuts_wanted_{0};
   std::atomic<int> cuts_{0};
+  std::mutex flip_mutex_;
+  std::optional<Flip> flip_;  // under flip_mutex_, as the next
+  bool in_tunnel_ = false;
+  std::atomic<int> flips_{0};
   std::thread thread_;
 };
 

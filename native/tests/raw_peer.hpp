@@ -45,6 +45,7 @@ class RawPeer {
   }
   void say(FrameHeader header, std::span<const std::byte> body = {}) {
     header.length = static_cast<std::uint32_t>(body.size());
+    if (header.type != FrameType::data) sign(header, body);
     std::array<std::byte, header_bytes> front;
     encode(header, front);
     wire.write(front.data(), front.size());

@@ -88,6 +88,7 @@ class Link final : public FrameSource {
   bool lost_lane = false;           // since the link was made: frames may need sending again
   bool loopback = false;            // by the addresses of its lanes, none of which is relayed
   bool same_host = false;           // by what the view says
+  bool damaged = false;             // a lane has brought a damaged frame: none of them is trusted
   bool dirty = false;               // has output that was not pumped yet
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted
 

@@ -73,6 +73,11 @@ struct DoneBody {
   Digest digest;
 };
 
+/// Fills in length and hash of a control frame's body.
+void sign(FrameHeader& header, std::span<const std::byte> body) noexcept;
+/// The body of a control frame is what was sent: they are always hashed.
+[[nodiscard]] bool intact(const FrameHeader& header, const std::byte* body) noexcept;
+
 void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) noexcept;
 Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept;
 void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes> out) noexcept;

@@ -205,7 +205,12 @@ void Executor::replay(StepRecord& step, Operation& operation) {
     placement.kind = Placement::Kind::early;
     placement.buffer = std::move(frame.buffer);
     placement.target = placement.buffer.data();
-    (void)operation.deliver(frame.header, static_cast<std::uint16_t>(from), placement);
+    const auto rank = static_cast<std::uint16_t>(from);
+    if (operation.deliver(frame.header, rank, placement) == Status::ok) continue;
+    // Damaged on the way, which shows only now.  The slice must come again, so the lane it came
+    // through has to go, and nobody remembers which one that was.
+    frame.link->damaged = true;
+    frame.link->dirty = true;
   }
 }
 

@@ -122,6 +122,9 @@ Status Executor::delivered(Link& link, const FrameHeader& header, Placement& pla
 
 Status Executor::on_control(Link& link, const FrameHeader& header, const Placement& placement) {
   const std::byte* body = placement.target;
+  // Damaged on the way.  Believed, a DONE would accuse an honest peer; so it costs the lane, and
+  // all of it is said again by another one.
+  if (!intact(header, body)) return Status::protocol;
   switch (header.type) {
     case FrameType::open: {
       Descriptor theirs;

@@ -3,6 +3,7 @@
 // Threads:   under the engine's turn.
 // Errors:    a lane that fails is taken out; its link asks again for what was lost.
 #include <algorithm>
+#include <utility>
 
 #include "pccl/executor.hpp"
 
@@ -156,6 +157,9 @@ bool Executor::pump(double now_s) {
     Link& link = *owned;
     if (!link.dirty) continue;
     link.dirty = false;
+    if (std::exchange(link.damaged, false)) {
+      while (link.up()) lose(link, *link.lanes.back(), Status::protocol, now_s);
+    }
     for (std::size_t i = 0; i < link.lanes.size(); ++i) {
       Lane& lane = *link.lanes[i];
       if (lane.blocked()) continue;

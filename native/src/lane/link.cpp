@@ -70,7 +70,7 @@ void Link::open(SendQueue& queue) {
 
 void Link::post(FrameHeader header, std::span<const std::byte> body, BufferPool& buffers) {
   OutgoingFrame& frame = control_.emplace_back();
-  header.length = static_cast<std::uint32_t>(body.size());
+  sign(header, body);
   frame.length = header.length;
   if (body.size() <= frame.small.size()) {
     std::copy(body.begin(), body.end(), frame.small.begin());

@@ -16,7 +16,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "wire integers are copied as they are");
 
 constexpr std::uint16_t magic = 0x6370;  // "pc"
-constexpr std::uint8_t version = 1;
+constexpr std::uint8_t version = 2;
 constexpr std::size_t checked_bytes = 60;  // the check covers what is in front of it
 
 template <class T>
@@ -62,6 +62,19 @@ bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
 }
 
 }  // namespace
+
+void sign(FrameHeader& header, std::span<const std::byte> body) noexcept {
+  header.length = static_cast<std::uint32_t>(body.size());
+  if (body.empty()) return;
+  header.flags = flag_hashed;
+  header.payload_hash = xxh3_128(body).low;
+}
+
+bool intact(const FrameHeader& header, const std::byte* body) noexcept {
+  if (header.length == 0) return true;
+  return (header.flags & flag_hashed) != 0 &&
+         xxh3_128({body, header.length}).low == header.payload_hash;
+}
 
 std::uint64_t Descriptor::digest() const noexcept {
   std::byte bytes[descriptor_bytes];
