@@ -367,6 +367,7 @@ class Core:
         for incarnation in incarnations:
             peer = self.peers[incarnation]
             peer.entry, peer.plan_backoff_s, peer.member_since_s = None, 0.0, self.now_s
+            peer.watermark = 0  # it may have been a member before, of a run that is over
 
     def want_flush(self, reason: str) -> None:
         if len(self.flush_reasons) < ACCUSATIONS_MAX:

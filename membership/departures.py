@@ -99,9 +99,13 @@ class Departures:
         core = self._core
         bye_s = peer.goodbye_s
         overdue = peer.drain_cut_s is not None and now_s >= peer.drain_cut_s
+        comes_in = peer.incarnation in core.joiners()
+        learner = not comes_in and not core.is_member(peer.incarnation)
         if core.is_leaver(peer.incarnation) and core.is_drained(peer):
             if bye_s is not None or overdue:
                 core.dismiss(peer, LEFT)
+        elif learner and not peer.out:
+            core.expel(peer, LEFT)  # it was left out as a straggler meanwhile
         elif overdue or (bye_s is not None and now_s >= bye_s + core.config.leave_report_s):
             core.log("info", f"no more time to plan {name(peer)} out")
             self._flush_out(peer, now_s)

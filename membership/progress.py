@@ -55,7 +55,8 @@ class Progress:
         after = (frame.step, frame.progress, frame.watermark, frame.waiting, bool(frame.waits))
         if before != after:
             peer.moved_s = now_s
-        peer.watermark = max(peer.watermark, frame.watermark)
+        if frame.epoch >= peer.excluded_epoch:  # else of the time before it was left out
+            peer.watermark = max(peer.watermark, frame.watermark)
         peer.step, peer.progress, peer.waits = frame.step, frame.progress, frame.waits
         peer.waiting, peer.lag_ms, peer.rtt_us = frame.waiting, frame.lag_ms, frame.rtt_us
         if frame.waits and self.deadline_s is None:

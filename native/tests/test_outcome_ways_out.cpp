@@ -158,6 +158,23 @@ TEST(exclusion_between_steps_is_told_once) {
   CHECK(peer.machine.refusal() == Refusal::none);
 }
 
+TEST(an_excluded_peer_may_begin_with_a_step_that_it_knows_from_an_earlier_run) {
+  Peer peer = pair_of(0, 1);
+  for (StepId step = 0; step < 3; ++step) {
+    CHECK(peer.begin() == step);
+    peer.complete(step, 1);
+    peer.done(1, step, 1);
+  }
+  CHECK(peer.machine.watermark() == 3);
+  peer.exclude(2);
+  CHECK(peer.machine.watermark() == 0);
+  peer.done(1, 0, 3);  // the other one is ahead of the INSTALL
+  CHECK(peer.install(view_of(3, {{1}, {0}})) == Status::ok);
+  CHECK(peer.begin() == 0);
+  peer.complete(0, 3);
+  CHECK(peer.committed(0));
+}
+
 TEST(an_excluded_peer_comes_in_again_as_a_newcomer) {
   Peer peer = pair_of(0, 1);
   CHECK(peer.begin() == 0);

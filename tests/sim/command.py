@@ -52,7 +52,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many (2000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--kind", default="", help="mixed, joins, drains, coordinator; else drawn")
+    parser.add_argument(
+        "--kind", default="", help="mixed, joins, drains, excludes, ...; else drawn"
+    )
     parser.add_argument("--seed", type=int, help="run this one")
     parser.add_argument("--script", default="", help="run this script (JSON)")
     parser.add_argument("--trace", action="store_true", help="show the whole trace")

@@ -358,6 +358,9 @@ void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::stri
   dones_.clear();
   sent_.clear();
   failed_ahead_.clear();
+  // Like a newcomer it knows no step: the next view may be the first of a run that begins anew.
+  next_step_ = watermark_ = 0;
+  committed_.clear();
   switched_ = false;
 }
 

@@ -285,3 +285,37 @@ def test_nobody_is_excluded_if_all_others_are_about_to_leave() -> None:
     hub.plan_out([a, slow], a, step=4)
     core = hub.machine._core
     assert not core.exclude(core.peers[slow.incarnation], "slow")
+
+
+def test_a_straggler_that_asks_to_go_while_it_is_left_out_is_let_go() -> None:
+    hub = Hub()
+    a, b, slow = hub.members(3)
+    core = hub.machine._core
+    core.exclude(core.peers[slow.incarnation], "slow")
+    a.beat()
+    slow.say(Drain(30.0, ""))
+    for peer in (a, b, slow):
+        peer.report(watermark=4)
+    a.beat()
+    assert slow.got(Evicted).text == "left the run"
+
+
+def test_what_a_straggler_had_decided_in_a_run_that_is_over_counts_nothing_in_the_next() -> None:
+    hub = Hub()
+    a, slow = hub.members(2)
+    slow.beat(watermark=9)
+    core = hub.machine._core
+    core.exclude(core.peers[slow.incarnation], "slow")
+    a.beat()
+    for peer in (a, slow):
+        peer.report(watermark=9)
+    epoch = a.install().epoch
+    hub.kill(a)
+    slow.beat(watermark=9)  # it does not know yet
+    slow.epoch = epoch
+    slow.say(Installed(epoch))
+    slow.beat(watermark=0)
+    slow.say(AtEntry("step", 0))
+    slow.say(LinksUp(slow.got(ViewPlan).epoch))
+    assert slow.install().members[0].first_step == 0
+    assert core.peers[slow.incarnation].watermark == 0
