@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pccl.base.clock import Deadline, system_clock
+from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
@@ -85,12 +85,22 @@ class Standing:
 class MemberAgent:
     """Keeps one peer in touch with the coordinator.  Its methods may be called from any thread."""
 
-    def __init__(self, config: AgentConfig, make_seat: MakeSeat) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        make_seat: MakeSeat,
+        *,
+        clock: Clock = system_clock,
+        dice: random.Random | None = None,
+    ) -> None:
+        """Nothing runs before `start`; a simulation runs `live` on a loop of its own instead."""
         self.seat: Seat | None = None
         self.standing = Standing()
         self.steps_decided = 0  # written by the program's threads; only growth matters
         self._config = config
         self._make_seat = make_seat
+        self._clock = clock
+        self._dice = dice or random.Random()
         self._changed = threading.Condition()
         self._notices: dict[int, list[Callable[[], None]]] = {}  # guarded by _changed
         self._loop: asyncio.AbstractEventLoop | None = None  # guarded by _changed
@@ -169,10 +179,17 @@ class MemberAgent:
     # ---- the thread
 
     def _main(self) -> None:
-        failure: BaseException | None = None
         try:
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(self._run())
+                runner.run(self.live())
+        except Exception as error:  # there is no loop to live on
+            self._finish(error)
+
+    async def live(self) -> None:
+        """The agent's whole life, on the running loop; raises nothing."""
+        failure: BaseException | None = None
+        try:
+            await self._run()
         except (PcclError, ImportError) as error:
             failure = error
         except asyncio.CancelledError:
@@ -213,12 +230,13 @@ class MemberAgent:
     async def _run(self) -> None:
         with self._changed:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        deadline = Deadline(self._config.connect_timeout_s)
+        deadline = Deadline(self._config.connect_timeout_s, self._clock)
         try:
             (reader, writer), self._dialled = await dial(
                 self._addresses,
                 timeout_s=self._config.connect_timeout_s,
-                rng=random.Random(),
+                rng=self._dice,
+                clock=self._clock,
             )
             self._first = Channel(reader, writer, trusted=True)
             self.seat = self._make_seat(self._first.local_host)
@@ -251,10 +269,10 @@ class MemberAgent:
         )
         return Member(
             identity,
-            now_s=system_clock(),
+            now_s=self._clock(),
             connect_timeout_s=max(0.1, deadline.remaining_s()),
             coordinator_grace_s=config.coordinator_grace_s,
-            dice=random.Random().random,
+            dice=self._dice.random,
         )
 
     async def _drive(self, machine: Member, engine: EngineLike) -> None:
@@ -265,9 +283,9 @@ class MemberAgent:
             while machine.ended is None:
                 await self._wait_for_news(machine.deadline_s)
                 while self._events and machine.ended is None:
-                    self._perform(machine.handle(self._events.popleft(), system_clock()), engine)
+                    self._perform(machine.handle(self._events.popleft(), self._clock()), engine)
                 self._room.set()
-                now_s = system_clock()
+                now_s = self._clock()
                 if machine.deadline_s is not None and now_s >= machine.deadline_s:
                     machine.handle(e.Progress(self.steps_decided), now_s)
                     self._perform(machine.on_deadline(now_s), engine)
@@ -278,7 +296,7 @@ class MemberAgent:
     async def _wait_for_news(self, deadline_s: float | None) -> None:
         if not self._events:
             self._news.clear()
-            wait_s = None if deadline_s is None else max(0.0, deadline_s - system_clock())
+            wait_s = None if deadline_s is None else max(0.0, deadline_s - self._clock())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
@@ -333,7 +351,8 @@ class MemberAgent:
                 (reader, writer), self._dialled = await dial(
                     self._addresses,
                     timeout_s=DIAL_ROUND_S,
-                    rng=random.Random(),
+                    rng=self._dice,
+                    clock=self._clock,
                     on_failure=reasons.append,
                 )
                 channel = Channel(reader, writer, trusted=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from tests.sim.drivers.run import draw_drivers, run_drivers
 from tests.sim.run import Result, run
 from tests.sim.script import draw
 
@@ -37,16 +38,18 @@ class Summary:
         self.failures += other.failures
 
 
-def run_seed(seed: int, *, kind: str = "") -> Result:
-    """Runs one seed."""
-    return run(draw(seed, kind))
+def run_seed(seed: int, *, kind: str = "", drivers: bool = False, traced: bool = False) -> Result:
+    """Runs one seed, of the machines or of the asyncio drivers."""
+    if drivers:
+        return run_drivers(draw_drivers(seed, kind), traced=traced)
+    return run(draw(seed, kind), traced=traced)
 
 
-def run_range(bounds: tuple[int, int], *, kind: str = "") -> Summary:
+def run_range(bounds: tuple[int, int], *, kind: str = "", drivers: bool = False) -> Summary:
     summary = Summary()
     began_s = time.process_time()
     for seed in range(*bounds):
-        result = run_seed(seed, kind=kind)
+        result = run_seed(seed, kind=kind, drivers=drivers)
         summary.seeds += 1
         summary.commits += result.commits
         summary.events += result.events
@@ -64,11 +67,12 @@ def run_many(
     *,
     jobs: int,
     kind: str = "",
+    drivers: bool = False,
     on_progress: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """Runs seeds first to first + count - 1; stops early after some failures."""
     total = Summary()
-    work = partial(run_range, kind=kind)
+    work = partial(run_range, kind=kind, drivers=drivers)
     end = first + count
     chunks = ((at, min(at + CHUNK, end)) for at in range(first, end, CHUNK))
     for part in _parts(work, chunks, jobs):

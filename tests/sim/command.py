@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.sim.batch import Summary, run_many, run_seed
+from tests.sim.drivers.run import run_drivers
+from tests.sim.mutants.hunt import hunt_all
 from tests.sim.run import Result, run
-from tests.sim.script import Script, draw
+from tests.sim.script import Script
 from tests.sim.shrink import shrink
 
 TRACE_END = 40
@@ -31,18 +33,17 @@ def main(arguments: list[str]) -> int:
     said = _parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if said.mutants:
-        from tests.sim.mutants.hunt import hunt_all
-
         return hunt_all(console, names=said.only, seeds=said.seeds or 0, jobs=said.jobs)
     if said.script:
-        return _tell(console, run(Script.from_json(said.script), traced=True), said.trace)
+        runner = run_drivers if said.drivers else run
+        return _tell(console, runner(Script.from_json(said.script), traced=True), said.trace)
     if said.seed is not None:
-        result = run_seed(said.seed, kind=said.kind)
-        if said.trace and not result.trace:
-            result = run(draw(said.seed, said.kind), traced=True)
+        result = run_seed(
+            said.seed, kind=said.kind, drivers=said.drivers, traced=said.trace and not said.shrink
+        )
         code = _tell(console, result, said.trace)
         if said.shrink and code:
-            _shrink(console, result.script)
+            _shrink(console, result.script, drivers=said.drivers)
         return code
     return _run_many(console, said)
 
@@ -55,6 +56,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kind", default="", help="mixed, joins, drains, excludes, ...; else drawn"
     )
+    parser.add_argument("--drivers", action="store_true", help="the real asyncio drivers")
     parser.add_argument("--seed", type=int, help="run this one")
     parser.add_argument("--script", default="", help="run this script (JSON)")
     parser.add_argument("--trace", action="store_true", help="show the whole trace")
@@ -80,12 +82,14 @@ def _tell(console: Console, result: Result, whole: bool) -> int:
     return 0
 
 
-def _shrink(console: Console, script: Script) -> None:
-    small = shrink(script, within_s=SHRINK_S)
+def _shrink(console: Console, script: Script, *, drivers: bool) -> None:
+    runner = run_drivers if drivers else run
+    small = shrink(script, within_s=SHRINK_S, runner=runner)
     console.print("smallest script found:", markup=False)
     console.print(str(small.script), markup=False, soft_wrap=True)
     console.print(f"FAILED {small.failure}", markup=False)
-    console.print(f"again: ./dev sim --script '{small.script.to_json()}'", soft_wrap=True)
+    flag = " --drivers" if drivers else ""
+    console.print(f"again: ./dev sim{flag} --script '{small.script.to_json()}'", soft_wrap=True)
 
 
 def _run_many(console: Console, said: argparse.Namespace) -> int:
@@ -112,13 +116,14 @@ def _run_many(console: Console, said: argparse.Namespace) -> int:
             count,
             jobs=said.jobs,
             kind=said.kind,
+            drivers=said.drivers,
             on_progress=show,
         )
     wall_s = time.monotonic() - began_s
-    flags = f" --kind {said.kind}" if said.kind else ""
+    flags = (" --drivers" if said.drivers else "") + (f" --kind {said.kind}" if said.kind else "")
     if total.failures:
         first, _ = total.failures[0]
-        _tell(console, run_seed(first, kind=said.kind), whole=False)
+        _tell(console, run_seed(first, kind=said.kind, drivers=said.drivers), whole=False)
         for seed, text in total.failures:
             console.print(f"seed {seed}: {text[:400]}", markup=False)
             console.print(f"  again: ./dev sim --seed {seed}{flags}", markup=False)

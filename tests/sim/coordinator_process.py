@@ -84,8 +84,16 @@ class CoordinatorProcess(Process):
             token_bytes=random.Random(world.rng.random()).randbytes,
             now_s=world.now_s,
         )
-        self._perform(self.machine.on_deadline(world.now_s))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._perform(self.machine.on_deadline(self.world.now_s))
         self._arm()
+
+    @property
+    def held(self) -> int:
+        """Sends that wait for a write."""
+        return self.outbox.held
 
     # ------------------------------------------------------------ events
 
@@ -258,6 +266,10 @@ class CoordinatorProcess(Process):
         if duration_s >= PAUSE_MIN_S:
             self.world.at(world.now_s, self, self._hand_in, Paused(duration_s))
 
+    def cancel(self) -> None:
+        """It is told to end, as by a signal: what it has begun to write, it writes."""
+        self.die(1.0)
+
     def die(self, written: float) -> None:
         """Ends at once; of the writes under way this fraction is on disk."""
         if not self.alive:
@@ -272,7 +284,7 @@ class CoordinatorProcess(Process):
         self.alive = False
         if world.listening is self:
             world.listening = None
-        for wire in list(self.wires.values()):
+        for wire in [w for w in world.wires if w.coordinator is self]:
             world.reset(wire, world.rng.random())
             world.forget_wire(wire)
         self.wires.clear()
@@ -284,4 +296,4 @@ class CoordinatorProcess(Process):
 
 def start_coordinator(world: World) -> None:
     if world.listening is None:
-        CoordinatorProcess(world)
+        world.make_coordinator(world)

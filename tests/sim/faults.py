@@ -212,6 +212,12 @@ def _c_kill(world: World, fault: Fault) -> None:
         world.listening.die(fault.y)
 
 
+def _c_cancel(world: World, fault: Fault) -> None:
+    if world.listening is not None:
+        world.listening.back_after_s = fault.x
+        world.listening.cancel()
+
+
 def _c_crash(world: World, fault: Fault) -> None:
     if world.listening is not None:
         world.listening.back_after_s = fault.x
@@ -269,6 +275,7 @@ _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "start": _start,
     "delay": _delay,
     "c_kill": _c_kill,
+    "c_cancel": _c_cancel,
     "c_crash": _c_crash,
     "c_stop": _c_stop,
     "c_depose": _c_depose,

@@ -76,6 +76,10 @@ class PeerProcess(Process):
         self._arm()
 
     @property
+    def phase(self) -> str:
+        return self.member.phase.value
+
+    @property
     def incarnation(self) -> int:
         return self.engine.incarnation
 
@@ -237,12 +241,15 @@ class PeerProcess(Process):
         self.program.over = True
 
     def _end_if_over(self) -> None:
+        if self.member.ended is not None:
+            self._end(self.member.ended.code)
+
+    def _end(self, code: str) -> None:
         """The program learns why it is over, and mostly connects again as a new process."""
-        ended = self.member.ended
-        if ended is None or not self.alive:
+        if not self.alive:
             return
-        told = ended.code == "evicted"
-        self.world.note("{} is over: {}", self, ended.code)
+        told = code == "evicted"
+        self.world.note("{} is over: {}", self, code)
         self.world.told_count += told
         self.world.innocent_count += told and not self.touched and not self.world.nobody_is_safe
         if self.leaving or self.draining:
@@ -270,6 +277,6 @@ class WireEnd:
 
 
 def start_peer(world: World) -> PeerProcess:
-    peer = PeerProcess(world)
+    peer = world.make_peer(world)
     world.note("{} starts", peer)
     return peer

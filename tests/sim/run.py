@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from tests.sim.coordinator_process import CoordinatorProcess
 from tests.sim.faults import boot, calm_down, play
 from tests.sim.links import Links
-from tests.sim.peer_process import start_peer
+from tests.sim.peer_process import PeerProcess, start_peer
 from tests.sim.script import FAULTS_S, Script
 from tests.sim.verdict import check_after, check_limits, is_well, running
 from tests.sim.world import World
@@ -31,9 +33,10 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
 
 
-def make_world(script: Script, *, traced: bool = False) -> World:
+def make_world(script: Script, traced: bool = False) -> World:
     world = World(script, traced=traced)
     world.links = Links(world)
+    world.make_coordinator, world.make_peer = CoordinatorProcess, PeerProcess
     return world
 
 
@@ -60,10 +63,16 @@ def play_script(world: World) -> None:
     check_after(world)
 
 
-def run(script: Script, *, traced: bool = False, again: bool = True) -> Result:
+def run(
+    script: Script,
+    *,
+    traced: bool = False,
+    again: bool = True,
+    make: Callable[[Script, bool], World] = make_world,
+) -> Result:
     """Plays a script; a failure is played `again` with a trace."""
     began_s = time.perf_counter()
-    world = make_world(script, traced=traced)
+    world = make(script, traced)
     result = Result(script)
     try:
         play_script(world)
@@ -71,18 +80,14 @@ def run(script: Script, *, traced: bool = False, again: bool = True) -> Result:
         result.failure = f"{type(error).__name__}: {error}"
         frames = traceback.extract_tb(error.__traceback__)
         result.where = " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames[-4:]))
+    world.dispose()
     result.trace = world.told()
     result.commits, result.events = world.history.commits, world.events
     result.virtual_s, result.wall_s = world.now_s, time.perf_counter() - began_s
     result.faults = world.played
     if result.failure and again and not traced:
-        second = run(script, traced=True)
+        second = run(script, traced=True, make=make)
         result.trace = second.trace
         if second.failure != result.failure:
             result.failure += f" [another time: {second.failure or 'none'}]"
     return result
-
-
-def same_but(script: Script, seed: int) -> Script:
-    """The same script with other delays and dice."""
-    return replace(script, seed=seed)

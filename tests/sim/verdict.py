@@ -33,7 +33,7 @@ def is_well(world: World, goal: dict[int, int] | None) -> tuple[dict[int, int] |
         return None, "nobody is there"
     for peer in living:
         if not peer.engine.is_member():
-            return None, f"{peer} is no member ({peer.member.phase.value})"
+            return None, f"{peer} is no member ({peer.phase})"
         if peer.engine.frozen or peer.engine.paused:
             return None, f"{peer} stands still"
     epochs = {p.engine.epoch for p in living}
@@ -87,4 +87,4 @@ def check_limits(world: World) -> None:
         assert len(core.conns) <= 4 * len(world.peers) + 4, f"{len(core.conns)} connections"
         assert len(core.peers) <= 2 * len(world.peers), f"{len(core.peers)} peers"
         assert len(core.history) <= 16 and len(core.carried) <= 64
-        assert coordinator.outbox.held < 500, f"{coordinator.outbox.held} sends are held"
+        assert coordinator.held < 500, f"{coordinator.held} sends are held"

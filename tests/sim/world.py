@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT_S: Final = 3.0
 EVENTS_MAX: Final = 200_000  # of one run; more is a busy loop
+# Peers dial a lost coordinator again after 3 s at the latest, so no window may be shorter.
 PROFILE: Final = TimeProfile(
     name="sim",
     heartbeat_s=0.25,
@@ -35,7 +36,7 @@ PROFILE: Final = TimeProfile(
     suspect_grace_s=1.0,
     links_timeout_s=2.0,
     initial_settle_s=0.3,
-    reattach_window_s=2.5,
+    reattach_window_s=3.5,
     coordinator_grace_s=60.0,
     stall_timeout_s=2.0,
     route_timeout_s=1.0,
@@ -48,7 +49,7 @@ HASTY: Final = TimeProfile(
     suspect_grace_s=0.4,
     links_timeout_s=1.0,
     initial_settle_s=0.2,
-    reattach_window_s=1.5,
+    reattach_window_s=3.5,
     coordinator_grace_s=60.0,
     stall_timeout_s=1.2,
     route_timeout_s=0.6,
@@ -112,7 +113,9 @@ class World:
         self.coordinators: list[CoordinatorProcess] = []
         self.listening: CoordinatorProcess | None = None
         self.wires: list[Wire] = []
-        self.links: Links  # between peers; set by links.py
+        self.links: Links  # between peers; set, like the next two, by who makes the world
+        self.make_coordinator: Callable[[World], CoordinatorProcess]
+        self.make_peer: Callable[[World], PeerProcess]
         self.by_incarnation: dict[int, PeerProcess] = {}
         self.played: Counter[str] = Counter()
         self.told_count = 0  # processes that were told to go
@@ -159,6 +162,10 @@ class World:
 
     def told(self) -> list[str]:
         return [f"{at_s:8.4f} {text.format(*args)}" for at_s, text, args in self.trace or ()]
+
+    def dispose(self) -> None:
+        """The run is over; nothing of it happens any more."""
+        self._heap.clear()
 
     # ------------------------------------------------------------ cuts
 

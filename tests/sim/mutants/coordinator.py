@@ -107,19 +107,6 @@ def decisions_not_carried(p: Patches) -> None:
 
 
 @mutant(
-    "a report to an earlier flush counts for this one",
-    only("kill", "crash", "mass", "start", delay_s=0.05, hasty=True, think_s=0.1),
-)
-def stale_reports_count(p: Patches) -> None:
-    def reported(self: Flushing, peer: Any, report: Any, now_s: float) -> None:
-        if self._asking is not None:
-            report = replace(report, target=self.target, generation=self._core.generation)
-        before(self, peer, report, now_s)
-
-    before = p.set(Flushing, "reported", reported)
-
-
-@mutant(
     "members that are lost stay in the view that a flush makes",
     only("kill", "crash", "freeze", "start", delay_s=0.05),
 )
@@ -282,9 +269,17 @@ def install_said_once(p: Patches) -> None:
     p.set(Core, "send_view", lambda self, peer: None)
 
 
-@mutant(
-    "who comes back is not told that a promise of it is over", only("c_kill", "c_crash", "start")
-)
+def a_hold_that_nobody_remembers(seed: int) -> Script:
+    """The coordinator dies while members hold, and with it the one they hold for."""
+    rng = random.Random(f"{seed} forgotten hold")
+    dies_s = round(rng.uniform(2.3, 3.2), 3)
+    starts = (Fault(0.0, "start"), Fault(0.1, "start"), Fault(2.0, "start"))
+    deaths = (Fault(dies_s, "c_kill", x=0.2), Fault(dies_s + 0.01, "kill", a=2))
+    faults = (*starts, *deaths)
+    return Script(seed, delay_s=0.05, think_s=0.1, rejoin=False, faults=faults)
+
+
+@mutant("who comes back is not told that a promise of it is over", a_hold_that_nobody_remembers)
 def holds_not_taken_back(p: Patches) -> None:
     p.set(Planning, "reattached", lambda self, peer: self.repeat(peer))
 
