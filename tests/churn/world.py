@@ -31,6 +31,7 @@ TELL_PID_AND_END = (
     'exec 3<&0; (cat <&3; kill -9 $$) >/dev/null 2>&1 & echo pid $$; exec "$@" </dev/null 3<&-',
     "sh",
 )
+BEGINS_ANEW = "begins anew"  # as the coordinator logs it
 START_S = 60.0
 ORDERLY = (0, 3)  # exit codes of an agent: ended, or ended by an error that it wrote down
 
@@ -94,6 +95,7 @@ class World:
         self.coordinator: Child | None = None
         self.coordinator_stopped = False
         self.began_at = time.monotonic()
+        self.lineages = 0  # as the coordinator declared them until the end
         self._link_faults: dict[int, Sequence[LinkFault]] = {}  # by the number of their fault
         self._note = Note.into(folder / "nemesis.jsonl")
 
@@ -133,6 +135,11 @@ class World:
         self.coordinator.discard()
         self.coordinator = None
         return fault
+
+    def lineages_now(self) -> int:
+        """1, and one more for each time that the coordinator found all members dead."""
+        log = self.folder / "coordinator.err"
+        return 1 + (log.read_text().count(BEGINS_ANEW) if log.exists() else 0)
 
     # ---- peers
 
