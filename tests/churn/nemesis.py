@@ -26,7 +26,9 @@ BRIEF_S = 0.5
 RARELY = 0.2  # how often the last healthy members are touched at all
 POLL_S = 0.02
 RESTART_S = (0.0, 2.0)
-REST_S = 4.0  # of the coordinator, between two faults: else nothing is ever decided
+# Of the coordinator, between two faults.  After a restart it judges nobody's silence before its
+# members had the time to come back (6 s and 30 s); killed more often than that it never would.
+REST_S = {"lan": 8.0, "wan": 34.0}
 LINK_S = (0.2, 8.0)
 STOP_S = (0.1, 60.0)
 BLOCK_S = (0.5, 10.0)
@@ -296,9 +298,13 @@ class Nemesis:
     def _when_listening(self, fault: Fault) -> None:
         if self._world.coordinator_listens():
             self._world.close_fault(fault)
-            self._coordinator_rests_until = time.monotonic() + REST_S
+            self._rest()
         else:
             self.after(POLL_S, lambda: self._when_listening(fault))
+
+    def _rest(self) -> None:
+        rest_s = REST_S[self._world.settings.profile]
+        self._coordinator_rests_until = time.monotonic() + rest_s
 
     def stop_coordinator(self, duration_s: float) -> None:
         world = self._world
@@ -313,7 +319,7 @@ class Nemesis:
             coordinator.signal(signal.SIGCONT)
             world.coordinator_stopped = False
             world.close_fault(fault)
-            self._coordinator_rests_until = time.monotonic() + REST_S
+            self._rest()
 
         self.after(duration_s, resume)
 
