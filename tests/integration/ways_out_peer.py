@@ -54,12 +54,12 @@ def one_step(comm: pccl.Communicator, orders: Orders, group: int) -> bool:
             time.sleep(seconds)
         step.all_reduce(x, op="sum")
         step.all_reduce(end, op="max")
-    outcome = step.outcome
+    outcome, view = step.outcome, comm.view
     assert (x == (group + 1) * len(outcome.contributors)).all(), (x[:4], outcome)
     tell(
         step=step.number,
         contributors=[peer.hex() for peer in outcome.contributors],
-        world=len(comm.view.members),
+        world=len(view.members) if view.epoch == outcome.epoch else 0,  # 0: it has changed since
         epoch=outcome.epoch,
         retries=outcome.retries,
     )
