@@ -47,6 +47,7 @@ from pccl.membership.testimony import Witness
 from pccl.transport.engine_events import (
     EngineEvent,
     EngineExcluded,
+    EngineFailed,
     EntryLeft,
     EntryReached,
     LinksOpened,
@@ -351,6 +352,8 @@ class Member:
                 if code == REFUSED_INCARNATION:
                     return self._end(self._way_out(), text)
                 return []
+            case EngineFailed(code, text):
+                return self._end(code, text)
             case NativeLink() | StepDecided():
                 return []
             case _:

@@ -142,7 +142,8 @@ class Engine:
 class EngineError(RuntimeError):
     """Its args are (code, text).
 
-    Codes: closed, evicted, coordinator_lost, timeout, usage, forked, left, underflow, excluded.
+    Codes: closed, evicted, coordinator_lost, timeout, usage, forked, left, underflow, excluded,
+    memory.
     """
 
 class OutcomeMachine:

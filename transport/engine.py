@@ -26,6 +26,7 @@ from pccl.base.errors import (
     Forked,
     Left,
     OutcomeUnknown,
+    OutOfMemory,
     PcclError,
     UsageError,
     WorldTooSmall,
@@ -310,6 +311,8 @@ def error_of(code: str, text: str, *, deciding: bool) -> PcclError:
         case "coordinator_lost":
             lost = text or "no coordinator for longer than the grace period; connect again"
             return OutcomeUnknown(lost) if deciding else CoordinatorLost(lost)
+        case "memory":
+            return OutOfMemory(text or "this process has no memory left")
         case "timeout":
             return DeadlineExceeded(text or "the time for this call ran out")
         case "usage":

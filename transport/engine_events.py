@@ -87,6 +87,14 @@ class NativeRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """The engine ended by itself; `code` is one of those of its errors."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class NativeLink:
     """The native control connection to the coordinator came up or went down."""
 
@@ -112,6 +120,7 @@ EngineEvent = (
     | NativeEvicted
     | NativeRefused
     | NativeLink
+    | EngineFailed
     | StepDecided
 )
 
@@ -141,6 +150,8 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return NativeRefused(code, text)
         case ["coordinator", bool(connected)]:
             return NativeLink(connected)
+        case ["failed", str(code), str(text)]:
+            return EngineFailed(code, text)
         case ["decided", int(step)]:
             return StepDecided(step)
         case _:

@@ -20,11 +20,12 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     │   └── Excluded             the others did not wait any longer for this peer   [retryable]
     ├── Left                 this process has left the run, as it had asked to
     ├── Evicted              the run went on without this process; connect again
+    ├── OutOfMemory          the native core found no memory; this process is out (a MemoryError)
     └── CoordinatorLost      no coordinator for longer than the grace period
         └── OutcomeUnknown   ... while a step's outcome had still to be decided
 
 Invariant: errors that end a step on one member end it with the same class on every member, except
-Excluded, Left, Evicted and CoordinatorLost, which are about this process alone.
+Excluded, Left, Evicted, OutOfMemory and CoordinatorLost, which are about this process alone.
 """
 
 from collections.abc import Sequence
@@ -164,6 +165,11 @@ class Left(PcclError):
 
 class Evicted(PcclError):
     """The run went on without this process (it was silent or unreachable); connect again."""
+
+
+class OutOfMemory(PcclError, MemoryError):
+    """The native core found no memory in the middle of something.  It has ended, with the inputs of
+    open steps given back, and the others go on without this process; connect again."""
 
 
 class CoordinatorLost(PcclError):

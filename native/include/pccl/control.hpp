@@ -60,23 +60,23 @@ class ControlHost {
  public:
   /// Fences every attempt below `target`; when it returns nothing writes to callers' memory for
   /// them any more.  Answers within milliseconds.
-  virtual Report fence(Generation generation, Epoch target) noexcept = 0;
-  virtual HeartbeatStatus status() noexcept = 0;
+  virtual Report fence(Generation generation, Epoch target) = 0;
+  virtual HeartbeatStatus status() = 0;
   /// A data lane, handshake done, socket non-blocking, nothing read beyond it.
-  virtual void adopt_lane(const LaneHello& hello, Fd socket) noexcept = 0;
+  virtual void adopt_lane(const LaneHello& hello, Fd socket) = 0;
   /// Lanes asked for by connect() that did not come up before their deadline.
-  virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept = 0;
-  virtual void evicted(std::string text) noexcept = 0;
-  virtual void refused(std::uint8_t code, std::string text) noexcept = 0;  // by the coordinator
-  virtual void coordinator_connected(bool connected) noexcept = 0;
+  virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;
+  virtual void evicted(std::string text) = 0;
+  virtual void refused(std::uint8_t code, std::string text) = 0;  // by the coordinator
+  virtual void coordinator_connected(bool connected) = 0;
   /// PEER_BEAT heard.
-  virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept = 0;
+  virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) = 0;
   /// No PEER_BEAT for too long although there was a connection, which is closed now.
-  virtual void peer_silent(PeerId peer, Incarnation incarnation) noexcept = 0;
+  virtual void peer_silent(PeerId peer, Incarnation incarnation) = 0;
   /// ROUTES heard: through whom lanes are to be dialled.
-  virtual void routes(Generation generation, const std::vector<Route>& table) noexcept = 0;
+  virtual void routes(Generation generation, const std::vector<Route>& table) = 0;
   /// Where a peer that this one relays for can be reached; false: not known here.
-  virtual bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept = 0;
+  virtual bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) = 0;
 
  protected:
   ~ControlHost() = default;
@@ -148,6 +148,8 @@ class Control {
   [[nodiscard]] ControlCounters counters() const noexcept;
   /// Ends the thread and closes everything; idempotent.
   void stop() noexcept;
+  /// The same, but waits for nothing: connections and port are closed soon after.
+  void end() noexcept;
 
  private:
   class Impl;

@@ -8,7 +8,9 @@
 // Ownership: owns both threads, all sockets and the executor.
 // Threads:   every public member from any thread.
 // Errors:    the constructor throws std::system_error; members throw EngineFailure (on the caller's
-//            thread, with a code and a text); the engine's own threads never throw.
+//            thread, with a code and a text); the engine's own threads never throw.  Where memory
+//            runs out in the middle of something, whoever's thread it was, the engine ends: every
+//            wait fails with code memory, and to the others this process looks dead.
 #pragma once
 
 #include <atomic>
@@ -17,6 +19,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -29,7 +32,7 @@
 namespace pccl {
 
 /// Why a call could not be served: closed, evicted, coordinator_lost, timeout, usage, forked, left,
-/// underflow, excluded.
+/// underflow, excluded, memory.
 class EngineFailure : public std::runtime_error {
  public:
   EngineFailure(std::string code, const std::string& text)
@@ -43,7 +46,7 @@ class EngineFailure : public std::runtime_error {
 struct EngineEvent {
   enum class Kind : std::uint8_t {
     at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
-    refused, coordinator, decided,
+    refused, coordinator, decided, failed,
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
@@ -138,42 +141,51 @@ class Engine final : private ControlHost, private ExecutorHost {
   using Lock = std::unique_lock<std::mutex>;
 
   // ControlHost, on the control thread.
-  Report fence(Generation generation, Epoch target) noexcept override;
-  HeartbeatStatus status() noexcept override;
-  void adopt_lane(const LaneHello& hello, Fd socket) noexcept override;
-  void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept override;
-  void evicted(std::string text) noexcept override;
-  void refused(std::uint8_t code, std::string text) noexcept override;
-  void coordinator_connected(bool connected) noexcept override;
-  void peer_beat(PeerId peer, Epoch epoch, StepId watermark) noexcept override;
-  void peer_silent(PeerId peer, Incarnation incarnation) noexcept override;
-  void routes(Generation generation, const std::vector<Route>& table) noexcept override;
-  bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept override;
+  Report fence(Generation generation, Epoch target) override;
+  HeartbeatStatus status() override;
+  void adopt_lane(const LaneHello& hello, Fd socket) override;
+  void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) override;
+  void evicted(std::string text) override;
+  void refused(std::uint8_t code, std::string text) override;
+  void coordinator_connected(bool connected) override;
+  void peer_beat(PeerId peer, Epoch epoch, StepId watermark) override;
+  void peer_silent(PeerId peer, Incarnation incarnation) override;
+  void routes(Generation generation, const std::vector<Route>& table) override;
+  bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) override;
   // ExecutorHost, under the turn.
   void watch(Lane& lane) noexcept override;
   void unwatch(Lane& lane) noexcept override;
   void want_write(Lane& lane, bool wanted) noexcept override;
-  void suspect(Suspect suspicion) noexcept override;
-  void dial(DialRequest request, bool again) noexcept override;
-  void forget(PeerId peer, Incarnation incarnation) noexcept override;
-  void step_decided(const StepRecord& record) noexcept override;
-  void switched(Epoch epoch, StepId step) noexcept override;
-  void left(Epoch epoch, StepId step) noexcept override;
-  void links_up(Epoch epoch) noexcept override;
+  void suspect(Suspect suspicion) override;
+  void dial(DialRequest request, bool again) override;
+  void forget(PeerId peer, Incarnation incarnation) override;
+  void step_decided(const StepRecord& record) override;
+  void switched(Epoch epoch, StepId step) override;
+  void left(Epoch epoch, StepId step) override;
+  void links_up(Epoch epoch) override;
 
   Lock take_turn();
+  template <class Body>
+  auto with_turn(const Body& body);
+  template <class Body>
+  void guarded(const Body& body);
+  void out_of_memory() noexcept;  // under the turn
   void give_way(Lock& turn) noexcept;
   void run_reactor() noexcept;
   std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept;
-  void handle(std::span<const Poller::Event> events) noexcept;
-  bool drive(Lock& turn, StepId step, double deadline_s);
+  void handle(Lock& turn, std::span<const Poller::Event> events) noexcept;
+  void handle_each(Lock& turn, std::span<const Poller::Event> events);
+  bool pump(double now_s) noexcept;
+  bool drive(Lock& turn, StepId step, double deadline_s) noexcept;
+  BegunStep begin_or_wait(Lock& turn, const std::string& name, double deadline_s);
   void after_change() noexcept;
   void attend() noexcept;  // the reactor thread, or who drives in its place, has work
   void tell_decided() noexcept;
-  void leave_entry(const Lock& turn) noexcept;
+  void leave_entry(const Lock& turn);
   void refuse_begin(const Lock& turn);
   void kick() noexcept;
-  void emit(EngineEvent event) noexcept;
+  void deliver_last_words() noexcept;
+  void emit(EngineEvent event);
   void check_usable() const;
   void count_local_peers(const std::vector<MemberEntry>& members);
 
@@ -185,6 +197,8 @@ class Engine final : private ControlHost, private ExecutorHost {
 
   std::mutex turn_;
   std::atomic<int> turn_wanted_{0};
+  int giving_way_ = 0;               // threads that sleep until somebody has had the turn
+  std::condition_variable given_;
   std::condition_variable changed_;  // a step was decided, the gate may be open, or it all failed
   std::condition_variable standby_;  // the reactor thread may be needed
   Executor executor_;
@@ -198,6 +212,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   std::string failed_code_;
   std::string failed_text_;
   std::string excluded_text_;
+  bool memory_ran_out_ = false;
+  bool told_of_memory_ = false;      // by drain_events
 
   std::mutex events_mutex_;
   std::deque<EngineEvent> events_;
@@ -205,5 +221,28 @@ class Engine final : private ControlHost, private ExecutorHost {
   std::unique_ptr<Control> control_;  // after all it calls back into
   std::thread reactor_;
 };
+
+/// With the turn held; what it calls may allocate.
+template <class Body>
+auto Engine::with_turn(const Body& body) {
+  Lock turn = take_turn();
+  try {
+    return body(turn);
+  } catch (const std::bad_alloc&) {
+    out_of_memory();
+    throw EngineFailure(failed_code_, failed_text_);
+  }
+}
+
+/// Without the turn.
+template <class Body>
+void Engine::guarded(const Body& body) {
+  try {
+    body();
+  } catch (const std::bad_alloc&) {
+    const Lock turn = take_turn();
+    out_of_memory();
+  }
+}
 
 }  // namespace pccl

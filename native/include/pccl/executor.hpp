@@ -65,14 +65,14 @@ class ExecutorHost {
   virtual void watch(Lane& lane) noexcept = 0;    // a new lane: poll it
   virtual void unwatch(Lane& lane) noexcept = 0;
   virtual void want_write(Lane& lane, bool wanted) noexcept = 0;
-  virtual void suspect(Suspect suspicion) noexcept = 0;
+  virtual void suspect(Suspect suspicion) = 0;
   /// Opens lanes, and a peer control connection if there is none; the host fills in how long.
-  virtual void dial(DialRequest request, bool again) noexcept = 0;
-  virtual void forget(PeerId peer, Incarnation incarnation) noexcept = 0;  // stop dialling
-  virtual void step_decided(const StepRecord& record) noexcept = 0;
-  virtual void switched(Epoch epoch, StepId step) noexcept = 0;
-  virtual void left(Epoch epoch, StepId step) noexcept = 0;
-  virtual void links_up(Epoch epoch) noexcept = 0;
+  virtual void dial(DialRequest request, bool again) = 0;
+  virtual void forget(PeerId peer, Incarnation incarnation) = 0;  // stop dialling
+  virtual void step_decided(const StepRecord& record) = 0;
+  virtual void switched(Epoch epoch, StepId step) = 0;
+  virtual void left(Epoch epoch, StepId step) = 0;
+  virtual void links_up(Epoch epoch) = 0;
 
  protected:
   ~ExecutorHost() = default;
@@ -129,10 +129,12 @@ class Executor final : public FrameSink {
   /// Nothing has been heard of the peer for too long: what its lanes carry may be lost.
   void silent(PeerId peer, Incarnation incarnation, double now_s);
   /// The engine is failing: stops everything and gives every open step's inputs back.
-  void abandon();
+  void abandon() noexcept;
+  /// abandon(), and closes every lane: what is held here is not to be trusted any more.
+  void cut() noexcept;
 
-  Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
-  Status delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept override;
+  Status place(Link& link, const FrameHeader& header, Placement& placement) override;
+  Status delivered(Link& link, const FrameHeader& header, Placement& placement) override;
 
   [[nodiscard]] const OutcomeMachine* machine() const noexcept {
     return machine_ ? &*machine_ : nullptr;
@@ -147,6 +149,8 @@ class Executor final : public FrameSink {
   /// The planned view needs a link to that peer.
   [[nodiscard]] bool prepares(PeerId peer, Incarnation incarnation) const noexcept;
   [[nodiscard]] bool has_output() const noexcept;
+  /// This peer has left as planned, and others do not have all yet that it has to say.
+  [[nodiscard]] bool owes_words() const noexcept;
   [[nodiscard]] std::size_t lane_count() const noexcept;
   [[nodiscard]] std::size_t link_count() const noexcept { return links_.size(); }
   Environment& environment() noexcept { return environment_; }
@@ -172,10 +176,11 @@ class Executor final : public FrameSink {
   void completed(StepRecord& record, Operation& operation);
   void complete_step(StepRecord& record);
   void settle_sent();
-  void stop(Operation& operation);
+  void stop(Operation& operation) noexcept;
+  void feed_starved();
   void purge_early();
   Operation* find(const FrameHeader& header, StepRecord** record) noexcept;
-  Status stage(Link& link, const FrameHeader& header, Placement& placement) noexcept;
+  Status stage(Link& link, const FrameHeader& header, Placement& placement);
   Status on_open(Link& link, const FrameHeader& header, const Descriptor& theirs);
   Status on_control(Link& link, const FrameHeader& header, const Placement& placement);
   // Each queues one control frame and returns its bytes on the wire.
@@ -202,6 +207,7 @@ class Executor final : public FrameSink {
   template <class Wanted>
   void lose_silent(Link& link, double now_s, const Wanted& wanted);
   void check_links_up();
+  std::size_t pump_link(Link& link, double now_s);
   std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Descriptor& what);
 
   PeerId self_;
@@ -225,6 +231,7 @@ class Executor final : public FrameSink {
   Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;
+  std::pair<PeerId, Incarnation> pumped_last_;  // so that each link comes first in its turn
   bool abandoned_ = false;  // callers have their memory back: nothing may touch it again
 };
 

@@ -57,9 +57,9 @@ struct OutgoingFrame {
 class FrameSink {
  public:
   /// Decides where the payload of `header` goes; anything but ok ends the lane.
-  virtual Status place(Link& link, const FrameHeader& header, Placement& placement) noexcept = 0;
+  virtual Status place(Link& link, const FrameHeader& header, Placement& placement) = 0;
   virtual Status delivered(Link& link, const FrameHeader& header,
-                           Placement& placement) noexcept = 0;
+                           Placement& placement) = 0;
 
  protected:
   ~FrameSink() = default;
@@ -68,9 +68,9 @@ class FrameSink {
 class FrameSource {
  public:
   /// The next frame for this lane, or false if there is none now.
-  virtual bool next(std::uint32_t lane, OutgoingFrame& frame) noexcept = 0;
+  virtual bool next(std::uint32_t lane, OutgoingFrame& frame) = 0;
   /// The last byte of an operation's frame is in the kernel.
-  virtual void sent(const OutgoingFrame& frame) noexcept = 0;
+  virtual void sent(const OutgoingFrame& frame) = 0;
 
  protected:
   ~FrameSource() = default;
@@ -86,11 +86,13 @@ class Lane {
   [[nodiscard]] bool blocked() const noexcept { return blocked_; }
   [[nodiscard]] bool idle() const noexcept { return out_.empty(); }
   void unblock() noexcept { blocked_ = false; }
+  /// The other side's kernel has all that was sent.
+  [[nodiscard]] bool delivered() const noexcept;
 
   /// Sends until the socket is full (then blocked()), the source dry, or `budget` bytes are gone.
-  Status pump(FrameSource& source, std::size_t budget) noexcept;
+  Status pump(FrameSource& source, std::size_t budget);
   /// Receives until the socket is empty or `budget` bytes came: then `more` is set.
-  Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) noexcept;
+  Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more);
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.
   void let_go(const Operation& operation, BufferPool& buffers) noexcept;
@@ -126,8 +128,8 @@ class Lane {
   static constexpr std::size_t inbox_bytes = 16384;   // several small frames in one system call
   static constexpr std::size_t readahead_bytes = 512; // behind a large payload: the next header
   Status fill(std::size_t wanted_payload, bool& empty) noexcept;
-  Status accept_header(Link& link, FrameSink& sink) noexcept;
-  Status take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty) noexcept;
+  Status accept_header(Link& link, FrameSink& sink);
+  Status take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty);
   [[nodiscard]] std::size_t buffered() const noexcept { return inbox_end_ - inbox_begin_; }
 
   Fd socket_;

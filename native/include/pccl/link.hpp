@@ -51,8 +51,8 @@ class Link final : public FrameSource {
   Link(PeerId other, Incarnation its_incarnation, double now_s) noexcept
       : peer(other), incarnation(its_incarnation), needed_s(now_s), down_since_s(now_s) {}
 
-  bool next(std::uint32_t lane, OutgoingFrame& frame) noexcept override;
-  void sent(const OutgoingFrame& frame) noexcept override;
+  bool next(std::uint32_t lane, OutgoingFrame& frame) override;
+  void sent(const OutgoingFrame& frame) override;
 
   /// The queue has something to send (again).
   void list(SendQueue& queue);
@@ -94,7 +94,7 @@ class Link final : public FrameSource {
 
  private:
   [[nodiscard]] bool may_send(const SendQueue& queue) const noexcept;
-  bool next_of(std::deque<SendQueue*>& queues, std::uint32_t lane, OutgoingFrame& frame) noexcept;
+  bool next_of(std::deque<SendQueue*>& queues, std::uint32_t lane, OutgoingFrame& frame);
 
   // Far above what the open steps of a correct peer need: one frame per operation and transfer.
   static constexpr std::size_t control_frames_max = 1u << 20;

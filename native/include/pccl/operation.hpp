@@ -54,6 +54,7 @@ struct Environment {
   std::uint64_t progress = 0;   // payload bytes moved
   /// Operations whose last slice became final on the way out: a send had to leave first.
   std::vector<std::pair<StepId, Tag>> finished_by_send{};
+  bool starved = false;         // some operation lacked memory to fold: feed() tries again
 };
 
 struct Posted {
@@ -83,7 +84,9 @@ class Operation {
   // --- frames in ---
   Status place(const FrameHeader& header, std::uint16_t from, Placement& placement) noexcept;
   /// Applies a whole payload; `placement` as place() or the early store made it.
-  Status deliver(const FrameHeader& header, std::uint16_t from, Placement& placement) noexcept;
+  Status deliver(const FrameHeader& header, std::uint16_t from, Placement& placement);
+  /// Folds what has come in whole but found no memory; exhausted if there still is none.
+  Status feed();
   /// What the peer lacks of what dead lanes carried is queued again.
   void have(const FrameHeader& header, std::uint16_t from, const std::byte* bitmap);
   /// Bitmaps of what has come from `from`, one per transfer: calls `emit(header, bytes)`.
@@ -92,7 +95,7 @@ class Operation {
 
   // --- frames out ---
   Status build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) noexcept;
-  void sent(const OutgoingFrame& frame) noexcept;
+  void sent(const OutgoingFrame& frame);
   [[nodiscard]] std::uint32_t frame_bytes(const SendItem& item) const noexcept;
 
   // --- questions ---
@@ -109,6 +112,7 @@ class Operation {
   [[nodiscard]] SendQueue& queue(std::uint16_t peer) noexcept { return queues_[peer]; }
   [[nodiscard]] FrameHeader header(FrameType type) const noexcept;
 
+  std::uint32_t group = 0;           // of the attempt, as every frame of it says
   std::vector<std::uint8_t> opened;  // by plan rank: its OPEN came
   std::uint64_t wire_bytes = 0;      // over all attempts
   bool counted = false;              // the executor has seen it complete in this attempt
@@ -143,8 +147,9 @@ class Operation {
 
   Status save(std::uint16_t shard, std::uint32_t slice) noexcept;
   Status fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
-              double weight) noexcept;
-  Status fold_ordered(std::uint16_t shard, std::uint32_t slice) noexcept;
+              double weight);
+  Status fold_ordered(std::uint16_t shard, std::uint32_t slice);
+  void fold_or_starve(std::uint16_t shard, std::uint32_t slice);
   Status finish(std::uint16_t shard, std::uint32_t slice) noexcept;
   void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
   void run_next(const Transfer& transfer, std::uint32_t slice);
@@ -168,6 +173,7 @@ class Operation {
   std::vector<TransferState> transfers_;
   std::vector<SliceState> slices_;
   std::unordered_map<std::uint64_t, Buffer> staged_;  // ordered: by slice and rank
+  bool starved_ = false;                              // ordered: some slice found no memory
   std::uint64_t finals_left_ = 0;
   Digest digest_;
   UndoBlock undo_;

@@ -133,6 +133,7 @@ class OutcomeMachine {
   [[nodiscard]] std::uint32_t group() const noexcept;
   [[nodiscard]] int group_size() const noexcept;  // members of the own group
   [[nodiscard]] bool frozen() const noexcept { return frozen_target_ > view_.epoch; }
+  [[nodiscard]] bool has_left() const noexcept { return left_; }
   [[nodiscard]] bool waiting_at_gate() const noexcept;  // a retried step waits to start
   [[nodiscard]] StepId next_step() const noexcept { return next_step_; }
   [[nodiscard]] StepId watermark() const noexcept { return watermark_; }

@@ -76,6 +76,7 @@ class Control::Impl {
   [[nodiscard]] const Relay& relay() const noexcept { return relay_; }
   void post(Command command);
   void stop() noexcept;
+  void end() noexcept;
 
  private:
   void run() noexcept;
@@ -123,12 +124,16 @@ void Control::Impl::post(Command command) {
   wake();
 }
 
-void Control::Impl::stop() noexcept {
+void Control::Impl::end() noexcept {
   {
     const std::lock_guard lock(mailbox_mutex_);
     stopping_ = true;
   }
   wake();
+}
+
+void Control::Impl::stop() noexcept {
+  end();
   if (loop_thread_ == std::this_thread::get_id()) return;  // a callback: the thread ends by itself
   const std::lock_guard lock(join_mutex_);
   if (thread_.joinable()) thread_.join();
@@ -256,5 +261,7 @@ ControlCounters Control::counters() const noexcept {
 }
 
 void Control::stop() noexcept { impl_->stop(); }
+
+void Control::end() noexcept { impl_->end(); }
 
 }  // namespace pccl

@@ -11,8 +11,11 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstring>
 #include <system_error>
+#include <thread>
 
 #include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
@@ -50,6 +53,9 @@ bool is_loopback(int socket) noexcept {
   return address.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr) != 0;
 }
 
+constexpr double last_words_s = 1.0;
+constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
+
 Fd make_eventfd() {
   Fd fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!fd) throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -66,6 +72,8 @@ Engine::Engine(const EngineConfig& config)
       executor_(config.peer_id, config.lanes != 0 ? config.lanes : lanes_default, config.host_key,
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
+  // So that no memory is needed to say that there is none.
+  failed_text_.reserve(std::strlen(memory_text) + 1);
   ControlConfig control;
   control.peer_id = config.peer_id;
   control.listen_host = config.listen_host;
@@ -87,6 +95,7 @@ Engine::~Engine() {
 
 void Engine::close() noexcept {
   if (forks.load() != forks_) return;
+  deliver_last_words();
   {
     const Lock turn = take_turn();
     if (failed_code_.empty()) {
@@ -103,6 +112,20 @@ void Engine::close() noexcept {
   if (reactor_.joinable()) reactor_.join();
 }
 
+/// Who left as planned is waited for by nobody, but its last DONEs are: closing a socket too early
+/// would take them along.
+void Engine::deliver_last_words() noexcept {
+  const double until_s = monotonic_s() + last_words_s;
+  for (;;) {
+    {
+      const Lock turn = take_turn();
+      if (stop_ || !failed_code_.empty() || !executor_.owes_words()) return;
+    }
+    if (monotonic_s() >= until_s) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 void Engine::check_usable() const {
   if (forks.load() != forks_) {
     throw EngineFailure("forked", "this process was forked after connect(): connect in the child");
@@ -113,110 +136,41 @@ std::vector<EngineEvent> Engine::drain_events() {
   check_usable();
   std::uint64_t count = 0;
   (void)!::read(event_fd_.get(), &count, sizeof count);
+  bool ran_out = false;
+  {
+    const Lock turn = take_turn();
+    ran_out = memory_ran_out_ && !std::exchange(told_of_memory_, memory_ran_out_);
+  }
   const std::lock_guard lock(events_mutex_);
   std::vector<EngineEvent> events(std::make_move_iterator(events_.begin()),
                                   std::make_move_iterator(events_.end()));
   events_.clear();
+  if (ran_out) events.push_back({EngineEvent::Kind::failed, 0, 0, memory_text, {}});
   return events;
 }
 
-void Engine::emit(EngineEvent event) noexcept {
+void Engine::out_of_memory() noexcept {
+  if (memory_ran_out_) return;
+  memory_ran_out_ = true;
+  if (failed_code_.empty()) {
+    failed_code_ = "memory";
+    failed_text_ = memory_text;
+  }
+  executor_.cut();
+  control_->end();
+  changed_.notify_all();
+  standby_.notify_all();
+  const std::uint64_t one = 1;
+  (void)!::write(event_fd_.get(), &one, sizeof one);
+}
+
+void Engine::emit(EngineEvent event) {
   {
     const std::lock_guard lock(events_mutex_);
     events_.push_back(std::move(event));
   }
   const std::uint64_t one = 1;
   (void)!::write(event_fd_.get(), &one, sizeof one);
-}
-
-void Engine::admit(const Identity& identity, const CoordinatorEndpoint& coordinator) {
-  check_usable();
-  {
-    const Lock turn = take_turn();
-    executor_.admit(identity.incarnation);
-  }
-  control_->admit(identity, coordinator);
-}
-
-void Engine::prepare_view(Generation, Epoch epoch, const std::vector<MemberEntry>& members) {
-  check_usable();
-  const Lock turn = take_turn();
-  executor_.prepare(epoch, members, monotonic_s());
-}
-
-StepId Engine::hold(Generation generation, Epoch epoch) {
-  check_usable();
-  const Lock turn = take_turn();
-  return executor_.hold(generation, epoch);
-}
-
-void Engine::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
-                      const std::string& name) {
-  check_usable();
-  const Lock turn = take_turn();
-  count_local_peers(members);
-  std::optional<std::uint64_t> hash;
-  if (!name.empty()) hash = name_hash(name);
-  executor_.activate(view, members, step, hash, monotonic_s());
-  after_change();
-}
-
-void Engine::cancel_plan(Generation generation, Epoch epoch) {
-  check_usable();
-  const Lock turn = take_turn();
-  executor_.cancel_plan(generation, epoch);
-  after_change();
-}
-
-void Engine::install(const View& view, const std::vector<MemberEntry>& members,
-                     StepId committed_below, const std::vector<Decision>& decisions) {
-  check_usable();
-  Status status = Status::ok;
-  {
-    const Lock turn = take_turn();
-    count_local_peers(members);
-    status = executor_.install(view, members, committed_below, decisions, monotonic_s());
-    after_change();
-  }
-  if (status == Status::protocol) {
-    evicted("the coordinator's outcome contradicts what this peer holds");
-    return;
-  }
-  control_->beat_now();
-  emit({EngineEvent::Kind::installed, view.epoch, 0, {}, {}});
-}
-
-void Engine::exclude(Generation generation, Epoch epoch, const std::string& text) {
-  check_usable();
-  {
-    const Lock turn = take_turn();
-    excluded_text_ = text;
-    executor_.exclude(generation, epoch, text);
-    after_change();
-  }
-  control_->beat_now();
-  emit({EngineEvent::Kind::excluded, epoch, 0, {}, {}});
-}
-
-void Engine::count_local_peers(const std::vector<MemberEntry>& members) {
-  const auto local = std::count_if(members.begin(), members.end(), [&](const MemberEntry& entry) {
-    return entry.host_key == config_.host_key;
-  });
-  // Spinning pays only while every peer of this machine has a processor to spin on.
-  const auto processors = static_cast<std::ptrdiff_t>(std::thread::hardware_concurrency());
-  const int automatic = local <= processors ? 100 : 0;
-  spin_s_ = 1e-6 * (config_.spin_us >= 0 ? config_.spin_us : automatic);
-}
-
-void Engine::fail(const std::string& code, const std::string& text) {
-  check_usable();
-  const Lock turn = take_turn();
-  if (!failed_code_.empty()) return;
-  failed_code_ = code;
-  failed_text_ = text;
-  executor_.abandon();
-  emit({EngineEvent::Kind::decided, 0, ~StepId{0}, code, {}});  // all of them
-  after_change();
 }
 
 View Engine::view(int& rank, std::uint32_t& group) {
@@ -236,29 +190,32 @@ void Engine::post(const Posted& posted, bool last) {
     throw EngineFailure("usage", "a weight must be finite and not negative");
   }
   const DefaultArithmetic arithmetic;  // early frames are applied here and now
-  const Lock turn = take_turn();
-  if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
-  if (executor_.post(posted) != Status::ok || (last && executor_.seal(posted.step) != Status::ok)) {
-    throw EngineFailure("usage", "the step is over or sealed, or has an operation with this tag");
-  }
-  const bool more = executor_.pump(monotonic_s());
-  // Whoever posts the last operation mostly waits next, and then moves the frames itself.
-  const std::uint64_t bytes = posted.descriptor.count * size_of(posted.descriptor.dtype);
-  const bool large = bytes > small_operation_bytes;
-  if (more || (large && !last)) attend();
-  tell_decided();
+  with_turn([&](Lock&) {
+    if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
+    if (executor_.post(posted) != Status::ok ||
+        (last && executor_.seal(posted.step) != Status::ok)) {
+      throw EngineFailure("usage", "the step is over or sealed, or has an operation with this tag");
+    }
+    const bool more = pump(monotonic_s());
+    // Whoever posts the last operation mostly waits next, and then moves the frames itself.
+    const std::uint64_t bytes = posted.descriptor.count * size_of(posted.descriptor.dtype);
+    const bool large = bytes > small_operation_bytes;
+    if (more || (large && !last)) attend();
+    tell_decided();
+  });
 }
 
 void Engine::seal(StepId step) {
   check_usable();
   const DefaultArithmetic arithmetic;
-  const Lock turn = take_turn();
-  if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
-  if (executor_.seal(step) != Status::ok) {
-    throw EngineFailure("usage", "the step is over or sealed");
-  }
-  if (executor_.pump(monotonic_s())) attend();
-  tell_decided();
+  with_turn([&](Lock&) {
+    if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
+    if (executor_.seal(step) != Status::ok) {
+      throw EngineFailure("usage", "the step is over or sealed");
+    }
+    if (pump(monotonic_s())) attend();
+    tell_decided();
+  });
 }
 
 StepResult Engine::result(StepId step) {
@@ -291,14 +248,15 @@ void Engine::propose_failure(StepId step, SuspectCode code, const std::string& t
 
 void Engine::notify_when_decided(StepId step) {
   check_usable();
-  const Lock turn = take_turn();
-  StepRecord* record = executor_.record(step);
-  if (record == nullptr || record->state != StepState::open || !failed_code_.empty()) {
-    emit({EngineEvent::Kind::decided, 0, step, {}, {}});
-    return;
-  }
-  record->notify = true;
-  attend();
+  with_turn([&](Lock&) {
+    StepRecord* record = executor_.record(step);
+    if (record == nullptr || record->state != StepState::open || !failed_code_.empty()) {
+      emit({EngineEvent::Kind::decided, 0, step, {}, {}});
+      return;
+    }
+    record->notify = true;
+    attend();
+  });
 }
 
 EngineStats Engine::stats() {
@@ -313,13 +271,16 @@ EngineStats Engine::stats() {
 
 // --- the control thread's callbacks ---
 
-Report Engine::fence(Generation generation, Epoch target) noexcept {
-  const Lock turn = take_turn();
-  return executor_.fence(generation, target);
+Report Engine::fence(Generation generation, Epoch target) {
+  return with_turn([&](Lock&) {
+    // What it holds is not to be trusted: others decide without its word.
+    if (memory_ran_out_) throw EngineFailure(failed_code_, failed_text_);
+    return executor_.fence(generation, target);
+  });
 }
 
 /// A heartbeat leaves in time even if the data path is busy: then with what was so a moment ago.
-HeartbeatStatus Engine::status() noexcept {
+HeartbeatStatus Engine::status() {
   turn_wanted_.fetch_add(1, std::memory_order_relaxed);
   Lock turn(turn_, std::try_to_lock);
   const double give_up_s = monotonic_s() + status_wait_s;
@@ -329,13 +290,14 @@ HeartbeatStatus Engine::status() noexcept {
   }
   turn_wanted_.fetch_sub(1, std::memory_order_relaxed);
   if (!turn) return last_status_;
+  if (giving_way_ > 0) given_.notify_all();
   last_status_ = {};
   executor_.tell_status(last_status_, monotonic_s());
   if (at_entry_ && last_status_.step == no_step) last_status_.waiting = Waiting::gate;
   return last_status_;
 }
 
-void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
+void Engine::adopt_lane(const LaneHello& hello, Fd socket) {
   const int one = 1;
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
@@ -346,52 +308,52 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) noexcept {
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
     (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
   }
-  const Lock turn = take_turn();
-  executor_.adopt(hello, std::move(socket), loopback, monotonic_s());
-  attend();
+  with_turn([&](Lock&) {
+    if (memory_ran_out_) return;
+    executor_.adopt(hello, std::move(socket), loopback, monotonic_s());
+    attend();
+  });
 }
 
-void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) noexcept {
-  Epoch epoch = 0;
-  {
-    const Lock turn = take_turn();
+void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) {
+  with_turn([&](Lock&) {
     executor_.dial_failed(peer, incarnation, relayed, monotonic_s());
-    if (!relayed && executor_.prepares(peer, incarnation)) epoch = executor_.preparing();
-  }
-  if (epoch != 0) emit({EngineEvent::Kind::links_failed, epoch, 0, {}, {peer}});
+    if (relayed || !executor_.prepares(peer, incarnation) || executor_.preparing() == 0) return;
+    emit({EngineEvent::Kind::links_failed, executor_.preparing(), 0, {}, {peer}});
+  });
 }
 
-void Engine::evicted(std::string text) noexcept {
+void Engine::evicted(std::string text) {
   fail("evicted", text);
-  emit({EngineEvent::Kind::evicted, 0, 0, std::move(text), {}});
+  guarded([&] { emit({EngineEvent::Kind::evicted, 0, 0, std::move(text), {}}); });
 }
 
-void Engine::refused(std::uint8_t code, std::string text) noexcept {
-  emit({EngineEvent::Kind::refused, code, 0, std::move(text), {}});
+void Engine::refused(std::uint8_t code, std::string text) {
+  guarded([&] { emit({EngineEvent::Kind::refused, code, 0, std::move(text), {}}); });
 }
 
-void Engine::coordinator_connected(bool connected) noexcept {
-  emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, 0, {}, {}});
+void Engine::coordinator_connected(bool connected) {
+  guarded([&] { emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, 0, {}, {}}); });
 }
 
-void Engine::peer_beat(PeerId, Epoch, StepId) noexcept {}
+void Engine::peer_beat(PeerId, Epoch, StepId) {}
 
-void Engine::routes(Generation generation, const std::vector<Route>& table) noexcept {
-  const Lock turn = take_turn();
-  executor_.set_routes(generation, table, monotonic_s());
+void Engine::routes(Generation generation, const std::vector<Route>& table) {
+  with_turn([&](Lock&) { executor_.set_routes(generation, table, monotonic_s()); });
 }
 
-bool Engine::endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept {
+bool Engine::endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) {
   const Lock turn = take_turn();
   const PeerEndpoint* known = executor_.endpoint_of(peer, incarnation);
   if (known != nullptr) out = *known;
   return known != nullptr;
 }
 
-void Engine::peer_silent(PeerId peer, Incarnation incarnation) noexcept {
-  const Lock turn = take_turn();
-  executor_.silent(peer, incarnation, monotonic_s());
-  attend();
+void Engine::peer_silent(PeerId peer, Incarnation incarnation) {
+  with_turn([&](Lock&) {
+    executor_.silent(peer, incarnation, monotonic_s());
+    attend();
+  });
 }
 
 }  // namespace pccl

@@ -21,7 +21,8 @@ constexpr std::size_t events_max = 64;
 constexpr int idle_poll_ms = 50;   // also the grain of the executor's timers
 // After driving, a caller mostly drives again: the reactor thread leaves the sockets to it so long.
 constexpr double linger_s = 0.002;
-constexpr int courtesy_spins = 200;
+constexpr int courtesy_spins = 20;
+constexpr auto courtesy = std::chrono::milliseconds(2);
 constexpr double dial_timeout_s = 5.0;
 // The first of several tries, the next take longer: a SYN that was lost while the way was cut would
 // be repeated ever more rarely.
@@ -33,16 +34,23 @@ Engine::Lock Engine::take_turn() {
   turn_wanted_.fetch_add(1, std::memory_order_relaxed);
   Lock turn(turn_);
   turn_wanted_.fetch_sub(1, std::memory_order_relaxed);
+  if (giving_way_ > 0) given_.notify_all();
   return turn;
 }
 
-/// Lets those in who wait for the turn: a mutex alone would give it back to its last holder.
+/// Lets those in who wait for the turn: a mutex alone would give it back to its last holder.  Where
+/// they have no processor to take it with, this thread sleeps until one had it.
 void Engine::give_way(Lock& turn) noexcept {
-  for (int i = 0; i < courtesy_spins && turn_wanted_.load(std::memory_order_relaxed) > 0; ++i) {
+  const auto wanted = [&] { return turn_wanted_.load(std::memory_order_relaxed) > 0; };
+  for (int i = 0; i < courtesy_spins && wanted(); ++i) {
     turn.unlock();
     std::this_thread::yield();
     turn.lock();
   }
+  if (!wanted()) return;
+  ++giving_way_;
+  (void)given_.wait_for(turn, courtesy, [&] { return !wanted(); });
+  --giving_way_;
 }
 
 std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept {
@@ -52,7 +60,25 @@ std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeou
   return count;
 }
 
-void Engine::handle(std::span<const Poller::Event> events) noexcept {
+bool Engine::pump(double now_s) noexcept {
+  if (memory_ran_out_) return false;
+  try {
+    return executor_.pump(now_s);
+  } catch (...) {
+    out_of_memory();
+    return false;
+  }
+}
+
+void Engine::handle(Lock& turn, std::span<const Poller::Event> events) noexcept {
+  try {
+    handle_each(turn, events);
+  } catch (...) {
+    out_of_memory();
+  }
+}
+
+void Engine::handle_each(Lock& turn, std::span<const Poller::Event> events) {
   const DefaultArithmetic arithmetic;
   const double now_s = monotonic_s();
   for (const Poller::Event& event : events) {
@@ -70,9 +96,10 @@ void Engine::handle(std::span<const Poller::Event> events) noexcept {
     if (lane == link->lanes.end()) continue;
     const bool readable = (event.bits & (ready::read | ready::error)) != 0;
     executor_.ready(*link, **lane, readable, (event.bits & ready::write) != 0, now_s);
-    (void)executor_.pump(now_s);
+    if (!memory_ran_out_) (void)executor_.pump(now_s);
+    give_way(turn);  // a fence must not wait for all that is ready
   }
-  executor_.tick(now_s);
+  if (!memory_ran_out_) executor_.tick(now_s);
   tell_decided();
 }
 
@@ -84,16 +111,16 @@ void Engine::run_reactor() noexcept {
       standby_.wait_for(turn, std::chrono::duration<double>(linger_s));
       continue;
     }
-    const bool more = executor_.pump(monotonic_s());
+    const bool more = pump(monotonic_s());
     give_way(turn);
     if (driving_ || stop_) continue;
     const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms);
     if (driving_) continue;  // events stay ready: the driver will be told of them
-    handle({events.data(), count});
+    handle(turn, {events.data(), count});
   }
 }
 
-bool Engine::drive(Lock& turn, StepId step, double deadline_s) {
+bool Engine::drive(Lock& turn, StepId step, double deadline_s) noexcept {
   std::array<Poller::Event, events_max> events;
   driving_ = true;
   double now_s = monotonic_s();
@@ -103,7 +130,7 @@ bool Engine::drive(Lock& turn, StepId step, double deadline_s) {
     return record == nullptr || record->state != StepState::open || !failed_code_.empty();
   };
   while (!decided() && now_s < deadline_s) {
-    const bool more = executor_.pump(now_s);
+    const bool more = pump(now_s);
     if (decided()) break;
     int timeout_ms = 0;
     if (!more && now_s >= spin_until_s) {
@@ -111,12 +138,12 @@ bool Engine::drive(Lock& turn, StepId step, double deadline_s) {
     }
     give_way(turn);
     const std::size_t count = poll(turn, events, timeout_ms);
-    handle({events.data(), count});
+    handle(turn, {events.data(), count});
     now_s = monotonic_s();
     if (count > 0) spin_until_s = now_s + spin_s_;
   }
   driving_ = false;
-  const bool busy = executor_.pump(now_s) || executor_.open_steps() > 0 || executor_.has_output();
+  const bool busy = pump(now_s) || executor_.open_steps() > 0 || executor_.has_output();
   linger_until_s_ = busy ? 0 : now_s + linger_s;
   if (busy) standby_.notify_one();
   changed_.notify_all();  // another waiting caller may drive now
@@ -144,9 +171,12 @@ bool Engine::wait_step(StepId step, double timeout_s) {
 
 BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
   check_usable();
-  const std::uint64_t hash = name_hash(name);
   const double deadline_s = monotonic_s() + timeout_s;
-  Lock turn = take_turn();
+  return with_turn([&](Lock& turn) { return begin_or_wait(turn, name, deadline_s); });
+}
+
+BegunStep Engine::begin_or_wait(Lock& turn, const std::string& name, double deadline_s) {
+  const std::uint64_t hash = name_hash(name);
   for (;;) {
     if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
     if (const auto id = executor_.begin(hash)) {
@@ -187,11 +217,10 @@ void Engine::refuse_begin(const Lock& turn) {
 }
 
 void Engine::leave_entry() {
-  const Lock turn = take_turn();
-  leave_entry(turn);
+  with_turn([&](Lock& turn) { leave_entry(turn); });
 }
 
-void Engine::leave_entry(const Lock&) noexcept {
+void Engine::leave_entry(const Lock&) {
   if (!at_entry_) return;
   at_entry_ = false;
   emit({EngineEvent::Kind::left_entry, 0, 0, {}, {}});
@@ -230,32 +259,32 @@ void Engine::want_write(Lane& lane, bool wanted) noexcept {
   (void)poller_.modify(lane.fd(), ready::read | (wanted ? ready::write : 0u), lane.id());
 }
 
-void Engine::suspect(Suspect suspicion) noexcept { control_->suspect(std::move(suspicion)); }
+void Engine::suspect(Suspect suspicion) { control_->suspect(std::move(suspicion)); }
 
-void Engine::dial(DialRequest request, bool again) noexcept {
+void Engine::dial(DialRequest request, bool again) {
   request.timeout_s = dial_timeout_s;
   request.try_s = again && !request.via ? redial_try_s : dial_timeout_s;
   control_->connect(request);
 }
 
-void Engine::forget(PeerId peer, Incarnation incarnation) noexcept {
+void Engine::forget(PeerId peer, Incarnation incarnation) {
   control_->forget(peer, incarnation);
 }
 
-void Engine::step_decided(const StepRecord& record) noexcept {
+void Engine::step_decided(const StepRecord& record) {
   decided_ = true;
   if (record.notify) emit({EngineEvent::Kind::decided, 0, record.id, {}, {}});
 }
 
-void Engine::switched(Epoch epoch, StepId step) noexcept {
+void Engine::switched(Epoch epoch, StepId step) {
   emit({EngineEvent::Kind::switched, epoch, step, {}, {}});
 }
 
-void Engine::left(Epoch epoch, StepId step) noexcept {
+void Engine::left(Epoch epoch, StepId step) {
   emit({EngineEvent::Kind::left, epoch, step, {}, {}});
 }
 
-void Engine::links_up(Epoch epoch) noexcept {
+void Engine::links_up(Epoch epoch) {
   emit({EngineEvent::Kind::links_up, epoch, 0, {}, {}});
 }
 

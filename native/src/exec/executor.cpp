@@ -169,6 +169,7 @@ void Executor::on_start(const Start& effect) {
 
 void Executor::start_operation(StepRecord& step, Operation& operation) {
   const Posted& posted = operation.posted();
+  operation.group = machine_->group();
   const Status status =
       operation.start(step.epoch, plan_for(step, posted.descriptor), step.peers);
   if (status != Status::ok) {
@@ -232,6 +233,25 @@ void Executor::complete_step(StepRecord& step) {
   perform(std::move(effects));
 }
 
+/// Slices that found no memory to be folded in; who is refused again tells the coordinator, since
+/// nobody would ever send them a second time.
+void Executor::feed_starved() {
+  if (!environment_.starved) return;
+  environment_.starved = false;
+  for (auto& [id, step] : steps_) {
+    if (!step.started) continue;
+    for (const auto& operation : step.operations) {
+      const Status fed = operation->feed();
+      completed(step, *operation);
+      if (!step.started) break;  // that was its last
+      if (fed == Status::ok || step.accused) continue;
+      step.accused = true;
+      host_.suspect({step.epoch, step.id, SuspectCode::local, {self_},
+                     "a peer has no memory to fold contributions in"});
+    }
+  }
+}
+
 void Executor::settle_sent() {
   while (!environment_.finished_by_send.empty()) {
     const auto [id, tag] = environment_.finished_by_send.back();
@@ -244,7 +264,7 @@ void Executor::settle_sent() {
   }
 }
 
-void Executor::stop(Operation& operation) {
+void Executor::stop(Operation& operation) noexcept {
   operation.stop();
   for (const auto& [name, link] : links_) {
     for (const auto& lane : link->lanes) lane->let_go(operation, buffers_);

@@ -25,7 +25,7 @@ Operation* Executor::find(const FrameHeader& header, StepRecord** found) noexcep
   return it == step->by_tag.end() ? nullptr : it->second;
 }
 
-Status Executor::place(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+Status Executor::place(Link& link, const FrameHeader& header, Placement& placement) {
   ++counters_.frames_received;
   if (abandoned_) return Status::ok;
   if (header.type != FrameType::data) {
@@ -48,7 +48,7 @@ Status Executor::place(Link& link, const FrameHeader& header, Placement& placeme
   return stage(link, header, placement);
 }
 
-Status Executor::stage(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+Status Executor::stage(Link& link, const FrameHeader& header, Placement& placement) {
   const bool fenced = machine_ && machine_->frozen() && header.epoch <= machine_->view().epoch;
   if (fenced || over(header)) {
     ++counters_.frames_discarded;
@@ -75,7 +75,8 @@ Status Executor::stage(Link& link, const FrameHeader& header, Placement& placeme
   return Status::ok;
 }
 
-Status Executor::delivered(Link& link, const FrameHeader& header, Placement& placement) noexcept {
+Status Executor::delivered(Link& link, const FrameHeader& header, Placement& placement) {
+  if (abandoned_) return Status::ok;
   switch (placement.kind) {
     case Placement::Kind::discard: return Status::ok;
     case Placement::Kind::control: return on_control(link, header, placement);
@@ -293,6 +294,7 @@ std::size_t Executor::post_seal(Link& link, const StepRecord& step) {
   header.type = FrameType::seal;
   header.epoch = step.epoch;
   header.step = step.id;
+  header.group = machine_->group();
   std::array<std::byte, seal_bytes> body;
   encode(SealBody{step.manifest, step.operations.size()}, body);
   link.post(header, body, buffers_);
@@ -304,6 +306,7 @@ std::size_t Executor::post_done(Link& link, const SendDone& done) {
   header.type = FrameType::done;
   header.epoch = done.epoch;
   header.step = done.step;
+  header.group = machine_->group();
   std::array<std::byte, done_bytes> body;
   encode(DoneBody{done.manifest, done.digest}, body);
   link.post(header, body, buffers_);

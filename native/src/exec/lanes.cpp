@@ -21,6 +21,8 @@ constexpr std::size_t lanes_per_link_max = 64;
 // nobody else waits long for the turn.
 constexpr std::size_t receive_budget = 512 * 1024;
 constexpr std::size_t send_budget = 1024 * 1024;
+// Over all lanes, then others may have the turn.
+constexpr std::size_t pump_budget = 2 * send_budget;
 
 }  // namespace
 
@@ -151,34 +153,45 @@ void Executor::ready(Link& link, Lane& lane, bool readable, bool writable, doubl
   if (status != Status::ok) lose(link, lane, status, now_s);
 }
 
+std::size_t Executor::pump_link(Link& link, double now_s) {
+  std::size_t moved = 0;
+  link.dirty = false;
+  if (std::exchange(link.damaged, false)) {
+    while (link.up()) lose(link, *link.lanes.back(), Status::protocol, now_s);
+  }
+  for (std::size_t i = 0; i < link.lanes.size(); ++i) {
+    Lane& lane = *link.lanes[i];
+    if (lane.blocked()) continue;
+    const std::uint64_t before = lane.bytes_sent;
+    const Status status = lane.pump(link, send_budget);
+    moved += lane.bytes_sent - before;
+    if (status != Status::ok) {
+      lose(link, lane, status, now_s);
+      --i;
+      continue;
+    }
+    if (lane.blocked()) {
+      host_.want_write(lane, true);
+    } else if (!lane.idle() || link.has_output()) {
+      link.dirty = true;
+    }
+  }
+  // All lanes full: the poller says when one takes bytes again.
+  const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
+                                [](const auto& lane) { return !lane->blocked(); });
+  link.dirty = link.dirty && open;
+  return moved;
+}
+
 bool Executor::pump(double now_s) {
   bool more = false;
-  for (auto& [name, owned] : links_) {
-    Link& link = *owned;
-    if (!link.dirty) continue;
-    link.dirty = false;
-    if (std::exchange(link.damaged, false)) {
-      while (link.up()) lose(link, *link.lanes.back(), Status::protocol, now_s);
-    }
-    for (std::size_t i = 0; i < link.lanes.size(); ++i) {
-      Lane& lane = *link.lanes[i];
-      if (lane.blocked()) continue;
-      const Status status = lane.pump(link, send_budget);
-      if (status != Status::ok) {
-        lose(link, lane, status, now_s);
-        --i;
-        continue;
-      }
-      if (lane.blocked()) {
-        host_.want_write(lane, true);
-      } else if (!lane.idle() || link.has_output()) {
-        link.dirty = true;
-      }
-    }
-    // All lanes full: the poller says when one takes bytes again.
-    const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
-                                  [](const auto& lane) { return !lane->blocked(); });
-    link.dirty = link.dirty && open;
+  std::size_t moved = 0;
+  auto next = links_.upper_bound(pumped_last_);
+  for (std::size_t left = links_.size(); left > 0 && moved < pump_budget; --left, ++next) {
+    if (next == links_.end()) next = links_.begin();
+    if (!next->second->dirty) continue;
+    pumped_last_ = next->first;
+    moved += pump_link(*next->second, now_s);
   }
   settle_sent();  // may queue DONEs: then there is more
   for (const auto& [name, link] : links_) {
@@ -213,7 +226,12 @@ void Executor::tick(double now_s) {
   if (now_s < next_tick_s_) return;
   next_tick_s_ = now_s + tick_s;
   if (!machine_) return;
+  feed_starved();
   mark_needed(now_s);
+  for (auto& [id, step] : steps_) {
+    if (step.state != StepState::open || !step.started) continue;
+    for (Link* link : step.everyone) dial(*link, now_s);  // also of a peer that is leaving
+  }
   for (const auto& [name, link] : links_) look_after(*link, now_s);
   for (const Member& member : machine_->view().members) {
     const auto it = links_.find({member.peer, member.incarnation});

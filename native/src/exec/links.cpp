@@ -183,7 +183,16 @@ bool Executor::prepares(PeerId peer, Incarnation incarnation) const noexcept {
   });
 }
 
-void Executor::abandon() {
+void Executor::cut() noexcept {
+  abandon();
+  for (const auto& [name, link] : links_) {
+    for (const auto& lane : link->lanes) host_.unwatch(*lane);
+    link->lanes.clear();
+  }
+  lane_links_.clear();
+}
+
+void Executor::abandon() noexcept {
   abandoned_ = true;
   for (auto& [id, step] : steps_) {
     if (step.state != StepState::open) continue;
@@ -200,6 +209,16 @@ bool Executor::has_output() const noexcept {
     const Link& link = *entry.second;
     return link.has_output() || std::any_of(link.lanes.begin(), link.lanes.end(),
                                             [](const auto& lane) { return !lane->idle(); });
+  });
+}
+
+bool Executor::owes_words() const noexcept {
+  if (!machine_ || !machine_->has_left()) return false;
+  return std::any_of(links_.begin(), links_.end(), [](const auto& entry) {
+    const Link& link = *entry.second;
+    return link.up() && (link.has_output() ||
+                         std::any_of(link.lanes.begin(), link.lanes.end(),
+                                     [](const auto& lane) { return !lane->delivered(); }));
   });
 }
 

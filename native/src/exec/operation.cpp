@@ -94,6 +94,7 @@ FrameHeader Operation::header(FrameType type) const noexcept {
   frame.epoch = epoch_;
   frame.step = posted_.step;
   frame.tag = posted_.tag;
+  frame.group = group;
   frame.descriptor = static_cast<std::uint32_t>(posted_.descriptor.digest());
   frame.weight = posted_.weight;
   return frame;
@@ -172,6 +173,7 @@ void Operation::stop() noexcept {
     queues_[peer].inputs.clear();
   }
   staged_.clear();
+  starved_ = false;
 }
 
 void Operation::undo() noexcept {
@@ -260,7 +262,7 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   return Status::ok;
 }
 
-void Operation::sent(const OutgoingFrame& frame) noexcept {
+void Operation::sent(const OutgoingFrame& frame) {
   const Transfer& transfer = plan_->plan.transfers[frame.transfer];
   SliceState& slice = slices_[index(transfer.shard, frame.slice)];
   if (transfer.source == Source::accumulator && !accumulates_in_output()) {
@@ -271,7 +273,7 @@ void Operation::sent(const OutgoingFrame& frame) noexcept {
   --slice.in_flight;
   // An exchange overwrites the input only after the last peer was sent it.
   if (plan_->plan.ordered && slice.in_flight == 0 && !slice.final) {
-    (void)fold_ordered(transfer.shard, frame.slice);
+    fold_or_starve(transfer.shard, frame.slice);
     if (complete()) environment_.finished_by_send.emplace_back(posted_.step, posted_.tag);
   }
 }

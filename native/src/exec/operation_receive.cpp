@@ -4,6 +4,7 @@
 // Errors:    Status::protocol for a frame that does not fit the plan or its own hash.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "pccl/operation.hpp"
 #include "pccl/xxh3.hpp"
@@ -16,6 +17,7 @@ Status Operation::place(const FrameHeader& head, std::uint16_t from,
   if (head.descriptor != static_cast<std::uint32_t>(posted_.descriptor.digest())) {
     return Status::ok;  // its OPEN tells both sides what differs
   }
+  if (head.group != group) return Status::protocol;
   if (head.shard >= plan_->plan.shards.size()) return Status::protocol;
   const int found = plan_->receive_of(head.phase, head.shard, from);
   if (found < 0) return Status::protocol;
@@ -39,7 +41,7 @@ Status Operation::place(const FrameHeader& head, std::uint16_t from,
 }
 
 Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
-                          Placement& placement) noexcept {
+                          Placement& placement) {
   const Transfer& transfer = plan_->plan.transfers[placement.transfer];
   TransferState& state = transfers_[placement.transfer];
   std::uint8_t& received = state.received[head.slice];
@@ -70,7 +72,8 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
     const std::uint64_t key = std::uint64_t{index(head.shard, head.slice)} << 16 | from;
     staged_[key] = std::move(placement.buffer);
     ++slices_[index(head.shard, head.slice)].folded;
-    return fold_ordered(head.shard, head.slice);
+    fold_or_starve(head.shard, head.slice);
+    return Status::ok;
   }
   const Status folded = fold(transfer, head.slice, placement.target, head.weight);
   if (folded != Status::ok) {  // no memory: the lane ends and the slice comes again
@@ -81,7 +84,7 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
 }
 
 Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
-                       double weight) noexcept {
+                       double weight) {
   const std::uint16_t shard = transfer.shard;
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
@@ -116,7 +119,24 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
   return Status::ok;
 }
 
-Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) noexcept {
+/// The contributions are all here and nobody sends them again: without memory now, feed() folds.
+void Operation::fold_or_starve(std::uint16_t shard, std::uint32_t slice) {
+  if (fold_ordered(shard, slice) == Status::ok) return;
+  starved_ = environment_.starved = true;
+}
+
+Status Operation::feed() {
+  if (!running_ || !std::exchange(starved_, false)) return Status::ok;
+  for (std::uint16_t shard = 0; shard < plan_->plan.shards.size(); ++shard) {
+    for (std::uint32_t slice = 0; slice < plan_->plan.shards[shard].slices; ++slice) {
+      fold_or_starve(shard, slice);
+      if (starved_) return Status::exhausted;
+    }
+  }
+  return Status::ok;
+}
+
+Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
   const Plan& plan = plan_->plan;
   SliceState& state = slices_[index(shard, slice)];
   if (plan.finishes[shard] == 0 || state.folded != plan_->reduces[shard] || state.final) {

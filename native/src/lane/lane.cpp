@@ -4,6 +4,8 @@
 // Errors:    Status.
 #include "pccl/lane.hpp"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -30,7 +32,7 @@ Status status_of(int error) noexcept {
 
 }  // namespace
 
-Status Lane::pump(FrameSource& source, std::size_t budget) noexcept {
+Status Lane::pump(FrameSource& source, std::size_t budget) {
   std::size_t moved = 0;
   while (!blocked_) {
     std::size_t pending = 0;
@@ -148,7 +150,7 @@ Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {
   return Status::ok;
 }
 
-Status Lane::accept_header(Link& link, FrameSink& sink) noexcept {
+Status Lane::accept_header(Link& link, FrameSink& sink) {
   const auto bytes = std::span<const std::byte, header_bytes>(inbox_.data() + inbox_begin_,
                                                               header_bytes);
   if (const Status status = decode(bytes, header_); status != Status::ok) return status;
@@ -159,7 +161,7 @@ Status Lane::accept_header(Link& link, FrameSink& sink) noexcept {
   return sink.place(link, header_, placement_);
 }
 
-Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty) noexcept {
+Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty) {
   const std::size_t missing = header_.length - received_;
   if (const std::size_t here = std::min(missing, buffered()); here > 0) {
     if (placement_.target != nullptr) {
@@ -180,7 +182,7 @@ Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool&
   return sink.delivered(link, header_, placement);
 }
 
-Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) noexcept {
+Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) {
   std::size_t taken = 0;
   bool empty = false;
   more = false;
@@ -207,6 +209,12 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
     if (status != Status::ok) return status;
   }
   return Status::ok;
+}
+
+bool Lane::delivered() const noexcept {
+  int unacknowledged = 0;
+  return out_.empty() &&
+         (::ioctl(socket_.get(), SIOCOUTQ, &unacknowledged) != 0 || unacknowledged == 0);
 }
 
 void Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {

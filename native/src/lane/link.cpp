@@ -97,7 +97,7 @@ bool Link::may_send(const SendQueue& queue) const noexcept {
 }
 
 bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
-                   OutgoingFrame& frame) noexcept {
+                   OutgoingFrame& frame) {
   while (!queues.empty()) {
     SendQueue& queue = *queues.front();
     queues.pop_front();
@@ -127,7 +127,7 @@ bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
   return false;
 }
 
-bool Link::next(std::uint32_t lane, OutgoingFrame& frame) noexcept {
+bool Link::next(std::uint32_t lane, OutgoingFrame& frame) {
   if (!control_.empty()) {
     frame = std::move(control_.front());
     control_.pop_front();
@@ -136,6 +136,6 @@ bool Link::next(std::uint32_t lane, OutgoingFrame& frame) noexcept {
   return next_of(small_, lane, frame) || next_of(bulk_, lane, frame);
 }
 
-void Link::sent(const OutgoingFrame& frame) noexcept { frame.operation->sent(frame); }
+void Link::sent(const OutgoingFrame& frame) { frame.operation->sent(frame); }
 
 }  // namespace pccl

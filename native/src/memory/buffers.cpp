@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -20,6 +21,17 @@ constexpr std::size_t page = 4096;
 // An undo block that may be twice as large as asked for is reused; beyond that it is waste.
 constexpr std::size_t waste_factor = 2;
 constexpr std::uint32_t peak_window = 64;
+
+/// False where there is no memory even for the list: the piece is then given back to the system.
+template <class Item>
+bool remember(std::vector<Item>& list, Item item) noexcept {
+  try {
+    list.push_back(item);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
 
 }  // namespace
 
@@ -56,11 +68,10 @@ Buffer BufferPool::take(std::size_t bytes) noexcept {
 void BufferPool::give(std::byte* data, std::size_t size_class) noexcept {
   const std::size_t bytes = class_bytes[size_class];
   in_use_ -= bytes;
-  if (cached_ + bytes > cached_bytes_max) {
+  if (cached_ + bytes > cached_bytes_max || !remember(free_[size_class], data)) {
     std::free(data);
     return;
   }
-  free_[size_class].push_back(data);
   cached_ += bytes;
 }
 
@@ -103,7 +114,10 @@ void UndoArena::give(std::byte* data, std::size_t bytes) noexcept {
   in_use_ -= bytes;
   if (++given_ % peak_window == 0) peak_ = in_use_ + bytes;
   // Keep what the recent past used at once and no more, so memory follows the workload down.
-  free_.push_back({data, bytes});
+  if (!remember(free_, Free{data, bytes})) {
+    ::munmap(data, bytes);
+    return;
+  }
   cached_ += bytes;
   while (cached_ + in_use_ > peak_ && free_.size() > 1) {
     ::munmap(free_.front().data, free_.front().bytes);

@@ -1,0 +1,100 @@
+// native/src/engine/membership.cpp — what the member's agent tells the engine.
+// Ownership: see engine.hpp.
+// Threads:   the agent's.
+// Errors:    EngineFailure.
+#include <algorithm>
+#include <thread>
+
+#include "pccl/clock.hpp"
+#include "pccl/engine.hpp"
+#include "pccl/xxh3.hpp"
+
+namespace pccl {
+
+void Engine::admit(const Identity& identity, const CoordinatorEndpoint& coordinator) {
+  check_usable();
+  with_turn([&](Lock&) { executor_.admit(identity.incarnation); });
+  control_->admit(identity, coordinator);
+}
+
+void Engine::prepare_view(Generation, Epoch epoch, const std::vector<MemberEntry>& members) {
+  check_usable();
+  with_turn([&](Lock&) { executor_.prepare(epoch, members, monotonic_s()); });
+}
+
+StepId Engine::hold(Generation generation, Epoch epoch) {
+  check_usable();
+  return with_turn([&](Lock&) { return executor_.hold(generation, epoch); });
+}
+
+void Engine::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
+                      const std::string& name) {
+  check_usable();
+  with_turn([&](Lock&) {
+    count_local_peers(members);
+    std::optional<std::uint64_t> hash;
+    if (!name.empty()) hash = name_hash(name);
+    executor_.activate(view, members, step, hash, monotonic_s());
+    after_change();
+  });
+}
+
+void Engine::cancel_plan(Generation generation, Epoch epoch) {
+  check_usable();
+  with_turn([&](Lock&) {
+    executor_.cancel_plan(generation, epoch);
+    after_change();
+  });
+}
+
+void Engine::install(const View& view, const std::vector<MemberEntry>& members,
+                     StepId committed_below, const std::vector<Decision>& decisions) {
+  check_usable();
+  const Status status = with_turn([&](Lock&) {
+    count_local_peers(members);
+    const Status done = executor_.install(view, members, committed_below, decisions, monotonic_s());
+    after_change();
+    return done;
+  });
+  if (status == Status::protocol) {
+    evicted("the coordinator's outcome contradicts what this peer holds");
+    return;
+  }
+  control_->beat_now();
+  emit({EngineEvent::Kind::installed, view.epoch, 0, {}, {}});
+}
+
+void Engine::exclude(Generation generation, Epoch epoch, const std::string& text) {
+  check_usable();
+  with_turn([&](Lock&) {
+    excluded_text_ = text;
+    executor_.exclude(generation, epoch, text);
+    after_change();
+  });
+  control_->beat_now();
+  emit({EngineEvent::Kind::excluded, epoch, 0, {}, {}});
+}
+
+void Engine::count_local_peers(const std::vector<MemberEntry>& members) {
+  const auto local = std::count_if(members.begin(), members.end(), [&](const MemberEntry& entry) {
+    return entry.host_key == config_.host_key;
+  });
+  // Spinning pays only while every peer of this machine has a processor to spin on.
+  const auto processors = static_cast<std::ptrdiff_t>(std::thread::hardware_concurrency());
+  const int automatic = local <= processors ? 100 : 0;
+  spin_s_ = 1e-6 * (config_.spin_us >= 0 ? config_.spin_us : automatic);
+}
+
+void Engine::fail(const std::string& code, const std::string& text) {
+  check_usable();
+  with_turn([&](Lock&) {
+    if (!failed_code_.empty()) return;
+    failed_code_ = code;
+    failed_text_ = text;
+    executor_.abandon();
+    emit({EngineEvent::Kind::decided, 0, ~StepId{0}, code, {}});  // all of them
+    after_change();
+  });
+}
+
+}  // namespace pccl

@@ -1,0 +1,119 @@
+// native/tests/test_memory.cpp — allocations that fail, one after the other, in running engines.
+// Ownership: each test owns its world.
+// Threads:   the test's, one per rank, and the engines' own.
+// Errors:    CHECKs; std::terminate would fail the program.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "engine_world.hpp"
+
+namespace {
+
+std::atomic<long> allowed{-1};  // allocations that still succeed; below 0: all do
+std::atomic<long> refused{0};
+thread_local bool exempt = false;
+
+bool refuse() noexcept {
+  if (exempt || allowed.load(std::memory_order_relaxed) < 0) return false;
+  if (allowed.fetch_sub(1) > 0) return false;
+  allowed.store(-1);  // one failure: what follows shows whether all is in order
+  ++refused;
+  return true;
+}
+
+void* take(std::size_t bytes) {
+  void* memory = refuse() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return take(bytes); }
+void* operator new[](std::size_t bytes) { return take(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+
+using namespace world;
+
+namespace {
+
+constexpr std::size_t count = 40'000;
+constexpr int steps = 3;
+
+struct Ended {
+  bool committed = false;
+  std::string code;
+};
+
+/// One step of one sum; what became of it here.  Gives up when another rank has failed.
+Ended attempt(Engine& engine, std::vector<float>& data, Algorithm algorithm,
+              const std::atomic<bool>& somebody_failed) {
+  Ended ended;
+  try {
+    const BegunStep begun = engine.begin_step("step", 5);
+    engine.post(post_of(begun.step, 0, data.data(), data.data(), count, Dtype::f32, ReduceOp::sum,
+                        algorithm));
+    engine.seal(begun.step);
+    for (int i = 0; i < 200 && !engine.wait_step(begun.step, 0.05); ++i) {
+      if (somebody_failed) return ended;
+    }
+    ended.committed = engine.result(begun.step).state == StepState::committed;
+    engine.release(begun.step);
+  } catch (const EngineFailure& failure) {
+    ended.code = failure.code();
+  } catch (const std::bad_alloc&) {
+    ended.code = "bad_alloc";  // the caller's own: nothing here is half done, the engine has ended
+  }
+  return ended;
+}
+
+/// Two engines; the allocation after `number` others fails.
+void fail_at(long number, Algorithm algorithm) {
+  exempt = true;
+  // Longer than the engines: who has not failed may hold on to it.
+  std::vector<std::vector<float>> inputs(2, std::vector<float>(count));
+  World world(2);
+  world.install(1, world.everybody());
+  std::atomic<bool> somebody_failed{false};
+  World::all(world.everybody(), [&](std::size_t rank) {
+    exempt = false;
+    std::vector<float>& data = inputs[rank];
+    for (int i = 0; i < steps; ++i) {
+      std::fill(data.begin(), data.end(), static_cast<float>(rank + 1));
+      if (i == 1) allowed.store(number);  // with the plans made and the lanes up
+      const Ended ended = attempt(*world.engines[rank], data, algorithm, somebody_failed);
+      exempt = true;
+      if (!ended.code.empty()) {
+        CHECK(ended.code == "memory" || ended.code == "bad_alloc");
+        somebody_failed = true;
+      }
+      const float expected = ended.committed ? 3.0f : static_cast<float>(rank + 1);
+      if (ended.committed || ended.code == "memory") {
+        CHECK(std::all_of(data.begin(), data.end(), [=](float x) { return x == expected; }));
+      }
+      exempt = false;
+      if (!ended.committed) break;
+    }
+    exempt = true;
+  });
+  allowed.store(-1);
+  for (const auto& engine : world.engines) {
+    for (const EngineEvent& event : engine->drain_events()) {
+      if (event.kind == EngineEvent::Kind::failed) CHECK(!event.text.empty());
+    }
+  }
+}
+
+TEST(an_allocation_that_fails_ends_the_engine_and_never_its_host) {
+  for (const Algorithm algorithm : {Algorithm::direct, Algorithm::exchange}) {
+    for (long number = 0; number < 150; ++number) fail_at(number, algorithm);
+  }
+  CHECK(refused > 100);
+}
+
+}  // namespace
