@@ -8,6 +8,7 @@ from tests.churn.records import Commit, Fault, Life
 from tests.churn.timeline import (
     Done,
     Span,
+    counts_from,
     done_steps,
     gaps,
     left_behind,
@@ -94,6 +95,15 @@ def test_a_fault_that_never_ends_is_one_until_the_end() -> None:
 
 def commit(at: float, step: int) -> Commit:
     return Commit(at, step, "train", 1, (), "", 0, 0, 0, "")
+
+
+def test_a_newcomer_counts_from_its_first_commit_or_when_it_has_waited_long_for_it() -> None:
+    one = Life("a", "aa", 100.0)
+    assert counts_from(one) == 110.0
+    one.commits = [commit(103.0, 7)]
+    assert counts_from(one) == 103.0
+    one.commits = [commit(130.0, 7)]
+    assert counts_from(one) == 110.0
 
 
 def test_recovery_is_shown_by_a_step_begun_after_the_blow() -> None:

@@ -1,11 +1,12 @@
 """Gaps between commits against what the nemesis did: which ones nothing excuses.  Pure.
 
-At any moment a peer is *healthy* if it is admitted, neither stopped nor frozen, and no fault is on
-its host's network; the coordinator is *there* if it runs, is not stopped, and no fault is on its
-host's network.  The run *must go on* while at least `min_world` peers are healthy and, where a
-decision may be needed, the coordinator is there.  One may be needed while something is being done
-to a peer or a link, and afterwards until a step that began later is committed.  So what is done to
-the coordinator alone excuses nothing.
+At any moment a peer is *healthy* if it is in, neither stopped nor frozen, and no fault is on its
+host's network.  It is in from its first commit, or once it has waited for that for ENTRY_S: who has
+just come cannot go on alone where the members were struck.  The coordinator is *there* if it runs,
+is not stopped, and no fault is on its host's network.  The run *must go on* while at least
+`min_world` peers are healthy and, where a decision may be needed, the coordinator is there.  One
+may be needed while something is being done to a peer or a link, and afterwards until a step that
+began later is committed.  So what is done to the coordinator alone excuses nothing.
 
 Invariant checked: no stretch without a commit during which the run must go on is longer than the
 bar.  A stretch is interrupted by any moment at which the run need not go on, because detection
@@ -26,6 +27,7 @@ from tests.churn.lineages import lineages
 from tests.churn.records import Fault, Life
 
 COORDINATOR_HOST = "coord"
+ENTRY_S = 10.0
 STOPS = frozenset({"stop", "freeze", "block"})
 ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss", "delay"})
 COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
@@ -33,7 +35,7 @@ COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Part of a peer's existence: its process lives and is admitted."""
+    """Part of a peer's existence: its process lives, and it is in."""
 
     process: str
     host: str
@@ -55,6 +57,12 @@ class Gap:
     begin: float
     length_s: float
     pause_s: float  # between the two commits around it
+
+
+def counts_from(life: Life) -> float:
+    """When a peer is in: from its first commit, or once it has waited for one long enough."""
+    waited = life.admitted_at + ENTRY_S
+    return min(life.commits[0].at, waited) if life.commits else waited
 
 
 def commit_times(lives: Iterable[Life]) -> list[float]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tests.churn import timeline
 from tests.churn.agent import Config
 from tests.churn.hosts import Child, Host, Places, Remote
 from tests.churn.namespaces import Links
@@ -279,7 +280,7 @@ class World:
             Span(
                 peer.name,
                 peer.host.name,
-                life.admitted_at,
+                timeline.counts_from(life),
                 min(end, peer.ended_at or end, life.end_at or end),
             )
             for peer in self.all_peers
