@@ -48,6 +48,36 @@ TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
   CHECK(peer.control.counters().heartbeats >= 3);
 }
 
+TEST(a_damaged_word_of_the_coordinator_costs_the_connection_and_is_not_obeyed) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port(), 60.0);
+  const std::vector<frames::Frame> words = {
+      frames::Flush{5, 4}, frames::Evicted{5, "it was silent"}, frames::Refused{4, "gone"},
+      frames::Routes{5, 4, {{id<PeerId>(2), id<PeerId>(3)}}}};
+  unsigned bit = 0;
+  for (const frames::Frame& word : words) {
+    Bytes whole;
+    CHECK(frames::encode(word, whole) == Status::ok);
+    for (std::size_t at = 0; at < whole.size(); at += check::sanitized ? 7 : 3) {
+      Wire wire = welcomed(gate);
+      Bytes damaged = whole;
+      damaged[at] ^= static_cast<std::byte>(1u << bit++ % 8);
+      wire.write(damaged.data(), damaged.size());
+      CHECK(wire.ends());  // at once, whatever the length says now; and it dials again
+    }
+  }
+  CHECK(peer.host.look([](auto& seen) {
+    return seen.fences.empty() && seen.evicted.empty() && seen.refused.empty() &&
+           seen.routes.empty();
+  }));
+  Wire wire = welcomed(gate);
+  wire.write(words[3]);
+  wire.write(words[0]);
+  CHECK(wire.next<Report>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.routes.size() == 1; }));
+}
+
 TEST(every_flush_is_fenced_and_answered_with_what_the_fence_found) {
   Gate gate;
   Peer peer(1);

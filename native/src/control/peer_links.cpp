@@ -99,7 +99,8 @@ bool PeerLinks::silent(const Link& link, double now_s) const noexcept {
 
 void PeerLinks::judge(double now_s) {
   std::vector<std::pair<PeerId, Incarnation>> lost;
-  for (const auto& [serial, link] : links_) {
+  for (const auto& candidate : links_) {
+    const Link& link = candidate.second;
     // Of two connections one may be a relic.
     const bool heard = std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
       const Link& other = entry.second;

@@ -89,7 +89,7 @@ void Strangers::on_listener_ready(double now_s) {
   for (int i = 0; i < accepts_per_turn_max; ++i) {
     Fd fd;
     switch (accept_tcp(listener_.get(), fd)) {
-      case Status::ok: add(std::move(fd), now_s); break;
+      case Status::ok: static_cast<void>(add(std::move(fd), now_s)); break;
       case Status::closed: break;
       case Status::exhausted:
         accept_again_s_ = now_s + accept_pause_s;
@@ -101,18 +101,19 @@ void Strangers::on_listener_ready(double now_s) {
   }
 }
 
-void Strangers::add(Fd fd, double now_s) {
+std::uint64_t Strangers::add(Fd fd, double now_s) {
   if (strangers_.size() >= context_.config.half_open_max) {
     ++context_.counters.dropped;
-    return;
+    return 0;
   }
   const std::uint64_t serial = ++context_.serial;
   if (context_.poller.add(fd.get(), ready::read, token_of(Part::strangers, serial)) != Status::ok) {
-    return;
+    return 0;
   }
   strangers_.emplace(serial,
                      Stranger{FramedSocket(std::move(fd), frames::first_body_bytes_max),
                               now_s + context_.config.handshake_timeout_s});
+  return serial;
 }
 
 void Strangers::drop(std::uint64_t serial) noexcept {

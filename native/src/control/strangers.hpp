@@ -27,6 +27,8 @@ class Strangers {
 
   std::uint16_t listen();  // once; returns the port
   void on_listener_ready(double now_s);
+  /// One more connection; its serial, or 0 if there is no room.
+  std::uint64_t add(Fd fd, double now_s);
   void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
   [[nodiscard]] double due_s() const noexcept;
   void on_time(double now_s);
@@ -38,7 +40,6 @@ class Strangers {
     double deadline_s = 0;
     std::optional<PeerId> wants_relay{};  // who it is, once its HELLO has asked for that
   };
-  void add(Fd fd, double now_s);
   void drop(std::uint64_t serial) noexcept;
   void judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
              double now_s);

@@ -1,0 +1,206 @@
+// native/fuzz/fuzz_lane.cpp — frames of data lanes against posted operations of a running step.
+//
+// The input chooses the operations and writes headers field by field; the check and, mostly, the
+// hash are made right, so that what is behind them is reached.  Whatever comes, nothing outside
+// the operations' memory is touched, and a retry gives in-place inputs back bit for bit.
+//
+// Ownership: everything is made anew for each input.
+// Threads:   one.
+// Errors:    abort.
+#include <map>
+#include <string>
+
+#include "fuzz/pieces.hpp"
+#include "pccl/arithmetic.hpp"
+#include "pccl/executor.hpp"
+#include "pccl/xxh3.hpp"
+
+using namespace pccl;
+
+namespace {
+
+constexpr std::size_t operations_max = 3;
+constexpr std::size_t frames_max = 64;
+
+PeerId id(std::uint8_t number) {
+  PeerId value;
+  value.bytes.fill(number);
+  return value;
+}
+
+class Host final : public ExecutorHost {
+ public:
+  void watch(Lane& lane) noexcept override { lanes.push_back(lane.id()); }
+  void unwatch(Lane&) noexcept override {}
+  void want_write(Lane&, bool) noexcept override {}
+  void suspect(Suspect) noexcept override {}
+  void dial(DialRequest, bool) noexcept override {}
+  void forget(PeerId, Incarnation) noexcept override {}
+  void step_decided(const StepRecord&) noexcept override {}
+  void switched(Epoch, StepId) noexcept override {}
+  void left(Epoch, StepId) noexcept override {}
+  void links_up(Epoch) noexcept override {}
+  std::vector<std::uint32_t> lanes;
+};
+
+/// Three members; the second one is tested, the others are what the input says.
+struct Setting {
+  Setting() {
+    for (std::uint8_t number = 1; number <= 3; ++number) {
+      const Member member{id(number), number, 0, 0};
+      view.members.push_back(member);
+      entries.push_back({member, {id(number), number, {}, "127.0.0.1", 9}, 1});
+    }
+    executor.admit(2);
+    fuzz::require(executor.install(view, entries, 0, {}, 0) == Status::ok);
+    for (const std::uint8_t number : {std::uint8_t{1}, std::uint8_t{3}}) {
+      executor.adopt({id(number), number, 1, false, false},
+                     std::move(pipes[number == 1 ? 0 : 1].near), false, 0);
+    }
+  }
+  Host host;
+  View view{1, 1, {}, Pause::none};
+  std::vector<MemberEntry> entries;
+  fuzz::Pipe pipes[2];
+  Executor executor{id(2), 1, 0, host};
+};
+
+struct Work {
+  Descriptor descriptor;
+  fuzz::Bytes input;
+  fuzz::Bytes before;
+  fuzz::Bytes output;
+  bool in_place = false;
+};
+
+Work work_of(fuzz::Pieces& input) {
+  Work work;
+  const auto kind = input.number<std::uint8_t>();
+  const auto dtype = static_cast<Dtype>(kind % dtype_count);
+  const auto op = static_cast<ReduceOp>(input.number<std::uint8_t>() % reduce_op_count);
+  work.descriptor.dtype = supported(dtype, op) ? dtype : Dtype::f32;
+  work.descriptor.op = supported(work.descriptor.dtype, op) ? op : ReduceOp::sum;
+  work.descriptor.algorithm = static_cast<Algorithm>(kind / dtype_count % 4);
+  work.descriptor.count = input.number<std::uint16_t>() % 2000;
+  work.descriptor.deterministic = (kind & 0x80) != 0;
+  work.in_place = (kind & 1) != 0;
+  work.input.assign(work.descriptor.count * size_of(work.descriptor.dtype), std::byte{1});
+  work.before = work.input;
+  if (!work.in_place) work.output.resize(work.input.size());
+  return work;
+}
+
+/// The lengths that slices of this operation have, so that some frames fit.
+std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
+  PlanRequest request;
+  request.algorithm = work.descriptor.algorithm;
+  request.rank = 1;
+  request.size = 3;
+  request.count = work.descriptor.count;
+  request.element_bytes = static_cast<std::uint32_t>(size_of(work.descriptor.dtype));
+  request.accumulator_bytes = static_cast<std::uint32_t>(
+      size_of(accumulator_of(work.descriptor.dtype, work.descriptor.op)));
+  request.ordered = work.descriptor.deterministic;
+  const Plan plan = make_plan(request);
+  if (shard >= plan.shards.size()) return 0;
+  return static_cast<std::uint32_t>(slice_elements(plan, plan.shards[shard], 0));
+}
+
+fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
+  FrameHeader header;
+  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 6);
+  const auto style = input.number<std::uint8_t>();
+  header.epoch = (style & 1) != 0 ? input.number<std::uint8_t>() : 1;
+  header.step = (style & 2) != 0 ? input.number<std::uint8_t>() : 0;
+  header.tag = input.number<std::uint8_t>() % (operations_max + 1);
+  header.shard = input.number<std::uint8_t>() % 4;
+  header.phase = static_cast<Phase>((style >> 2) & 1);
+  header.slice = (style & 8) != 0 ? input.number<std::uint32_t>() : 0;
+  header.weight = (style & 16) != 0 ? input.number<double>() : 1.0;
+  const Work* work = header.tag < works.size() ? &works[header.tag] : nullptr;
+  header.descriptor = work != nullptr ? static_cast<std::uint32_t>(work->descriptor.digest())
+                                      : input.number<std::uint32_t>();
+  const auto width = input.number<std::uint8_t>();
+  std::size_t length = 0;
+  switch (header.type) {
+    case FrameType::open: length = descriptor_bytes; break;
+    case FrameType::seal: length = seal_bytes; break;
+    case FrameType::done: length = done_bytes; break;
+    case FrameType::ask: break;
+    case FrameType::have: length = width % 32; break;
+    case FrameType::data:
+      length = (style & 32) != 0 || work == nullptr
+                   ? input.number<std::uint16_t>()
+                   : slice_bytes(*work, header.shard) * std::size_t{width % 9u};
+      break;
+  }
+  fuzz::Bytes body(length);
+  const auto given = input.take((style & 64) != 0 ? std::min<std::size_t>(length, 32) : 0);
+  if (!given.empty()) std::memcpy(body.data(), given.data(), given.size());
+  if (header.type == FrameType::open && work != nullptr && (style & 64) == 0) {
+    encode(work->descriptor, std::span<std::byte, descriptor_bytes>(body.data(), body.size()));
+  }
+  sign(header, body);
+  if (header.type == FrameType::data) {
+    header.payload_hash = xxh3_128(body, header.slice).low;  // the seed is the index in the plan
+    if ((width & 128) != 0) header.flags = 0;
+  }
+  fuzz::Bytes out(header_bytes);
+  encode(header, std::span<std::byte, header_bytes>(out.data(), header_bytes));
+  fuzz::append(out, body);
+  return out;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const DefaultArithmetic arithmetic;
+  fuzz::Pieces input(data, size);
+  Setting setting;
+  Executor& executor = setting.executor;
+  const auto plan = input.number<std::uint8_t>();
+  const std::size_t operations = plan % (operations_max + 1);
+  std::vector<Work> works;
+  for (std::size_t i = 0; i < operations; ++i) works.push_back(work_of(input));
+  const auto step = executor.begin(7);
+  fuzz::require(step == StepId{0});
+  const auto post = [&] {
+    for (Tag tag = 0; tag < works.size(); ++tag) {
+      Work& work = works[tag];
+      std::byte* output = work.in_place ? work.input.data() : work.output.data();
+      fuzz::require(executor.post({*step, tag, work.descriptor, work.input.data(), output, 1.0}) ==
+                    Status::ok);
+    }
+    if ((plan & 64) != 0) fuzz::require(executor.seal(*step) == Status::ok);
+  };
+  if ((plan & 128) == 0) post();  // else all frames are early
+  for (std::size_t i = 0; i < frames_max && !input.empty(); ++i) {
+    const auto way = input.number<std::uint8_t>();
+    const std::size_t lane = way & 1;
+    Link* link = executor.link_of_lane(setting.host.lanes[lane]);
+    const fuzz::Bytes frame = frame_of(input, works);
+    if (link == nullptr) continue;  // this one has ended its lane
+    const std::size_t cut = (way & 2) != 0 ? std::min<std::size_t>(way, frame.size()) : 0;
+    for (const auto part : {std::span(frame).first(cut), std::span(frame).subspan(cut)}) {
+      setting.pipes[lane].say(part);
+      link = executor.link_of_lane(setting.host.lanes[lane]);
+      if (link != nullptr) executor.ready(*link, *link->lanes[0], true, false, 0);
+    }
+    if ((way & 4) != 0) static_cast<void>(executor.pump(0));
+  }
+  if ((plan & 128) != 0) post();
+  static_cast<void>(executor.pump(0));
+  HeartbeatStatus status;
+  executor.tell_status(status, 1.0);
+  static_cast<void>(executor.fence(1, 2));
+  const StepRecord* record = executor.record(*step);
+  if (record == nullptr || record->state != StepState::open) return 0;
+  setting.view.epoch = 2;
+  setting.view.members.erase(setting.view.members.begin() + 2);
+  static_cast<void>(executor.install(setting.view, setting.entries, 0,
+                                     {{*step, Verdict::fail, SuspectCode::deadline, "late"}}, 1));
+  for (const Work& work : works) {
+    if (work.in_place) fuzz::require(work.input == work.before);
+  }
+  return 0;
+}

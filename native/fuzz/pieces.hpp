@@ -1,0 +1,78 @@
+// native/fuzz/pieces.hpp — a fuzzer's bytes as numbers and spans, and sockets to say them through.
+// Ownership: Pieces borrow the input; a Pipe owns both its ends.
+// Threads:   one.
+// Errors:    what runs out gives zeros; a broken harness aborts.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "pccl/fd.hpp"
+
+namespace fuzz {
+
+using Bytes = std::vector<std::byte>;
+
+/// What must hold whatever the input is.
+inline void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+class Pieces {
+ public:
+  Pieces(const std::uint8_t* data, std::size_t size)
+      : rest_(reinterpret_cast<const std::byte*>(data), size) {}
+
+  [[nodiscard]] bool empty() const { return rest_.empty(); }
+  template <class T>
+  T number() {
+    T value{};
+    const auto here = std::min(sizeof value, rest_.size());
+    std::memcpy(&value, rest_.data(), here);
+    rest_ = rest_.subspan(here);
+    return value;
+  }
+  /// Up to that many bytes, as many as there are.
+  std::span<const std::byte> take(std::size_t count) {
+    const auto taken = rest_.first(std::min(count, rest_.size()));
+    rest_ = rest_.subspan(taken.size());
+    return taken;
+  }
+  std::span<const std::byte> all() { return take(rest_.size()); }
+
+ private:
+  std::span<const std::byte> rest_;
+};
+
+/// Two connected sockets; `near` is for what is tested.
+struct Pipe {
+  Pipe() {
+    int ends[2];
+    require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) == 0);
+    near = pccl::Fd(ends[0]);
+    far = pccl::Fd(ends[1]);
+  }
+  /// As much as fits at once.
+  void say(std::span<const std::byte> bytes) const {
+    static_cast<void>(!::send(far.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
+  }
+  pccl::Fd near;
+  pccl::Fd far;
+};
+
+inline void append(Bytes& out, std::span<const std::byte> bytes) {
+  const std::size_t at = out.size();
+  out.resize(at + bytes.size());
+  if (!bytes.empty()) std::memcpy(out.data() + at, bytes.data(), bytes.size());
+}
+
+}  // namespace fuzz

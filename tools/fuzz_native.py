@@ -1,0 +1,123 @@
+"""Runs the libFuzzer targets of the C++ core: `./dev fuzz native [NAME ...] [--runs N]`.
+
+`build/fuzz` holds the targets; each runs in a process of its own, as many at once as there are
+processors, from seeds made of tests/wire and from what earlier runs have found (build/fuzz/corpus).
+An input that fails is kept there as crash-...; `build/fuzz/fuzz_NAME FILE` plays it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "build" / "fuzz"
+# What a run of every target takes together; a decoder is quicker than sockets or whole steps.
+RUNS = 10_000_000
+SHARES = {"control_frames": 0.85, "framed_socket": 0.03, "handshake": 0.07, "lane": 0.05}
+BYTES_MAX = {"control_frames": 600, "framed_socket": 300, "handshake": 400, "lane": 600}
+HELLO_RUN_ID, HELLO_SECRET = slice(4, 20), slice(44, 60)
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    executions: int
+    seconds: float
+    covered: int
+    trouble: str
+
+
+def listed(bodies: list[bytes]) -> bytes:
+    """Bodies with a byte of length each, as the targets read them."""
+    return b"".join(bytes((len(body),)) + body for body in bodies if len(body) < 256)
+
+
+def at_the_door(body: bytes) -> bytes:
+    """A HELLO with the run and the secret that fuzz_handshake expects."""
+    hello = bytearray(body)
+    hello[HELLO_RUN_ID] = b"\x09" * 16
+    hello[HELLO_SECRET] = b"\x01" * 16
+    return bytes(hello)
+
+
+def seeds(name: str) -> list[bytes]:
+    vectors = json.loads((ROOT / "tests/wire/native_frames.json").read_text(encoding="utf-8"))
+    valid = [(v["frame"], bytes.fromhex(v["body"])) for v in vectors["valid"]]
+    bodies = [body for _, body in valid] + [bytes.fromhex(v["body"]) for v in vectors["invalid"]]
+    match name:
+        case "control_frames":
+            return bodies
+        case "framed_socket":
+            return [bytes((0, 7)) + listed(bodies[at : at + 3]) for at in range(len(bodies))]
+        case "handshake":
+            hellos = [at_the_door(body) for frame, body in valid if frame == "NativeHello"]
+            relays = [body for frame, body in valid if frame == "RelayFrame"]
+            return [listed([hello, *rest]) for hello in hellos for rest in ([], relays)]
+        case _:
+            dice = random.Random(1)
+            return [dice.randbytes(size) for size in (20, 60, 200, 400)] * 8
+
+
+def fuzz(name: str, runs: int) -> Result:
+    corpus = BUILT / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for seed in seeds(name):
+        (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
+    command = [str(BUILT / f"fuzz_{name}"), str(corpus), f"-runs={runs}", "-timeout=30"]
+    command += [f"-max_len={BYTES_MAX.get(name, 600)}", "-print_final_stats=1"]
+    command += [f"-artifact_prefix={corpus}/", "-rss_limit_mb=2048"]
+    began_s = time.monotonic()
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    executed = re.search(r"number_of_executed_units: *(\d+)", done.stdout)
+    covered = re.findall(r"cov: (\d+)", done.stdout)
+    return Result(
+        name,
+        int(executed[1]) if executed else 0,
+        time.monotonic() - began_s,
+        int(covered[-1]) if covered else 0,
+        "" if done.returncode == 0 else done.stdout[-6000:],
+    )
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./dev fuzz native", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHARES))
+    parser.add_argument("--runs", type=int, default=RUNS, help="executions of all together")
+    arguments = parser.parse_args(argv)
+    names = arguments.names or list(SHARES)
+    if unknown := set(names) - set(SHARES):
+        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+    whole = sum(SHARES[name] for name in names)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(
+            pool.map(lambda name: fuzz(name, int(arguments.runs * SHARES[name] / whole)), names)
+        )
+    for result in results:
+        rate = result.executions / max(result.seconds, 0.001)
+        print(
+            f"{result.name:16} {result.executions:>12,} executions in {result.seconds:6.0f} s, "
+            f"{rate:>9,.0f}/s, {result.covered} edges{'  FAILED' if result.trouble else ''}"
+        )
+    for result in results:
+        if result.trouble:
+            print(f"--- {result.name}\n{result.trouble}", file=sys.stderr)
+    total = sum(result.executions for result in results)
+    print(f"{total:,} executions, {sum(bool(r.trouble) for r in results)} targets failed")
+    return int(any(result.trouble for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
