@@ -4,7 +4,8 @@ Peers are processes with engines of their own on loopback; this process plays th
 sends FLUSH at a random moment of the operation and waits for each REPORT.  So the figure is what a
 coordinator sees: the control thread wakes, gets the turn from whoever moves the data, freezes the
 epoch, answers.  After that the step is retried under the next epoch and the next sample begins.
-Only fences that found the operation under way on every peer count.
+Only fences that found the operation under way on every peer count, and the next wait begins when
+all peers have installed: a FLUSH that comes while inputs are given back waits for that copy.
 
 Exit codes: 0 measured and p99 within the bar; 1 the bar was missed or a peer failed; 2 asked for
 wrongly.
@@ -89,6 +90,7 @@ def _obey(engine: Engine, rank: int, pipe: Connection, ended: threading.Event) -
         elif command == "install":
             epoch, members, decisions = rest
             engine.install(GENERATION, epoch, members, RUNS, 0, decisions)
+            pipe.send(epoch)
         else:
             ended.set()
             os._exit(0)
@@ -130,9 +132,12 @@ class Coordinator:
     seats: list[Seat]
     epoch: int = 0
     attached: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer)
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.add(asyncio.get_running_loop().create_task(self._serve(Channel(reader, writer))))
+
+    async def _serve(self, channel: Channel) -> None:
         hello = nf.decode(await channel.receive(WAIT_S) or b"")
         assert isinstance(hello, nf.NativeHello)
         seat = self.seats[hello.incarnation - 1]
@@ -149,7 +154,7 @@ class Coordinator:
             elif isinstance(frame, nf.Report) and seat.reported and not seat.reported.done():
                 seat.reported.set_result((now_s, frame))
 
-    def install(self, decisions: list[DecisionTuple]) -> None:
+    async def install(self, decisions: list[DecisionTuple]) -> None:
         self.epoch += 1
         members: list[MemberTuple] = [
             (_peer_id(rank), rank + 1, _secret(rank), "127.0.0.1", seat.port, 1, 0, 0)
@@ -157,6 +162,10 @@ class Coordinator:
         ]
         for seat in self.seats:
             seat.pipe.send(("install", self.epoch, members, decisions))
+        for seat in self.seats:
+            while not seat.pipe.poll():
+                await asyncio.sleep(0.001)
+            assert seat.pipe.recv() == self.epoch
 
     async def flush(self) -> Flushed:
         loop = asyncio.get_running_loop()
@@ -170,7 +179,7 @@ class Coordinator:
         async with asyncio.timeout(WAIT_S):
             answers = [await seat.reported for seat in self.seats if seat.reported is not None]
         reports = [report for _, report in answers]
-        self.install(_decide(reports))
+        await self.install(_decide(reports))
         seconds = [at_s - from_s for (at_s, _), from_s in zip(answers, began_s, strict=True)]
         return Flushed(seconds, all(_under_way(report) for report in reports))
 
@@ -207,13 +216,13 @@ async def measure(world: int, count: int, samples: int, seed: int) -> list[float
         for seat in seats:
             seat.port = seat.pipe.recv()
         coordinator = Coordinator(seats)
-        server = await asyncio.start_server(coordinator.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(coordinator.accept, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         for seat in seats:
             seat.pipe.send(("admit", port))
         async with asyncio.timeout(WAIT_S):
             await coordinator.attached.wait()
-        coordinator.install([])
+        await coordinator.install([])
         began_s = time.perf_counter()
         async with asyncio.timeout(4 * WAIT_S):
             while seats[0].watermark < WARM_UP_STEPS:
@@ -228,6 +237,9 @@ async def measure(world: int, count: int, samples: int, seed: int) -> list[float
                 counted += 1
                 found += flushed.seconds
         server.close()
+        for task in coordinator.tasks:
+            task.cancel()
+        await asyncio.gather(*coordinator.tasks, return_exceptions=True)
         return found
     finally:
         for seat in seats:
