@@ -110,7 +110,7 @@ class Progress:
     # -------------------------------------------------------------- D3
 
     def _stall_s(self, by_id: dict[bytes, Peer]) -> float:
-        rtt_s = max(p.rtt_us for p in by_id.values()) / 1e6
+        rtt_s = max((p.rtt_us for p in by_id.values()), default=0) / 1e6
         return max(self._core.config.profile.stall_timeout_s, RTTS_MIN * rtt_s)
 
     def _judge_stall(self, by_id: dict[bytes, Peer], now_s: float) -> None:

@@ -45,6 +45,18 @@ TEST(other_results_and_operations_in_another_group_accuse_nobody) {
   CHECK(peer.all<Accuse>().size() == 1);
 }
 
+TEST(a_group_that_differs_within_itself_keeps_the_step_from_everybody) {
+  Peer peer = grouped(0);
+  CHECK(peer.begin() == StepId{0});
+  peer.complete(0, 1);
+  peer.done(1, 0, 1);
+  peer.done(2, 0, 1, {5, 5});
+  peer.done(3, 0, 1, {6, 6});
+  CHECK(!peer.committed(0));
+  CHECK(peer.all<Accuse>().size() == 1);
+  CHECK(peer.all<Accuse>()[0].suspicion.code == SuspectCode::digest);
+}
+
 TEST(a_group_that_is_not_done_keeps_the_step_open_through_the_fence) {
   Peer peer = grouped(0);
   (void)peer.begin();

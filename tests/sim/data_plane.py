@@ -51,6 +51,7 @@ class Attempt:
         "given",
         "input",
         "manifest",
+        "mates",
         "name",
         "participants",
         "posted",
@@ -70,7 +71,8 @@ class Attempt:
         self.accused = self.flipped = False
         self.shape = 0
         self.manifest = MANIFESTS[0]
-        self.participants: tuple[int, ...] = ()
+        self.participants: tuple[int, ...] = ()  # of all groups: whose DONEs it takes
+        self.mates: tuple[int, ...] = ()  # those of the own group: who reduce
         self.rank = 0
         self.posts: set[int] = set()  # whose OPEN is here
         self.input = 0  # what the program gave
@@ -123,7 +125,14 @@ class DataPlane:
         attempt.participants = tuple(
             [m.incarnation for m in self.engine.members if m.first_step <= step]
         )
-        attempt.rank = attempt.participants.index(self.engine.incarnation)
+        attempt.mates = tuple(
+            [
+                m.incarnation
+                for m in self.engine.members
+                if m.first_step <= step and m.group == self.peer.group
+            ]
+        )
+        attempt.rank = attempt.mates.index(self.engine.incarnation)
         attempt.contributions.clear()
         attempt.ready.clear()
         attempt.posts.clear()
@@ -149,7 +158,7 @@ class DataPlane:
         # Damage to the one copy that is left after a flush is nothing that anybody could see.
         alone = attempt.flipped and self.engine.installing
         self.world.history.decided(
-            *(self.peer, step, "commit", attempt.participants, tuple(attempt.buffer)), alone=alone
+            *(self.peer, step, "commit", attempt.mates, tuple(attempt.buffer)), alone=alone
         )
         self.dones.pop((attempt.epoch, step), None)
         self.peer.program.decided(step)
@@ -174,7 +183,7 @@ class DataPlane:
         frame: Frame = ("done", self.engine.incarnation, epoch, step, 0, manifest, digest)
         self.sent_dones.append(frame)
         del self.sent_dones[:-DONES_KEPT]
-        self._tell_others(attempt, frame)
+        self._tell(attempt.participants, frame)
 
     def adopted(self, epoch: int) -> None:
         """What older epochs sent about steps that are not open is of no use any more."""
@@ -192,7 +201,7 @@ class DataPlane:
     # ------------------------------------------------------------ running an attempt
 
     def _shards(self, attempt: Attempt) -> int:
-        return len(attempt.participants) if self.direct else 1
+        return len(attempt.mates) if self.direct else 1
 
     def _run(self, step: int, attempt: Attempt) -> None:
         """The operation starts: the own contribution goes out, early frames are applied."""
@@ -203,7 +212,7 @@ class DataPlane:
         for shard in range(count):
             if not self.direct or shard == attempt.rank:
                 attempt.contributions[shard] = {own: attempt.buffer[shard]}
-        for other in attempt.participants:
+        for other in attempt.mates:
             if other != own:
                 self._say_open(step, attempt, other)
         for frame in self.early.pop((attempt.epoch, step), ()):
@@ -212,15 +221,15 @@ class DataPlane:
 
     def _say_open(self, step: int, attempt: Attempt, other: int) -> None:
         own, links = self.engine.incarnation, self.world.links
-        shard = attempt.participants.index(other) if self.direct else 0
+        shard = attempt.mates.index(other) if self.direct else 0
         value = attempt.given * scale(self._shards(attempt), shard)
         value += attempt.shape << SHAPE_BIT  # what fits nobody else's data
         frame: Frame = ("post", own, attempt.epoch, step, shard, value, attempt.shape)
         links.send(self.peer, other, frame)
 
-    def _tell_others(self, attempt: Attempt, frame: Frame) -> None:
+    def _tell(self, others: tuple[int, ...], frame: Frame) -> None:
         own = self.engine.incarnation
-        for other in attempt.participants:
+        for other in others:
             if other != own:
                 self.world.links.send(self.peer, other, frame)
 
@@ -228,7 +237,7 @@ class DataPlane:
         """A link is (again) up: everything that may have been lost is said again."""
         for step, attempt in list(self.open.items()):
             running = attempt.started and attempt.posted and not self.is_fenced()
-            if running and other in attempt.participants:
+            if running and other in attempt.mates:
                 self._say_open(step, attempt, other)
                 for shard in sorted(attempt.ready):
                     if self.direct and shard == attempt.rank:
@@ -294,14 +303,18 @@ class DataPlane:
         if not attempt.sealed:
             return step, Waiting.PROGRAM, ()
         heard = self.dones.get((attempt.epoch, step), ()) if attempt.complete else ()
-        posted = attempt.posts
+        silent = [i for i in attempt.mates if i not in attempt.posts]
         ids = self.world.by_incarnation
         waits = [
-            WaitOn(ids[i].peer_id, WaitKind.DATA if i in posted else WaitKind.POST)
+            WaitOn(ids[i].peer_id, WaitKind.POST if i in silent else WaitKind.DATA)
             for i in attempt.participants
-            if i != self.engine.incarnation and i not in heard
+            if i != self.engine.incarnation and i not in heard and self._is_waited_for(attempt, i)
         ]
         return step, Waiting.PEERS, tuple(waits)
+
+    def _is_waited_for(self, attempt: Attempt, other: int) -> bool:
+        """Other groups are waited for only with the own part done, and then for their DONE."""
+        return attempt.complete or other in attempt.mates
 
     def is_fenced(self) -> bool:
         return self.engine.frozen
@@ -318,7 +331,7 @@ class DataPlane:
                 self.engine.control.suspect(suspect)
             return
         attempt.posts.add(sender)
-        if sender in attempt.participants:
+        if sender in attempt.mates:
             value -= attempt.shape << SHAPE_BIT
             attempt.contributions.setdefault(shard, {}).setdefault(sender, value)
 
@@ -327,11 +340,11 @@ class DataPlane:
             return
         for shard, values in attempt.contributions.items():
             mine = not self.direct or shard == attempt.rank
-            if mine and shard not in attempt.ready and len(values) == len(attempt.participants):
+            if mine and shard not in attempt.ready and len(values) == len(attempt.mates):
                 attempt.buffer[shard] = sum(values.values())
                 attempt.ready.add(shard)
                 if self.direct:
-                    self._tell_others(attempt, self._result(step, attempt, shard))
+                    self._tell(attempt.mates, self._result(step, attempt, shard))
         self._complete_if_ready(step, attempt)
 
     def _complete_if_ready(self, step: int, attempt: Attempt) -> None:
@@ -340,7 +353,7 @@ class DataPlane:
         if self.is_fenced() or len(attempt.ready) < self._shards(attempt):
             return
         attempt.complete = True
-        if self.flips > 0 and len(attempt.participants) > 1:
+        if self.flips > 0 and len(attempt.mates) > 1:
             self.flips -= 1
             self.world.note("a bit flips at {} in step {}", self.peer, step)
             attempt.flipped = True

@@ -44,7 +44,8 @@ def unit(incarnation: int) -> int:
 
 @dataclass
 class History:
-    outcomes: dict[tuple[int, int], tuple[object, ...]] = field(default_factory=dict)
+    outcomes: dict[tuple[int, int, int], tuple[object, ...]] = field(default_factory=dict)
+    _ends: dict[tuple[int, int], str] = field(default_factory=dict)  # of a step, in all groups
     views: dict[int, tuple[int, ...]] = field(default_factory=dict)  # in force somewhere
     lineages: dict[int, int] = field(default_factory=dict)
     commits: int = 0
@@ -193,7 +194,9 @@ class History:
             peer.decided_ahead.discard(peer.expected_step)
             peer.expected_step += 1
         said = (outcome, contributors, result)
-        known = self.outcomes.setdefault((peer.lineage, step), said)
+        ended = self._ends.setdefault((peer.lineage, step), outcome)
+        assert ended == outcome, f"step {step} at {peer}: {said}, elsewhere {ended}"
+        known = self.outcomes.setdefault((peer.lineage, step, peer.group), said)
         assert known == said, f"step {step} at {peer}: {said}, elsewhere {known}"
         if known is said:
             self.commits += outcome == "commit"
@@ -207,7 +210,7 @@ class History:
             f"{peer} counts {watermark} steps as decided; {peer.expected_step} were"
         )
         for step in range(peer.first_step, watermark):
-            assert (peer.lineage, step) in self.outcomes, f"{peer} skipped step {step}"
+            assert (peer.lineage, step) in self._ends, f"{peer} skipped step {step}"
 
 
 def scale(shards: int, shard: int) -> int:

@@ -32,6 +32,7 @@ class PeerProcess(Process):
         super().__init__(f"peer {self.index}")
         self.world = world
         self.peer_id = peer_id or world.rng.randbytes(15) + bytes((self.index % 256,))
+        self.group = self.index % world.script.groups
         self.vanished = False  # with its machine: nobody answers for it
         self.leaving = False
         self.draining = False
@@ -64,7 +65,11 @@ class PeerProcess(Process):
         self._armed_s: float | None = None
         self._steps = 0
         identity = e.Identity(
-            peer_id=self.peer_id, data_host="127.0.0.1", data_port=4000 + self.index, host_key=0
+            peer_id=self.peer_id,
+            data_host="127.0.0.1",
+            data_port=4000 + self.index,
+            host_key=0,
+            group=self.group,
         )
         self.member = Member(
             identity,

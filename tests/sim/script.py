@@ -59,6 +59,7 @@ class Script:
     hasty: bool = False  # short leases
     real_bytes: bool = False  # messages go through the codecs
     rejoin: bool = True
+    groups: int = 1  # of peers that reduce among themselves
     faults: tuple[Fault, ...] = ()
 
     def without(self, dropped: set[int]) -> Script:
@@ -166,6 +167,7 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
         hasty=not calm and rng.random() < 0.3 and kind != "excludes",
         real_bytes=rng.random() < 0.05,
         rejoin=True,
+        groups=1 if calm else rng.choice((1, 1, 1, 1, 2)),
         on_underflow=rng.choice((0, 1, 2, 3)) if kind == "excludes" else 0,
         faults=tuple(sorted(faults)),
     )

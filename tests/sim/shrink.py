@@ -20,6 +20,7 @@ PLAIN: Final[tuple[tuple[str, Any], ...]] = (
     ("real_bytes", False),
     ("min_world", 0),
     ("on_underflow", 0),
+    ("groups", 1),
     ("lag_s", 0.0),
     ("direct", False),
     ("hasty", False),

@@ -16,6 +16,42 @@ from tests.sim.script import Fault, Script
 SEEDS = 8
 
 FOUND = {
+    "a coordinator looked for the slowest of no members at all, and died of it": Script(
+        seed=3175,
+        delay_s=0.02,
+        fsync_s=0.1,
+        think_s=0.2,
+        min_world=1,
+        hasty=True,
+        faults=(
+            Fault(0.0161, "start"),
+            Fault(0.4694, "start"),
+            Fault(1.1198, "c_depose", a=8, b=7, x=0.2287),
+            Fault(1.3358, "drain", a=8, b=50, x=0.6214, y=0.8327),
+            Fault(1.4829, "crash", a=29, b=8, x=1.4704, y=0.9398),
+            Fault(1.9643, "block_data", a=16, b=34, x=0.3823, y=0.232),
+            Fault(2.0981, "crash", b=48, x=2.0636, y=0.4405),
+            Fault(2.1414, "crash", a=35, b=53, x=3.1271, y=0.3249),
+            Fault(2.575, "c_depose", a=13, b=37, x=0.3795, y=0.2565),
+        ),
+    ),
+    "a group committed a step in which the results of another one differed": Script(
+        seed=3133,
+        delay_s=0.001,
+        fsync_s=0.1,
+        think_s=0.2,
+        lag_s=0.1,
+        open_steps=3,
+        hasty=True,
+        groups=2,
+        faults=(
+            Fault(0.2026, "start"),
+            Fault(0.2521, "start"),
+            Fault(0.4015, "start"),
+            Fault(1.4225, "c_crash", a=44, b=42, x=3.0827, y=0.3183),
+            Fault(2.0025, "flip", a=17, b=34),
+        ),
+    ),
     "a joiner came in below a step that was decided, and ran it again": Script(
         seed=875,
         delay_s=0.02,

@@ -62,7 +62,7 @@ def test_a_step_that_ran_out_of_time_fails_also_for_a_program_that_had_not_begun
         world.at(world.now_s + 4.0, slow, slow.program.poke)
         world.run_until(10.0)
         outcomes = world.history.outcomes.items()
-        failed = [step for (_, step), (outcome, *_) in outcomes if outcome == "fail"]
+        failed = [step for (_, step, _), (outcome, *_) in outcomes if outcome == "fail"]
         assert failed and slow.engine.watermark > max(failed)
         assert world.told_count == 0
         check_after(world)

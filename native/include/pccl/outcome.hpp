@@ -11,8 +11,9 @@
 // paused, or the step at or past a `hold` promise; a pending activation switches the view at the
 // first step >= its step with its name.
 //
-// Groups.  A step has participants of all groups and commits on the DONEs of all of them; manifests
-// and digests are compared within the own group only, whose members reduce among themselves.
+// Groups.  A step has participants of all groups and commits on the DONEs of all of them, for all
+// groups or for none.  The members of a group reduce among themselves, so manifests and digests are
+// compared group by group, the other ones too.
 //
 // Ways out.  An activation whose view is without this peer is a planned leave: it runs the steps
 // before the switch and no later one.  EXCLUDED undoes and fails what is open and makes it a

@@ -199,20 +199,20 @@ void OutcomeMachine::judge(StepId id, Effects& effects) {
   const Step& step = it->second;
   const auto& dones = dones_[{step.epoch, id}];
   Suspect suspicion{step.epoch, id, SuspectCode::none, {}, {}};
+  // A step is committed for all groups or for none: nobody commits while one differs within itself.
+  std::map<std::uint32_t, Done> agreed{{step.group, {step.manifest, step.digest}}};
   bool all = true;
   for (const Member& member : step.participants) {
-    const PeerId& peer = member.peer;
-    const auto found = dones.find(peer);
-    if (found == dones.end()) {
-      all = false;
-    } else if (member.group != step.group) {
-      continue;  // another group reduces other things
-    } else if (found->second.manifest != step.manifest) {
+    const auto found = dones.find(member.peer);
+    all = all && found != dones.end();
+    if (found == dones.end()) continue;
+    const Done& first = agreed.emplace(member.group, found->second).first->second;
+    if (found->second.manifest != first.manifest) {
       suspicion.code = SuspectCode::descriptor;
-      suspicion.peers.push_back(peer);
-    } else if (found->second.digest != step.digest) {
+      suspicion.peers.push_back(member.peer);
+    } else if (found->second.digest != first.digest) {
       if (suspicion.code == SuspectCode::none) suspicion.code = SuspectCode::digest;
-      suspicion.peers.push_back(peer);
+      suspicion.peers.push_back(member.peer);
     }
   }
   if (suspicion.code != SuspectCode::none) {

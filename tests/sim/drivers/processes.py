@@ -186,6 +186,7 @@ class DriverPeer(PeerProcess):
             peer_id=self.peer_id,
             host_key=0,
             min_world=0,
+            group=self.group,
             connect_timeout_s=CONNECT_TIMEOUT_S,
             coordinator_grace_s=None,
         )

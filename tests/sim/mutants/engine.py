@@ -22,7 +22,7 @@ def _deliver(plane: DataPlane, step: int, attempt: Attempt) -> None:
         plane.__dict__["delivered"].add(id(attempt))
         plane.__dict__.setdefault("kept", []).append(attempt)  # so that its id stays its own
         plane.world.history.decided(
-            plane.peer, step, "commit", attempt.participants, tuple(attempt.buffer)
+            plane.peer, step, "commit", attempt.mates, tuple(attempt.buffer)
         )
 
 
@@ -33,8 +33,8 @@ def _commit_once(p: Patches) -> None:
         attempt = self.open[step]
         if id(attempt) in self.__dict__.get("delivered", ()):
             self.open.pop(step)
-            known = self.world.history.outcomes.get((self.peer.lineage, step))
-            said = ("commit", attempt.participants, tuple(attempt.buffer))
+            known = self.world.history.outcomes.get((self.peer.lineage, step, self.peer.group))
+            said = ("commit", attempt.mates, tuple(attempt.buffer))
             assert known == said, f"step {step} was delivered as {known}, now it is {said}"
             self.peer.program.decided(step)
         else:
