@@ -100,13 +100,14 @@ TEST(a_tunnel_that_dies_in_mid_transfer_is_dialled_again_and_nothing_is_lost) {
   LaneProxy proxy(world.engines[1]->port(), 1);
   world.directory[0][1].endpoint.port = proxy.port();
   world.install_all(1);
-  std::thread program([&] { world.sum(check::sanitized ? 4 : 12, algorithms); });
+  std::thread program([&] { world.sum(check::sanitized ? 12 : 120, algorithms); });
   world.route_through(1);
   std::atomic<bool> done{false};
   std::thread cutter([&] {
     while (!done) {
       proxy.cut();
-      ::poll(nullptr, 0, 20);
+      // A lost lane is dialled again within 100 ms; the rest is for whole frames to get through.
+      ::poll(nullptr, 0, 200);
     }
   });
   program.join();
