@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT_S: Final = 3.0
 EVENTS_MAX: Final = 200_000  # of one run; more is a busy loop
-# Peers dial a lost coordinator again after 3 s at the latest, so no window may be shorter.
+# Peers dial a lost coordinator again after 3 s at the latest: no patience with them is shorter.
 PROFILE: Final = TimeProfile(
     name="sim",
     heartbeat_s=0.25,
@@ -38,7 +38,7 @@ PROFILE: Final = TimeProfile(
     initial_settle_s=0.3,
     reattach_window_s=3.5,
     coordinator_grace_s=60.0,
-    stall_timeout_s=2.0,
+    stall_timeout_s=4.0,
     route_timeout_s=1.0,
 )
 HASTY: Final = TimeProfile(
@@ -51,7 +51,7 @@ HASTY: Final = TimeProfile(
     initial_settle_s=0.2,
     reattach_window_s=3.5,
     coordinator_grace_s=60.0,
-    stall_timeout_s=1.2,
+    stall_timeout_s=3.5,
     route_timeout_s=0.6,
 )
 
