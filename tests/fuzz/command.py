@@ -1,7 +1,7 @@
 """Fuzzes the Python decoders and machines: `./dev fuzz python [NAME ...] [--runs N] [--seconds S]`.
 
 Each target runs in a process of its own under atheris, from its seeds and from what earlier runs
-have found interesting (build/fuzz/NAME).  An input that raises is kept there as crash-...; it is
+have found interesting (build/fuzz-python/NAME).  An input that raises is kept there as crash-...; it is
 played again by `./dev fuzz python NAME --replay FILE`, and belongs into a regression test.
 """
 
@@ -22,7 +22,7 @@ from typing import Final
 from tests.fuzz.targets import STORIES, TARGETS, seeds
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-CORPUS: Final = ROOT / "build" / "fuzz"
+CORPUS: Final = ROOT / "build" / "fuzz-python"
 RUNS: Final = 150_000
 STORY_RUNS_PER_RUN: Final = 1 / 50  # a story is a hundred events
 INPUT_SECONDS_MAX: Final = 60  # for one input
