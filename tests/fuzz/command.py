@@ -1,8 +1,8 @@
 """Fuzzes the Python decoders and machines: `./dev fuzz python [NAME ...] [--runs N] [--seconds S]`.
 
 Each target runs in a process of its own under atheris, from its seeds and from what earlier runs
-have found interesting (build/fuzz-python/NAME).  An input that raises is kept there as crash-...; it is
-played again by `./dev fuzz python NAME --replay FILE`, and belongs into a regression test.
+have found interesting (build/fuzz-python/NAME).  An input that raises is kept there as crash-...;
+`./dev fuzz python NAME --replay FILE` plays it again, and it belongs into a regression test.
 """
 
 from __future__ import annotations
