@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import ConnectError, DeadlineExceeded, RemoteError
@@ -15,30 +15,46 @@ from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial
 
+AGAIN_S: Final = (0.02, 0.2)  # between two tries at a port that turned this connection away
+
 
 async def fetch_status(addresses: Sequence[Address], *, timeout_s: float) -> dict[str, Any]:
     """Returns the status document of the first coordinator that accepts a connection.
+
+    A coordinator with a crowd at its port may close a connection unheard; that is tried again.
 
     Raises:
         ConnectError: nobody accepted, or what did gave no answer that pccl understands.
     """
     deadline = Deadline(timeout_s)
-    (reader, writer), address = await dial(
-        addresses, timeout_s=timeout_s, rng=random.Random(), rounds_max=2
-    )
-    channel = Channel(reader, writer, trusted=True)
+    rng = random.Random()
+    while True:
+        streams, address = await dial(
+            addresses, timeout_s=max(deadline.remaining_s(), 0.01), rng=rng, rounds_max=2
+        )
+        document = await _ask(Channel(*streams, trusted=True), address, deadline, timeout_s)
+        if document is not None:
+            return document
+        wait_s = rng.uniform(*AGAIN_S)
+        if deadline.remaining_s() <= wait_s:
+            raise ConnectError(
+                f"{address} accepted each connection and closed it, for {timeout_s:g} s: it is no "
+                "pccl coordinator, or it is overloaded"
+            )
+        await asyncio.sleep(wait_s)
+
+
+async def _ask(
+    channel: Channel, address: Address, deadline: Deadline, timeout_s: float
+) -> dict[str, Any] | None:
+    """Returns the status; None if the connection was closed before it came."""
     try:
         channel.send(peer_codec.encode(StatusRequest()))
-        while True:
-            body = await channel.receive(deadline.remaining_s())
-            if body is None:
-                raise ConnectError(
-                    f"{address} accepted the connection and closed it: it is no pccl coordinator, "
-                    "or it is overloaded"
-                )
+        while (body := await channel.receive(deadline.remaining_s())) is not None:
             reply = coordinator_codec.decode(body)
             if isinstance(reply, StatusReply):
                 return _document(reply)
+        return None
     except DeadlineExceeded as error:
         raise ConnectError(
             f"{address} accepted the connection but did not answer within {timeout_s:g} s: it is "

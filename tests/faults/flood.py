@@ -92,6 +92,8 @@ def measure(folder: Path, *, kills: int, silent: int, garbage_per_s: int, seed: 
             with crowd(world.address, silent, garbage_per_s, result):
                 result.crowded_s = _kill(world, dice, kills)
                 result.connections = _connections(world.address)
+                if not result.connections:
+                    result.violations.append("amid the crowd `pccl status` had no answer in 30 s")
             world.end(END_S)
     except Trouble as trouble:
         result.violations.append(str(trouble))
