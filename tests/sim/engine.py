@@ -292,7 +292,7 @@ class SimEngine:
         """Through whom to reach whom; the whole table."""
         if frame.generation >= self.generation and frame.epoch == self.epoch:
             self.routes = {r.peer: r.via for r in frame.routes}
-            self._learn(self.members)
+            self.world.links.dial_known(self.peer)
 
     def evicted(self, text: str) -> None:
         self.fail("evicted", text)

@@ -89,8 +89,11 @@ class Links:
 
     def learn(self, peer: PeerProcess, others: tuple[int, ...]) -> None:
         """A peer has heard of others; it dials those that sort after it."""
-        peer.known = frozenset(others)
-        for other in others:
+        peer.known = others
+        self.dial_known(peer)
+
+    def dial_known(self, peer: PeerProcess) -> None:
+        for other in peer.known:
             link = self.between(peer.incarnation, other)
             target = self.world.by_incarnation[other]
             if not link.up and not link.dialling and peer.peer_id < target.peer_id:

@@ -37,7 +37,7 @@ class PeerProcess(Process):
         self.leaving = False
         self.draining = False
         self.touched = False  # by a fault
-        self.known: frozenset[int] = frozenset()  # incarnations it dials
+        self.known: tuple[int, ...] = ()  # incarnations it dials
         self.dies_in = 0  # so many batches of effects from now, between two of them
         self.dies_at = 0.0  # after this fraction of them
         self.commits_left = 0  # it dies as soon as it has committed so many steps by itself
