@@ -43,9 +43,17 @@ class RawPeer {
     wire.write(frames::Frame{hello});
     CHECK(wire.next<frames::Welcome>().has_value());
   }
-  void say(FrameHeader header, std::span<const std::byte> body = {}) {
-    header.length = static_cast<std::uint32_t>(body.size());
-    if (header.type != FrameType::data) sign(header, body);
+  /// Says a frame with its body's hash, unless the test has put another one in.  What a payload is
+  /// hashed with is its slice's place among those of all shards, of which its own has the first.
+  void say(FrameHeader header, std::span<const std::byte> body = {},
+           std::uint32_t first_slice = 0) {
+    const std::uint64_t given = header.payload_hash;
+    sign(header, body);
+    if (given != 0) {
+      header.payload_hash = given;
+    } else if (header.type == FrameType::data) {
+      header.payload_hash = xxh3_128(body, first_slice + header.slice).low;
+    }
     std::array<std::byte, header_bytes> front;
     encode(header, front);
     wire.write(front.data(), front.size());

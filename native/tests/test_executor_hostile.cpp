@@ -34,13 +34,15 @@ FrameHeader contribution(StepId step) {
   return header;
 }
 
-std::size_t slice_bytes() {
+Plan plan_of_two() {
   PlanRequest request;
   request.algorithm = Algorithm::direct;
   request.size = 2;
   request.count = count;
-  return 4 * std::size_t{make_plan(request).slice_count};
+  return make_plan(request);
 }
+
+std::size_t slice_bytes() { return 4 * std::size_t{plan_of_two().slice_count}; }
 
 double sorted_ms(std::vector<double> seconds, std::size_t at) {
   std::sort(seconds.begin(), seconds.end());
@@ -96,7 +98,6 @@ Attacks malformed(const rig::Bytes& whole) {
       {"a payload that does not fit its hash",
        [&whole](RawPeer& raw, StepId step) {
          FrameHeader header = contribution(step);
-         header.flags = flag_hashed;
          header.payload_hash = 1;
          raw.say(header, whole);
        }},
@@ -123,6 +124,7 @@ Attacks malformed(const rig::Bytes& whole) {
            // The last ones may find the door closed.
            rig::Bytes frame(header_bytes + 128 * 1024);
            header.length = 128 * 1024;
+           header.flags = flag_hashed;
            encode(header, std::span<std::byte, header_bytes>(frame.data(), header_bytes));
            (void)!::send(raw.wire.fd(), frame.data(), frame.size(), MSG_NOSIGNAL);
          }
@@ -210,7 +212,7 @@ TEST(a_lane_that_breaks_the_protocol_is_dropped_and_nothing_else_is_harmed) {
     const rig::Bytes zeros(std::min(slice, 4 * count / 2 - done));
     FrameHeader header = contribution(step);
     header.slice = index;
-    raw.say(header, zeros);
+    raw.say(header, zeros, plan_of_two().shards[0].slices);
     done += static_cast<std::uint32_t>(zeros.size());
   }
   std::size_t results = 0;

@@ -133,7 +133,7 @@ TEST(a_frame_that_was_damaged_before_its_operation_was_posted_comes_again) {
 }
 
 /// Rank 0 reaches rank 2 only through rank 1, and rank 1 through a proxy that damages frames.
-TEST(a_bit_that_turns_inside_a_tunnel_is_caught_although_all_seems_to_be_one_machine) {
+TEST(a_bit_that_turns_inside_a_tunnel_of_one_machine_is_caught) {
   Listener coordinator;
   World world(3, 1, coordinator.port());
   coordinator.greet(peer_id(0));

@@ -46,7 +46,7 @@ FrameHeader sample(FrameType type) {
   header.group = 0x31323334;
   header.shard = 0x4142;
   header.phase = Phase::gather;
-  header.flags = flag_hashed;
+  header.flags = good_length(type) > 0 ? flag_hashed : 0;
   header.slice = 0x51525354;
   header.length = good_length(type);
   header.descriptor = 0x61626364;

@@ -115,7 +115,7 @@ class Executor final : public FrameSink {
   void exclude(Generation generation, Epoch epoch, const std::string& text);
 
   // --- sockets ---
-  void adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s);
+  void adopt(const LaneHello& hello, Fd socket, double now_s);
   /// Reads and writes what a ready lane can; the lane may be gone afterwards.
   void ready(Link& link, Lane& lane, bool readable, bool writable, double now_s);
   /// Sends what queued up; true if some lane still has output and is not blocked.

@@ -70,9 +70,6 @@ class Link final : public FrameSource {
   [[nodiscard]] bool flooded() const noexcept { return control_.size() > control_frames_max; }
   /// There is something for the peer, and for that long it has taken nothing.
   [[nodiscard]] bool stands_still(double now_s, double patience_s) const noexcept;
-  /// Frames only pass through this machine's memory, where nothing damages them: not so through a
-  /// tunnel that ends on loopback, hence both.
-  [[nodiscard]] bool local() const noexcept { return loopback && same_host; }
 
   const PeerId peer;
   const Incarnation incarnation;
@@ -86,7 +83,6 @@ class Link final : public FrameSource {
   double direct_again_s = 0;        // while relayed: when to try the direct way again
   double company_s = 0;             // when to look after the peer control connection again
   bool lost_lane = false;           // since the link was made: frames may need sending again
-  bool loopback = false;            // by the addresses of its lanes, none of which is relayed
   bool same_host = false;           // by what the view says
   bool damaged = false;             // a lane has brought a damaged frame: none of them is trusted
   bool dirty = false;               // has output that was not pumped yet

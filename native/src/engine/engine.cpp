@@ -303,14 +303,13 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) {
   (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
                      sizeof notsent_lowat_bytes);
   set_liveness_options(socket.get());
-  const bool loopback = is_loopback(socket.get());
-  if (loopback) {
+  if (is_loopback(socket.get())) {
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
     (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
   }
   with_turn([&](Lock&) {
     if (memory_ran_out_) return;
-    executor_.adopt(hello, std::move(socket), loopback, monotonic_s());
+    executor_.adopt(hello, std::move(socket), monotonic_s());
     attend();
   });
 }

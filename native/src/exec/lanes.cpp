@@ -113,7 +113,7 @@ void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
   }
 }
 
-void Executor::adopt(const LaneHello& hello, Fd socket, bool loopback, double now_s) {
+void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
   if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
@@ -124,14 +124,12 @@ void Executor::adopt(const LaneHello& hello, Fd socket, bool loopback, double no
   if (hello.series > link.series) {
     link.lost_lane = link.lost_lane || link.up();
     while (link.up()) take_out(link, *link.lanes.back());
-    link.loopback = true;
   }
   link.series = hello.series;
   const std::uint32_t id = next_lane_++;
   Lane& lane = *link.lanes.emplace_back(
       std::make_unique<Lane>(std::move(socket), id, now_s, hello.relayed));
   lane_links_[id] = &link;
-  link.loopback = link.loopback && loopback && !hello.relayed;
   host_.watch(lane);
   if (hello.relayed) link.direct_again_s = now_s + direct_again_s;
   if (link.lost_lane) resynchronise(link, true);

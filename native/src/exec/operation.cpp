@@ -247,11 +247,10 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   head.slice = item.slice;
   head.length = frame.length;
   if (transfer.source == Source::accumulator) head.weight = slice.partial_weight;
+  head.flags = flag_hashed;
   if (transfer.source == Source::output) {
-    head.flags = flag_hashed;  // known from the result's digest
-    head.payload_hash = slice.hash;
-  } else if (!peers_[transfer.peer]->local()) {
-    head.flags = flag_hashed;
+    head.payload_hash = slice.hash;  // known from the result's digest
+  } else {
     const std::uint64_t seed = index(transfer.shard, item.slice);
     head.payload_hash = xxh3_128({frame.payload, frame.length}, seed).low;
   }

@@ -48,12 +48,9 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
   if (received != 0) return Status::ok;  // the other copy was faster
   const std::uint64_t seed = index(head.shard, head.slice);
   const bool copy = transfer.kind == TransferKind::receive_copy;
-  Digest digest;
-  if (copy || (head.flags & flag_hashed) != 0) {
-    digest = xxh3_128({placement.target, head.length}, seed);
-    if ((head.flags & flag_hashed) != 0 && digest.low != head.payload_hash) {
-      return Status::protocol;  // damaged on the way: the lane ends and the slice comes again
-    }
+  const Digest digest = xxh3_128({placement.target, head.length}, seed);
+  if (digest.low != head.payload_hash) {
+    return Status::protocol;  // damaged on the way: the lane ends and the slice comes again
   }
   received = 1;
   --state.left;
