@@ -1,11 +1,16 @@
 """A store in one SQLite file.
 
-WAL with `synchronous=FULL`: a commit returns after fsync, and a torn write is found by checksum
-and rolled back.  `locking_mode=EXCLUSIVE` holds the file's lock from the first read to close, so a
-second coordinator on the same file is refused at once; should a lock ever fail (some network file
-systems), the generation in the same transaction as the record still keeps the older one from
-writing.  One row: the record is small and written at view changes only, so nothing is appended and
-nothing needs compaction.  SQLite has no checksum of the file itself, so the row has one.
+WAL with `synchronous=FULL`: a commit returns after one fsync of the log beside the file (`-wal`),
+and a torn write is found by checksum and rolled back.  SQLite rolls back just as silently what was
+lost or damaged *after* the commit, so what the log holds is moved into the file itself: at opening,
+and by `settle`, which the shell calls a moment after a write.  Then the log holds no record, and
+losing it loses none.  In the moment before, only the run's peers could know better.
+
+`locking_mode=EXCLUSIVE` holds the file's lock from the first read to close, so a second coordinator
+on the same file is refused at once; should a lock ever fail (some network file systems), the
+generation in the same transaction as the record still keeps the older one from writing.  One row:
+the record is small and written at view changes only, so nothing is appended and nothing needs
+compaction.  SQLite has no checksum of the file itself, so the row has one.
 
 Errors: every SQLite or file error becomes StoreError, with what to do about it.  After a failed
 write the store refuses all later ones: what an fsync that failed has left on disk is unknown.
@@ -13,6 +18,7 @@ write the store refuses all later ones: what an fsync that failed has left on di
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from pathlib import Path
@@ -24,6 +30,8 @@ from pccl.membership.store import StoreError
 
 FORMAT: Final = 3
 """Raised whenever an older program could misread the file."""
+
+HEADER_BYTES: Final = 512  # SQLite takes a shorter file for a new one
 
 _SCHEMA: Final = """
 CREATE TABLE journal (
@@ -64,6 +72,8 @@ class SqliteJournal:
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
         self._broken: str | None = None
+        self._settled = 0
+        self._refuse_what_looks_new()
         try:
             # The shell moves calls between threads but never makes two at once.
             self._db = sqlite3.connect(
@@ -79,6 +89,16 @@ class SqliteJournal:
         except StoreError:
             self._db.close()
             raise
+
+    def _refuse_what_looks_new(self) -> None:
+        """Raises StoreError for the rest of a journal that SQLite would take for an empty file."""
+        size, log_size = (
+            os.path.getsize(path) if os.path.isfile(path) else 0
+            for path in (self._path, f"{self._path}-wal")
+        )
+        if 0 < size < HEADER_BYTES or (size == 0 and log_size > 0):
+            advice = _ADVICE[sqlite3.SQLITE_NOTADB]
+            raise StoreError(f"journal {self._path}: {advice} ({size} bytes are left)")
 
     def _open(self) -> int:
         db = self._db
@@ -111,8 +131,8 @@ class SqliteJournal:
             generation = int(old) + 1
             self._write(generation, body, over=old)
         db.execute("COMMIT")
-        # Into the file itself, so that one whose log beside it is lost is not taken for a new one.
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        # Else a file whose log beside it is lost would be taken for a new one.
+        self._checkpoint()
         return generation
 
     def _write(self, generation: int, body: bytes | None, *, over: int) -> bool:
@@ -160,6 +180,26 @@ class SqliteJournal:
         if not changed:
             self._broken = "another coordinator has taken over"
             raise StoreError(f"journal {self._path}: {self._broken}")
+
+    def settle(self) -> None:
+        """Moves the record from the log into the file itself, durably, and begins a new log."""
+        if self._broken is not None:
+            raise StoreError(f"journal {self._path} failed before: {self._broken}")
+        try:
+            self._checkpoint()
+            # The first commit to a log syncs its header besides: better now than in a recovery.
+            self._settled += 1
+            self._db.execute(f"PRAGMA user_version = {self._settled % 2**31}")
+        except sqlite3.Error as error:
+            self._broken = str(error)
+            raise self._explain(error) from error
+
+    def _checkpoint(self) -> None:
+        # TRUNCATE: of a log that kept its frames a part could be lost, and the rest, which is
+        # older than the file, would hide it.
+        busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:  # whoever reads the file ignores its lock
+            raise sqlite3.OperationalError("another process holds the file")
 
     def adopt(self, record: Record) -> None:
         """Begins anew with a record that was not made here, and with its generation."""

@@ -88,7 +88,9 @@ async def serve(
     machine: Coordinator | Recorder | None = None
     try:
         machine = await asyncio.to_thread(_make_machine, options, store)
-        service = CoordinatorService(machine, store.save, limits=options.limits)
+        service = CoordinatorService(
+            machine, store.save, settle=store.settle, limits=options.limits
+        )
         on_listening(await service.listen(options.listen, insecure=options.insecure))
         await run_until(service, stop)
     finally:

@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, assert_never
 
@@ -42,6 +41,7 @@ from pccl.membership.events import (
     Synced,
 )
 from pccl.membership.inbox import Inbox
+from pccl.membership.journal_writer import JournalWriter, WriteRecord
 from pccl.membership.messages import (
     Admitted,
     CoordinatorMessageBody,
@@ -81,10 +81,6 @@ class Machine(Protocol):
     def dropped_frame(self) -> None: ...  # a connection sent what is no message; for the count
 
 
-WriteRecord = Callable[[Any], None]
-"""Makes one record durable before it returns; called on the journal's thread."""
-
-
 @dataclass(slots=True)
 class _Connection:
     channel: Channel
@@ -99,11 +95,11 @@ class CoordinatorService:
         machine: Machine,
         write_record: WriteRecord,
         *,
+        settle: Callable[[], None] = lambda: None,
         limits: ControlLimits | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self._machine = machine
-        self._write_record = write_record
         self._clock = clock
         self._server = FrameServer(
             self._serve, limits=limits, clock=clock, on_misfit=machine.dropped_frame
@@ -114,7 +110,12 @@ class CoordinatorService:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._outbox: OutputCommit[Effect] = OutputCommit()
-        self._journal = ThreadPoolExecutor(1, thread_name_prefix="pccl-journal")
+        self._journal = JournalWriter(
+            write_record,
+            settle,
+            on_durable=lambda token: self._post(Synced(token)),
+            on_failure=self._fail,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._ticked_s = clock()
@@ -144,20 +145,20 @@ class CoordinatorService:
     async def run(self) -> None:
         """Serves until cancelled.  Raises PcclError if the journal cannot be written any more."""
         self._ticked_s = self._clock()
-        ticker = asyncio.create_task(self._tick())
+        own = [asyncio.create_task(work) for work in (self._tick(), self._journal.run())]
         try:
             while True:
                 await self._wait()
                 self._take_input()
                 await self._heed_deadline()
         finally:
-            ticker.cancel()
+            for task in own:
+                task.cancel()
             await self._server.close()
             for task in tuple(self._tasks):
                 task.cancel()
-            await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
-            # Waits for the write under way: a half-written record is the journal's to avoid.
-            self._journal.shutdown(wait=True)
+            await asyncio.gather(*own, *self._tasks, return_exceptions=True)
+            self._journal.close()
 
     # ------------------------------------------------------------------ the machine's task
 
@@ -254,7 +255,7 @@ class CoordinatorService:
             match effect:
                 case Persist(token, record):
                     self._outbox.write(token)
-                    self._start(self._persist(token, record))
+                    self._journal.write(token, record)
                 case Log(level, text):
                     _log.log(LEVELS[level], "%s", text)
                 case _:
@@ -309,15 +310,9 @@ class CoordinatorService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _persist(self, token: int, record: Any) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._journal, self._write_record, record)
-        except Exception as error:  # whatever it is, nothing may be said on top of a lost record
-            self._failure = error
-            self._arrived.set()
-        else:
-            self._post(Synced(token))
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._arrived.set()
 
     async def _probe(self, effect: ProbeListener) -> None:
         alive = await probe(effect.host, effect.port, timeout_s=effect.timeout_s)

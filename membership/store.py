@@ -33,6 +33,10 @@ class Store(Protocol):
         """Returns once the record is durable.  Raises StoreError, and then never works again."""
         ...
 
+    def settle(self) -> None:
+        """Puts what was saved where it is safest, when there is time.  Raises like `save`."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -70,6 +74,9 @@ class MemoryStore:
         """Begins anew with a record that was not made here, and with its generation."""
         self._disk.generation = self._generation = record.generation
         self._disk.blob = record_codec.encode(record)
+
+    def settle(self) -> None:
+        return None
 
     def close(self) -> None:
         return None

@@ -78,10 +78,11 @@ async def running(
     machine: ScriptedMachine,
     write_record: Callable[[Any], None] = lambda record: None,
     *,
+    settle: Callable[[], None] = lambda: None,
     limits: ControlLimits | None = None,
     clock: Clock = system_clock,
 ) -> AsyncIterator[Running]:
-    service = CoordinatorService(machine, write_record, limits=limits, clock=clock)
+    service = CoordinatorService(machine, write_record, settle=settle, limits=limits, clock=clock)
     address = await service.listen(ANY)
     task = asyncio.create_task(service.run())
     try:

@@ -132,6 +132,96 @@ def test_nothing_is_sent_after_a_persist_until_the_record_is_durable() -> None:
     tell(story())
 
 
+def test_records_that_come_during_a_write_share_the_next_one() -> None:
+    """As many newcomers at once cost members two writes, not one each."""
+    began, go_on = threading.Event(), threading.Event()
+    written: list[Any] = []
+
+    def write_record(record: Any) -> None:
+        began.set()
+        assert go_on.wait(STORY_TIMEOUT_S)
+        written.append(record)
+
+    def answer(event: Event) -> list[Effect]:
+        match event:
+            case PeerMessage(conn, WaitFor(number)):
+                record: Any = number
+                return [Persist(number, record), Send(conn, world(number))]
+            case Synced(token):
+                assert token in written
+                return []
+            case _:
+                return []
+
+    async def story() -> None:
+        machine = ScriptedMachine(answer)
+        async with running(machine, write_record) as run:
+            channel = await run.dial()
+            channel.send(STATUS)
+            channel.send(peer_codec.encode(WaitFor(1)))
+            await asyncio.to_thread(began.wait, STORY_TIMEOUT_S)
+            for number in range(2, 101):
+                channel.send(peer_codec.encode(WaitFor(number)))
+            await machine.until(lambda told: PeerMessage(1, WaitFor(100)) in told)
+            go_on.set()
+            for number in range(1, 101):
+                assert coordinator_codec.decode(await channel.receive() or b"") == world(number)
+            channel.close()
+        assert written == [1, 100]
+
+    tell(story())
+
+
+def test_a_journal_is_settled_when_no_record_follows_and_never_before_its_answer() -> None:
+    done: list[str] = []
+    settled = threading.Event()
+
+    def settle() -> None:
+        done.append("settled")
+        settled.set()
+
+    def answer(event: Event) -> list[Effect]:
+        match event:
+            case PeerMessage(conn, WaitFor(number)):
+                return [Persist(number, RECORD), Send(conn, world(number))]
+            case Synced(token):
+                done.append(f"answered {token}")
+                return []
+            case _:
+                return []
+
+    async def story() -> None:
+        machine = ScriptedMachine(answer)
+        async with running(machine, lambda record: None, settle=settle) as run:
+            channel = await run.dial()
+            channel.send(STATUS)
+            channel.send(peer_codec.encode(WaitFor(1)))
+            await channel.receive()
+            assert await asyncio.to_thread(settled.wait, STORY_TIMEOUT_S)
+            channel.close()
+        assert done == ["answered 1", "settled"]
+
+    tell(story())
+
+
+def test_a_journal_that_cannot_be_settled_stops_the_coordinator() -> None:
+    def settle() -> None:
+        raise OSError(5, "Input/output error")
+
+    def answer(event: Event) -> list[Effect]:
+        return [Persist(1, RECORD)] if isinstance(event, PeerMessage) else []
+
+    async def story() -> None:
+        async with running(ScriptedMachine(answer), settle=settle) as run:
+            channel = await run.dial()
+            channel.send(STATUS)
+            assert await channel.receive() is None
+            with pytest.raises(PcclError, match="Input/output error"):
+                await run.task
+
+    tell(story())
+
+
 def test_a_coordinator_that_cannot_write_stops_and_says_nothing_more() -> None:
     def write_record(record: Any) -> None:
         raise OSError(28, "No space left on device")

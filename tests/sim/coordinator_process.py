@@ -1,14 +1,15 @@
 """One coordinator's process: the shipped machine and output commit, a disk, and its deaths.
 
 It performs effects as service_driver.py does, and is worse luck than any real one: it dies before,
-between and after the effects of one event; of the writes under way at that moment a prefix is on
-disk; it is stopped and goes on; and it may go on while another has taken its place.
+between and after the effects of one event; the write under way at that moment may be on disk or
+not, and the record that waits for it is lost; it is stopped and goes on; and it may go on while
+another has taken its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
@@ -54,8 +55,8 @@ class CoordinatorProcess(Process):
         self.wires: dict[int, Wire] = {}
         self.durable: Record | None = store.load()
         self._next_number = 1
-        self._writes: deque[tuple[int, Record]] = deque()
-        self._disk_free_s = world.now_s
+        self._writing: tuple[int, Record] | None = None
+        self._waiting: tuple[int, Record] | None = None  # the newest record, for the next write
         self._armed_s: float | None = None
         self._idle_turns = 0
         self.outbox: OutputCommit[Effect] = OutputCommit()
@@ -180,28 +181,36 @@ class CoordinatorProcess(Process):
             self.die(self.world.rng.random())
 
     def _persist(self, token: int, record: Record) -> None:
-        world = self.world
-        world.history.recorded(record)
+        self.world.history.recorded(record)
         self.outbox.write(token)
-        self._writes.append((token, record))
-        took_s = 2 * world.rng.random() * world.script.fsync_s
-        self._disk_free_s = max(self._disk_free_s, world.now_s) + took_s
-        world.at(self._disk_free_s, self, self._written, token)
+        self._waiting = (token, record)
+        if self._writing is None:
+            self._write_next()
 
-    def _written(self, token: int) -> None:
-        assert self._writes[0][0] == token
+    def _write_next(self) -> None:
+        world = self.world
+        self._writing, self._waiting = self._waiting, None
+        took_s = 2 * world.rng.random() * world.script.fsync_s
+        world.at(world.now_s + took_s, self, self._written)
+
+    def _written(self) -> None:
+        assert self._writing is not None
+        token, _ = self._writing
         try:
             self._save()
         except StoreError as error:
             self.world.note("{}: {}", self, error)
             self.die(0.0)
             return
+        if self._waiting is not None:
+            self._write_next()
         self.outbox.synced(token)
         self._release()
         self._hand_in(Synced(token))
 
     def _save(self) -> None:
-        _, record = self._writes.popleft()
+        assert self._writing is not None
+        (_, record), self._writing = self._writing, None
         self.store.save(record)
         self.durable = record
         self.world.disk.saved(record)
@@ -271,16 +280,14 @@ class CoordinatorProcess(Process):
         self.die(1.0)
 
     def die(self, written: float) -> None:
-        """Ends at once; of the writes under way this fraction is on disk."""
+        """Ends at once; `written`, rounded, says whether the write under way is on disk."""
         if not self.alive:
             return
         world = self.world
         world.note("{} dies", self)
-        for _ in range(round(written * len(self._writes))):
-            try:
+        if self._writing is not None and round(written):
+            with contextlib.suppress(StoreError):
                 self._save()
-            except StoreError:
-                break
         self.alive = False
         if world.listening is self:
             world.listening = None

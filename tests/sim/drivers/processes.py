@@ -44,7 +44,10 @@ class DriverCoordinator(CoordinatorProcess):
         self._accepted: dict[Wire, Accepted] = {}
         self._said: dict[Wire, Framer] = {}
         self._queued: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
-        self.service = CoordinatorService(self.machine, self._write, clock=self.loop.time)
+        self._disk_free_s = self.world.now_s
+        self.service = CoordinatorService(
+            self.machine, self._write, settle=self.store.settle, clock=self.loop.time
+        )
         self.running = self.loop.create_task(self.service.run())
         self.running.add_done_callback(self._ended)
 
@@ -107,7 +110,8 @@ class DriverCoordinator(CoordinatorProcess):
 
     def _in_journal(self, work: Any, future: asyncio.Future[Any]) -> None:
         world = self.world
-        world.history.recorded(work.args[0])
+        if work.args:  # else the journal is only settled
+            world.history.recorded(work.args[0])
         self._queued.append((work, future))
         took_s = 2 * world.rng.random() * world.script.fsync_s
         self._disk_free_s = max(self._disk_free_s, world.now_s) + took_s

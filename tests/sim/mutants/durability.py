@@ -40,6 +40,14 @@ def output_of_later_events_overtakes(p: Patches) -> None:
     before = p.set(OutputCommit, "send", send)
 
 
+@mutant("a write counts for records that came after it began")
+def write_covers_later_records(p: Patches) -> None:
+    def synced(self: OutputCommit[Any], token: int) -> None:
+        before(self, self._issued)
+
+    before = p.set(OutputCommit, "synced", synced)
+
+
 @mutant("a coordinator that starts does not raise the generation")
 def generation_not_raised(p: Patches) -> None:
     def begin(self: MemoryStore, disk: Any = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import tempfile
 from dataclasses import replace
@@ -130,6 +131,72 @@ def test_a_flipped_bit_is_found_or_changes_nothing(where: float, bit: int) -> No
             pass
         finally:
             journal.close()
+
+
+NEWER = replace(RECORD, incarnations=9, lineage=3)
+
+
+def _killed(folder: Path) -> Path:
+    """Leaves the files of a coordinator that was killed some time after it saved NEWER."""
+    journal = SqliteJournal(folder / "alive.db")
+    journal.save(RECORD)
+    journal.close()
+    journal = SqliteJournal(folder / "alive.db")
+    for record in (replace(RECORD, incarnations=8), NEWER):
+        journal.save(record)
+    journal.settle()
+    path = folder / "run.db"
+    for end in ("", "-wal"):
+        shutil.copy(f"{folder / 'alive.db'}{end}", f"{path}{end}")
+    journal.close()
+    return path
+
+
+def _holds_the_newest_or_says_that_it_is_damaged(path: Path) -> None:
+    try:
+        journal = SqliteJournal(path)
+    except StoreError:
+        return
+    try:
+        assert (journal.load(), journal.generation) == (NEWER, 3)
+    except StoreError:
+        pass
+    finally:
+        journal.close()
+
+
+def test_after_a_kill_the_log_beside_the_journal_may_be_lost(tmp_path: Path) -> None:
+    path = _killed(tmp_path)
+    Path(f"{path}-wal").unlink()
+    journal = SqliteJournal(path)
+    assert (journal.load(), journal.generation) == (NEWER, 3)
+    journal.close()
+
+
+@pytest.mark.parametrize("end", ["", "-wal"])
+def test_after_a_kill_a_torn_file_gives_the_newest_record_or_an_error(
+    tmp_path: Path, end: str
+) -> None:
+    path = _killed(tmp_path)
+    whole = {name: Path(f"{path}{name}").read_bytes() for name in ("", "-wal")}
+    for length in (0, 1, 20, 32, 56, 700, 4096, 4097, 5000, len(whole[end]) - 1):
+        for name, data in whole.items():
+            Path(f"{path}{name}").write_bytes(data[:length] if name == end else data)
+        _holds_the_newest_or_says_that_it_is_damaged(path)
+
+
+@pytest.mark.parametrize("end", ["", "-wal"])
+@settings(max_examples=20, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_after_a_kill_a_flipped_bit_gives_the_newest_record_or_an_error(
+    end: str, where: float, bit: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _killed(Path(folder))
+        damaged = bytearray(Path(f"{path}{end}").read_bytes())
+        damaged[int(where * len(damaged))] ^= 1 << bit
+        Path(f"{path}{end}").write_bytes(damaged)
+        _holds_the_newest_or_says_that_it_is_damaged(path)
 
 
 def test_a_journal_that_lost_its_end_or_its_bytes_says_how_to_get_the_run_back(

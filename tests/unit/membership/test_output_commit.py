@@ -31,16 +31,20 @@ def test_a_send_after_a_write_waits_for_it_and_one_before_does_not() -> None:
     assert outbox.held == 0
 
 
-def test_a_later_write_that_is_synced_first_releases_nothing() -> None:
+def test_a_later_write_that_is_durable_carries_the_earlier_ones() -> None:
     outbox: OutputCommit[str] = OutputCommit()
     outbox.write(1)
     outbox.send("a")
     outbox.write(2)
     outbox.send("b")
+    outbox.write(3)
+    outbox.send("c")
     outbox.synced(2)
-    assert outbox.release() == []
-    outbox.synced(1)
     assert outbox.release() == ["a", "b"]
+    outbox.synced(1)
+    assert outbox.release() == []
+    outbox.synced(3)
+    assert outbox.release() == ["c"]
 
 
 def test_one_write_cannot_be_issued_twice() -> None:
@@ -55,21 +59,23 @@ def test_sends_keep_their_order_and_never_pass_an_unsynced_write(
     script: list[str], dice: random.Random
 ) -> None:
     outbox: OutputCommit[int] = OutputCommit()
-    unsynced: list[int] = []
-    rests_on: dict[int, set[int]] = {}
+    issued, durable = 0, 0
+    rests_on: dict[int, int] = {}
     released: list[int] = []
-    for number, action in enumerate(script):
+    for number, action in enumerate(script, 1):
         if action == "write":
             outbox.write(number)
-            unsynced.append(number)
+            issued = number
         elif action == "send":
             outbox.send(number)
-            rests_on[number] = set(unsynced)
-        elif unsynced:
-            outbox.synced(unsynced.pop(dice.randrange(len(unsynced))))
+            rests_on[number] = issued
+        else:
+            token = dice.randint(0, issued)
+            outbox.synced(token)
+            durable = max(durable, token)
         for sent in outbox.release():
-            assert not rests_on[sent] & set(unsynced)
+            assert rests_on[sent] <= durable
             released.append(sent)
-    for token in unsynced:
-        outbox.synced(token)
+        assert all(rests_on[n] > durable for n in rests_on if n not in released)
+    outbox.synced(issued)
     assert released + outbox.release() == list(rests_on)
