@@ -4,7 +4,9 @@ An incarnation is given once, from a counter that is durable before the peer lea
 proves itself by its secret: on the native connection, and on a member agent's that comes back.  Who
 only knows the names of a peer can take nothing over.  What a returning agent missed is told again
 by the parts that own it.  Whoever names an incarnation that is no longer admitted is told so,
-whatever it says: a peer that slept through its own eviction must not wait for ever.
+whatever it says: a peer that slept through its own eviction must not wait for ever.  The exception
+is who shows that the run is ahead of this journal (`outdated`): what the journal does not know of
+it proves nothing.
 
 Invariant: every connection belongs to nobody or to one admitted incarnation, and an incarnation
 has at most one connection of each kind; a newer one replaces the older.
@@ -16,16 +18,18 @@ import hmac
 from collections.abc import Callable
 from typing import Final
 
-from pccl.membership.core import Core, Peer, name
+from pccl.membership.core import Core, Peer, name, native_text
 from pccl.membership.events import Close, Send, SendNative
 from pccl.membership.messages import (
     ID_BYTES,
     PROTOCOL_VERSION,
+    REFUSED_FOR_AN_OLD_COPY,
     Admitted,
     Evicted,
     Hello,
     Refused,
 )
+from pccl.membership.outdated import Outdated
 from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
 
 NOT_IN_THE_RUN: Final = "this incarnation is not part of the run any more; connect again"
@@ -33,8 +37,9 @@ ANOTHER_RUN: Final = "this coordinator serves another run; the member agent is t
 
 
 class Admission:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, outdated: Outdated) -> None:
         self._core = core
+        self._outdated = outdated
         self._told_to_adopt = False
 
     def hello(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
@@ -47,22 +52,19 @@ class Admission:
         if msg.run_id not in (b"", core.run_id):
             self._refuse(conn, *self._another_run(msg))
             return None
-        if msg.generation > core.generation:
-            text = (
-                f"this coordinator is generation {core.generation}, and the peer has followed "
-                f"generation {msg.generation}: its journal is an old copy; start it on the newest"
-            )
-            core.log("error", f"peer {msg.peer_id.hex()[:8]}: {text}")
-            self._refuse(conn, "generation", text)
+        peer = self._named(msg.incarnation, msg.peer_id)
+        proven = peer is not None and hmac.compare_digest(msg.secret, peer.secret)
+        sign = self._outdated.sign(msg.generation, msg.epoch, msg.incarnation)
+        doubt = self._doubt(sign, peer if proven and msg.run_id else None)
+        if doubt:
+            self._refuse(conn, REFUSED_FOR_AN_OLD_COPY, doubt)
             return None
         if msg.incarnation == 0:
             return self._admit(conn, msg, now_s)
-        peer = core.peers.get(msg.incarnation)
-        if peer is None or peer.peer_id != msg.peer_id or peer.gone is not None:
-            text = NOT_IN_THE_RUN
-            self._turn_away(conn, Evicted(core.generation, text))
+        if peer is None or peer.gone is not None:
+            self._turn_away(conn, Evicted(core.generation, NOT_IN_THE_RUN))
             return None
-        if not hmac.compare_digest(msg.secret, peer.secret):
+        if not proven:
             self._refuse(conn, "secret", "this is not the secret of that incarnation")
             return None
         self._attach_agent(conn, peer)
@@ -89,6 +91,20 @@ class Admission:
             core.log("error", f"a member of another run asks to come back: {text}")
         return "adopt", text
 
+    def _named(self, incarnation: int, peer_id: bytes) -> Peer | None:
+        """Returns the peer that goes by these names; whether it is that one, its secret tells."""
+        peer = self._core.peers.get(incarnation)
+        return peer if peer is not None and peer.peer_id == peer_id else None
+
+    def _doubt(self, sign: str, proven: Peer | None) -> str:
+        """Returns why nobody may be let in, or nobody with this sign; "" if nothing is wrong."""
+        core = self._core
+        if sign and proven is not None:
+            self._outdated.learnt(proven, sign)
+        if core.outdated:
+            return core.outdated
+        return self._outdated.doubt(sign) if sign else ""
+
     def native_hello(self, conn: int, frame: NativeHello, now_s: float) -> Peer | None:
         core = self._core
         if frame.purpose != Purpose.COORDINATOR:
@@ -97,12 +113,17 @@ class Admission:
         if frame.run_id != core.run_id:
             self._refuse_native(conn, RefusalCode.RUN, ANOTHER_RUN)
             return None
-        peer = core.peers.get(frame.incarnation)
-        if peer is None or peer.peer_id != frame.peer_id or peer.gone is not None:
-            text = NOT_IN_THE_RUN
-            self._refuse_native(conn, RefusalCode.INCARNATION, text)
+        peer = self._named(frame.incarnation, frame.peer_id)
+        proven = peer is not None and hmac.compare_digest(frame.secret, peer.secret)
+        sign = self._outdated.sign(frame.generation, 0, frame.incarnation)
+        doubt = self._doubt(sign, peer if proven else None)
+        if doubt:
+            self._refuse_native(conn, RefusalCode.GENERATION, doubt)
             return None
-        if peer.secret != frame.secret:
+        if peer is None or peer.gone is not None:
+            self._refuse_native(conn, RefusalCode.INCARNATION, NOT_IN_THE_RUN)
+            return None
+        if not proven:
             self._refuse_native(
                 conn, RefusalCode.SECRET, "this is not the secret of that incarnation"
             )
@@ -237,6 +258,8 @@ class Admission:
 
     def _turn_away(self, conn: int, answer: Refused | Evicted) -> None:
         core = self._core
+        if conn not in core.conns:
+            return  # it was told together with all others
         core.effects += [Send(conn, answer), Close(conn)]
         if core.conns[conn].incarnation is None:
             core.conns.pop(conn)  # else a peer's own connection ends here, which its ConnDown tells
@@ -244,5 +267,5 @@ class Admission:
     def _refuse_native(self, conn: int, code: RefusalCode, text: str) -> None:
         core = self._core
         core.counters.refused += 1
-        core.effects += [SendNative(conn, RefusedFrame(int(code), text)), Close(conn)]
+        core.effects += [SendNative(conn, RefusedFrame(int(code), native_text(text))), Close(conn)]
         core.conns.pop(conn, None)

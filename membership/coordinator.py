@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from pccl.membership.admission import NOT_IN_THE_RUN, Admission
-from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Core, Peer
+from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Peer
 from pccl.membership.decide import Accusation
 from pccl.membership.departures import Departures
 from pccl.membership.events import (
@@ -38,7 +38,6 @@ from pccl.membership.flushing import Flushing
 from pccl.membership.links import Links
 from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
-    ID_BYTES,
     AtEntry,
     Drain,
     Hello,
@@ -55,10 +54,12 @@ from pccl.membership.messages import (
     WaitFor,
     World,
 )
+from pccl.membership.outdated import Outdated
 from pccl.membership.pace import Pace
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.record import Record
+from pccl.membership.restore import restore
 from pccl.membership.status import Parts, status_json
 from pccl.transport.native_frames import (
     EvictedFrame,
@@ -95,8 +96,9 @@ class Coordinator:
         token_bytes: Callable[[int], bytes],
         now_s: float,
     ) -> None:
-        self._core = _restore(config, generation, record, token_bytes, now_s)
-        self._admission = Admission(self._core)
+        self._core = restore(config, generation, record, token_bytes, now_s)
+        self._outdated = Outdated(self._core)
+        self._admission = Admission(self._core, self._outdated)
         self._liveness = Liveness(self._core)
         self._pace = Pace(self._core)
         self._progress = Progress(self._core)
@@ -114,8 +116,15 @@ class Coordinator:
         return self._core.run_id
 
     @property
+    def outdated(self) -> str:
+        """Why the journal is older than the run; "" while nobody has shown that it is."""
+        return self._core.outdated
+
+    @property
     def deadline_s(self) -> float | None:
         """When `on_deadline` must be called at the latest; None while nothing is awaited."""
+        if self._core.outdated:
+            return None
         parts = (self._progress, self._links, self._flushing, self._planning)
         times = [self._liveness.deadline_s(), self._departures.deadline_s()]
         times += [part.deadline_s for part in parts]
@@ -133,7 +142,8 @@ class Coordinator:
             case NativeFrame(conn, frame):
                 self._native_frame(conn, frame, now_s)
             case Dialled():
-                self._liveness.dialled(event, now_s)
+                if not self._core.outdated:
+                    self._liveness.dialled(event, now_s)
             case Paused(duration_s):
                 parts = (self._liveness, self._departures, self._pace, self._progress)
                 for part in (*parts, self._links, self._flushing):
@@ -157,6 +167,12 @@ class Coordinator:
         self._core.counters.dropped_frames += 1
 
     def _conclude(self, now_s: float) -> list[Effect]:
+        if not self._core.outdated:  # else nothing follows from anything
+            self._judge(now_s)
+        effects, self._core.effects = self._core.effects, []
+        return effects
+
+    def _judge(self, now_s: float) -> None:
         self._liveness.advance(now_s)
         self._progress.advance(now_s)
         self._links.advance(now_s)
@@ -171,8 +187,6 @@ class Coordinator:
             self._world = world
             for peer in self._core.peers.values():
                 self._core.send(peer, world)
-        effects, self._core.effects = self._core.effects, []
-        return effects
 
     def _world_now(self) -> World:
         core = self._core
@@ -307,6 +321,10 @@ class Coordinator:
 
     def _heartbeat(self, peer: Peer, frame: Heartbeat, now_s: float) -> None:
         core = self._core
+        sign = self._outdated.sign(frame.generation, frame.epoch)
+        if sign:
+            self._outdated.learnt(peer, sign)
+            return
         self._progress.beat(peer, frame, now_s)
         self._pace.beat(now_s)
         peer.next_step, peer.down, peer.relayed = frame.next_step, frame.down, frame.relayed
@@ -347,53 +365,3 @@ class Coordinator:
         if now_s >= max(peer.resent_s, self._core.installed_s) + RESEND_S:
             peer.resent_s = now_s
             self._planning.repeat(peer)
-
-
-def _restore(
-    config: CoordinatorConfig,
-    generation: int,
-    record: Record | None,
-    token_bytes: Callable[[int], bytes],
-    now_s: float,
-) -> Core:
-    """Makes the state of a new run, or that of an earlier coordinator's last record."""
-    core = Core(
-        config=config,
-        generation=generation,
-        token_bytes=token_bytes,
-        started_s=now_s,
-        min_world=config.min_world,
-        on_underflow=config.on_underflow,
-        straggler_s=config.straggler_s,
-    )
-    if record is None:
-        core.run_id = config.run_id or token_bytes(ID_BYTES)
-        return core
-    core.run_id, core.lineage = record.run_id, record.lineage
-    core.min_world = config.min_world or record.min_world
-    core.on_underflow = config.on_underflow or record.on_underflow
-    core.straggler_s = config.straggler_s or record.straggler_s
-    core.incarnations = record.incarnations
-    core.epoch_high = core.epochs_reserved = record.epochs_reserved
-    core.flushing = record.flushing
-    core.view, core.history, core.activation = record.view, record.history, record.activation
-    core.note, core.carried = record.note, record.carried
-    core.installed_s = now_s
-    for saved in record.peers:
-        core.peers[saved.incarnation] = Peer(
-            peer_id=saved.peer_id,
-            incarnation=saved.incarnation,
-            secret=saved.secret,
-            host=saved.host,
-            port=saved.port,
-            host_key=saved.host_key,
-            hostname=saved.hostname,
-            pid=saved.pid,
-            group=saved.group,
-            excluded_epoch=saved.excluded_epoch,
-            last_beat_s=now_s,
-            admitted_s=now_s,
-            was_native=True,
-            member_since_s=now_s,
-        )
-    return core

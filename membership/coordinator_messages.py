@@ -49,7 +49,8 @@ class Admitted:
         demand(0 < self.heartbeat_s <= self.lease_s <= 3600, "heartbeat and lease do not fit")
 
 
-REFUSALS_FOR_NOW: Final = frozenset({"adopt", "generation"})
+REFUSED_FOR_AN_OLD_COPY: Final = "generation"
+REFUSALS_FOR_NOW: Final = frozenset({"adopt", REFUSED_FOR_AN_OLD_COPY})
 """The coordinator is what must be put right: it lost the journal of this run, or has an old one."""
 
 

@@ -118,6 +118,7 @@ class Core:
     conns: dict[int, Connection] = field(default_factory=dict)
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
+    outdated: str = ""  # why this journal is older than the run: nothing is decided any more
     counters: Counters = field(default_factory=Counters)
     effects: list[Effect] = field(default_factory=list)
     tokens: int = 0

@@ -53,7 +53,8 @@ class Flushing:
         self.deadline_s: float | None = None  # None exactly while idle
         self._asking: _Asking | None = None
         self._corrupt: dict[int, int] = {}
-        # Members of an earlier coordinator have time to come back before a flush goes on without.
+        # Members of an earlier coordinator have time to come back, and to answer when they are,
+        # before a flush goes on without them.
         window_s = core.config.profile.reattach_window_s if core.peers else 0.0
         self._returned_s = core.started_s + window_s
         if core.flushing:
@@ -136,7 +137,7 @@ class Flushing:
         else:
             awaited = self._awaited(asking, now_s)
             late = now_s >= asking.deadline_s
-            if late and now_s < self._returned_s and any(p.native is None for p in awaited):
+            if late and now_s < self._returned_s and awaited:
                 asking.deadline_s = self._returned_s
             elif late or not awaited:
                 self._finish(asking, now_s)

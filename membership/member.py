@@ -354,10 +354,22 @@ class Member:
                 return []
             case EngineFailed(code, text):
                 return self._end(code, text)
-            case NativeLink() | StepDecided():
+            case NativeLink(_, generation):
+                return self._on_native_link(generation, now_s)
+            case StepDecided():
                 return []
             case _:
                 assert_never(event)
+
+    def _on_native_link(self, generation: int, now_s: float) -> list[Effect]:
+        """The control thread may find a newer coordinator first; nothing older is followed then."""
+        self._views.generation = max(self._views.generation, generation)
+        admitted = self.admitted
+        if self.phase is not Phase.ATTACHED or admitted is None:
+            return []
+        if admitted.generation >= self._views.generation:
+            return []
+        return [HangUp(), *self._disconnected("a newer coordinator is there", False, now_s)]
 
     def _tell_entry(self, now_s: float) -> list[Effect]:
         self._entry_at_s = None

@@ -17,6 +17,9 @@ from __future__ import annotations
 from typing import Final, get_args
 
 from pccl.membership.coordinator_messages import REFUSALS_FOR_NOW as REFUSALS_FOR_NOW
+from pccl.membership.coordinator_messages import (
+    REFUSED_FOR_AN_OLD_COPY as REFUSED_FOR_AN_OLD_COPY,
+)
 from pccl.membership.coordinator_messages import Activate as Activate
 from pccl.membership.coordinator_messages import Admitted as Admitted
 from pccl.membership.coordinator_messages import CancelPlan as CancelPlan

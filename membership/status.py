@@ -47,6 +47,7 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
         "lineage": core.lineage,
         "generation": core.generation,
         "epoch": core.epoch(),
+        "outdated": core.outdated or None,
         "paused": core.note.paused,
         "min_world": core.effective_min_world(),
         "profile": core.config.profile.name,

@@ -99,6 +99,7 @@ class NativeLink:
     """The native control connection to the coordinator came up or went down."""
 
     connected: bool
+    generation: int  # of the newest coordinator that it has followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return NativeEvicted(text)
         case ["refused", int(code), str(text)]:
             return NativeRefused(code, text)
-        case ["coordinator", bool(connected)]:
-            return NativeLink(connected)
+        case ["coordinator", bool(connected), int(generation)]:
+            return NativeLink(connected, generation)
         case ["failed", str(code), str(text)]:
             return EngineFailed(code, text)
         case ["decided", int(step)]:

@@ -30,7 +30,7 @@ from pccl.transport.native_kinds import (
 )
 
 MAGIC: Final = 0xC1
-VERSION: Final = 2
+VERSION: Final = 3
 NO_STEP: Final = (1 << 64) - 1
 
 
@@ -54,6 +54,7 @@ class RefusalCode(IntEnum):
     LIMIT = 5
     PURPOSE = 6
     UNREACHABLE = 7
+    GENERATION = 8  # a coordinator on an old copy of its journal; for now
 
 
 class Waiting(IntEnum):
@@ -95,6 +96,7 @@ class NativeHello:
     incarnation: int
     secret: bytes
     series: int = 0  # of a lane: the dialler's lanes of an older one are over
+    generation: int = 0  # towards a coordinator: the newest one that was followed; else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +275,9 @@ _WAITING = unsigned("B", 0, 3)
 
 # One line per frame: its number, its class, and the kinds of its fields in the class's order.
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
-    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32)),
+    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32, U64)),
     (2, Welcome, (U64,)),
-    (3, RefusedFrame, (unsigned("B", 1, 7), TEXT)),
+    (3, RefusedFrame, (unsigned("B", 1, 8), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),

@@ -28,7 +28,7 @@ class Host final : public ControlHost {
   void connect_failed(PeerId, Incarnation, bool) noexcept override {}
   void evicted(std::string) noexcept override {}
   void refused(std::uint8_t, std::string) noexcept override {}
-  void coordinator_connected(bool) noexcept override {}
+  void coordinator_connected(bool, Generation) noexcept override {}
   void peer_beat(PeerId, Epoch, StepId) noexcept override {}
   void peer_silent(PeerId, Incarnation) noexcept override {}
   void routes(Generation, const std::vector<Route>&) noexcept override {}

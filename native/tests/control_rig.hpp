@@ -107,7 +107,7 @@ class FakeHost final : public ControlHost {
     const std::lock_guard lock(mutex_);
     seen_.refused.push_back(code);
   }
-  void coordinator_connected(bool connected) noexcept override {
+  void coordinator_connected(bool connected, Generation) noexcept override {
     const std::lock_guard lock(mutex_);
     seen_.connected.push_back(connected);
   }
@@ -257,8 +257,9 @@ struct Peer {
   explicit Peer(std::uint8_t number, ControlConfig config = {})
       : me(number), control(named(config, number), host) {}
 
-  void admit(std::uint16_t coordinator_port, double heartbeat_s = 0.02) {
-    control.admit({id<RunId>(9), me, id<Secret>(me), 5},
+  void admit(std::uint16_t coordinator_port, double heartbeat_s = 0.02,
+             Generation generation = 5) {
+    control.admit({id<RunId>(9), me, id<Secret>(me), generation},
                   {"127.0.0.1", coordinator_port, heartbeat_s});
   }
   [[nodiscard]] PeerEndpoint endpoint() const {
@@ -266,7 +267,7 @@ struct Peer {
   }
   /// What a peer that has seen the view sends here.
   [[nodiscard]] frames::Hello hello(Purpose purpose) const {
-    return {purpose, id<RunId>(9), id<PeerId>(77), 70, id<Secret>(me), 1};
+    return {purpose, id<RunId>(9), id<PeerId>(77), 70, id<Secret>(me), 1, 0};
   }
   static ControlConfig named(ControlConfig config, std::uint8_t number) {
     config.peer_id = id<PeerId>(number);

@@ -26,7 +26,7 @@ TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
   Wire wire = gate.accept();
   const auto hello = wire.read_frame();
   const frames::Hello expected{Purpose::coordinator, id<RunId>(9), id<PeerId>(1), 1,
-                               id<Secret>(1), 0};
+                               id<Secret>(1), 0, 5};
   CHECK(hello && std::get<frames::Hello>(*hello) == expected);
   CHECK(wire.silent_for(30));  // nothing before the answer
   CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
@@ -221,6 +221,40 @@ TEST(a_refused_incarnation_is_an_eviction_and_other_refusals_are_tried_again) {
         (std::vector<std::uint8_t>{5, 4}));
   CHECK(!gate.rings(500));  // the next pause would have been 0.2 s
   CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
+}
+
+TEST(a_coordinator_of_an_older_generation_is_told_of_the_newest_and_not_obeyed) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port());
+  Wire newest = gate.accept();
+  CHECK(newest.next<frames::Hello>().has_value());
+  newest.write(frames::Welcome{7});
+  CHECK(newest.next<frames::Heartbeat>().has_value());
+  newest.write(frames::Evicted{6, "said by another"});
+  CHECK(newest.ends());
+  peer.admit(gate.port());  // as the agent does when 5 comes back: what is known does not go down
+  const std::array<frames::Frame, 3> older = {
+      frames::Welcome{6}, frames::Evicted{6, "not in the run"}, frames::Refused{8, "old copy"}};
+  double closed_s = 0;
+  for (std::size_t i = 0; i < older.size(); ++i) {
+    Wire wire = gate.accept();
+    // The first connection follows at once, the others wait longer each time, to 2 s.
+    CHECK(i == 0 || monotonic_s() - closed_s >= 0.05 * static_cast<double>(1 << i));
+    const auto hello = wire.next<frames::Hello>();
+    CHECK(hello && hello->generation == 7);
+    wire.write(older[i]);
+    CHECK(wire.ends());
+    closed_s = monotonic_s();
+  }
+  Wire wire = gate.accept();
+  CHECK(wire.next<frames::Hello>().has_value());
+  wire.write(frames::Welcome{8});
+  CHECK(wire.next<frames::Heartbeat>().has_value());
+  CHECK(peer.host.look([](auto& seen) { return seen.evicted.empty(); }));
+  CHECK(peer.host.look([](auto& seen) { return seen.refused; }) == (std::vector<std::uint8_t>{8}));
+  CHECK(peer.host.look([](auto& seen) { return seen.connected; }) ==
+        (std::vector<bool>{true, false, true}));
 }
 
 TEST(a_coordinator_that_breaks_the_protocol_is_left_and_dialled_again) {

@@ -65,7 +65,10 @@ _INSECURE = click.option(
     help="Allow an address that other machines can reach: nothing is encrypted or authenticated.",
 )
 _VERBOSE = click.option(
-    "-v", "--verbose", count=True, help="Log state changes to stderr; -vv: messages."
+    "-v",
+    "--verbose",
+    count=True,
+    help="Log state changes to stderr, not only errors; -vv: messages.",
 )
 
 
@@ -206,11 +209,10 @@ def _may_choose(profile_name: str, listen: Address) -> bool:
 
 
 def _log_to_stderr(verbose: int) -> None:
-    if verbose:
-        logging.basicConfig(
-            level=logging.DEBUG if verbose > 1 else logging.INFO,
-            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        )
+    levels = (logging.ERROR, logging.INFO, logging.DEBUG)
+    logging.basicConfig(
+        level=levels[min(verbose, 2)], format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
 
 
 def _run(work: Coroutine[None, None, None], listen: Address) -> int:

@@ -59,6 +59,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         f"profile {_text(document.get('profile'))}  "
         f"up {_duration(document.get('uptime_s'))}{paused}"
     )
+    if document.get("outdated"):
+        line = f"outdated: it decides nothing and lets nobody in: {_text(document['outdated'])}"
+        console.print(line, markup=False, style="red", soft_wrap=True)
     for kind in ("members", "learners"):
         _show_peers(kind, _rows(document, kind), console)
     for line in (*map(_link, _rows(document, "links")), *map(_wait, _rows(document, "waits"))):

@@ -67,6 +67,13 @@ class PeerProcess:
                 return fact
             assert "failure" not in fact, f"{fact}\n{self.errors()}"
 
+    def rest(self) -> list[dict[str, Any]]:
+        """Returns all that it has still told, up to its end."""
+        facts = []
+        while (fact := self._facts.get(timeout=WAIT_S)) is not None:
+            facts.append(fact)
+        return facts
+
     def until(self, key: str, wanted: Any) -> dict[str, Any]:
         """Returns the first fact whose `key` is (or counts) `wanted`."""
         while True:

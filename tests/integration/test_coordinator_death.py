@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,52 @@ def test_a_lost_journal_is_adopted_from_the_living_and_no_committed_step_is_lost
             end(peers)
     finally:
         coordinator.discard()
+
+
+@pytest.mark.parametrize("stays_s", [4.0, pytest.param(34.0, marks=pytest.mark.slow)])
+def test_a_coordinator_on_an_old_copy_of_the_journal_ends_nobody_and_is_replaced_without_loss(
+    stays_s: float, tmp_path: Path
+) -> None:
+    address, copy = free_address(), tmp_path / "copy"
+    options = ("--listen", address, *journal_option(tmp_path))
+    coordinator = CoordinatorProcess(*options).ready()
+    peers: list[PeerProcess] = []
+    try:
+        with looping_peers(address, 2) as first:
+            peers += first
+            coordinator.kill()
+            copy.mkdir()
+            for file in tmp_path.glob("run.db*"):
+                shutil.copy(file, copy / file.name)
+            coordinator = CoordinatorProcess(*options).ready()
+            peers.append(PeerProcess(address, "loop", 2, 3))  # the copy does not know it
+            epoch = peers[0].until("contributors", 3)["epoch"]
+            coordinator.kill()
+            coordinator = CoordinatorProcess(*options).ready()
+            assert attached(address, 3)["generation"] == 3
+            coordinator.kill()
+
+            old = ("--listen", address, *journal_option(copy))
+            coordinator = CoordinatorProcess(*old).ready()
+            time.sleep(stays_s)  # above the grace for peers without their agent, if it is slow
+            document = status(address)
+            assert document["generation"] == 2 and "is an old copy" in str(document["outdated"])
+            coordinator.process.send_signal(signal.SIGTERM)
+            code, said = coordinator.end()
+            assert code == 0 and said.count("pccl coordinator adopt") == 1, said
+
+            coordinator = CoordinatorProcess(*options).ready()
+            document = attached(address, 3)
+            assert (document["epoch"], document["outdated"]) == (epoch, None)
+            end(peers)
+            for peer in peers:
+                steps = [fact for fact in peer.rest() if "step" in fact]
+                assert {fact["retries"] for fact in steps} == {0}
+                assert steps[-1]["epoch"] == epoch
+    finally:
+        coordinator.discard()
+        for peer in peers:
+            peer.discard()
 
 
 def test_a_journal_that_holds_a_run_is_not_adopted_over(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pccl.transport.engine_events import NativeLink
 from pccl.transport.native_frames import (
     EvictedFrame,
     Flush,
@@ -56,11 +57,15 @@ class ControlLink:
         self._life = 0  # of the connection; what an older one reports is void
         self._hello: tuple[bytes, int, bytes] | None = None
         self._heartbeat_s = 0.25
+        self._generation = 0  # the newest that was followed
         self._suspicions: deque[Suspect] = deque()
         self._told: deque[Suspect] = deque(maxlen=SUSPICIONS_MAX)  # perhaps to a coordinator's ruin
 
-    def admit(self, run_id: bytes, incarnation: int, secret: bytes, heartbeat_s: float) -> None:
+    def admit(
+        self, run_id: bytes, incarnation: int, secret: bytes, heartbeat_s: float, generation: int
+    ) -> None:
         self._hello = (run_id, incarnation, secret)
+        self._generation = max(self._generation, generation)
         self._heartbeat_s = heartbeat_s
         self._close()
         self._backoff_s = BACKOFF_FIRST_S
@@ -91,7 +96,8 @@ class ControlLink:
         self._end = end
         end.attach(self.on_frame, partial(self._closed, life))
         self.stage = "greeting"
-        self.send(NativeHello(0, run_id, self.peer.peer_id, incarnation, secret))
+        names = (self.peer.peer_id, incarnation, secret)
+        self.send(NativeHello(0, run_id, *names, generation=self._generation))
         self.world.at(self.world.now_s + HANDSHAKE_S, self.peer, self._late, life)
 
     def send(self, frame: Frame) -> None:
@@ -122,6 +128,8 @@ class ControlLink:
 
     def on_frame(self, frame: Frame) -> None:
         match frame:
+            case EvictedFrame(generation, _) if self.is_past(generation):
+                self._lose()
             case EvictedFrame(_, text):
                 self.shut()
                 self.engine.evicted(text)
@@ -132,7 +140,12 @@ class ControlLink:
                     self.engine.evicted(text)
                 else:
                     self._lose()
-            case Welcome():
+            case Welcome(generation) if self.is_past(generation):
+                self._lose()
+            case Welcome(generation):
+                self._generation = generation
+                self.world.history.followed(self.peer, generation)
+                self.engine.emit(NativeLink(True, generation))
                 self.stage = "up"
                 self._backoff_s = BACKOFF_FIRST_S
                 self._beat_on(self._life)
@@ -150,6 +163,9 @@ class ControlLink:
                 pass
             case _:
                 raise AssertionError(f"{frame} from a coordinator")
+
+    def is_past(self, generation: int) -> bool:
+        return generation < self._generation
 
     def suspect(self, suspicion: Suspect) -> None:
         if len(self._suspicions) >= SUSPICIONS_MAX:

@@ -30,22 +30,28 @@ from pccl.membership.events import (
     SendNative,
     Synced,
 )
+from pccl.membership.messages import Refused
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.record import Record
 from pccl.membership.store import StoreError
+from pccl.transport.native_frames import RefusedFrame
 from tests.sim.durability import check_is_durable
 from tests.sim.world import Process, Wire, World
 
 if TYPE_CHECKING:
     from pccl.membership.store import MemoryStore
+    from tests.sim.disk import Disk
 
 IDLE_TURNS_MAX: Final = 20  # calls of on_deadline at one moment before it counts as a busy loop
 PAUSE_MIN_S: Final = 0.6  # shorter ones are ordinary scheduling: the shell does not tell them
 
 
 class CoordinatorProcess(Process):
-    def __init__(self, world: World) -> None:
-        store = world.disk.open()
+    def __init__(self, world: World, copy: Disk | None = None) -> None:
+        """On the disk of the run, or on a copy of it that is older than the run."""
+        self.disk = world.disk if copy is None else copy
+        self.is_copy = copy is not None
+        store = self.disk.open()
         super().__init__(f"coordinator {store.generation}")
         self.world = world
         self.store: MemoryStore = store
@@ -63,7 +69,8 @@ class CoordinatorProcess(Process):
         world.note("{} starts", self)
         world.coordinators.append(self)
         world.listening = self
-        world.history.started(store.generation)
+        if not self.is_copy:
+            world.history.started(store.generation)
         self.machine = Coordinator(
             CoordinatorConfig(
                 min_world=world.script.min_world,
@@ -171,7 +178,7 @@ class CoordinatorProcess(Process):
                 case Persist(token, record):
                     self._persist(token, record)
                 case Log(level, text):
-                    assert level != "error", text
+                    assert level != "error" or self.may_be_outdated(), text
                     self.world.note("{}: {}", self, text)
                 case _:
                     self.outbox.send(effect)
@@ -181,7 +188,9 @@ class CoordinatorProcess(Process):
             self.die(self.world.rng.random())
 
     def _persist(self, token: int, record: Record) -> None:
-        self.world.history.recorded(record)
+        assert not self.machine.outdated, f"{self} writes though its journal is outdated"
+        if not self.is_copy:
+            self.world.history.recorded(record)
         self.outbox.write(token)
         self._waiting = (token, record)
         if self._writing is None:
@@ -213,7 +222,7 @@ class CoordinatorProcess(Process):
         (_, record), self._writing = self._writing, None
         self.store.save(record)
         self.durable = record
-        self.world.disk.saved(record)
+        self.disk.saved(record)
 
     def _release(self) -> None:
         for effect in self.outbox.release():
@@ -228,12 +237,14 @@ class CoordinatorProcess(Process):
                 if wire is not None:
                     world.note("{} -> {}: {}", self, wire.peer, msg)
                     check_is_durable(self, msg)
+                    self.check_says(msg)
                     world.send_down(wire, msg)
             case SendNative(conn, frame):
                 wire = self.wires.get(conn)
                 if wire is not None:
                     world.note("{} -> {}: {}", self, wire.peer, frame)
                     check_is_durable(self, frame)
+                    self.check_says(frame)
                     world.send_down(wire, frame)
             case Close(conn):
                 wire = self.wires.get(conn)
@@ -243,6 +254,16 @@ class CoordinatorProcess(Process):
                 self._probe(effect)
             case _:
                 raise AssertionError(f"unexpected effect {effect}")
+
+    def check_says(self, message: Any) -> None:
+        """An outdated coordinator only turns away."""
+        if self.machine.outdated:
+            assert self.may_be_outdated(), f"{self} takes the newest journal for an old copy"
+            assert isinstance(message, Refused | RefusedFrame), f"outdated, {self} says {message}"
+
+    def may_be_outdated(self) -> bool:
+        deposed = self.disk.generation > self.store.generation
+        return bool(self.machine.outdated) and (self.is_copy or deposed)
 
     def _probe(self, effect: ProbeListener) -> None:
         world = self.world

@@ -6,6 +6,8 @@ generation, and a save of an older opening fails.
 
 from __future__ import annotations
 
+from typing import Self
+
 from pccl.membership.record import Record
 from pccl.membership.store import MemoryDisk, MemoryStore
 
@@ -19,6 +21,15 @@ class Disk(MemoryDisk):
         self.first_steps: dict[int, int] = {}  # epoch: at which it began
         self.epochs_reserved = 0
         self.written_by = 0
+
+    def copied(self) -> Self:
+        """What somebody has who copied the file just now."""
+        copy = type(self)()
+        copy.generation, copy.blob = self.generation, self.blob
+        copy.incarnations, copy.views = set(self.incarnations), set(self.views)
+        copy.activations, copy.first_steps = dict(self.activations), dict(self.first_steps)
+        copy.epochs_reserved, copy.written_by = self.epochs_reserved, self.written_by
+        return copy
 
     def open(self) -> MemoryStore:
         return MemoryStore(self)

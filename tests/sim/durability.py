@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_is_durable(coordinator: CoordinatorProcess, message: Any) -> None:
     """Asserts I13: nothing is sent that a crash right now would make untrue."""
-    disk, durable = coordinator.world.disk, coordinator.durable
+    disk, durable = coordinator.disk, coordinator.durable
     match message:
         case Install():
             assert message.epoch in disk.views, f"Install of {message.epoch} is not durable"

@@ -13,6 +13,8 @@ from tests.sim.script import Fault
 from tests.sim.world import World
 
 WAYS: Final = (("up",), ("down",), ("up", "down"))
+FOLLOWED_S: Final = 4.0  # then all that can be have found a coordinator that was restarted
+COPY_S: Final = 8.5  # above the grace for peers without their agent (`coordinator_process`)
 BATCHES: Final = 12  # a crash between effects comes within so many batches of them
 
 
@@ -246,6 +248,37 @@ def _c_depose(world: World, fault: Fault) -> None:
     world.at(world.now_s + 2 * fault.x, None, end)
 
 
+def _c_copy(world: World, fault: Fault) -> None:
+    """Somebody starts a coordinator on a copy of the disk, older than what the peers follow, for
+    longer than a peer may be without its agent; then the right one comes back."""
+    right = world.listening
+    if right is None or right.is_copy:
+        return
+    copy = world.disk.copied()
+    right.back_after_s = 0.2
+    right.die(fault.y)
+    world.disk.open()  # by one that nobody has met, so that the next is two generations ahead
+    give_up_s = world.now_s + FOLLOWED_S
+
+    def start() -> None:
+        right = world.listening
+        admitted = [p for p in world.living() if p.incarnation]
+        followed = all(p.generation_seen > copy.generation + 1 for p in admitted)
+        if world.now_s > give_up_s or world.quiet:
+            return  # some peer may still believe the copy, and nobody could know better
+        if right is None or right.is_copy or not followed:
+            world.at(world.now_s + 0.25, None, start)
+            return
+        right.die(fault.y)
+        taker = world.make_coordinator(world, copy)
+        until_s = world.now_s + COPY_S + fault.x
+        world.faults_until_s = max(world.faults_until_s, until_s + 1.0)
+        world.at(until_s, None, taker.die, 0.0)
+
+    world.faults_until_s = max(world.faults_until_s, give_up_s + 0.5)
+    world.at(world.now_s + 0.5 + 0.5 * (fault.b % 4), None, start)
+
+
 _PEER: Final[dict[str, Callable[[World, PeerProcess, Fault], None]]] = {
     "kill": _kill,
     "vanish": _vanish,
@@ -279,6 +312,7 @@ _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "c_crash": _c_crash,
     "c_stop": _c_stop,
     "c_depose": _c_depose,
+    "c_copy": _c_copy,
     "exclude": _exclude,
 }
 
@@ -300,7 +334,7 @@ def calm_down(world: World) -> None:
         program.next_shape = program.next_manifest = 0
         program.next_break, program.slow_s = "", 0.0
     for coordinator in world.coordinators:
-        if coordinator is not world.listening:
+        if coordinator is not world.listening or coordinator.is_copy:
             coordinator.die(0.0)
         coordinator.dies_in = 0
         coordinator.back_after_s = min(coordinator.back_after_s, 0.5)

@@ -7,7 +7,7 @@ are those of the protocol's invariants:
     I3       `decided`: the result is the sum over exactly the declared contributors
     I4       `restored`: the input is back before a step runs again or has failed
     I5       `decided`, `check_end`: what a peer decides is everything from its first step on
-    I6       `in_force`, `generation_seen`: epochs and generations never go down at a peer
+    I6       `in_force`, `generation_seen`, `followed`: epochs and generations never go down
     I7       data_plane.py: a frozen engine folds, completes and commits nothing
     I8       `recorded`: an epoch names one view; who is in a view made by a flush was in the last
     I9       `done_sent`, `all_done`: who says DONE takes part, and nobody commits without all DONEs
@@ -151,6 +151,10 @@ class History:
         assert generation >= peer.generation_seen, f"{peer} obeyed an older coordinator"
         assert generation <= self.generation, f"{peer} saw generation {generation}"
         peer.generation_seen = generation
+
+    def followed(self, peer: PeerProcess, generation: int) -> None:
+        """The control thread obeys a coordinator; it may find one before the agent does."""
+        assert generation >= peer.generation_seen, f"{peer} followed an older coordinator"
 
     def done_sent(
         self, peer: PeerProcess, epoch: int, step: int, participants: tuple[int, ...]

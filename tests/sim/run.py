@@ -48,6 +48,8 @@ def play_script(world: World) -> None:
         world.at(fault.at_s, None, play, world, fault)
     last_s = max((f.at_s for f in script.faults), default=0.0)
     world.run_until(max(FAULTS_S, last_s) + 0.3)
+    while world.now_s < world.faults_until_s:
+        world.run_until(world.faults_until_s)
     calm_down(world)
     limit_s = world.now_s + CALM_MAX_S
     goal: dict[int, int] | None = None

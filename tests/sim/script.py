@@ -120,7 +120,9 @@ LINK_FAULTS: Final = (
     *("reset_agent", "reset_native", "reset_link", "block_agent", "block_native", "block_data"),
     *("delay", "block_peer"),
 )
-COORDINATOR_FAULTS: Final = ("c_kill", "c_cancel", "c_crash", "c_crash", "c_stop", "c_depose")
+COORDINATOR_FAULTS: Final = (
+    *("c_kill", "c_cancel", "c_crash", "c_crash", "c_stop", "c_depose", "c_copy"),
+)
 ALL_FAULTS: Final = (*PEER_FAULTS, *LINK_FAULTS, *COORDINATOR_FAULTS, "start")
 BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manifest", "exclude"))
 """Faults for which nobody may be evicted."""

@@ -102,3 +102,23 @@ def test_calm_is_noticed() -> None:
     assert goal is not None and problem
     world.run_until(8.0)
     assert is_well(world, goal) == (goal, "")
+
+
+def test_a_coordinator_on_an_old_copy_of_the_journal_ends_nothing_and_nobody() -> None:
+    for seed in range(5):
+        world = a_running_world(seed, 3)
+        play(world, Fault(3.0, "c_copy", b=3))
+        world.run_until(3.3)
+        late = start_peer(world)  # the copy has never heard of it
+        world.run_until(5.5)
+        copy = world.listening
+        assert copy is not None and copy.is_copy and late.engine.is_member(), f"seed {seed}"
+        before, epoch = marks(world), late.engine.epoch
+        world.run_until(world.faults_until_s - 1.1)
+        assert world.listening is copy and "is an old copy" in copy.machine.outdated
+        assert min(marks(world)) > max(before) + 10, "nobody waits for the coordinator"
+        world.run_until(world.now_s + 6.0)
+        assert {p.engine.epoch for p in world.living()} == {epoch}
+        assert {p.phase for p in world.living()} == {"attached"}
+        assert (world.told_count, world.history.undos, len(world.living())) == (0, 0, 4)
+        check_after(world)

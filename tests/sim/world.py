@@ -114,7 +114,7 @@ class World:
         self.listening: CoordinatorProcess | None = None
         self.wires: list[Wire] = []
         self.links: Links  # between peers; set, like the next two, by who makes the world
-        self.make_coordinator: Callable[[World], CoordinatorProcess]
+        self.make_coordinator: Callable[..., CoordinatorProcess]
         self.make_peer: Callable[[World], PeerProcess]
         self.by_incarnation: dict[int, PeerProcess] = {}
         self.played: Counter[str] = Counter()
@@ -122,6 +122,7 @@ class World:
         self.innocent_count = 0  # of them, those that no fault had touched
         self.nobody_is_safe = False  # a fault touched everybody
         self.quiet = False  # no more faults
+        self.faults_until_s = 0.0  # one of them takes so long
         self.delay_factor = 1.0
         self._heap: list[tuple[float, int, Process | None, Callable[..., object], Any]] = []
         self._sequence = 0
@@ -193,7 +194,10 @@ class World:
     def _dialled(self, peer: PeerProcess, kind: str, answer: Callable[[Wire | None], None]) -> None:
         coordinator = self.listening
         wire = None
-        if coordinator is not None:
+        # Who knows nothing of the run is told by a copy what a coordinator tells newcomers; what
+        # is said between these two concerns nobody else.
+        lonely = coordinator is not None and coordinator.is_copy and not peer.incarnation
+        if coordinator is not None and (coordinator.machine.outdated or not lonely):
             wire = Wire(peer, coordinator, kind)
             self.wires.append(wire)
             self.at(self.now_s, coordinator, coordinator.accept, wire)

@@ -18,12 +18,13 @@ U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 A, B, C = (bytes(range(start, start + 16)) for start in (0x00, 0x40, 0xF0))
 
 FRAMES: dict[str, nf.Frame] = {
-    "hello to the coordinator": nf.NativeHello(0, A, B, 7, C),
+    "hello to the coordinator": nf.NativeHello(0, A, B, 7, C, generation=U64 - 1),
     "hello of a lane of the third series": nf.NativeHello(1, A, B, U64, C, series=3),
     "hello of a peer control connection": nf.NativeHello(2, A, B, 1, C),
     "welcome from a peer": nf.Welcome(),
     "welcome from a coordinator": nf.Welcome(9),
     "refused with an empty text": nf.RefusedFrame(3, ""),
+    "refused by an old copy": nf.RefusedFrame(8, "old copy"),
     "refused with a text beyond ASCII": nf.RefusedFrame(6, "no lanes → here"),
     "refused with the longest text": nf.RefusedFrame(1, "x" * TEXT_BYTES_MAX),
     "heartbeat of an idle peer": nf.Heartbeat(1, 0, 0, 0, 0),
@@ -85,7 +86,7 @@ INVALID: dict[str, bytes] = {
     "one byte long": PONG + b"\x00",
     "purpose 5": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 5),
     "refusal code 0": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 0),
-    "refusal code 8": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 8),
+    "refusal code 9": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 9),
     "waiting 4": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 55, 4),
     "kind of wait 0": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 0),
     "kind of wait 4": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 4),
@@ -94,9 +95,9 @@ INVALID: dict[str, bytes] = {
     "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),
     "suspect code 0": changed(nf.encode(FRAMES["suspect without names"]), 15, 0),
     "suspect code 6": changed(nf.encode(FRAMES["suspect without names"]), 15, 6),
-    "a text longer than the frame": b"\xc1\x03\x02\x01\x05\x00abcd",
-    "a text over the limit": b"\xc1\x03\x02\x01\x01\x08" + b"x" * 2049,
-    "a text that is not UTF-8": b"\xc1\x03\x02\x01\x02\x00\xff\xfe",
+    "a text longer than the frame": b"\xc1\x03\x03\x01\x05\x00abcd",
+    "a text over the limit": b"\xc1\x03\x03\x01\x01\x08" + b"x" * 2049,
+    "a text that is not UTF-8": b"\xc1\x03\x03\x01\x02\x00\xff\xfe",
     "65535 routes announced and none sent": nf.encode(nf.Routes(2, 3))[:-2] + b"\xff\xff",
     "65535 links announced and none sent": nf.encode(FRAMES["heartbeat of an idle peer"])[:-2]
     + b"\xff\xff",

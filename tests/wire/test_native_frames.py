@@ -50,9 +50,11 @@ def test_a_body_with_one_thing_wrong_is_refused(vector: dict[str, Any]) -> None:
 
 def test_a_hello_is_laid_out_as_the_protocol_says() -> None:
     run, peer, secret = b"r" * 16, b"p" * 16, b"s" * 16
-    body = nf.encode(nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002))
-    expected = b"\xc1\x01\x02" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
-    assert body == expected + b"\x02\x00\x03\x00"
+    body = nf.encode(
+        nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002, generation=0x0405)
+    )
+    expected = b"\xc1\x01\x03" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
+    assert body == expected + b"\x02\x00\x03\x00" + b"\x05\x04\0\0\0\0\0\0"
 
 
 def test_a_heartbeat_is_laid_out_as_the_protocol_says() -> None:
@@ -61,11 +63,11 @@ def test_a_heartbeat_is_laid_out_as_the_protocol_says() -> None:
     numbers = ((1, 8), (2, 4), (3, 8), (4, 8), (5, 8), (6, 4), (7, 4), (8, 8), (2, 1), (1, 2))
     fields = b"".join(value.to_bytes(size, "little") for value, size in numbers)
     lists = b"w" * 16 + b"\x03" + b"\x01\x00" + b"d" * 16 + b"\x01\x00" + b"r" * 16
-    assert body == b"\xc1\x04\x02" + fields + lists
+    assert body == b"\xc1\x04\x03" + fields + lists
 
 
 def test_a_reader_can_tell_another_version_from_garbage() -> None:
     body = bytearray(nf.encode(nf.Flush(1, 2)))
     body[2] = 9
-    with pytest.raises(nf.UnknownVersion, match="version 9, ours is 2"):
+    with pytest.raises(nf.UnknownVersion, match="version 9, ours is 3"):
         nf.decode(bytes(body))

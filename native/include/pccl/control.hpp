@@ -68,7 +68,8 @@ class ControlHost {
   virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;
   virtual void evicted(std::string text) = 0;
   virtual void refused(std::uint8_t code, std::string text) = 0;  // by the coordinator
-  virtual void coordinator_connected(bool connected) = 0;
+  /// `generation`: the newest coordinator that was followed, this one if it is connected.
+  virtual void coordinator_connected(bool connected, Generation generation) = 0;
   /// PEER_BEAT heard.
   virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) = 0;
   /// No PEER_BEAT for too long although there was a connection, which is closed now.

@@ -27,7 +27,7 @@
 namespace pccl::frames {
 
 inline constexpr std::byte mark{0xC1};
-inline constexpr std::uint8_t version_known = 2;
+inline constexpr std::uint8_t version_known = 3;
 inline constexpr std::size_t length_bytes = 4;
 inline constexpr std::size_t head_bytes = 12;
 inline constexpr std::size_t prefix_bytes = 3;                     // mark, type, version
@@ -46,6 +46,7 @@ enum class Type : std::uint8_t {
 /// Why a HELLO was refused.
 enum class Refusal : std::uint8_t {
   version = 1, run = 2, secret = 3, incarnation = 4, limit = 5, purpose = 6, unreachable = 7,
+  generation = 8,  // of a coordinator on an old copy of its journal; it heals
 };
 
 struct Hello {
@@ -55,6 +56,7 @@ struct Hello {
   Incarnation incarnation = 0;  // the sender's
   Secret secret;                // the listener's; towards the coordinator the sender's own
   std::uint32_t series = 0;     // of a lane: the dialler's lanes of an older one are over
+  Generation generation = 0;    // towards a coordinator: the newest one followed; else 0
   friend bool operator==(const Hello&, const Hello&) = default;
 };
 struct Welcome {

@@ -50,7 +50,7 @@ struct EngineEvent {
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
-  std::uint64_t step = 0;
+  std::uint64_t step = 0;    // or generation
   std::string text;
   std::vector<PeerId> peers;
 };
@@ -147,7 +147,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) override;
   void evicted(std::string text) override;
   void refused(std::uint8_t code, std::string text) override;
-  void coordinator_connected(bool connected) override;
+  void coordinator_connected(bool connected, Generation generation) override;
   void peer_beat(PeerId peer, Epoch epoch, StepId watermark) override;
   void peer_silent(PeerId peer, Incarnation incarnation) override;
   void routes(Generation generation, const std::vector<Route>& table) override;

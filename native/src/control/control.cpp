@@ -229,7 +229,7 @@ void Control::Impl::admit(const AdmitCommand& command, double now_s) {
   context_.identity = command.identity;
   if (new_incarnation) {
     peers_.clear();  // they speak for the one before
-    coordinator_.forget_suspicions();
+    coordinator_.forget();
   }
   coordinator_.admit(command.coordinator, now_s);
 }

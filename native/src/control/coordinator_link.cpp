@@ -27,6 +27,7 @@ std::uint32_t lag_ms(double due_s, double now_s) noexcept {
 
 void CoordinatorLink::admit(const CoordinatorEndpoint& endpoint, double now_s) {
   endpoint_ = endpoint;
+  generation_ = std::max(generation_, context_.identity->generation);
   close(Stage::waiting);
   backoff_s_ = backoff_first_s;
   dial(now_s);
@@ -52,7 +53,7 @@ void CoordinatorLink::close(Stage next) {
   socket_ = FramedSocket();
   due_s_ = no_deadline;
   const bool was_up = std::exchange(stage_, next) == Stage::up;
-  if (was_up) context_.host.coordinator_connected(false);
+  if (was_up) context_.host.coordinator_connected(false, generation_);
 }
 
 void CoordinatorLink::shut() noexcept {
@@ -93,6 +94,7 @@ Status CoordinatorLink::greet(double now_s) {
       .incarnation = identity.incarnation,
       .secret = identity.secret,
       .series = 0,
+      .generation = generation_,
   });
 }
 
@@ -117,6 +119,7 @@ Status CoordinatorLink::read(std::uint32_t bits, double now_s) {
 
 Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
   if (const auto* evicted = std::get_if<frames::Evicted>(&frame)) {
+    if (evicted->generation < generation_) return Status::closed;
     end_incarnation(evicted->text);
     return Status::closed;
   }
@@ -127,7 +130,11 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
     return Status::closed;
   }
   if (stage_ == Stage::greeting) {
-    return std::holds_alternative<frames::Welcome>(frame) ? come_up(now_s) : Status::protocol;
+    const auto* welcome = std::get_if<frames::Welcome>(&frame);
+    if (welcome == nullptr) return Status::protocol;
+    if (welcome->generation < generation_) return Status::closed;
+    generation_ = welcome->generation;
+    return come_up(now_s);
   }
   if (const auto* flush = std::get_if<frames::Flush>(&frame)) return answer(*flush);
   if (const auto* table = std::get_if<frames::Routes>(&frame)) {
@@ -150,7 +157,7 @@ Status CoordinatorLink::come_up(double now_s) {
   backoff_s_ = backoff_first_s;
   due_s_ = now_s;
   socket_.set_body_bytes_max(frames::read_body_bytes_max);
-  context_.host.coordinator_connected(true);
+  context_.host.coordinator_connected(true, generation_);
   if (const Status status = send_heartbeat(now_s); status != Status::ok) return status;
   // What an earlier coordinator was told it may have taken into its grave; it may hear this twice.
   const Epoch epoch = context_.host.status().epoch;

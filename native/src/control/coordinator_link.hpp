@@ -5,6 +5,9 @@
 // Up: a heartbeat at once and every heartbeat_s; FLUSH is fenced and answered with a REPORT before
 // anything else is read.  EVICTED, or a refusal of our incarnation, is final: off until admit().
 //
+// HELLO says the newest generation that was followed.  WELCOME or EVICTED of an older one is not
+// obeyed, for who says so may know nothing of this run's later life: it costs the connection.
+//
 // Ownership: owns the connection and the suspicions that wait for one.
 // Threads:   the control thread only.
 // Errors:    every fault closes the connection and dials again, after 0.1 s, doubling to 2 s.
@@ -23,7 +26,8 @@ class CoordinatorLink {
 
   void admit(const CoordinatorEndpoint& endpoint, double now_s);
   void suspect(Suspect suspicion, double now_s);
-  void forget_suspicions() noexcept { suspicions_.clear(); told_.clear(); }
+  /// Another incarnation, perhaps of another run: what this one knows is void.
+  void forget() noexcept { suspicions_.clear(); told_.clear(); generation_ = 0; }
   void beat(double now_s);
   /// Off, without a word to the host.
   void shut() noexcept;
@@ -52,6 +56,7 @@ class CoordinatorLink {
   CoordinatorEndpoint endpoint_;
   Stage stage_ = Stage::off;
   FramedSocket socket_;
+  Generation generation_ = 0;  // the newest coordinator's that was followed; never goes down
   std::uint64_t serial_ = 0;
   double due_s_ = no_deadline;  // waiting: dial; connecting, greeting: give up; up: heartbeat
   double backoff_s_ = 0;

@@ -143,6 +143,7 @@ frames::Hello Dialler::hello(Purpose purpose, const Job& job, const Secret& secr
       .incarnation = context_.identity->incarnation,
       .secret = secret,
       .series = job.request.series,
+      .generation = 0,
   };
 }
 

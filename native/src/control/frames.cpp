@@ -24,6 +24,7 @@ void write(Writer& out, const Hello& hello) {
   out.put(hello.incarnation);
   out.put(hello.secret);
   out.put(hello.series);
+  out.put(hello.generation);
 }
 void read(Reader& in, Hello& hello) {
   hello.purpose =
@@ -33,6 +34,7 @@ void read(Reader& in, Hello& hello) {
   in.get(hello.incarnation);
   in.get(hello.secret);
   in.get(hello.series);
+  in.get(hello.generation);
 }
 
 void write(Writer& out, const Welcome& welcome) { out.put(welcome.generation); }
@@ -43,7 +45,7 @@ void write(Writer& out, const Refused& refused) {
   out.text(refused.text, text_bytes_max);
 }
 void read(Reader& in, Refused& refused) {
-  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::unreachable));
+  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::generation));
   in.text(refused.text, text_bytes_max);
 }
 

@@ -331,8 +331,8 @@ void Engine::refused(std::uint8_t code, std::string text) {
   guarded([&] { emit({EngineEvent::Kind::refused, code, 0, std::move(text), {}}); });
 }
 
-void Engine::coordinator_connected(bool connected) {
-  guarded([&] { emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, 0, {}, {}}); });
+void Engine::coordinator_connected(bool connected, Generation generation) {
+  guarded([&] { emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, generation, {}, {}}); });
 }
 
 void Engine::peer_beat(PeerId, Epoch, StepId) {}

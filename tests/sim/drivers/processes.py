@@ -87,6 +87,7 @@ class DriverCoordinator(CoordinatorProcess):
             message = codec.decode(body)
             self.world.note("{} -> {}: {}", self, wire.peer, message)
             check_is_durable(self, message)
+            self.check_says(message)
 
     def _dial_peer(self, port: int, answer: Callable[[Wire | None], None]) -> None:
         """A probe.  A peer that answers is enough; nothing is said over that connection."""
@@ -106,12 +107,14 @@ class DriverCoordinator(CoordinatorProcess):
     def _write(self, record: Record) -> None:
         self.store.save(record)
         self.durable = record
-        self.world.disk.saved(record)
+        self.disk.saved(record)
 
     def _in_journal(self, work: Any, future: asyncio.Future[Any]) -> None:
         world = self.world
         if work.args:  # else the journal is only settled
-            world.history.recorded(work.args[0])
+            assert not self.machine.outdated, f"{self} writes though its journal is outdated"
+            if not self.is_copy:
+                world.history.recorded(work.args[0])
         self._queued.append((work, future))
         took_s = 2 * world.rng.random() * world.script.fsync_s
         self._disk_free_s = max(self._disk_free_s, world.now_s) + took_s

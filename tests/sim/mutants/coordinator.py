@@ -181,7 +181,7 @@ def epoch_reused(p: Patches) -> None:
         core.epoch_high = core.epoch()
         return core
 
-    before = p.set(coordinator, "_restore", restore)
+    before = p.set(coordinator, "restore", restore)
 
 
 @mutant("a run without members goes on in the same lineage", only("mass", "kill", "start"))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pccl.membership.admission import Admission
+from pccl.membership.coordinator import Coordinator
 from pccl.membership.core import Core
 from pccl.membership.entering import Entering
+from pccl.membership.outdated import Outdated
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.record import Record, record_codec
 from pccl.membership.store import MemoryStore
@@ -110,8 +113,6 @@ def first_step_not_durable(p: Patches) -> None:
 
 @mutant("a new incarnation is told before it is durable")
 def incarnation_not_durable(p: Patches) -> None:
-    from pccl.membership.admission import Admission
-
     def admit(self: Admission, conn: int, msg: Any, now_s: float) -> Any:
         core, persist = self._core, Core.persist
         with Patches() as inner:
@@ -121,3 +122,32 @@ def incarnation_not_durable(p: Patches) -> None:
         return peer
 
     before = p.set(Admission, "_admit", admit)
+
+
+COPIES = only("c_copy", "c_copy", "start")
+
+
+@mutant("peers follow a coordinator on an old copy of the journal, and it leads them", COPIES)
+def older_generation_obeyed(p: Patches) -> None:
+    from tests.sim.control_link import ControlLink
+
+    p.set(Outdated, "sign", lambda self, generation, epoch, incarnation=0: "")
+    p.set(ControlLink, "is_past", lambda self, generation: False)
+
+
+@mutant("a coordinator that knows its journal to be an old copy goes on judging", COPIES)
+def outdated_judges(p: Patches) -> None:
+    def conclude(self: Coordinator, now_s: float) -> Any:
+        self._judge(now_s)
+        effects, self._core.effects = self._core.effects, []
+        return effects
+
+    p.set(Coordinator, "_conclude", conclude)
+
+
+@mutant("whom an old copy of the journal does not know is told that it is out", COPIES)
+def unknown_to_a_copy_is_out(p: Patches) -> None:
+    def doubt(self: Admission, sign: str, proven: Any) -> str:
+        return "" if proven is None else before(self, sign, proven)
+
+    before = p.set(Admission, "_doubt", doubt)

@@ -38,6 +38,16 @@ def test_a_healthy_run_has_no_such_lines() -> None:
     assert "link " not in shown(hub) and "waits in step" not in shown(hub)
 
 
+def test_a_coordinator_on_an_old_copy_of_its_journal_says_so_and_what_to_do() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    assert "outdated" not in shown(hub)
+    member.status = {"generation": 9}
+    member.beat()
+    assert "outdated: it decides nothing" in shown(hub)
+    assert "pccl coordinator adopt" in shown(hub)
+
+
 def test_names_that_peers_chose_cannot_make_the_document_too_long() -> None:
     hub = Hub()
     for _ in range(250):

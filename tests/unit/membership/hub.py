@@ -86,11 +86,14 @@ class FakePeer:
         if answer is not None:
             self.incarnation, self.secret = answer.incarnation, answer.secret
 
-    def native_hello(self, secret: bytes | None = None, purpose: int = 0) -> None:
+    def native_hello(
+        self, secret: bytes | None = None, purpose: int = 0, generation: int = 0
+    ) -> None:
         self.native = self.hub.connect(self)
         run_id = self.hub.machine.run_id
         known = self.secret if secret is None else secret
-        self.tell(NativeHello(purpose, run_id, self.peer_id, self.incarnation, known))
+        names = (self.peer_id, self.incarnation, known)
+        self.tell(NativeHello(purpose, run_id, *names, generation=generation))
 
     def say(self, msg: PeerMessageBody) -> None:
         self.hub.handle(PeerMessage(self.agent, msg))

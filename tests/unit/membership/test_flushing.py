@@ -355,3 +355,21 @@ def test_a_flush_after_a_restart_waits_for_members_that_have_not_come_back_yet()
     c.native_hello()
     c.report()
     assert len(a.got(Install).members) == 3
+
+
+def test_who_comes_back_to_a_restarted_coordinator_late_in_a_flush_has_time_to_answer() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.start()
+    for peer in (a, c):
+        peer.inbox.clear()
+        peer.hello()
+    a.native_hello()
+    hub.dead(b)
+    a.report()
+    hub.pass_time(hub.config.profile.flush_timeout_s - 0.01, beating=[a])
+    c.native_hello()
+    hub.pass_time(0.5, beating=[a])
+    assert c.last(Flush) is not None and c.last(Evicted) is None
+    c.report()
+    assert a.got(Install).lost == (b.peer_id,) and len(c.got(Install).members) == 2

@@ -1,0 +1,91 @@
+"""Whether the run is ahead of this journal, and what a coordinator does that has learnt so.
+
+    in office --a peer that the journal knows shows a sign--> outdated (for good)
+
+A coordinator that was started on an old copy of its journal cannot tell from the copy; peers can.
+They have followed a later generation, a view is in force there that this journal has not heard of,
+or they have an incarnation that it never gave.  Who shows such a *sign* is turned away for now and
+never evicted, whether the journal knows it or not: it goes on without a coordinator, and dials
+again.  Who shows one and proves by its secret that the journal knows it makes the coordinator
+outdated, for whatever is decided on this journal may contradict what was decided since.
+
+Invariants: the word of a stranger changes nothing but its own answer; an outdated coordinator
+judges and admits nobody, flushes and plans nothing, and writes nothing; it answers hellos with a
+refusal and shows its status.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pccl.membership.core import Core, Peer, name, native_text
+from pccl.membership.events import Close, Send, SendNative
+from pccl.membership.messages import REFUSED_FOR_AN_OLD_COPY, Refused
+from pccl.transport.native_frames import RefusalCode, RefusedFrame
+
+ADVICE: Final = (
+    "stop this coordinator and start the one with the newest journal; if that is lost, let one "
+    "adopt the run: pccl coordinator adopt --journal FILE"
+)
+
+
+class Outdated:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._warned = False
+
+    def sign(self, generation: int, epoch: int, incarnation: int = 0) -> str:
+        """Returns what shows that the run is ahead of this journal; "" if nothing does."""
+        core = self._core
+        if generation > core.generation:
+            return f"generation {generation} has led the run, and this is {core.generation}"
+        newest = self._newest_epoch()
+        if epoch > newest:
+            return f"epoch {epoch} is in force, and the journal knows of none after {newest}"
+        if incarnation > core.incarnations:
+            return f"there is an incarnation {incarnation}, and {core.incarnations} were given here"
+        return ""
+
+    def _newest_epoch(self) -> int:
+        """Returns the highest epoch that can be in force anywhere if this journal is the newest.
+
+        A view is durable before anybody hears of it.  An adopted record may lack one all the same,
+        until the flush with which it begins is over; its reserve is above all that there were.
+        """
+        core = self._core
+        if core.view is None or core.flushing:
+            return core.epoch_high
+        return core.view.epoch if core.activation is None else core.activation.view.epoch
+
+    def learnt(self, peer: Peer, sign: str) -> None:
+        """A peer that the journal knows has shown a sign: nothing is decided here any more."""
+        core = self._core
+        if core.outdated:
+            return
+        core.outdated = (
+            f"the journal of this coordinator (generation {core.generation}) is an old copy: "
+            f"{sign}, says {name(peer)}; {ADVICE}"
+        )
+        core.log("error", core.outdated)
+        answer = Refused(REFUSED_FOR_AN_OLD_COPY, core.outdated)
+        frame = RefusedFrame(int(RefusalCode.GENERATION), native_text(core.outdated))
+        for other in core.peers.values():
+            if other.agent is not None:
+                core.effects += [Send(other.agent, answer), Close(other.agent)]
+            if other.native is not None:
+                core.effects += [SendNative(other.native, frame), Close(other.native)]
+            for conn in (other.agent, other.native):
+                core.conns.pop(conn or 0, None)
+            other.agent = other.native = None
+
+    def doubt(self, sign: str) -> str:
+        """Returns what to tell somebody who shows a sign and proves nothing."""
+        core = self._core
+        text = (
+            f"this peer says that {sign}: the journal of this coordinator (generation "
+            f"{core.generation}) may be an old copy; if it is, {ADVICE}"
+        )
+        if not self._warned:
+            self._warned = True
+            core.log("warning", f"turned away for now: {text}")
+        return text

@@ -1,0 +1,59 @@
+"""Makes the coordinator's state: of a new run, or of an earlier coordinator's last record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pccl.membership.core import CoordinatorConfig, Core, Peer
+from pccl.membership.messages import ID_BYTES
+from pccl.membership.record import Record
+
+
+def restore(
+    config: CoordinatorConfig,
+    generation: int,
+    record: Record | None,
+    token_bytes: Callable[[int], bytes],
+    now_s: float,
+) -> Core:
+    """Returns the state; without a record, of a run that begins now."""
+    core = Core(
+        config=config,
+        generation=generation,
+        token_bytes=token_bytes,
+        started_s=now_s,
+        min_world=config.min_world,
+        on_underflow=config.on_underflow,
+        straggler_s=config.straggler_s,
+    )
+    if record is None:
+        core.run_id = config.run_id or token_bytes(ID_BYTES)
+        return core
+    core.run_id, core.lineage = record.run_id, record.lineage
+    core.min_world = config.min_world or record.min_world
+    core.on_underflow = config.on_underflow or record.on_underflow
+    core.straggler_s = config.straggler_s or record.straggler_s
+    core.incarnations = record.incarnations
+    core.epoch_high = core.epochs_reserved = record.epochs_reserved
+    core.flushing = record.flushing
+    core.view, core.history, core.activation = record.view, record.history, record.activation
+    core.note, core.carried = record.note, record.carried
+    core.installed_s = now_s
+    for saved in record.peers:
+        core.peers[saved.incarnation] = Peer(
+            peer_id=saved.peer_id,
+            incarnation=saved.incarnation,
+            secret=saved.secret,
+            host=saved.host,
+            port=saved.port,
+            host_key=saved.host_key,
+            hostname=saved.hostname,
+            pid=saved.pid,
+            group=saved.group,
+            excluded_epoch=saved.excluded_epoch,
+            last_beat_s=now_s,
+            admitted_s=now_s,
+            was_native=True,
+            member_since_s=now_s,
+        )
+    return core

@@ -1,0 +1,178 @@
+"""A coordinator on an old copy of its journal: who can make it know, and what it does then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pccl.membership.events import Dialled, Log, Persist, ProbeListener
+from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, AtEntry, Evicted, Refused
+from pccl.membership.store import MemoryDisk
+from pccl.transport.native_frames import EvictedFrame, Flush, RefusalCode, RefusedFrame, Welcome
+from tests.unit.membership.hub import FakePeer, Hub
+
+Show = Callable[[FakePeer], None]
+
+
+def copy_of(disk: MemoryDisk) -> MemoryDisk:
+    copy = MemoryDisk()
+    copy.generation, copy.blob = disk.generation, disk.blob
+    return copy
+
+
+def moved(peer: FakePeer, hub: Hub) -> FakePeer:
+    """The process dials the same address, where another coordinator listens now."""
+    peer.hub = hub
+    peer.inbox.clear()
+    peer.closed.clear()
+    return peer
+
+
+def an_old_copy() -> tuple[Hub, Hub, list[FakePeer], FakePeer]:
+    """Returns the coordinator that the peers follow, generation 3; one on a copy of the journal
+    of generation 1, which is 2; the members of both; and a member that the copy does not know."""
+    right = Hub()
+    members = right.members(2)
+    copy = copy_of(right.disk)
+    late = right.learner()
+    right.join(members, late, step=7)
+    right.start()
+    right.start()
+    copied = Hub(copy)
+    assert (right.store.generation, copied.store.generation) == (3, 2)
+    return right, copied, [moved(peer, copied) for peer in members], moved(late, copied)
+
+
+def errors(hub: Hub) -> list[str]:
+    return [e.text for e in hub.effects if isinstance(e, Log) and e.level == "error"]
+
+
+def returns(peer: FakePeer, **changes: object) -> None:
+    peer.hello(run_id=peer.hub.machine.run_id, **changes)
+
+
+SIGNS: dict[str, Show] = {
+    "a generation in a hello": lambda peer: returns(peer, generation=3, epoch=1),
+    "an epoch in a hello": lambda peer: returns(peer, generation=1),
+    "a generation in a native hello": lambda peer: peer.native_hello(generation=3),
+}
+
+
+@pytest.mark.parametrize("show", SIGNS.values(), ids=SIGNS)
+def test_a_peer_that_the_journal_knows_makes_it_known_that_the_journal_is_old(show: Show) -> None:
+    _, copied, (a, b), _ = an_old_copy()
+    show(a)
+    (said,) = errors(copied)
+    assert "old copy" in said and "pccl coordinator adopt" in said
+    assert copied.status()["outdated"] == said
+    assert not any(isinstance(m, Evicted | EvictedFrame | Welcome) for m in a.inbox)
+    b.hello(generation=1, epoch=1)  # whatever it knows itself
+    assert b.got(Refused).text == said and b.closed == {b.agent}
+    assert len(errors(copied)) == 1
+
+
+@pytest.mark.parametrize("fields", [{"generation": 3}, {"epoch": 2}])
+def test_a_heartbeat_can_tell_it_too_and_everybody_is_let_go_for_now(
+    fields: dict[str, object],
+) -> None:
+    _, _, peers, _ = an_old_copy()
+    for peer in peers:  # they have not heard of the newer one yet
+        returns(peer, generation=1, epoch=1)
+        peer.native_hello(generation=1)
+        peer.inbox.clear()
+    peers[0].status = fields
+    peers[0].beat(epoch=1)
+    for peer in peers:
+        assert peer.got(Refused).code in REFUSALS_FOR_NOW
+        assert peer.closed == {peer.agent, peer.native}
+
+
+def test_an_outdated_coordinator_decides_nothing_however_long_it_runs() -> None:
+    _, copied, (a, b), _ = an_old_copy()
+    returns(a, generation=3)
+    copied.effects.clear()
+    copied.handle(Dialled(b.peer_id, b.incarnation, alive=False))
+    copied.pass_time(120.0)
+    newcomer = copied.peer()
+    newcomer.hello()
+    assert newcomer.got(Refused).code in REFUSALS_FOR_NOW
+    b.native_hello(generation=1)
+    assert b.got(RefusedFrame).code == RefusalCode.GENERATION
+    assert copied.machine.deadline_s is None and copied.status()["admitted"] == 2
+    assert not any(isinstance(e, Persist | ProbeListener) for e in copied.effects)
+
+
+def test_a_peer_that_an_old_copy_does_not_know_is_turned_away_for_now_and_never_evicted() -> None:
+    _, copied, _, late = an_old_copy()
+    for show in SIGNS.values():
+        show(late)
+        assert late.last(Evicted) is None
+    assert late.got(RefusedFrame).code == RefusalCode.GENERATION
+    late.hello(generation=0, epoch=0)  # its incarnation alone says that the journal is old
+    assert late.got(Refused).code in REFUSALS_FOR_NOW
+    late.native_hello()
+    assert late.got(RefusedFrame).code == RefusalCode.GENERATION
+    assert not errors(copied), "it proves nothing"
+
+
+def test_a_stranger_cannot_say_that_a_journal_is_old() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    run_id = hub.machine.run_id
+    lies: list[dict[str, object]] = [
+        {"run_id": run_id},
+        {"run_id": run_id, "incarnation": 77, "secret": b"w" * 16},
+        {"run_id": run_id, "incarnation": member.incarnation, "secret": b"w" * 16},
+        {"run_id": run_id, "incarnation": member.incarnation, "peer_id": member.peer_id},
+        {"incarnation": member.incarnation, "peer_id": member.peer_id, "secret": member.secret},
+    ]
+    for lie in lies:
+        stranger = hub.peer()
+        stranger.hello(**{"generation": 9, "epoch": 99, **lie})
+        assert stranger.got(Refused).code in REFUSALS_FOR_NOW
+    thief = hub.peer()
+    thief.peer_id, thief.incarnation = member.peer_id, member.incarnation
+    thief.native_hello(b"w" * 16, generation=9)
+    assert thief.got(RefusedFrame).code == RefusalCode.GENERATION
+    assert hub.status()["outdated"] is None and not errors(hub) and not member.closed
+    assert hub.learner().last(Admitted) is not None
+
+
+def test_when_the_right_coordinator_is_back_the_same_view_goes_on() -> None:
+    right, copied, (a, b), late = an_old_copy()
+    for peer in (a, b, late):
+        returns(peer, generation=3)
+    assert copied.status()["outdated"]
+    right.start()
+    for peer in (a, b, late):
+        returns(moved(peer, right), generation=3)
+        peer.native_hello(generation=3)
+        assert peer.got(Welcome).generation == 4
+    right.pass_time(60.0, beating=[a, b, late])
+    status = right.status()
+    assert [member["state"] for member in status["members"]] == ["member"] * 3
+    assert (status["epoch"], status["outdated"]) == (2, None)
+    assert all(peer.last(Flush) is None for peer in (a, b, late))
+
+
+def test_no_ordinary_life_of_a_run_looks_like_an_old_copy() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    straggler = hub.learner()
+    hub.join([a, b], straggler, step=3)
+    hub.kill(b)
+    for peer in (a, straggler):
+        peer.report(watermark=9)
+        peer.install()
+    hub.start()  # epochs that its predecessor has reserved are skipped
+    for peer in (a, straggler):
+        returns(peer, generation=1)
+        peer.native_hello(generation=1)
+        peer.status = {"generation": 2}
+    hub.pass_time(8.0, beating=[a, straggler])
+    hub.kill(a)
+    hub.kill(straggler)  # nobody is left: the run begins anew
+    again = hub.learner()
+    again.say(AtEntry("step", 0))
+    assert hub.status()["outdated"] is None and not errors(hub)
