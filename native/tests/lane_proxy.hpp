@@ -107,8 +107,11 @@ class LaneProxy {
   LaneProxy& operator=(const LaneProxy&) = delete;
 
   [[nodiscard]] std::uint16_t port() const { return port_; }
-  /// Cuts a lane, chosen by chance, as soon as bytes move through one.
-  void cut() { cuts_wanted_ = 1; }
+  /// Cuts a lane, chosen by chance, as soon as bytes move through one; or only a tunnel.
+  void cut(bool in_tunnel = false) {
+    cut_tunnels_only_ = in_tunnel;
+    cuts_wanted_ = 1;
+  }
   [[nodiscard]] int cuts() const { return cuts_; }
   /// Turns a bit of the next such frame, in either direction of any lane, or only of a tunnel.
   void flip(const Flip& wanted, bool in_tunnel = false) {
@@ -212,7 +215,8 @@ class LaneProxy {
       if (first) return;
       // Small frames pass: most cuts should hit something large.
       const bool worth = got > 200 || dice_() % 4 == 0;
-      if (got > 0 && pair.lane && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
+      const bool meant = pair.lane && (pair.relay || !cut_tunnels_only_);
+      if (got > 0 && meant && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
         cuts_wanted_ = 0;
         ++cuts_;
         pair.dead = true;
@@ -240,6 +244,7 @@ class LaneProxy {
   std::atomic<bool> deafen_wanted_{false};
   std::atomic<bool> deaf_both_{false};
   std::atomic<bool> deaf_lanes_only_{false};
+  std::atomic<bool> cut_tunnels_only_{false};
   std::atomic<int> cuts_wanted_{0};
   std::atomic<int> cuts_{0};
   std::mutex flip_mutex_;
