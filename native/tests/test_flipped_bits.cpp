@@ -116,12 +116,12 @@ TEST(a_frame_that_was_damaged_before_its_operation_was_posted_comes_again) {
   for (const std::size_t at : {header_bytes, header_bytes + 2000}) {
     world.proxies[1]->flip({FrameType::data, Phase::reduce, at, 3});
     std::vector<float> data[2];
+    const auto early = [&] { return world.engines[1]->stats().executor.frames_early; };
+    const std::uint64_t before = early();
     // Rank 0 sends eagerly; rank 1 begins long after that has arrived.
     World::all({0, 1}, [&](std::size_t rank) {
       data[rank].assign(count, 1.0f);
       if (rank == 1) {
-        const auto early = [&] { return world.engines[1]->stats().executor.frames_early; };
-        const std::uint64_t before = early();
         CHECK(rig::eventually([&] { return early() > before; }));
         ::poll(nullptr, 0, 20);
       }
