@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <span>
@@ -22,9 +23,12 @@ namespace fuzz {
 
 using Bytes = std::vector<std::byte>;
 
-/// What must hold whatever the input is.
-inline void require(bool holds) {
-  if (!holds) std::abort();
+/// What must hold whatever the input is.  The line is told, since the stack of an optimised build
+/// names only the outermost function.
+inline void require(bool holds, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%d: what must hold does not\n", file, line);
+  std::abort();
 }
 
 class Pieces {

@@ -23,8 +23,8 @@ bool refuse() noexcept {
   return true;
 }
 
-// Out of line, as is release(): where only one of them is inlined, the compiler sees new paired with
-// free, or malloc with delete, and warns.
+// Out of line, as is release(): where only one of them is inlined, the compiler sees new paired
+// with free, or malloc with delete, and warns.
 [[gnu::noinline]] void* take(std::size_t bytes) {
   void* memory = refuse() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
   if (memory == nullptr) throw std::bad_alloc();
