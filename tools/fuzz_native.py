@@ -1,4 +1,6 @@
-"""Runs the libFuzzer targets of the C++ core: `./dev fuzz native [NAME ...] [--runs N]`.
+"""Runs the libFuzzer targets of the C++ core.
+
+`./dev fuzz native [NAME ...] [--runs N] [--seconds S]`
 
 `build/fuzz` holds the targets; each runs in a process of its own, as many at once as there are
 processors, from seeds made of tests/wire and from what earlier runs have found (build/fuzz/corpus).
@@ -24,8 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "fuzz"
 # What a run of every target takes together; a decoder is quicker than sockets or whole steps.
 RUNS = 10_000_000
-SHARES = {"control_frames": 0.85, "framed_socket": 0.03, "handshake": 0.07, "lane": 0.05}
-BYTES_MAX = {"control_frames": 600, "framed_socket": 300, "handshake": 400, "lane": 600}
+SHARES = {
+    "control_frames": 0.55,
+    "framed_socket": 0.03,
+    "handshake": 0.07,
+    "lane": 0.05,
+    "outcome": 0.3,
+}
+BYTES_MAX = {
+    "control_frames": 600,
+    "framed_socket": 300,
+    "handshake": 400,
+    "lane": 600,
+    "outcome": 300,
+}
 HELLO_RUN_ID, HELLO_SECRET = slice(4, 20), slice(44, 60)
 
 
@@ -69,13 +83,15 @@ def seeds(name: str) -> list[bytes]:
             return [dice.randbytes(size) for size in (20, 60, 200, 400)] * 8
 
 
-def fuzz(name: str, runs: int) -> Result:
+def fuzz(name: str, runs: int, seconds: int) -> Result:
     corpus = BUILT / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in seeds(name):
         (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
     command = [str(BUILT / f"fuzz_{name}"), str(corpus), f"-runs={runs}", "-timeout=30"]
     command += [f"-max_len={BYTES_MAX.get(name, 600)}", "-print_final_stats=1"]
+    if seconds:
+        command += [f"-max_total_time={seconds}"]
     command += [f"-artifact_prefix={corpus}/", "-rss_limit_mb=2048"]
     began_s = time.monotonic()
     done = subprocess.run(
@@ -96,6 +112,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev fuzz native", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHARES))
     parser.add_argument("--runs", type=int, default=RUNS, help="executions of all together")
+    parser.add_argument("--seconds", type=int, default=0, help="each target at most so long")
     arguments = parser.parse_args(argv)
     names = arguments.names or list(SHARES)
     if unknown := set(names) - set(SHARES):
@@ -103,7 +120,12 @@ def main(argv: list[str]) -> int:
     whole = sum(SHARES[name] for name in names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
-            pool.map(lambda name: fuzz(name, int(arguments.runs * SHARES[name] / whole)), names)
+            pool.map(
+                lambda name: fuzz(
+                    name, int(arguments.runs * SHARES[name] / whole), arguments.seconds
+                ),
+                names,
+            )
         )
     for result in results:
         rate = result.executions / max(result.seconds, 0.001)

@@ -198,13 +198,16 @@ TEST(a_commit_below_the_watermark_of_another_reporter_needs_no_decision_of_its_o
   CHECK(peer.committed(0));
 }
 
-TEST(a_commit_of_a_step_that_is_not_complete_here_is_a_contradiction) {
+TEST(a_commit_of_a_step_that_is_not_complete_here_is_a_contradiction_and_changes_no_step) {
   Peer peer = pair_of(0, 1);
   CHECK(peer.begin() == StepId{0});
+  CHECK(peer.begin() == StepId{1});
+  peer.complete(0, 1);
   (void)peer.machine.fence(1, 2);
-  const std::vector<Decision> decisions{{0, Verdict::commit, SuspectCode::none, {}}};
-  CHECK(peer.install(view_of(2, {{0}}), decisions) == Status::protocol);
-  CHECK(!peer.committed(0));
+  const std::vector<Decision> decisions{{1, Verdict::commit, SuspectCode::none, {}}};
+  CHECK(peer.install(view_of(2, {{0}}), decisions, 1) == Status::protocol);
+  CHECK(peer.did.empty());
+  CHECK(peer.machine.view().epoch == 1 && peer.machine.watermark() == 0);
 }
 
 TEST(a_failure_reaches_those_who_have_not_begun_the_step) {

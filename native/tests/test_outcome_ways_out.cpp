@@ -133,6 +133,33 @@ TEST(a_flush_that_takes_the_plan_back_takes_the_leave_back) {
   CHECK(peer.begin() == 1);
 }
 
+TEST(a_leaver_whose_steps_still_run_is_taken_into_no_view_without_a_flush) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == 0);
+  peer.complete(0, 1);
+  peer.activate(view_of(2, {{1}}), 1, std::nullopt);
+  CHECK(!peer.begin());
+  CHECK(peer.install(view_of(3, {{0, 5}, {1}})) == Status::protocol);
+  CHECK(peer.did.empty());
+  CHECK(peer.machine.has_left() && peer.machine.next_step() == 1);
+  // With that step over it may come in anew.
+  peer.done(1, 0, 1);
+  CHECK(peer.committed(0));
+  CHECK(peer.install(view_of(3, {{0, 5}, {1}})) == Status::ok);
+  CHECK(peer.begin() == 5);
+}
+
+TEST(a_leaver_that_is_excluded_is_a_newcomer_afterwards_whatever_it_had_promised) {
+  Peer peer = pair_of(0, 1);
+  peer.activate(view_of(2, {{1}}), 0, std::nullopt);
+  CHECK(!peer.begin());
+  (void)peer.machine.fence(1, 5);
+  peer.exclude(3);
+  CHECK(peer.machine.refusal() == Refusal::excluded);
+  CHECK(peer.install(view_of(5, {{0, 7}, {1}})) == Status::ok);
+  CHECK(peer.machine.next_step() == 7);
+}
+
 TEST(a_view_that_is_too_small_waits_or_tells_as_the_run_wants) {
   Peer peer = pair_of(0, 1);
   (void)peer.machine.fence(1, 2);
