@@ -8,6 +8,7 @@
 // Errors:    abort.
 #include "control/framed_socket.hpp"
 #include "fuzz/pieces.hpp"
+#include "fuzz/pipe.hpp"
 
 using namespace pccl;
 

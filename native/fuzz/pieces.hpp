@@ -1,12 +1,8 @@
-// native/fuzz/pieces.hpp — a fuzzer's bytes as numbers and spans, and sockets to say them through.
-// Ownership: Pieces borrow the input; a Pipe owns both its ends.
+// native/fuzz/pieces.hpp — a fuzzer's bytes as numbers and spans.
+// Ownership: Pieces borrow the input.
 // Threads:   one.
 // Errors:    what runs out gives zeros; a broken harness aborts.
 #pragma once
-
-#include <fcntl.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -16,8 +12,6 @@
 #include <cstring>
 #include <span>
 #include <vector>
-
-#include "pccl/fd.hpp"
 
 namespace fuzz {
 
@@ -55,22 +49,6 @@ class Pieces {
 
  private:
   std::span<const std::byte> rest_;
-};
-
-/// Two connected sockets; `near` is for what is tested.
-struct Pipe {
-  Pipe() {
-    int ends[2];
-    require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) == 0);
-    near = pccl::Fd(ends[0]);
-    far = pccl::Fd(ends[1]);
-  }
-  /// As much as fits at once.
-  void say(std::span<const std::byte> bytes) const {
-    static_cast<void>(!::send(far.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
-  }
-  pccl::Fd near;
-  pccl::Fd far;
 };
 
 inline void append(Bytes& out, std::span<const std::byte> bytes) {

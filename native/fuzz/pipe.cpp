@@ -1,0 +1,172 @@
+// native/fuzz/pipe.cpp — stream sockets in memory, behind wrapped system calls.
+// Ownership: a table of streams, each used by one Pipe at a time.
+// Threads:   one.
+// Errors:    errno, as the kernel has it; a broken harness aborts.
+#include "fuzz/pipe.hpp"
+
+#include <linux/sockios.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdarg>
+
+#include "fuzz/pieces.hpp"
+
+namespace {
+
+constexpr int first_descriptor = 1 << 24;  // far above what a process may have open
+constexpr std::size_t pipes_max = 16;
+constexpr std::size_t unread_bytes_max = 208 * 1024;  // Linux's default for a socket
+
+struct Stream {
+  fuzz::Bytes said;         // to the near end
+  std::size_t read = 0;     // of that
+  std::size_t heard = 0;    // bytes from the near end; nobody ever reads them
+  bool near_open = false;
+  bool far_open = false;
+  bool shut = false;
+};
+std::array<Stream, pipes_max> streams;
+
+bool ours(int fd) { return fd >= first_descriptor; }
+bool is_far(int fd) { return (fd & 1) != 0; }
+
+Stream& of(int fd) {
+  const auto index = static_cast<std::size_t>((fd - first_descriptor) / 2);
+  fuzz::require(index < pipes_max);
+  Stream& stream = streams[index];
+  fuzz::require(is_far(fd) ? stream.far_open : stream.near_open);  // no use after close
+  return stream;
+}
+
+int fail(int error) {
+  errno = error;
+  return -1;
+}
+
+std::size_t unread(const Stream& stream) { return stream.said.size() - stream.read; }
+
+ssize_t receive(int fd, std::span<const iovec> parts) {
+  Stream& stream = of(fd);
+  fuzz::require(!is_far(fd));
+  if (unread(stream) == 0) return stream.far_open && !stream.shut ? fail(EAGAIN) : 0;
+  ssize_t got = 0;
+  for (const iovec& part : parts) {
+    const std::size_t here = std::min(part.iov_len, unread(stream));
+    if (here > 0) std::memcpy(part.iov_base, stream.said.data() + stream.read, here);
+    stream.read += here;
+    got += static_cast<ssize_t>(here);
+  }
+  return got;
+}
+
+ssize_t transmit(int fd, std::span<const iovec> parts) {
+  Stream& stream = of(fd);
+  fuzz::require(!is_far(fd));
+  if (!stream.far_open || stream.shut) return fail(EPIPE);
+  ssize_t sent = 0;
+  for (const iovec& part : parts) {
+    const std::size_t here = std::min(part.iov_len, unread_bytes_max - stream.heard);
+    // A sanitizer sees whether all of it may be read.
+    const auto* bytes = static_cast<const volatile unsigned char*>(part.iov_base);
+    for (std::size_t i = 0; i < here; i += 64) static_cast<void>(bytes[i]);
+    if (here > 0) static_cast<void>(bytes[here - 1]);
+    stream.heard += here;
+    sent += static_cast<ssize_t>(here);
+  }
+  return sent > 0 ? sent : fail(EAGAIN);
+}
+
+}  // namespace
+
+namespace fuzz {
+
+Pipe::Pipe() {
+  for (std::size_t i = 0; i < pipes_max; ++i) {
+    Stream& stream = streams[i];
+    if (stream.near_open || stream.far_open) continue;
+    stream.said.clear();
+    stream.read = stream.heard = 0;
+    stream.shut = false;
+    stream.near_open = stream.far_open = true;
+    near = pccl::Fd(first_descriptor + 2 * static_cast<int>(i));
+    far = pccl::Fd(near.get() + 1);
+    return;
+  }
+  require(false);
+}
+
+void Pipe::say(std::span<const std::byte> bytes) const {
+  Stream& stream = of(far.get());
+  if (!stream.near_open) return;
+  if (unread(stream) == 0) {
+    stream.said.clear();
+    stream.read = 0;
+  }
+  append(stream.said, bytes.first(std::min(bytes.size(), unread_bytes_max - unread(stream))));
+}
+
+}  // namespace fuzz
+
+extern "C" {
+ssize_t __real_recv(int fd, void* target, std::size_t bytes, int flags);
+ssize_t __real_send(int fd, const void* source, std::size_t bytes, int flags);
+ssize_t __real_recvmsg(int fd, msghdr* message, int flags);
+ssize_t __real_sendmsg(int fd, const msghdr* message, int flags);
+int __real_setsockopt(int fd, int level, int name, const void* value, socklen_t bytes);
+int __real_getsockopt(int fd, int level, int name, void* value, socklen_t* bytes);
+int __real_shutdown(int fd, int how);
+int __real_ioctl(int fd, unsigned long request, ...);
+int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
+int __real_close(int fd);
+
+ssize_t __wrap_recv(int fd, void* target, std::size_t bytes, int flags) {
+  const iovec part{target, bytes};
+  return ours(fd) ? receive(fd, {&part, 1}) : __real_recv(fd, target, bytes, flags);
+}
+ssize_t __wrap_send(int fd, const void* source, std::size_t bytes, int flags) {
+  const iovec part{const_cast<void*>(source), bytes};
+  return ours(fd) ? transmit(fd, {&part, 1}) : __real_send(fd, source, bytes, flags);
+}
+ssize_t __wrap_recvmsg(int fd, msghdr* message, int flags) {
+  if (!ours(fd)) return __real_recvmsg(fd, message, flags);
+  return receive(fd, {message->msg_iov, message->msg_iovlen});
+}
+ssize_t __wrap_sendmsg(int fd, const msghdr* message, int flags) {
+  if (!ours(fd)) return __real_sendmsg(fd, message, flags);
+  return transmit(fd, {message->msg_iov, message->msg_iovlen});
+}
+int __wrap_setsockopt(int fd, int level, int name, const void* value, socklen_t bytes) {
+  if (!ours(fd)) return __real_setsockopt(fd, level, name, value, bytes);
+  return level == SOL_SOCKET ? 0 : fail(EOPNOTSUPP);  // no more TCP than a pair of sockets is
+}
+int __wrap_getsockopt(int fd, int level, int name, void* value, socklen_t* bytes) {
+  return ours(fd) ? fail(EOPNOTSUPP) : __real_getsockopt(fd, level, name, value, bytes);
+}
+int __wrap_shutdown(int fd, int how) {
+  if (!ours(fd)) return __real_shutdown(fd, how);
+  of(fd).shut = true;
+  return 0;
+}
+int __wrap_ioctl(int fd, unsigned long request, ...) {
+  va_list arguments;
+  va_start(arguments, request);
+  void* argument = va_arg(arguments, void*);
+  va_end(arguments);
+  if (!ours(fd)) return __real_ioctl(fd, request, argument);
+  if (request != SIOCOUTQ) return fail(ENOTTY);
+  *static_cast<int*>(argument) = static_cast<int>(of(fd).heard);
+  return 0;
+}
+int __wrap_epoll_ctl(int epoll, int operation, int fd, epoll_event* event) {
+  return ours(fd) ? 0 : __real_epoll_ctl(epoll, operation, fd, event);
+}
+int __wrap_close(int fd) {
+  if (!ours(fd)) return __real_close(fd);
+  (is_far(fd) ? of(fd).far_open : of(fd).near_open) = false;
+  return 0;
+}
+}
