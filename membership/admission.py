@@ -149,11 +149,13 @@ class Admission:
         if conflict is not None:
             self._refuse(conn, *conflict)
             return None
-        if len(core.peers) >= core.config.admitted_max:
-            self._refuse(conn, "limit", f"{len(core.peers)} peers are admitted already")
+        crowd = self._crowd(core.conns[conn].host)
+        if crowd is not None:
+            self._refuse(conn, *crowd)
             return None
         if not self._retire_namesake(msg.peer_id, now_s):
-            self._refuse(conn, "limit", "a living peer has the same peer id")
+            text = "a living peer has the same peer id; if it is this one's last life, it ends soon"
+            self._refuse(conn, "namesake", text)
             return None
         core.min_world = core.min_world or msg.min_world
         core.on_underflow = core.on_underflow or msg.on_underflow
@@ -169,6 +171,7 @@ class Admission:
             hostname=msg.hostname,
             pid=msg.pid,
             group=msg.group,
+            came_from=core.conns[conn].host,
             last_beat_s=now_s,
             admitted_s=now_s,
         )
@@ -178,6 +181,23 @@ class Admission:
         self._welcome(peer)
         core.log("info", f"peer {name(peer)} admitted from {peer.host}:{peer.port}")
         return peer
+
+    def _crowd(self, host: str) -> tuple[str, str] | None:
+        """Returns the code and the text of a refusal if there are too many peers already.
+
+        Anybody can say hello.  So of those that have done no more, whose native connection has not
+        come yet, only so many are admitted; they go after a while, and the others are asked to come
+        again.  Final is only what peers that have proven themselves leave no room for."""
+        core, config = self._core, self._core.config
+        unproven = [p.came_from for p in core.peers.values() if not p.was_native]
+        if len(core.peers) - len(unproven) >= config.admitted_max:
+            return "limit", f"{len(core.peers)} peers are admitted already"
+        here = unproven.count(host)
+        if here >= config.unproven_per_host_max:
+            return "crowded", f"{here} newcomers from {host} have not set up their engine yet"
+        if len(unproven) >= config.unproven_max or len(core.peers) >= config.admitted_max:
+            return "crowded", f"{len(unproven)} newcomers have not set up their engine yet"
+        return None
 
     def _conflict(self, msg: Hello) -> tuple[str, str] | None:
         """Returns the code and the text of a refusal if the peer wants other rules than the run's.

@@ -50,8 +50,9 @@ class Admitted:
 
 
 REFUSED_FOR_AN_OLD_COPY: Final = "generation"
-REFUSALS_FOR_NOW: Final = frozenset({"adopt", REFUSED_FOR_AN_OLD_COPY})
-"""The coordinator is what must be put right: it lost the journal of this run, or has an old one."""
+REFUSALS_FOR_NOW: Final = frozenset({"adopt", REFUSED_FOR_AN_OLD_COPY, "crowded", "namesake"})
+"""The coordinator must be put right, for it lost the journal of this run or has an old one; or it
+waits for others first: newcomers to prove themselves, an older process of this identity to die."""
 
 
 @message(33)

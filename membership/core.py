@@ -69,6 +69,8 @@ class CoordinatorConfig:
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
     watch_max_s: float = 1800.0
     admitted_max: int = 1024
+    unproven_max: int = 256  # admitted by a hello alone; a real peer's engine comes in milliseconds
+    unproven_per_host_max: int = 64
     began_on_empty_journal: bool = False  # there is a journal, and it knew of no run
 
     def __post_init__(self) -> None:

@@ -61,6 +61,8 @@ _ADVICE: Final = {
     sqlite3.SQLITE_IOERR: "reading or writing it failed; is the disk full or broken?",
 }
 
+_SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeError)  # its own words quote a damaged schema
+
 
 class SqliteJournal:
     """Opens or makes the file, takes its lock and raises the generation.
@@ -83,7 +85,7 @@ class SqliteJournal:
             raise self._explain(error) from error
         try:
             self._generation = self._open()
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             self._db.close()
             raise self._explain(error) from error
         except StoreError:
@@ -146,8 +148,9 @@ class SqliteJournal:
     def _damaged(self) -> StoreError:
         return StoreError(f"journal {self._path}: it is damaged; {ADOPT}")
 
-    def _explain(self, error: sqlite3.Error) -> StoreError:
-        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    def _explain(self, error: Exception) -> StoreError:
+        damaged = sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeError) else 0
+        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", damaged) & 0xFF)
         text = f"{advice} ({error})" if advice else str(error)
         return StoreError(f"journal {self._path}: {text}")
 
@@ -159,7 +162,7 @@ class SqliteJournal:
         try:
             row = self._db.execute("SELECT record FROM journal").fetchone()
             return None if row is None or row[0] is None else record_codec.decode(row[0])
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             raise self._explain(error) from error
         except RemoteError as error:
             raise StoreError(
@@ -174,7 +177,7 @@ class SqliteJournal:
             body = record_codec.encode(record)
             changed = self._write(self._generation, body, over=self._generation)
             self._db.execute("COMMIT" if changed else "ROLLBACK")
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             self._broken = str(error)
             raise self._explain(error) from error
         if not changed:
@@ -190,7 +193,7 @@ class SqliteJournal:
             # The first commit to a log syncs its header besides: better now than in a recovery.
             self._settled += 1
             self._db.execute(f"PRAGMA user_version = {self._settled % 2**31}")
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             self._broken = str(error)
             raise self._explain(error) from error
 
@@ -207,7 +210,7 @@ class SqliteJournal:
             self._db.execute("BEGIN IMMEDIATE")
             self._write(record.generation, record_codec.encode(record), over=self._generation)
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             self._broken = str(error)
             raise self._explain(error) from error
         self._generation = record.generation

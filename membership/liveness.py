@@ -6,6 +6,10 @@ accepts too; and a dying one may accept before its listener closes), so it is re
 doubling, until the peer is back or the grace is over.  From then on the lease alone judges: native
 heartbeats renew it, so a program whose Python is busy for a minute keeps its place.
 
+A refused dial proves nothing about a peer whose native connection is there and beats (its port may
+be filtered): it is dialled again.  The kernel closes all connections of a killed process at once,
+so nobody waits for that.
+
 A lease that ends makes a peer *silent*, not dead: a flush no longer waits for it, but as long as
 no view excludes it, its next heartbeat brings it back.
 
@@ -23,6 +27,7 @@ from pccl.membership.events import Dialled, ProbeListener
 
 PROBE_FIRST_S: Final = 0.01  # a process that exits closes its sockets within about this
 PROBE_SLOWEST_S: Final = 0.5
+BEATS_MISSED_MAX: Final = 2  # of a peer that is dialled, before a refusal is believed
 BOOT_PROBE_S: Final = 1.0  # after a restart most members are back by then; the others are dialled
 
 
@@ -86,13 +91,17 @@ class Liveness:
             doubt.dialling = False
         if peer is None or peer.peer_id != event.peer_id:
             return
-        if event.alive:
+        if event.alive or self._beats(peer, now_s):
             if doubt is not None and doubt.probe_at_s <= now_s:
                 self._probe(peer, doubt, now_s)
             return
         if peer.agent is not None and peer.native is not None:
             return  # it re-attached while the dial was under way, so it lives
         self._core.lose(peer, "its connection ended and its port refuses")
+
+    def _beats(self, peer: Peer, now_s: float) -> bool:
+        heartbeat_s = self._core.config.profile.heartbeat_s
+        return peer.native is not None and now_s < peer.last_beat_s + BEATS_MISSED_MAX * heartbeat_s
 
     def beat(self, peer: Peer, now_s: float) -> None:
         peer.last_beat_s = now_s

@@ -23,6 +23,7 @@ class Peer:
     hostname: str
     pid: int
     last_beat_s: float
+    came_from: str = ""  # the literal address of its first connection, whatever it says of itself
     agent: int | None = None  # connections
     native: int | None = None
     was_native: bool = False  # its control thread has been here

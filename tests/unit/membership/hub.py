@@ -182,6 +182,7 @@ class Hub:
         self._owners: dict[int, FakePeer] = {}
         self._peers = 0
         self._conns = 0
+        self.host = "10.0.0.9"  # where the next connection comes from
         self.start()
 
     def start(self) -> None:
@@ -240,7 +241,7 @@ class Hub:
     def connect(self, peer: FakePeer) -> int:
         self._conns += 1
         self._owners[self._conns] = peer
-        self.handle(ConnUp(self._conns, "10.0.0.9"))
+        self.handle(ConnUp(self._conns, self.host))
         return self._conns
 
     def peer(self) -> FakePeer:

@@ -15,13 +15,51 @@ def test_a_lost_connection_and_a_refused_dial_start_the_flush_at_once() -> None:
         a, b = hub.members(2)
         b.lose(**{lost_first: True})
         assert hub.probes(b) == 1 and a.last(Flush) is None
+        b.lose(native=True)  # the kernel closes both at once; which one is seen first is chance
         hub.dead(b)
         assert a.last(Flush) is not None
         a.report()
         install = a.got(Install)
         assert install.lost == (b.peer_id,) and len(install.members) == 1
-        b.lose(agent=True, native=True)  # the other connection's end changes nothing
+        b.lose(agent=True)  # the other connection's end changes nothing
         assert a.last(Install) is None
+
+
+def test_a_refused_dial_proves_nothing_while_native_heartbeats_come() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.lose(agent=True)
+    hub.dead(b)  # a filter between the two, or an agent that is late with its listener
+    for _ in range(4):
+        hub.pass_time(0.1, beating=[a, b])
+        assert a.last(Flush) is None
+    assert hub.probes(b) > 1  # it is dialled again
+    hub.dead(b)
+    b.hello()
+    hub.pass_time(5.0, beating=[a, b])
+    assert a.last(Flush) is None and b.last(Evicted) is None
+
+
+def test_a_refused_dial_is_believed_once_two_heartbeats_are_missing() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.lose(agent=True)
+    hub.dead(b)
+    hub.pass_time(2 * LAN.heartbeat_s + 0.01, beating=[a])
+    assert a.last(Flush) is None
+    hub.dead(b)
+    assert a.last(Flush) is not None
+
+
+def test_a_kill_is_proven_by_the_first_dial_whichever_end_is_seen_first() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    b.lose(agent=True)
+    hub.dead(b)  # the dial was quicker than the native connection's end
+    b.lose(native=True)
+    assert hub.probes(b) == 2  # no wait before the next
+    hub.dead(b)
+    assert a.last(Flush) is not None
 
 
 def test_a_dial_that_is_accepted_proves_nothing_and_is_tried_again_at_once() -> None:
