@@ -266,6 +266,7 @@ class Admission:
                 epoch=core.epoch(),
                 members=len(core.peers),
                 coordinator_grace_s=core.config.profile.coordinator_grace_s,
+                decision_s=core.config.profile.decision_s,
             ),
         )
 

@@ -30,7 +30,7 @@ from pccl.membership.engine_effects import perform_on_engine
 from pccl.membership.member import Ended, Member
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
-from pccl.transport.dial import dial
+from pccl.transport.dial import dial, explain
 from pccl.transport.engine_api import EngineLike
 from pccl.transport.engine_events import StepDecided
 
@@ -356,7 +356,10 @@ class MemberAgent:
                     on_failure=reasons.append,
                 )
                 channel = Channel(reader, writer, trusted=True)
-            except ConnectError:
+            except Exception as error:  # the machine waits for an answer, whatever happens here
+                if not isinstance(error, ConnectError):
+                    reasons.append(explain(error))
+                self._addresses.append(self._addresses.pop(0))  # it may have taken all the time
                 return self._post(e.Disconnected(reasons[-1]))
         self._channel = channel
         self._post(e.Connected(channel.remote_host, channel.remote_port))
@@ -383,8 +386,10 @@ class MemberAgent:
                     self._room.clear()
                     await self._room.wait()
             reason = channel.close_reason or "the connection ended"
-        except RemoteError as error:
-            foreign, reason = True, str(error)
+        except Exception as error:
+            foreign, reason = isinstance(error, RemoteError), str(error)
+            if not foreign:  # a mistake of ours; a new connection may do better
+                _log.exception("reading from the coordinator failed")
             channel.abort(reason)
         if not answered:  # whoever listens there may be no coordinator: begin elsewhere next time
             self._addresses.sort(key=lambda address: address is dialled)

@@ -40,9 +40,11 @@ class Admitted:
     epoch: int  # of the durable view; 0 = no view yet
     members: int  # admitted peers
     coordinator_grace_s: float = LAN.coordinator_grace_s  # a peer's patience without a coordinator
+    decision_s: float = LAN.decision_s  # a peer's patience with a step after its deadline
 
     def __post_init__(self) -> None:
         demand(0 < self.coordinator_grace_s < math.inf, "coordinator_grace_s is no duration")
+        demand(0 < self.decision_s < math.inf, "decision_s is no duration")
         check_id(self.run_id, "run_id")
         check_id(self.secret, "secret")
         check_epoch(self.epoch)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-from pccl.base.config import LAN
+from pccl.base.config import LAN, REDIAL_MAX_S
 from pccl.membership import messages as m
 from pccl.membership.member_events import (
     AdmitEngine,
@@ -64,7 +64,7 @@ from pccl.transport.engine_events import (
 __all__ = ["Ended", "Member", "Phase"]
 
 REDIAL_MIN_S = 0.1
-REDIAL_MAX_S = 2.0  # a restarted coordinator is found within this
+NATIVE_DOWN_MAX_S = 6.0  # the engine dials again every 2 s at the slowest
 RECALL_S = 60.0  # an operator may let a coordinator gather testimony for a while
 HELLO_ANSWER_S = 5.0  # as long as the coordinator waits for a first frame
 GOODBYE_S = 2.0  # how long close() waits for the coordinator to let go
@@ -100,6 +100,7 @@ class Member:
         self._leaving = False
         self._drain_reason: str | None = None  # this peer asked to be planned out
         self._last_reason = "not tried yet"
+        self._native_is_down = False  # it was up, and is not
         self._steps = 0
         self._steps_at_loss = 0
         self._redial_s = REDIAL_MIN_S
@@ -107,6 +108,7 @@ class Member:
         self._redial_at_s: float | None = now_s
         self._answer_by_s: float | None = None
         self._entry_at_s: float | None = None
+        self._native_by_s: float | None = None  # the engine's connection must be back by then
         self._leave_by_s: float | None = None
         self._drain_by_s: float | None = None
         self._give_up_at_s: float | None = now_s + connect_timeout_s
@@ -119,6 +121,7 @@ class Member:
             self._redial_at_s,
             self._answer_by_s,
             self._entry_at_s,
+            self._native_by_s,
             self._leave_by_s,
             self._drain_by_s,
             self._give_up_at_s,
@@ -168,6 +171,9 @@ class Member:
         if _due(self._answer_by_s, now_s):
             effects += [HangUp()]
             effects += self._disconnected("it accepted, but did not answer", False, now_s)
+        elif _due(self._native_by_s, now_s):
+            effects += [HangUp()]
+            effects += self._disconnected("only its native port is silent", False, now_s)
         elif _due(self._redial_at_s, now_s):
             self._redial_at_s = None
             self.phase = Phase.DIALLING
@@ -197,7 +203,7 @@ class Member:
             self._steps_at_loss = self._steps
             self._give_up_at_s = now_s + self._patience_s()
         self.phase = Phase.WAITING
-        self._answer_by_s = self._entry_at_s = None
+        self._answer_by_s = self._entry_at_s = self._native_by_s = None
         # Half to one and a half of the delay, so that many peers do not come back in step.
         self._redial_at_s = now_s + self._redial_s * (0.5 + self._dice())
         self._redial_s = min(2 * self._redial_s, REDIAL_MAX_S)
@@ -309,6 +315,7 @@ class Member:
         self.phase = Phase.ATTACHED
         self._answer_by_s = self._give_up_at_s = None
         self._redial_s = REDIAL_MIN_S
+        self._watch_native(now_s)
         effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator), *self._views.unsaid()]
         if self._drain_reason is not None:
             left_s = max(0.0, (self._drain_by_s or now_s) - now_s)
@@ -354,15 +361,17 @@ class Member:
                 return []
             case EngineFailed(code, text):
                 return self._end(code, text)
-            case NativeLink(_, generation):
-                return self._on_native_link(generation, now_s)
+            case NativeLink(connected, generation):
+                return self._on_native_link(connected, generation, now_s)
             case StepDecided():
                 return []
             case _:
                 assert_never(event)
 
-    def _on_native_link(self, generation: int, now_s: float) -> list[Effect]:
+    def _on_native_link(self, connected: bool, generation: int, now_s: float) -> list[Effect]:
         """The control thread may find a newer coordinator first; nothing older is followed then."""
+        self._native_is_down = not connected
+        self._watch_native(now_s)
         self._views.generation = max(self._views.generation, generation)
         admitted = self.admitted
         if self.phase is not Phase.ATTACHED or admitted is None:
@@ -370,6 +379,13 @@ class Member:
         if admitted.generation >= self._views.generation:
             return []
         return [HangUp(), *self._disconnected("a newer coordinator is there", False, now_s)]
+
+    def _watch_native(self, now_s: float) -> None:
+        """Two connections end where one does.  If the engine's stays away, this one may only seem
+        to be there: a machine that vanished says no goodbye, and another may have taken its place.
+        A coordinator that is merely stopped keeps both."""
+        watched = self._native_is_down and self.phase is Phase.ATTACHED
+        self._native_by_s = now_s + NATIVE_DOWN_MAX_S if watched else None
 
     def _tell_entry(self, now_s: float) -> list[Effect]:
         self._entry_at_s = None

@@ -69,7 +69,8 @@ def connect(
             it is told Excluded and may come in again; alike on all peers, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
-            that was there is called too, and put back on close.
+            that was there is called too, and put back on close.  A second SIGTERM does what it
+            would have done without this: by default it ends the process at once.
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process (port 0: any).  None: the address used
             towards the coordinator, any port.

@@ -1,10 +1,12 @@
 """SIGTERM as a request to leave: what a machine gets that is about to go away.
 
     no handler --install--> armed --SIGTERM--> leave(), then the handler that was there before
+                              |                  +-- SIGTERM --> as if this had never been here
                               +-- close --> the handler that was there before
 
 Invariants: the previous handler is called as before, unless it was the system's own, which would
-end the process; once the session is over, a SIGTERM does what it would have done without us.
+end the process; a second SIGTERM, and any once the session is over, does what it would have done
+without us: who asks twice does not want to wait for the others.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class DrainOnSigterm:
         self._deadline_s = deadline_s
         self._pid = os.getpid()
         self._previous: Any = signal.SIG_DFL
+        self._asked = False
 
     def install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -37,7 +40,8 @@ class DrainOnSigterm:
                 "drain_on_sigterm_s works only in the main thread, which alone may set a signal "
                 "handler; call comm.leave() from a handler of your own instead"
             )
-        self._previous = signal.signal(signal.SIGTERM, self._handle)
+        # None is a handler that was not set from Python, which Python cannot put back.
+        self._previous = signal.signal(signal.SIGTERM, self._handle) or signal.SIG_DFL
 
     def restore(self) -> None:
         """Puts the previous handler back, unless the program has set another one since."""
@@ -47,11 +51,11 @@ class DrainOnSigterm:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        over = self._session.closed or os.getpid() != self._pid
-        if not over:
-            self._session.leave(self._deadline_s, "SIGTERM")
+        if self._asked or self._session.closed or os.getpid() != self._pid:
+            signal.signal(signal.SIGTERM, self._previous)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self._asked = True
+        self._session.leave(self._deadline_s, "SIGTERM")
         if callable(self._previous):
             self._previous(number, frame)
-        elif over and self._previous == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from pccl.base.clock import Deadline
+from pccl.base.config import LAN
 from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
 from pccl.collectives.buffers import Buffer
 from pccl.membership.agent import MemberAgent
@@ -51,6 +52,12 @@ class Session:
     @property
     def closed(self) -> bool:
         return self._closed is not None or os.getpid() != self._pid
+
+    @property
+    def decision_s(self) -> float:
+        """How long to wait for the members' decision once a step's own deadline is over."""
+        admitted = self.agent.standing.admitted
+        return LAN.decision_s if admitted is None else admitted.decision_s
 
     def check(self) -> None:
         """Raises what every call on this session now raises, if it is over."""

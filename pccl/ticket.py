@@ -34,7 +34,6 @@ from pccl.transport.native_frames import SuspectCode
 if TYPE_CHECKING:
     from pccl.session import Session
 
-DECISION_S = 10.0  # after a proposal to fail, the members' decision takes a flush: seconds at most
 TAG_MAX = (1 << 32) - 1
 
 
@@ -157,7 +156,7 @@ class Ticket:
         """
         if not self.wait(self._deadline.remaining_s()):
             self.propose_deadline()
-            if not self.wait(DECISION_S):
+            if not self.wait(self.session.decision_s):
                 raise self.leave_undecided()
         return self.result()
 
@@ -165,8 +164,8 @@ class Ticket:
         """Leaves the run, because no decision came either; returns what to raise."""
         text = (
             f"step {self.begun.step} ({self.name}) was not decided within {self.timeout_s:g} s and "
-            f"the {DECISION_S:g} s after it; this peer left the run, the others may hold the step "
-            "as committed"
+            f"the {self.session.decision_s:g} s after it; this peer left the run, the others may "
+            "hold the step as committed"
         )
         self.session.close(text)
         return OutcomeUnknown(text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pccl.base.errors import DeadlineExceeded, UsageError
 from pccl.outcome import Outcome
-from pccl.ticket import DECISION_S, Ticket
+from pccl.ticket import Ticket
 
 
 class Work:
@@ -73,8 +73,9 @@ class Work:
                 if not ticket.deadline.passed():
                     raise DeadlineExceeded(self._patience(timeout_s))
                 ticket.propose_deadline()
-                if not ticket.wait(min(timeout_s, DECISION_S)):
-                    if timeout_s >= DECISION_S:
+                decision_s = ticket.session.decision_s
+                if not ticket.wait(min(timeout_s, decision_s)):
+                    if timeout_s >= decision_s:
                         raise ticket.leave_undecided()
                     raise DeadlineExceeded(self._patience(timeout_s))
             return ticket.result()
@@ -90,7 +91,7 @@ class Work:
         waiting."""
         self._require_sealed()
         ticket = self._ticket
-        for limit_s in (ticket.deadline.remaining_s(), DECISION_S):
+        for limit_s in (ticket.deadline.remaining_s(), ticket.session.decision_s):
             if ticket.poll():
                 return ticket.result()
             try:

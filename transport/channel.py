@@ -17,6 +17,7 @@ from pccl.base.errors import DeadlineExceeded
 from pccl.transport.framing import Framer, frame
 
 READ_BYTES = 1 << 16
+UNACKNOWLEDGED_MS_MAX = 10_000  # as the engine's sockets have it
 CLOSE_LINGER_S = 2.0  # a last word is worth a retransmission or two, not more
 
 
@@ -148,5 +149,10 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Bytes under way stop the probes above, and are sent again for a quarter of an hour.
+            connection.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX
+            )
     except OSError:
         return  # it was closed meanwhile, or is no TCP socket

@@ -20,6 +20,9 @@ def _check_positive(config: object) -> None:
             raise ValueError(f"{field.name} must be a positive number, not {value}")
 
 
+REDIAL_MAX_S: Final = 2.0  # a restarted coordinator is found within this
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeProfile:
     """The time constants of one run."""
@@ -36,6 +39,12 @@ class TimeProfile:
     coordinator_grace_s: float = 60.0  # then a peer gives up on a lost coordinator
     stall_timeout_s: float = 5.0  # a step in which nothing moves for this long has a culprit
     route_timeout_s: float = 3.0  # a relay must have mended a link by then
+
+    @property
+    def decision_s(self) -> float:
+        """How long the members' decision on a step may take: a flush, which may have to wait for a
+        coordinator that is being restarted and for members that dial it again."""
+        return REDIAL_MAX_S + self.reattach_window_s + self.flush_timeout_s
 
     def __post_init__(self) -> None:
         _check_positive(self)

@@ -72,6 +72,7 @@ class ControlLink:
         self._dial(self._life)
 
     def shut(self) -> None:
+        self.stage = "off"  # for good: that is no loss
         self._close()
         self.stage = "off"
 
@@ -114,6 +115,8 @@ class ControlLink:
 
     def _close(self) -> None:
         self._life += 1
+        if self.stage == "up":
+            self.engine.emit(NativeLink(False, self._generation))
         self.stage = "waiting"
         end, self._end = self._end, None
         if end is not None:

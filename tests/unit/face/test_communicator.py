@@ -229,8 +229,7 @@ def test_a_timeout_is_a_positive_number_of_seconds(timeout_s: float) -> None:
 def test_without_any_decision_awaiting_ends_as_waiting_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("pccl.ticket", "pccl.work"):
-        monkeypatch.setattr(f"{module}.DECISION_S", 0.01)
+    monkeypatch.setattr("pccl.session.Session.decision_s", 0.01)
 
     async def awaited(work: pccl.Work) -> None:
         await work

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -132,6 +134,40 @@ def test_a_handler_that_was_there_is_called_and_put_back() -> None:
     assert heard == [signal.SIGTERM] and len(drains) == 1
     comm.close()
     assert signal.getsignal(signal.SIGTERM) == earlier
+
+
+@pytest.mark.usefixtures("handler_before")
+def test_a_second_sigterm_does_what_it_would_have_done_without_us() -> None:
+    heard: list[int] = []
+
+    def earlier(number: int, frame: object) -> None:
+        heard.append(number)
+
+    signal.signal(signal.SIGTERM, earlier)
+    comm, drains = armed(FakeRun())
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert len(heard) == 3 and len(drains) == 1
+    assert signal.getsignal(signal.SIGTERM) == earlier
+    comm.close()
+    assert signal.getsignal(signal.SIGTERM) == earlier
+
+
+def test_a_second_sigterm_ends_a_process_that_has_no_handler() -> None:
+    program = (
+        "import os, signal, types\n"
+        "from pccl.drain_signal import DrainOnSigterm\n"
+        "leave = lambda *_: print('leaves', flush=True)\n"
+        "session = types.SimpleNamespace(closed=False, leave=leave)\n"
+        "DrainOnSigterm(session, 20.0).install()\n"
+        "for _ in range(2):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("leaves\n", -signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("handler_before")

@@ -155,7 +155,7 @@ def test_a_step_that_takes_too_long_is_failed_for_all_by_one_proposal() -> None:
 def test_a_proposal_without_an_answer_ends_in_an_unknown_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pccl.ticket.DECISION_S", 0.01)
+    monkeypatch.setattr("pccl.session.Session.decision_s", 0.01)
     run = FakeRun()
     comm, engine, _ = sit(run, b"one")
     run.join(b"silent")
