@@ -1,9 +1,10 @@
-"""Strangers at a coordinator's port: `python crowd.py HOST PORT SILENT GARBAGE_PER_S`.
+"""Strangers at a coordinator's port: `crowd.py HOST PORT SILENT GARBAGE_PER_S HELLOS_PER_S`.
 
-Keeps SILENT connections open that say nothing (closed ones are opened again), and sends so many
-connections with garbage per second.  Prints "full" once the silent ones have all been tried, ends
-with its standard input, and then prints how many of each there were.  It gives way to everybody:
-what is measured is the coordinator, not this program's hunger for processor time.
+Keeps SILENT connections open that say nothing (closed ones are opened again), and makes so many
+connections per second that say garbage, and so many with a valid Hello, which stay for a second and
+do no more.  Prints "full" once the silent ones have all been tried, ends with its standard input,
+and then prints how many of each there were.  It gives way to everybody: what is measured is the
+coordinator, not this program's hunger for processor time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import select
 import socket
 import sys
 import time
+from collections import deque
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
+
+from pccl.membership.messages import PROTOCOL_VERSION, Hello, peer_codec
+from pccl.transport.framing import frame
+
+HELLO_FROM = "127.0.0.2"  # strangers come from other hosts than peers
+HELLO_STAYS_S = 1.0
 TURN_S = 0.01
 OPENED_PER_TURN = 100
 GARBAGE = (
@@ -27,37 +37,50 @@ GARBAGE = (
 
 
 class Crowd:
-    def __init__(self, where: tuple[str, int], silent: int, garbage_per_s: float) -> None:
+    def __init__(
+        self, where: tuple[str, int], silent: int, garbage_per_s: float, hellos_per_s: float
+    ) -> None:
         self._where = where
         self._silent_max = silent
-        self._garbage_per_s = garbage_per_s
+        self._rates_per_s = (garbage_per_s, hellos_per_s)
         self._poll = select.epoll()
         self._open: dict[int, socket.socket] = {}
         self._dice = random.Random(1)
-        self.opened = self.sent = 0
+        self._greeting: deque[tuple[float, socket.socket]] = deque()  # and until when
+        self.opened = self.sent = self.greeted = 0
 
     def run(self) -> None:
         told = False
-        owed = 0.0
+        owed = [0.0, 0.0]
         before = time.monotonic()
         while not select.select([sys.stdin], [], [], TURN_S)[0]:
             now = time.monotonic()
-            owed = min(owed + (now - before) * self._garbage_per_s, self._garbage_per_s)
+            owed = [
+                min(due + (now - before) * rate, rate)
+                for due, rate in zip(owed, self._rates_per_s, strict=True)
+            ]
             before = now
             self._drop_closed()
             for _ in range(min(OPENED_PER_TURN, self._silent_max - len(self._open))):
                 self._open_silent()
-            while owed >= 1:
-                owed -= 1
+            while owed[0] >= 1:
+                owed[0] -= 1
                 self._send_garbage()
+            while owed[1] >= 1:
+                owed[1] -= 1
+                self._greet(now)
+            while self._greeting and self._greeting[0][0] <= now:
+                self._greeting.popleft()[1].close()
             if not told and self.opened >= self._silent_max:
                 told = True
                 print("full", flush=True)
 
-    def _dial(self) -> socket.socket | None:
+    def _dial(self, source: str = "") -> socket.socket | None:
         connection = socket.socket()
         connection.setblocking(False)
         try:
+            if source:
+                connection.bind((source, 0))
             connection.connect(self._where)
         except BlockingIOError:
             pass
@@ -89,15 +112,43 @@ class Crowd:
             pass  # not connected yet; then it is one more that says nothing
         connection.close()
 
+    def _greet(self, now: float) -> None:
+        connection = self._dial(HELLO_FROM)
+        if connection is None:
+            return
+        try:
+            connection.send(self._hello())
+            self.greeted += 1
+        except OSError:
+            pass  # as above
+        self._greeting.append((now + HELLO_STAYS_S, connection))
+
+    def _hello(self) -> bytes:
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            run_id=b"",
+            peer_id=self._dice.randbytes(16),
+            incarnation=0,
+            generation=0,
+            epoch=0,
+            data_host="",
+            data_port=1,  # a dial is refused
+            host_key=1,
+            min_world=0,
+            hostname="stranger",
+            pid=1,
+        )
+        return frame(peer_codec.encode(hello), frame_bytes_max=1 << 12)
+
 
 def main() -> None:
-    host, port, silent, garbage = sys.argv[1:5]
+    host, port, silent, garbage, hellos = sys.argv[1:6]
     os.nice(19)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    crowd = Crowd((host, int(port)), int(silent), float(garbage))
+    crowd = Crowd((host, int(port)), int(silent), float(garbage), float(hellos))
     crowd.run()
-    print(f"opened {crowd.opened} sent {crowd.sent}", flush=True)
+    print(f"opened {crowd.opened} sent {crowd.sent} greeted {crowd.greeted}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Kill recovery without and with a crowd of strangers at the coordinator's port, in one run.
 
-    ./dev faults --flood [--kills N] [--silent N] [--garbage N]
+    ./dev faults --flood [--kills N] [--silent N] [--garbage N] [--hellos N]
 
 Exits with 1 if a quantile with the crowd is more than RATIO_MAX times that without, or if anything
 is wrong with a result.  The crowd comes from processes of its own on this machine, so it also takes
@@ -61,10 +61,13 @@ class Result:
 
 
 @contextmanager
-def crowd(address: str, silent: int, garbage_per_s: int, result: Result) -> Iterator[None]:
+def crowd(
+    address: str, silent: int, garbage_per_s: int, hellos_per_s: int, result: Result
+) -> Iterator[None]:
     host, _, port = address.rpartition(":")
+    numbers = (str(silent), str(garbage_per_s), str(hellos_per_s))
     process = subprocess.Popen(
-        [sys.executable, str(CROWD), host, port, str(silent), str(garbage_per_s)],
+        [sys.executable, str(CROWD), host, port, *numbers],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -82,14 +85,16 @@ def crowd(address: str, silent: int, garbage_per_s: int, result: Result) -> Iter
         process.stdout.close()
 
 
-def measure(folder: Path, *, kills: int, silent: int, garbage_per_s: int, seed: int) -> Result:
+def measure(
+    folder: Path, *, kills: int, silent: int, garbage_per_s: int, hellos_per_s: int, seed: int
+) -> Result:
     result = Result()
     dice = random.Random(seed)
     world = World(folder, size=PEERS, min_world=MIN_WORLD, count=COUNT)
     try:
         with world:
             result.calm_s = _kill(world, dice, kills)
-            with crowd(world.address, silent, garbage_per_s, result):
+            with crowd(world.address, silent, garbage_per_s, hellos_per_s, result):
                 result.crowded_s = _kill(world, dice, kills)
                 result.connections = _connections(world.address)
                 if not result.connections:
@@ -140,6 +145,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=50, help="without, and again with the crowd")
     parser.add_argument("--silent", type=int, default=10_000, help="connections that say nothing")
     parser.add_argument("--garbage", type=int, default=2000, help="connections per second")
+    parser.add_argument("--hellos", type=int, default=100, help="valid ones, per second")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +154,7 @@ def main(arguments: list[str]) -> int:
             kills=chosen.kills,
             silent=chosen.silent,
             garbage_per_s=chosen.garbage,
+            hellos_per_s=chosen.hellos,
             seed=chosen.seed,
         )
     show(Console(), result)
