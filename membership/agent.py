@@ -329,9 +329,10 @@ class MemberAgent:
                     if self._channel is not None:
                         self._channel.close("hung up")
                         self._channel = None
-                case e.HoldEngine(generation, epoch):
+                case e.HoldEngine(generation, epoch, name):
                     step = engine.hold(generation, epoch)
-                    self._post(e.Held(generation, epoch, step))
+                    within = engine.entry_within(name) if name else 1
+                    self._post(e.Held(generation, epoch, step, within))
                 case e.FailEngine(code, text):
                     _log.info("membership ends (%s): %s", code, text)
                     engine.fail(code, text)

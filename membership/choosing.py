@@ -110,7 +110,7 @@ class Choosing:
         times: list[float] = []
         for peer in peers:
             flaps_s = 0.0 if flaps is None else flaps.ready_s(peer.peer_id)
-            at_s = max(peer.plan_retry_s, flaps_s)
+            at_s = max(peer.plan_retry_s, peer.entry_retry_s, flaps_s)
             if now_s >= at_s:
                 ready.append(peer)
             else:
@@ -151,7 +151,8 @@ class Choosing:
         here = [p for p in ready if p.entry in names]
         # Members of a paused view stand at an entry themselves; who waits at the same one comes
         # first.  For others the members run on, below min_world, to where those can come in.
-        first = min(here or ready, key=lambda p: (p.entry_since_s, p.incarnation))
+        # Names are served in turn: one whose plans come to nothing keeps no other waiting.
+        first = min(here or ready, key=lambda p: (p.planned_s, p.entry_since_s, p.incarnation))
         group = [p for p in ready if p.entry == first.entry]
         if len(view.members) + len(group) < core.floor():
             return None  # still too few to run a step: more must come

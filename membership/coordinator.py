@@ -266,8 +266,8 @@ class Coordinator:
                 self._planning.links_up(peer, epoch)
             case LinksFailed(epoch, peers):
                 self._planning.links_failed(peer, epoch, peers, now_s)
-            case HoldFrom(epoch, step):
-                self._planning.hold_from(peer, epoch, step)
+            case HoldFrom(epoch, step, within):
+                self._planning.hold_from(peer, epoch, step, within)
             case Switched(epoch, step):
                 self._planning.switched(peer, epoch, step, now_s)
             case Installed(epoch):

@@ -92,9 +92,11 @@ class Hold:
 
     generation: int
     epoch: int
+    name: str = ""  # of the entry at which the joiners wait; empty is any
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)
+        check_text(self.name, "name", NAME_CHARACTERS_MAX)
 
 
 @message(36)

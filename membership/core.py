@@ -365,11 +365,19 @@ class Core:
         self.want_flush(f"{name(peer)}: {reason}")
         return True
 
+    def turn_back(self, incarnations: Iterable[int]) -> str:
+        """Keeps plans away from newcomers whose entry the members do not come to; says why."""
+        first_s, most_s = self.config.plan_backoff_s, self.config.plan_backoff_max_s
+        peers = [self.peers[i] for i in incarnations if i in self.peers]
+        told = [f"{name(p)} {p.turn_back(self.now_s, first_s, most_s)}" for p in peers]
+        return "; ".join(told[:8])
+
     def became_members(self, incarnations: Iterable[int]) -> None:
         """Notes who has just come into a view."""
         for incarnation in incarnations:
             peer = self.peers[incarnation]
             peer.entry, peer.plan_backoff_s, peer.member_since_s = None, 0.0, self.now_s
+            peer.planned_s = 0.0
             peer.watermark = 0  # it may have been a member before, of a run that is over
 
     def want_flush(self, reason: str) -> None:

@@ -6,6 +6,10 @@ of the new view.  A leave and a reordering have no name to wait for: members swi
 itself, and they are over when all have switched and, for a leave, nobody has a step of the older
 view open any more.  Until then the leavers are members, for the others need them.
 
+A join that nobody resolves has an end, too: once the members are well past where they were
+expected to come to its name, or when one of them must be planned out before its time is over, it is
+taken back by a flush that keeps everybody.
+
 Invariants: an activation is taken back by a flush and by nothing else; a view is forgotten only
 when every member's watermark says that no step of it is open.
 """
@@ -13,6 +17,7 @@ when every member's watermark says that no step of it is open.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.messages import Underflow
@@ -24,6 +29,8 @@ class Entering:
         self._core = core
         self._switched: set[int] = set()
         self._first: int | None = None  # the step at which the first member switched
+        self._since_s: float | None = None  # that the members may come to the name
+        self.deadline_s: float | None = None
 
     def begin(self, activation: Activation, to: tuple[int, ...]) -> None:
         """Makes an activation durable and tells the members."""
@@ -39,7 +46,7 @@ class Entering:
 
     def forget(self) -> None:
         self._switched.clear()
-        self._first = None
+        self._first = self._since_s = self.deadline_s = None
 
     def switched(self, peer: Peer, epoch: int, step: int, now_s: float) -> None:
         core, entering = self._core, self._core.activation
@@ -83,7 +90,11 @@ class Entering:
     def complete(self, now_s: float) -> None:
         """Forgets the older view's being in force once every member has entered the newer one."""
         core, entering = self._core, self._core.activation
+        self.deadline_s = None
         if entering is None or core.view is None:
+            return
+        if entering.name != ANY_NAME and not entering.resolved:
+            self._await_first(entering, now_s)
             return
         epoch = entering.view.epoch
         staying = [i for i in core.view.incarnations() if i in entering.view]
@@ -91,9 +102,28 @@ class Entering:
             return
         if entering.name == ANY_NAME:
             self._complete_unnamed(entering, now_s)
-        elif entering.resolved:
+        else:
             core.history = (*core.history, core.view)
             self._enter(entering)
+
+    def _await_first(self, entering: Activation, now_s: float) -> None:
+        """Takes a join back that keeps others waiting: because the members went on and never came
+        to the name, or because one of them has to go and would be flushed out otherwise."""
+        core = self._core
+        self._since_s = now_s if self._since_s is None else self._since_s
+        late_s = self._since_s + core.config.profile.enter_timeout_s
+        members = [p for p in core.members() if p.here()]
+        past = all(p.watermark >= entering.expected_below for p in members)
+        hold_s, flush_s = core.config.hold_timeout_s, core.config.profile.flush_timeout_s
+        cuts = [p.drain_cut_s for p in members if p.drain_cut_s is not None]
+        hurry_s = max(self._since_s + hold_s, min(cuts, default=inf) - flush_s - 2 * hold_s)
+        if now_s >= late_s and past:
+            core.want_flush(f"a join is taken back: {core.turn_back(core.joiners())}")
+        elif now_s >= hurry_s:
+            core.want_flush(f"a join is taken back: no time to come to '{entering.name}' any more")
+        else:
+            times = [t for t in (late_s, hurry_s) if now_s < t < inf]
+            self.deadline_s = min(times, default=None)  # else heartbeats say how far they are
 
     def _complete_unnamed(self, entering: Activation, now_s: float) -> None:
         core = self._core

@@ -138,10 +138,10 @@ class Member:
                 return self._disconnected(reason, foreign, now_s)
             case Received(message):
                 return self._received(message, now_s)
-            case Held(generation, epoch, step):
+            case Held(generation, epoch, step, within):
                 if self._views.is_past(generation, epoch):
                     return []
-                return self._send(m.HoldFrom(epoch, step))
+                return self._send(m.HoldFrom(epoch, step, within))
             case WantWorld(world_size):
                 self._wanted = world_size
                 return self._send(m.WaitFor(world_size))

@@ -97,6 +97,7 @@ class Held:
     generation: int
     epoch: int
     step: int
+    within: int = 1  # steps within which an entry of that name is expected; 0: not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class HoldEngine:
 
     generation: int
     epoch: int
+    name: str = ""  # at which the joiners wait; empty is any
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Views:
     def hold(self, hold: m.Hold) -> list[Effect]:
         if self.is_past(hold.generation, hold.epoch):
             return self._repeat_switched(hold.epoch)
-        return [HoldEngine(hold.generation, hold.epoch)]
+        return [HoldEngine(hold.generation, hold.epoch, hold.name)]
 
     def activate(self, activate: m.Activate) -> list[Effect]:
         if self.is_past(activate.generation, activate.epoch):

@@ -102,6 +102,7 @@ def fitted(base: TimeProfile, *, heartbeat_s: float, floor_s: float) -> TimeProf
         route_timeout_s=max(base.route_timeout_s, floor_s),
         reattach_window_s=window_s,
         coordinator_grace_s=max(base.coordinator_grace_s, window_s),
+        enter_timeout_s=max(base.enter_timeout_s, floor_s),
     )
 
 

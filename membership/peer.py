@@ -59,6 +59,9 @@ class Peer:
     warm_epoch: int = 0  # of the view to whose members all its links are up
     plan_retry_s: float = 0.0
     plan_backoff_s: float = 0.0
+    planned_s: float = 0.0  # when the newest plan to let it in began
+    entry_retry_s: float = 0.0  # no plan for its entry before: the members do not come there
+    entry_backoff_s: float = 0.0
     resent_s: float = -1e9
 
     def present(self) -> bool:
@@ -68,6 +71,26 @@ class Peer:
     def here(self) -> bool:
         """Says whether it still takes part in the steps it has begun."""
         return self.gone is None and self.leaving_s is None
+
+    def comes_to(self, entry: str, now_s: float) -> None:
+        """Its program waits at an entry; another one than before is another chance."""
+        if self.entry != entry:
+            self.entry, self.entry_since_s = entry, now_s
+            self.entry_retry_s = self.entry_backoff_s = 0.0
+        self.entry_seen_s = now_s
+
+    def turn_back(self, now_s: float, first_s: float, most_s: float) -> str:
+        """The members do not come to its entry: no plan for it for a while, so that others get
+        their turn.  Returns what is to be told."""
+        self.entry_backoff_s = min(max(first_s, 2 * self.entry_backoff_s), most_s)
+        self.entry_retry_s = now_s + self.entry_backoff_s
+        return self.misfit() or ""
+
+    def misfit(self) -> str | None:
+        """Says why it is not let in, if that is for the entry at which it waits."""
+        if self.entry is None or self.entry_backoff_s == 0.0:
+            return None
+        return f"waits at '{self.entry}', which no member has begun lately"
 
     def member(self, first_step: int) -> Member:
         return Member(

@@ -102,10 +102,14 @@ class LinksFailed:
 @message(5)
 @dataclass(frozen=True, slots=True)
 class HoldFrom:
-    """Promise: I start no step >= `step` before Activate or CancelPlan of `epoch`."""
+    """Promise: I start no step >= `step` before Activate or CancelPlan of `epoch`.
+
+    The program here is expected to come to the name in Hold within so many steps; 0: not at all.
+    """
 
     epoch: int
     step: int
+    within: int = 1
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from pccl.membership.view import View
+
+LATE_STEPS: Final = 16  # a name is not late before it is overdue by so many steps
+STEP_MAX: Final = (1 << 64) - 1
 
 
 class Kind(Enum):
@@ -34,6 +38,7 @@ class Plan:
     candidates: tuple[int, ...] = ()  # newcomers
     up: set[int] = field(default_factory=set)
     holds: dict[int, int] = field(default_factory=dict)
+    within: int = 0  # steps within which some member expects the name; 0: none expects it
     edges: dict[int, int] = field(default_factory=dict)  # failed links per peer
 
     def __contains__(self, incarnation: int) -> bool:
@@ -46,3 +51,7 @@ class Plan:
     def step(self) -> int:
         """Returns the first step that nobody starts before it hears more."""
         return max(self.holds.values())
+
+    def expected_below(self) -> int:
+        """Returns the step by which a member has come to the name, if any ever does."""
+        return min(self.step() + 2 * self.within + LATE_STEPS, STEP_MAX)

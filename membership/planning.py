@@ -49,9 +49,7 @@ class Planning:
     # -------------------------------------------------------------- events
 
     def at_entry(self, peer: Peer, entry: str, now_s: float) -> None:
-        if peer.entry != entry:
-            peer.entry, peer.entry_since_s = entry, now_s
-        peer.entry_seen_s = now_s
+        peer.comes_to(entry, now_s)
 
     def links_up(self, peer: Peer, epoch: int) -> None:
         plan = self._plan
@@ -73,12 +71,13 @@ class Planning:
         if plan.edges.get(blamed, 0) > 0:  # else two members fail each other: not the plan's fault
             self._cancel("links failed", now_s, late=(blamed,))
 
-    def hold_from(self, peer: Peer, epoch: int, step: int) -> None:
+    def hold_from(self, peer: Peer, epoch: int, step: int, within: int) -> None:
         plan = self._plan
         if plan is None or plan.view.epoch != epoch or plan.phase is not Phase.HOLD:
             return
         if peer.incarnation in plan.base:
             plan.holds[peer.incarnation] = step
+            plan.within = max(plan.within, within)
 
     def switched(self, peer: Peer, epoch: int, step: int, now_s: float) -> None:
         self._entering.switched(peer, epoch, step, now_s)
@@ -97,7 +96,7 @@ class Planning:
             if plan.candidates and (holding or peer.incarnation not in plan.up):
                 core.send(peer, ViewPlan(core.generation, plan.view.epoch, plan.view.infos()))
             if holding and peer.incarnation in plan.base:
-                core.send(peer, Hold(core.generation, plan.view.epoch))
+                core.send(peer, Hold(core.generation, plan.view.epoch, plan.name))
 
     def reattached(self, peer: Peer) -> None:
         """A peer that was away may hold for a plan that is over; this releases it."""
@@ -126,7 +125,9 @@ class Planning:
         if self._plan is None and core.activation is None:
             self._consider(now_s)
         else:
-            self.deadline_s = None if self._plan is None else self._plan.deadline_s
+            self.deadline_s = (
+                self._entering.deadline_s if self._plan is None else self._plan.deadline_s
+            )
 
     def _follow(self, plan: Plan, now_s: float) -> None:
         core = self._core
@@ -144,7 +145,7 @@ class Planning:
                 self._links_are_late(plan, now_s)
         else:
             if all(i in plan.holds for i in plan.base):
-                self._all_hold(plan)
+                self._all_hold(plan, now_s)
             elif now_s >= plan.deadline_s:
                 self._not_before_s = now_s + core.config.plan_backoff_s
                 self._cancel("a member did not hold in time", now_s)
@@ -176,7 +177,7 @@ class Planning:
     def _ask_to_hold(self, plan: Plan) -> None:
         core = self._core
         for i in plan.base:
-            core.send(core.peers[i], Hold(core.generation, plan.view.epoch))
+            core.send(core.peers[i], Hold(core.generation, plan.view.epoch, plan.name))
 
     def _links_are_late(self, plan: Plan, now_s: float) -> None:
         core = self._core
@@ -220,10 +221,17 @@ class Planning:
             "info", f"epoch {plan.view.epoch}: first view with {len(plan.view.members)} members"
         )
 
-    def _all_hold(self, plan: Plan) -> None:
+    def _all_hold(self, plan: Plan, now_s: float) -> None:
+        core = self._core
+        # The members of a paused view stand still: only by going on they may come to the name.
+        short = core.view is not None and core.is_short(core.view)
+        if plan.kind is Kind.JOIN and plan.within == 0 and not short:
+            self._cancel(core.turn_back(plan.candidates), now_s)
+            return
         self._plan = None
-        step = plan.step()
-        activation = Activation(plan.view, step, plan.name, resolved=False, first_step=0)
+        activation = Activation(
+            plan.view, plan.step(), plan.name, False, 0, plan.expected_below() if plan.name else 0
+        )
         self._entering.begin(activation, plan.base)
 
     # -------------------------------------------------------------- what comes next
@@ -241,6 +249,9 @@ class Planning:
             return
         plan = self._prepared(plan, now_s)
         self._plan = plan
+        if plan.kind is Kind.JOIN:
+            for i in plan.candidates:
+                core.peers[i].planned_s = now_s
         self.deadline_s = plan.deadline_s
         if plan.phase is Phase.HOLD:
             self._ask_to_hold(plan)

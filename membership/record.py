@@ -60,6 +60,7 @@ class Activation:
     name: str
     resolved: bool  # a member has entered it, so the joiners' first step is known
     first_step: int  # meaningful if resolved
+    expected_below: int = 0  # by this step a member has come to the name, if any ever does
 
 
 @struct

@@ -65,7 +65,10 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
             {"rank": rank, "first_step": steps[p.incarnation], **_peer(core, p, now_s)}
             for rank, p in enumerate(members[:shown])
         ],
-        "learners": [_peer(core, p, now_s) for p in learners[: max(0, shown - len(members))]],
+        "learners": [
+            {**_peer(core, p, now_s), "held_back": p.misfit()}
+            for p in learners[: max(0, shown - len(members))]
+        ],
         "counters": {
             "views": core.counters.views,
             "flushes": core.counters.flushes,

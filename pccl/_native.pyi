@@ -57,6 +57,9 @@ class Engine:
     def hold(self, generation: int, epoch: int) -> int:
         """Returns the step from which this process promises to start none."""
 
+    def entry_within(self, name: str) -> int:
+        """Returns within how many steps it is expected to begin one of that name; 0: not at all."""
+
     def activate(
         self,
         generation: int,
@@ -165,6 +168,7 @@ class OutcomeMachine:
         """Freezes the epoch and returns the report."""
 
     def hold(self, generation: int, epoch: int) -> int: ...
+    def entry_within(self, name_hash: int) -> int: ...
     def activate(
         self,
         generation: int,

@@ -154,6 +154,9 @@ class Engine:
     def hold(self, generation: int, epoch: int) -> int:
         return int(self._call(self._native.hold, generation, epoch))
 
+    def entry_within(self, name: str) -> int:
+        return int(self._call(self._native.entry_within, name))
+
     def activate(
         self,
         generation: int,

@@ -232,6 +232,8 @@ void bind_membership(nb::class_<Engine>& engine) {
            }, "generation"_a, "epoch"_a, "members"_a)
       .def("hold", &Engine::hold, "generation"_a, "epoch"_a,
            nb::call_guard<nb::gil_scoped_release>())
+      .def("entry_within", &Engine::entry_within, "name"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("activate",
            [](Engine& self, Generation generation, Epoch epoch,
               const std::vector<MemberTuple>& members, StepId step, const std::string& name,

@@ -155,6 +155,7 @@ void bind_outcome(nb::module_& module) {
         return to_python(self.fence(generation, target));
       }, "generation"_a, "target"_a)
       .def("hold", &Machine::hold, "generation"_a, "epoch"_a)
+      .def("entry_within", &Machine::entry_within, "name_hash"_a)
       .def("activate", [](Machine& self, Generation generation, Epoch epoch,
                           const std::vector<MemberTuple>& members, StepId step,
                           std::optional<std::uint64_t> name_hash, int paused) {

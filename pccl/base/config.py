@@ -39,6 +39,7 @@ class TimeProfile:
     coordinator_grace_s: float = 60.0  # then a peer gives up on a lost coordinator
     stall_timeout_s: float = 5.0  # a step in which nothing moves for this long has a culprit
     route_timeout_s: float = 3.0  # a relay must have mended a link by then
+    enter_timeout_s: float = 10.0  # so long members have at least to come to a joiner's entry
 
     @property
     def decision_s(self) -> float:
@@ -83,6 +84,7 @@ WAN: Final = TimeProfile(
     probe_timeout_s=3.0,
     stall_timeout_s=15.0,
     route_timeout_s=8.0,
+    enter_timeout_s=30.0,
 )
 PROFILES: Final = {profile.name: profile for profile in (LAN, WAN)}
 

@@ -64,7 +64,12 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         console.print(line, markup=False, style="red", soft_wrap=True)
     for kind in ("members", "learners"):
         _show_peers(kind, _rows(document, kind), console)
-    for line in (*map(_link, _rows(document, "links")), *map(_wait, _rows(document, "waits"))):
+    held_back = [row for row in _rows(document, "learners") if row.get("held_back")]
+    for line in (
+        *map(_link, _rows(document, "links")),
+        *map(_wait, _rows(document, "waits")),
+        *map(_held_back, held_back),
+    ):
         console.print(line, markup=False, soft_wrap=True)
     for key in ("plan", "flush", "counters", "connections"):
         if document.get(key):
@@ -76,6 +81,12 @@ def _link(row: Mapping[str, Any]) -> str:
     """One link that is not as it should be."""
     via = f" through {_text(row['via'])}" if row.get("via") else ""
     return f"link {_text(row.get('between'))}: {_text(row.get('state'))}{via}"
+
+
+def _held_back(row: Mapping[str, Any]) -> str:
+    """A newcomer that cannot come in, and why."""
+    name = f"{_text(row.get('peer_id'))[:SHORT_HEX_DIGITS]}.{_text(row.get('incarnation'))}"
+    return f"{name} {_text(row['held_back'])}"
 
 
 def _wait(row: Mapping[str, Any]) -> str:

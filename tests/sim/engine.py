@@ -107,7 +107,7 @@ class SimEngine:
                 attempt.began_s = self.world.now_s
             self.perform(effects)
             if step is not None:
-                self._leave_entry()
+                self.leave_entry()
                 return before
         outside = machine is None or int(machine.rank) < 0 or bool(machine.paused)
         if outside and not self.at_entry:
@@ -115,7 +115,7 @@ class SimEngine:
             self.emit(EntryReached(name, self.next_step))
         return None
 
-    def _leave_entry(self) -> None:
+    def leave_entry(self) -> None:
         if self.at_entry:
             self.at_entry = False
             self.emit(EntryLeft())
@@ -172,6 +172,9 @@ class SimEngine:
     def hold(self, generation: int, epoch: int) -> int:
         self._saw(generation)
         return int(self.machine.hold(generation, epoch))
+
+    def entry_within(self, name: str) -> int:
+        return int(self.machine.entry_within(name_hash(name)))
 
     def activate(
         self,

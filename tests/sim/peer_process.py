@@ -172,10 +172,11 @@ class PeerProcess(Process):
                 wire, self.agent = self.agent, None
                 if wire is not None:
                     world.close_up(wire)
-            case e.HoldEngine(generation, epoch):
+            case e.HoldEngine(generation, epoch, name):
                 step = engine.hold(generation, epoch)
+                within = engine.entry_within(name) if name else 1
                 world.note("{} holds from step {} for epoch {}", self, step, epoch)
-                self.tell_member(e.Held(generation, epoch, step))
+                self.tell_member(e.Held(generation, epoch, step, within))
             case e.FailEngine(code, text):
                 world.note("{} ends ({}): {}", self, code, text)
                 engine.fail(code, text)

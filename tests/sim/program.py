@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final
 from pccl.membership.member_events import Leave
 from pccl.transport.native_frames import SuspectCode
 from tests.sim.data_plane import MANIFESTS
+from tests.sim.script import EVER
 
 if TYPE_CHECKING:
     from tests.sim.peer_process import PeerProcess
     from tests.sim.world import World
 
 ENTRY_NAMES: Final = ("outer", "inner", "inner")  # of steps 0, 1, 2, 3, ...: what all programs run
+MISFIT: Final = "warm-up"  # an entry to which the members do not come, or never again
+EARLY_S: Final = 0.8  # who starts before makes the first view, mostly
 BREAKS: Final = ("", "leave", "local")
 
 
@@ -33,6 +36,26 @@ class Program:
         self.next_break = ""  # how it breaks off in its next step
         self.slow_s = 0.0  # between beginning the next step and posting in it
         self._poked = False
+        script, late = world.script, world.now_s >= EARLY_S
+        misfit = peer.index % 2 == 1 if late else script.misfit_first
+        self._misfit_until_s = world.now_s + script.misfit_s if misfit else 0.0
+        if 0.0 < self._misfit_until_s < EVER:
+            world.at(self._misfit_until_s, peer, self._come_to_another_entry)
+
+    @property
+    def misfit(self) -> bool:
+        """Says whether it waits where the members do not come."""
+        return self.world.now_s < self._misfit_until_s and self.peer.engine.next_step == 0
+
+    def _come_to_another_entry(self) -> None:
+        if not self.peer.engine.is_member():
+            self.peer.engine.leave_entry()
+        self.poke()
+
+    def _entry(self) -> str:
+        if self.misfit:
+            return MISFIT
+        return ENTRY_NAMES[self.peer.engine.next_step % len(ENTRY_NAMES)]
 
     # ------------------------------------------------------------ what moves it
 
@@ -54,9 +77,8 @@ class Program:
             if self.open >= world.script.open_steps:
                 return
             engine = self.peer.engine
-            step_name = ENTRY_NAMES[engine.next_step % len(ENTRY_NAMES)]
             self.open += 1
-            step = engine.begin(step_name)
+            step = engine.begin(self._entry())
             if step is None:
                 self.open -= 1
                 self._end_if_left()

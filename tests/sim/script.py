@@ -23,10 +23,20 @@ KINDS: Final = (
     "mixed",
     "mixed",
     "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "mixed",
+    "joins",
     "joins",
     "drains",
+    "drains",
     "coordinator",
+    "coordinator",
+    "excludes",
 )
+EVER: Final = 1e9
 
 
 class Fault(NamedTuple):
@@ -60,6 +70,8 @@ class Script:
     real_bytes: bool = False  # messages go through the codecs
     rejoin: bool = True
     groups: int = 1  # of peers that reduce among themselves
+    misfit_s: float = 0.0  # so long some newcomers wait at an entry that members do not come to
+    misfit_first: bool = False  # but for the first step of those that start early
     faults: tuple[Fault, ...] = ()
 
     def without(self, dropped: set[int]) -> Script:
@@ -148,7 +160,7 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
     elif kind == "coordinator":
         enabled = rng.sample(sorted(set(COORDINATOR_FAULTS)), rng.randint(1, 3))
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(1, 4))]
-    elif kind == "excludes":  # not drawn, but asked for: stragglers, policies, and whatever else
+    elif kind == "excludes":  # stragglers, policies, and whatever else
         enabled = ["exclude", "exclude", *rng.sample(ALL_FAULTS, rng.randint(0, 4))]
         faults += [_draw_fault(rng, rng.choice(enabled)) for _ in range(rng.randint(2, 9))]
     else:
@@ -170,9 +182,19 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
         real_bytes=rng.random() < 0.05,
         rejoin=True,
         groups=1 if calm else rng.choice((1, 1, 1, 1, 2)),
-        on_underflow=rng.choice((0, 1, 2, 3)) if kind == "excludes" else 0,
+        on_underflow=_underflow(rng, kind),
+        misfit_s=rng.choice((2.0, 5.0, EVER)) if rng.random() < 0.15 else 0.0,
+        misfit_first=not calm and rng.random() < 0.5,
         faults=tuple(sorted(faults)),
     )
+
+
+def _underflow(rng: random.Random, kind: str) -> int:
+    """Returns what becomes of steps below min_world; the default mostly."""
+    drawn = rng.choice((0, 1, 2, 3))
+    if kind == "excludes":
+        return drawn
+    return drawn if kind == "mixed" and rng.random() < 0.1 else 0
 
 
 def _round(value: float) -> float:

@@ -40,6 +40,7 @@ PROFILE: Final = TimeProfile(
     coordinator_grace_s=60.0,
     stall_timeout_s=4.0,
     route_timeout_s=1.0,
+    enter_timeout_s=2.0,
 )
 HASTY: Final = TimeProfile(
     name="hasty",
@@ -53,6 +54,7 @@ HASTY: Final = TimeProfile(
     coordinator_grace_s=60.0,
     stall_timeout_s=3.5,
     route_timeout_s=0.6,
+    enter_timeout_s=1.0,
 )
 
 

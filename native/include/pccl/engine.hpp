@@ -107,6 +107,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   void admit(const Identity& identity, const CoordinatorEndpoint& coordinator);
   void prepare_view(Generation generation, Epoch epoch, const std::vector<MemberEntry>& members);
   StepId hold(Generation generation, Epoch epoch);
+  /// Within so many steps this process is expected to begin one of that name; 0: not at all.
+  std::uint64_t entry_within(const std::string& name);
   void activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
                 const std::string& name);
   void cancel_plan(Generation generation, Epoch epoch);

@@ -107,6 +107,9 @@ class Executor final : public FrameSink {
   Report fence(Generation generation, Epoch target);
   void prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s);
   StepId hold(Generation generation, Epoch epoch);
+  [[nodiscard]] std::uint64_t entry_within(std::uint64_t name_hash) const {
+    return machine_ ? machine_->entry_within(name_hash) : 0;
+  }
   void activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
                 std::optional<std::uint64_t> name_hash, double now_s);
   void cancel_plan(Generation generation, Epoch epoch);

@@ -37,6 +37,7 @@
 #include <variant>
 #include <vector>
 
+#include "pccl/entry_names.hpp"
 #include "pccl/report.hpp"
 #include "pccl/status.hpp"
 #include "pccl/types.hpp"
@@ -119,6 +120,10 @@ class OutcomeMachine {
   // --- the coordinator ---
   Report fence(Generation generation, Epoch target);
   StepId hold(Generation generation, Epoch epoch);
+  /// Within so many steps the program is expected to begin one of that name; 0: not at all.
+  [[nodiscard]] std::uint64_t entry_within(std::uint64_t name_hash) const {
+    return names_.within(name_hash, next_step_);
+  }
   /// Without a name hash any name will do.
   void activate(const View& view, StepId step, std::optional<std::uint64_t> name_hash,
                 Effects& effects);
@@ -210,6 +215,7 @@ class OutcomeMachine {
   std::map<StepId, Step> open_;
   std::map<std::pair<Epoch, StepId>, std::map<PeerId, Done>> dones_;
   std::deque<SendDone> sent_;
+  EntryNames names_;  // where this program has come to as a member
   std::map<StepId, Decision> failed_ahead_;  // of steps that this program has not begun
 };
 

@@ -27,6 +27,11 @@ StepId Engine::hold(Generation generation, Epoch epoch) {
   return with_turn([&](Lock&) { return executor_.hold(generation, epoch); });
 }
 
+std::uint64_t Engine::entry_within(const std::string& name) {
+  check_usable();
+  return with_turn([&](Lock&) { return executor_.entry_within(name_hash(name)); });
+}
+
 void Engine::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
                       const std::string& name) {
   check_usable();

@@ -136,6 +136,7 @@ void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::stri
   failed_ahead_.clear();
   // Like a newcomer it knows no step: the next view may be the first of a run that begins anew.
   next_step_ = watermark_ = 0;
+  names_.forget();
   committed_.clear();
   switched_ = left_ = false;
 }

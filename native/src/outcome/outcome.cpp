@@ -120,6 +120,7 @@ void OutcomeMachine::leave(View view, StepId step, Effects& effects) {
 
 std::optional<StepId> OutcomeMachine::begin(std::uint64_t name_hash, Effects& effects) {
   if (open_.size() >= open_steps_max || waiting_at_gate()) return std::nullopt;
+  if (me(view_) != nullptr) names_.come_to(name_hash, next_step_);
   if (const auto it = failed_ahead_.find(next_step_);
       it != failed_ahead_.end() && me(view_) != nullptr && !frozen()) {
     // The others were told so while this program was still on its way to the step.

@@ -19,7 +19,7 @@ from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.view import View
 from tests.sim.mutants.catalogue import Patches, mutant, of_kind, only
-from tests.sim.script import Fault, Script
+from tests.sim.script import EVER, Fault, Script
 
 DEATHS = only("kill", "crash", "crash_commit", "start")
 
@@ -300,3 +300,26 @@ def detached_members_not_awaited(p: Patches) -> None:
         return [p for p in before(self, asking, now_s) if p.native is not None]
 
     before = p.set(Flushing, "_awaited", awaited)
+
+
+def a_newcomer_at_an_entry_of_the_past(seed: int) -> Script:
+    """It waits where the members began, while they still remember that; another comes after it."""
+    rng = random.Random(f"{seed} misfit")
+    return Script(
+        seed,
+        delay_s=rng.choice((0.005, 0.02)),
+        think_s=0.1,
+        misfit_s=EVER,
+        misfit_first=True,
+        faults=(
+            *(Fault(0.05 * i, "start") for i in range(2)),
+            Fault(round(rng.uniform(0.6, 0.75), 3), "start"),
+            Fault(0.9, "start"),
+            Fault(2.0, "start"),
+        ),
+    )
+
+
+@mutant("a join waits for its name for ever", a_newcomer_at_an_entry_of_the_past)
+def names_awaited_for_ever(p: Patches) -> None:
+    p.set(Entering, "_await_first", lambda self, entering, now_s: None)

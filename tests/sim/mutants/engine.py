@@ -11,7 +11,7 @@ from tests.sim.data_plane import MANIFESTS, Attempt, DataPlane, digest_of
 from tests.sim.engine import SimEngine
 from tests.sim.history import History
 from tests.sim.mutants.catalogue import Patches, mutant, of_kind, only
-from tests.sim.script import Fault, Script
+from tests.sim.script import EVER, Fault, Script
 
 DEATHS = only("kill", "crash", "crash_commit", "stop", "start", "vanish")
 
@@ -241,3 +241,8 @@ def nothing_said_again(p: Patches) -> None:
             before(self, other)
 
     before = p.set(DataPlane, "say_again", say_again)
+
+
+@mutant("a member expects every name", of_kind("joins", misfit_s=EVER))
+def every_name_expected(p: Patches) -> None:
+    p.set(SimEngine, "entry_within", lambda self, name: 1)

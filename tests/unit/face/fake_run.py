@@ -229,6 +229,9 @@ class FakeEngine:
     def hold(self, generation: int, epoch: int) -> int:
         return 0
 
+    def entry_within(self, name: str) -> int:
+        return 1
+
     def activate(self, *args: Any) -> None: ...
     def cancel_plan(self, generation: int, epoch: int) -> None: ...
     def install(self, *args: Any) -> None: ...

@@ -1,0 +1,74 @@
+// pccl/entry_names.hpp — how soon a program comes to an entry of some name again.
+//
+// A joiner waits at an entry, and can come in only where the members begin a step of that name.
+// So before a join is agreed, members say whether they do: a name that comes again and again is
+// expected once more within its last distance; one that came once, for a few steps; one that is
+// long overdue, or was never begun, is not expected at all.
+//
+// Invariant: at least the last `names_max` names are remembered, and at most twice as many.
+// Ownership: values only.
+// Threads:   one caller at a time.
+// Errors:    none; an allocation may fail.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "pccl/types.hpp"
+
+namespace pccl {
+
+class EntryNames {
+ public:
+  static constexpr std::size_t names_max = 256;
+  static constexpr std::uint64_t slack = 16;  // steps: later than expected by so many is not late
+
+  /// The program has come to this step; said again while it waits there.
+  void come_to(std::uint64_t name_hash, StepId step) {
+    auto found = recent_.find(name_hash);
+    if (found == recent_.end()) {
+      const auto before = older_.find(name_hash);
+      const Seen seen = before == older_.end() ? Seen{step, 0} : before->second;
+      if (recent_.size() >= names_max) {
+        older_ = std::move(recent_);
+        recent_.clear();
+      }
+      found = recent_.emplace(name_hash, seen).first;
+    }
+    Seen& seen = found->second;
+    if (step > seen.step) seen = {step, step - seen.step};
+  }
+
+  /// Within so many steps of `next` the program is expected to come to this name; 0: not at all.
+  /// A program that has begun nothing may begin with any name.
+  [[nodiscard]] std::uint64_t within(std::uint64_t name_hash, StepId next) const {
+    if (recent_.empty() && older_.empty()) return 1;
+    auto found = recent_.find(name_hash);
+    if (found == recent_.end()) {
+      found = older_.find(name_hash);
+      if (found == older_.end()) return 0;
+    }
+    const Seen& seen = found->second;
+    const std::uint64_t since = next > seen.step ? next - seen.step : 0;
+    if (since > 2 * seen.distance + slack) return 0;
+    return std::max({std::uint64_t{1}, since, seen.distance});
+  }
+
+  void forget() {
+    recent_.clear();
+    older_.clear();
+  }
+
+ private:
+  struct Seen {
+    StepId step = 0;
+    std::uint64_t distance = 0;  // from the one before; 0: it came once so far
+  };
+  std::map<std::uint64_t, Seen> recent_;
+  std::map<std::uint64_t, Seen> older_;
+};
+
+}  // namespace pccl
