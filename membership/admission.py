@@ -62,7 +62,8 @@ class Admission:
         if msg.incarnation == 0:
             return self._admit(conn, msg, now_s)
         if peer is None or peer.gone is not None:
-            self._turn_away(conn, Evicted(core.generation, NOT_IN_THE_RUN))
+            text = core.abandoned.get(msg.incarnation, NOT_IN_THE_RUN)
+            self._turn_away(conn, Evicted(core.generation, text))
             return None
         if not proven:
             self._refuse(conn, "secret", "this is not the secret of that incarnation")
@@ -121,7 +122,8 @@ class Admission:
             self._refuse_native(conn, RefusalCode.GENERATION, doubt)
             return None
         if peer is None or peer.gone is not None:
-            self._refuse_native(conn, RefusalCode.INCARNATION, NOT_IN_THE_RUN)
+            text = core.abandoned.get(frame.incarnation, NOT_IN_THE_RUN)
+            self._refuse_native(conn, RefusalCode.INCARNATION, text)
             return None
         if not proven:
             self._refuse_native(

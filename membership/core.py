@@ -68,6 +68,7 @@ class CoordinatorConfig:
     strike_window_s: float = 30.0
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
     watch_max_s: float = 1800.0
+    abandon_after_s: float = 0.0  # newcomers wait that long for unheard members; 0: the profile's
     admitted_max: int = 1024
     unproven_max: int = 256  # admitted by a hello alone; a real peer's engine comes in milliseconds
     unproven_per_host_max: int = 64
@@ -118,6 +119,7 @@ class Core:
     installed_s: float = 0.0  # when the newest view was sent out
     peers: dict[int, Peer] = field(default_factory=dict)
     conns: dict[int, Connection] = field(default_factory=dict)
+    abandoned: dict[int, str] = field(default_factory=dict)  # members of a view given up: why
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
     outdated: str = ""  # why this journal is older than the run: nothing is decided any more
@@ -187,6 +189,10 @@ class Core:
     def is_short(self, view: View) -> bool:
         """Says whether a view has too few members for steps to run."""
         return len(view.members) < self.floor()
+
+    def abandon_after_s(self) -> float:
+        """Returns how long newcomers wait for members of which nobody is heard."""
+        return self.config.abandon_after_s or self.config.profile.abandon_after_s
 
     def straggler_after_s(self) -> float | None:
         """Returns how long members wait for a straggler; None: as long as it takes."""

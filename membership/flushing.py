@@ -4,8 +4,9 @@
 
 While asking, every member that can still speak is asked again with each of its heartbeats, so no
 lost frame matters.  Members that die meanwhile are simply no longer awaited.  Without a single
-report nothing can be decided and nothing is lost by waiting, unless every member is proven dead:
-then the run has no state left, and the next first view begins a new lineage.
+report nothing can be decided, and waiting costs nobody anything but newcomers, who can come in
+nowhere.  So it ends when every member is proven dead, or when newcomers wait and no member has been
+heard for `abandon_after_s`: the view is given up, and the next first view begins a new lineage.
 
 Before the first FLUSH the record says that a flush is on, so a coordinator that starts in between
 knows that members may be frozen, and asks again.
@@ -32,6 +33,7 @@ from pccl.membership.messages import (
     Underflow,
 )
 from pccl.membership.record import Activation, CarriedDecision, InstallNote
+from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report, SuspectCode
 
@@ -52,6 +54,7 @@ class Flushing:
         self._core = core
         self.deadline_s: float | None = None  # None exactly while idle
         self._asking: _Asking | None = None
+        self._unheard = Unheard(core)
         self._corrupt: dict[int, int] = {}
         # Members of an earlier coordinator have time to come back, and to answer when they are,
         # before a flush goes on without them.
@@ -132,6 +135,10 @@ class Flushing:
             self._dissolve()
         elif not self._is_decidable(asking):
             if now_s >= asking.deadline_s:
+                why = self._unheard.give_up(self.unheard_s(now_s) or 0.0)
+                if why is not None:
+                    self._dissolve(why)
+                    return
                 asking.cut_off = True
                 asking.deadline_s = now_s + core.config.profile.flush_timeout_s
         else:
@@ -141,6 +148,18 @@ class Flushing:
                 asking.deadline_s = self._returned_s
             elif late or not awaited:
                 self._finish(asking, now_s)
+
+    def unheard_s(self, now_s: float) -> float | None:
+        """Returns for how long nobody that could decide this flush has been heard; None: it can be
+        decided, or there is none."""
+        if self._asking is None or self._is_decidable(self._asking):
+            return None
+        return self._unheard.for_s(self._stayers(), now_s)
+
+    def why_wait(self, now_s: float) -> str | None:
+        """Says what newcomers wait for, while nobody is heard who could let them in."""
+        unheard_s = self.unheard_s(now_s)
+        return None if unheard_s is None else self._unheard.why_wait(unheard_s)
 
     def _start(self, now_s: float) -> None:
         core = self._core
@@ -322,14 +341,17 @@ class Flushing:
     def _resolved(self) -> bool:
         return self._core.activation is not None and self._core.activation.resolved
 
-    def _dissolve(self) -> None:
+    def _dissolve(self, why: str | None = None) -> None:
         """Nobody is left who holds the state of the run."""
         core = self._core
         left = core.members()
         for peer in left:
             if peer.present():
-                peer.gone = "those who were to stay are gone, and with them what they decided last"
-        core.log("warning", "no member is left; the run begins anew with the next first view")
+                peer.gone = why or (
+                    "those who were to stay are gone, and with them what they decided last"
+                )
+        text = "no member is left" if why is None else f"epoch {core.epoch()} is {why}"
+        core.log("warning", f"{text}; the run begins anew with the next first view")
         joiners = core.joiners() if not self._resolved() else ()
         core.forget_run()
         self._corrupt.clear()

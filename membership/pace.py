@@ -90,6 +90,7 @@ def fitted(base: TimeProfile, *, heartbeat_s: float, floor_s: float) -> TimeProf
     heartbeat_s = max(base.heartbeat_s, heartbeat_s)
     lease_s = max(base.lease_s, 4 * heartbeat_s, floor_s)
     window_s = max(base.reattach_window_s, lease_s)
+    grace_s = max(base.coordinator_grace_s, window_s)
     return replace(
         base,
         heartbeat_s=heartbeat_s,
@@ -101,8 +102,9 @@ def fitted(base: TimeProfile, *, heartbeat_s: float, floor_s: float) -> TimeProf
         stall_timeout_s=max(base.stall_timeout_s, floor_s),
         route_timeout_s=max(base.route_timeout_s, floor_s),
         reattach_window_s=window_s,
-        coordinator_grace_s=max(base.coordinator_grace_s, window_s),
+        coordinator_grace_s=grace_s,
         enter_timeout_s=max(base.enter_timeout_s, floor_s),
+        abandon_after_s=max(base.abandon_after_s, grace_s),
     )
 
 

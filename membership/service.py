@@ -49,6 +49,7 @@ class CoordinatorOptions:
     straggler_s: float = 0.0  # likewise; else STRAGGLER_WAIT, or how long others wait
     profile: TimeProfile = LAN
     auto_profile: bool = False  # members' round trips may choose another one
+    abandon_after_s: float = 0.0  # newcomers wait that long for unheard members; 0: the profile's
     insecure: bool = False  # may listen off loopback
     limits: ControlLimits = field(default_factory=ControlLimits)
     record: Path | None = None  # the flight recorder's file; it will hold secrets
@@ -117,6 +118,7 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
         straggler_s=options.straggler_s,
         profile=options.profile,
         auto_profile=options.auto_profile,
+        abandon_after_s=options.abandon_after_s,
         began_on_empty_journal=options.journal is not None and record is None,
     )
     machine = Coordinator(

@@ -42,6 +42,7 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
     members = core.members()
     learners = core.learners()
     steps = {} if view is None else {m.incarnation: m.first_step for m in view.members}
+    unheard_s, why = parts.flushing.unheard_s(now_s), parts.flushing.why_wait(now_s)
     return {
         "run_id": core.run_id.hex(),
         "lineage": core.lineage,
@@ -57,6 +58,7 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
         "flush": {
             "target": parts.flushing.target,
             "awaited": parts.flushing.awaited_names()[:shown],
+            "unheard_s": None if unheard_s is None else round(unheard_s, 3),
         },
         "plan": parts.planning.describe(),
         "links": parts.links.describe()[:shown],
@@ -66,7 +68,7 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
             for rank, p in enumerate(members[:shown])
         ],
         "learners": [
-            {**_peer(core, p, now_s), "held_back": p.misfit()}
+            {**_peer(core, p, now_s), "held_back": why or p.misfit()}
             for p in learners[: max(0, shown - len(members))]
         ],
         "counters": {

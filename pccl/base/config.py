@@ -40,6 +40,7 @@ class TimeProfile:
     stall_timeout_s: float = 5.0  # a step in which nothing moves for this long has a culprit
     route_timeout_s: float = 3.0  # a relay must have mended a link by then
     enter_timeout_s: float = 10.0  # so long members have at least to come to a joiner's entry
+    abandon_after_s: float = 60.0  # a view of which nobody is heard keeps newcomers that long
 
     @property
     def decision_s(self) -> float:
@@ -60,6 +61,8 @@ class TimeProfile:
             raise ValueError("reattach_window_s must be at least lease_s")
         if self.coordinator_grace_s < self.reattach_window_s:
             raise ValueError("coordinator_grace_s must be at least reattach_window_s")
+        if self.abandon_after_s < self.coordinator_grace_s:
+            raise ValueError("abandon_after_s must be at least coordinator_grace_s")
 
 
 LAN: Final = TimeProfile(
@@ -85,6 +88,7 @@ WAN: Final = TimeProfile(
     stall_timeout_s=15.0,
     route_timeout_s=8.0,
     enter_timeout_s=30.0,
+    abandon_after_s=120.0,
 )
 PROFILES: Final = {profile.name: profile for profile in (LAN, WAN)}
 

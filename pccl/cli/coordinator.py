@@ -46,6 +46,14 @@ _PROFILE = click.option(
     help="How long silence may last; auto: by the address at first (private: lan, public: wan), "
     "then by the members' round trips.",
 )
+_ABANDON = click.option(
+    "--abandon-after",
+    "abandon_after_s",
+    type=click.FloatRange(1.0),
+    metavar="S",
+    help="Give a view up when newcomers wait and none of its members has been heard for so long: "
+    "the run begins anew.  [default: 60 (lan) or 120 (wan)]",
+)
 _RECORD = click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -97,6 +105,7 @@ _VERBOSE = click.option(
     help="Leave out a member for which the others have waited so long; it may come in again.",
 )
 @_PROFILE
+@_ABANDON
 @_RECORD
 @_RECORD_BYTES
 @_INSECURE
@@ -110,6 +119,7 @@ def command(
     on_underflow: str | None,
     straggler_s: float | None,
     profile_name: str,
+    abandon_after_s: float | None,
     record: Path | None,
     record_bytes: int,
     insecure: bool,
@@ -131,6 +141,7 @@ def command(
         straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
+        abandon_after_s=abandon_after_s or 0.0,
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
@@ -161,6 +172,7 @@ def command(
 )
 @click.option("--force", is_flag=True, help="Replace a journal that holds a run.")
 @_PROFILE
+@_ABANDON
 @_RECORD
 @_RECORD_BYTES
 @_INSECURE
@@ -172,6 +184,7 @@ def adopt_command(
     expect: int | None,
     force: bool,
     profile_name: str,
+    abandon_after_s: float | None,
     record: Path | None,
     record_bytes: int,
     insecure: bool,
@@ -188,6 +201,7 @@ def adopt_command(
         journal=journal,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
+        abandon_after_s=abandon_after_s or 0.0,
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,

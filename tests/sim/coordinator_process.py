@@ -82,6 +82,7 @@ class CoordinatorProcess(Process):
                 watch_first_s=3.0,
                 watch_max_s=12.0,
                 detached_grace_s=8.0,
+                abandon_after_s=8.0,
                 plan_backoff_s=0.3,
                 plan_backoff_max_s=2.0,
                 flap_first_s=0.3,

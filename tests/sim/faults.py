@@ -195,6 +195,13 @@ def _mass(world: World, fault: Fault) -> None:
             peer.die()
 
 
+def _stop_all(world: World, fault: Fault) -> None:
+    """All machines are frozen at once, mostly for longer than anybody waits."""
+    for peer in world.living():
+        peer.touched = True
+        peer.stop(30.0 + fault.x if fault.y < 0.7 else 2 * fault.x)
+
+
 def _start(world: World, fault: Fault) -> None:
     start_peer(world)
 
@@ -305,6 +312,7 @@ _PEER: Final[dict[str, Callable[[World, PeerProcess, Fault], None]]] = {
 }
 _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "mass": _mass,
+    "stop_all": _stop_all,
     "start": _start,
     "delay": _delay,
     "c_kill": _c_kill,
@@ -321,12 +329,6 @@ def calm_down(world: World) -> None:
     """No more faults: what is cut heals, what is armed does not go off."""
     world.quiet = True
     world.heal()
-    if not any(p.engine.is_member() and world.now_s >= p.stopped_until_s for p in world.living()):
-        # The run waits for its state, which only they may hold; somebody ends them in the end.
-        for peer in world.living():
-            if peer.stopped_until_s > world.now_s + 20.0:
-                peer.back_after_s = 0.5
-                peer.die()
     for peer in world.living():
         peer.dies_in = peer.commits_left = 0
         peer.engine.data.flips = 0

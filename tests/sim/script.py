@@ -126,7 +126,7 @@ PEER_FAULTS: Final = (
         "manifest",
         "flip",
     ),
-    *("raise", "local", "mass", "duplicate"),
+    *("raise", "local", "mass", "duplicate", "stop_all"),
 )
 LINK_FAULTS: Final = (
     *("reset_agent", "reset_native", "reset_link", "block_agent", "block_native", "block_data"),

@@ -17,6 +17,7 @@ from pccl.membership.messages import StepOutcome
 from pccl.membership.plan import Plan
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
+from pccl.membership.unheard import Unheard
 from pccl.membership.view import View
 from tests.sim.mutants.catalogue import Patches, mutant, of_kind, only
 from tests.sim.script import EVER, Fault, Script
@@ -323,3 +324,13 @@ def a_newcomer_at_an_entry_of_the_past(seed: int) -> Script:
 @mutant("a join waits for its name for ever", a_newcomer_at_an_entry_of_the_past)
 def names_awaited_for_ever(p: Patches) -> None:
     p.set(Entering, "_await_first", lambda self, entering, now_s: None)
+
+
+def everybody_stops(seed: int) -> Script:
+    starts = (Fault(0.0, "start"), Fault(0.1, "start"))
+    return Script(seed, faults=(*starts, Fault(2.0, "stop_all", x=1.0)))
+
+
+@mutant("newcomers wait for ever for members that stand still", everybody_stops)
+def nobody_is_given_up(p: Patches) -> None:
+    p.set(Unheard, "give_up", lambda self, unheard_s: None)
