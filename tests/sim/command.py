@@ -1,6 +1,6 @@
 """`./dev sim`: runs seeds, replays one, makes a failing one small, and hunts mutants.
 
-./dev sim --seeds 100000           many seeds, all processors
+./dev sim --seeds 100000           many seeds, all processors; one in 50 with the asyncio drivers
 ./dev sim --seed 42 --trace        one seed again, and all that happened in it
 ./dev sim --shrink --seed 42       the smallest script that still fails
 ./dev sim --script '{...}'         a script from elsewhere (JSON, as --shrink prints it)
@@ -18,7 +18,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.sim.batch import Summary, run_many, run_seed
+from tests.sim.batch import Summary, run_many, run_seed, through_drivers
 from tests.sim.drivers.run import run_drivers
 from tests.sim.mutants.hunt import hunt_all
 from tests.sim.run import Result, run
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         )
         code = _tell(console, result, said.trace)
         if said.shrink and code:
-            _shrink(console, result.script, drivers=said.drivers)
+            drivers = said.drivers or through_drivers(said.seed, said.kind)
+            _shrink(console, result.script, drivers=drivers)
         return code
     return _run_many(console, said)
 
