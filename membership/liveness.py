@@ -11,7 +11,8 @@ be filtered): it is dialled again.  The kernel closes all connections of a kille
 so nobody waits for that.
 
 A lease that ends makes a peer *silent*, not dead: a flush no longer waits for it, but as long as
-no view excludes it, its next heartbeat brings it back.
+no view excludes it, its next heartbeat brings it back.  One that reported before it fell silent is
+in the view that the flush made, and costs another one.
 
 Invariant: nobody is lost by silence while the coordinator's own absence can explain it: a pause
 moves every lease, and after a restart none ends before `reattach_window_s`.
@@ -151,7 +152,9 @@ class Liveness:
     def _check_leases(self, now_s: float) -> None:
         core = self._core
         for peer in list(core.peers.values()):
-            if now_s < self._expiry_s(peer) or peer.silent or peer.gone is not None:
+            if now_s < self._expiry_s(peer) or peer.gone is not None:
+                continue
+            if peer.silent and (core.flushing or core.flush_reasons):
                 continue
             silence_s = now_s - peer.last_beat_s
             reason = f"no heartbeat for {silence_s:.1f} s"

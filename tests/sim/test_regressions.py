@@ -151,6 +151,18 @@ FOUND = {
             Fault(2.8403, "start"),
         ),
     ),
+    "a member that froze after its report stayed in, and newcomers waited for ever": Script(
+        seed=13015540,
+        delay_s=0.05,
+        faults=(
+            Fault(0.3968, "start"),
+            Fault(0.5568, "start"),
+            Fault(0.8975, "manifest", b=2, x=1.3999, y=0.3199),
+            Fault(1.7374, "c_kill", a=3, b=7, x=0.8291, y=0.435),
+            Fault(1.8395, "freeze", a=3, b=4, x=0.4411, y=0.3349),
+            Fault(3.4063, "freeze", b=9, x=0.3975, y=0.6577),
+        ),
+    ),
 }
 
 
