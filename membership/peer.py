@@ -62,6 +62,8 @@ class Peer:
     planned_s: float = 0.0  # when the newest plan to let it in began
     entry_retry_s: float = 0.0  # no plan for its entry before: the members do not come there
     entry_backoff_s: float = 0.0
+    turned_back_s: float = 0.0  # when it was last: the members did not come to its entry
+    turned_back_at: str = ""  # and which one that was
     resent_s: float = -1e9
 
     def present(self) -> bool:
@@ -73,10 +75,12 @@ class Peer:
         return self.gone is None and self.leaving_s is None
 
     def comes_to(self, entry: str, now_s: float) -> None:
-        """Its program waits at an entry; another one than before is another chance."""
+        """Its program waits at an entry; another one than before is another chance, half as long
+        after the last: what comes to ever other entries must not keep the members busy."""
         if self.entry != entry:
             self.entry, self.entry_since_s = entry, now_s
-            self.entry_retry_s = self.entry_backoff_s = 0.0
+            half_s = self.turned_back_s + self.entry_backoff_s / 2
+            self.entry_retry_s = min(self.entry_retry_s, half_s)
         self.entry_seen_s = now_s
 
     def turn_back(self, now_s: float, first_s: float, most_s: float) -> str:
@@ -84,13 +88,15 @@ class Peer:
         their turn.  Returns what is to be told."""
         self.entry_backoff_s = min(max(first_s, 2 * self.entry_backoff_s), most_s)
         self.entry_retry_s = now_s + self.entry_backoff_s
+        self.turned_back_s, self.turned_back_at = now_s, self.entry or ""
         return self.misfit() or ""
 
     def misfit(self) -> str | None:
         """Says why it is not let in, if that is for the entry at which it waits."""
         if self.entry is None or self.entry_backoff_s == 0.0:
             return None
-        return f"waits at '{self.entry}', which no member has begun lately"
+        after = "" if self.entry == self.turned_back_at else f" after '{self.turned_back_at}'"
+        return f"waits at '{self.entry}'{after}, which no member has begun lately"
 
     def member(self, first_step: int) -> Member:
         return Member(

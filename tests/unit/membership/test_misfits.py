@@ -103,7 +103,7 @@ def test_who_is_held_back_is_tried_again_later_and_later() -> None:
     assert waits == [1.0, 2.0, 4.0]
 
 
-def test_who_comes_to_another_entry_is_not_held_back_for_the_one_before() -> None:
+def test_who_comes_to_another_entry_is_held_back_half_as_long() -> None:
     hub = Hub()
     a, b = hub.members(2)
     x = hub.learner()
@@ -111,7 +111,32 @@ def test_who_comes_to_another_entry_is_not_held_back_for_the_one_before() -> Non
     for peer in (a, b):
         peer.say(HoldFrom(epoch, 5, within=0))
     x.inbox.clear()
+    x.say(AtEntry("step", 0))
+    assert x.last(ViewPlan) is None
+    (row,) = [p for p in hub.status()["learners"] if p["incarnation"] == x.incarnation]
+    assert row["held_back"] == "waits at 'step' after 'eval', which no member has begun lately"
+    hub.pass_time(0.5, beating=(a, b, x))
     assert hub.join((a, b), x, step=5)
+
+
+def test_who_goes_to_and_fro_between_two_entries_is_tried_later_and_later_too() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    x = hub.learner()
+    plans, round_trips = 0, 0
+    while hub.now_s < 160.0:
+        hub.pass_time(0.25, beating=(a, b, x))
+        round_trips += 1
+        x.say(AtEntry("eval" if round_trips % 2 else "test", 0))
+        plan = x.last(ViewPlan)
+        x.inbox.clear()
+        if plan is not None:
+            plans += 1
+            for peer in (a, b, x):
+                peer.say(LinksUp(plan.epoch))
+            for peer in (a, b):
+                peer.say(HoldFrom(plan.epoch, 5, within=0))
+    assert plans <= 9
 
 
 def test_a_join_whose_name_never_comes_is_taken_back_and_everybody_stays() -> None:
