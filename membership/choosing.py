@@ -55,6 +55,17 @@ class Choosing:
         waiting = [p for p in self._core.peers.values() if self._is_entering(p, now_s)]
         return self._ready(waiting, now_s)[0]
 
+    def could_begin(self, waited_s: float, now_s: float) -> bool:
+        """Says whether those who have waited at their entries for so long make a first view, if
+        there is no other any more."""
+        waiting = [
+            p
+            for p in self._core.peers.values()
+            if self._is_entering(p, now_s)
+            and now_s >= max(p.entry_since_s + waited_s, p.plan_retry_s, p.entry_retry_s)
+        ]
+        return self._enough(waiting) is not None
+
     # -------------------------------------------------------------- members alone
 
     def _leave(self, view: View, now_s: float) -> Plan | None:
@@ -132,18 +143,22 @@ class Choosing:
     def _first(self, ready: list[Peer], now_s: float) -> tuple[Plan | None, float | None]:
         """Plans the first view, or says when to look again."""
         core = self._core
-        by_name: dict[str, list[Peer]] = {}
-        for peer in sorted(ready, key=lambda p: (p.entry_since_s, p.incarnation)):
-            by_name.setdefault(peer.entry or "", []).append(peer)
-        enough = [g for g in by_name.values() if len(g) >= core.effective_min_world()]
-        if not enough:
+        group = self._enough(ready)
+        if group is None:
             return None, None
-        group = enough[0]
         settled_s = group[0].entry_since_s + core.config.profile.initial_settle_s
         everybody = sum(p.present() for p in core.peers.values())
         if len(group) < everybody and now_s < settled_s:
             return None, settled_s
         return self._with_newcomers((), group, now_s), None
+
+    def _enough(self, ready: list[Peer]) -> list[Peer] | None:
+        """Returns those who wait at one entry and are enough to begin, who came first before."""
+        by_name: dict[str, list[Peer]] = {}
+        for peer in sorted(ready, key=lambda p: (p.entry_since_s, p.incarnation)):
+            by_name.setdefault(peer.entry or "", []).append(peer)
+        enough = (g for g in by_name.values() if len(g) >= self._core.effective_min_world())
+        return next(enough, None)
 
     def _join(self, view: View, ready: list[Peer], now_s: float) -> Plan | None:
         core = self._core

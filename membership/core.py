@@ -68,7 +68,7 @@ class CoordinatorConfig:
     strike_window_s: float = 30.0
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
     watch_max_s: float = 1800.0
-    abandon_after_s: float = 0.0  # newcomers wait that long for unheard members; 0: the profile's
+    abandon_after_s: float | None = None  # newcomers wait that long for unheard members
     admitted_max: int = 1024
     unproven_max: int = 256  # admitted by a hello alone; a real peer's engine comes in milliseconds
     unproven_per_host_max: int = 64
@@ -189,10 +189,6 @@ class Core:
     def is_short(self, view: View) -> bool:
         """Says whether a view has too few members for steps to run."""
         return len(view.members) < self.floor()
-
-    def abandon_after_s(self) -> float:
-        """Returns how long newcomers wait for members of which nobody is heard."""
-        return self.config.abandon_after_s or self.config.profile.abandon_after_s
 
     def straggler_after_s(self) -> float | None:
         """Returns how long members wait for a straggler; None: as long as it takes."""
@@ -383,7 +379,7 @@ class Core:
         for incarnation in incarnations:
             peer = self.peers[incarnation]
             peer.entry, peer.plan_backoff_s, peer.member_since_s = None, 0.0, self.now_s
-            peer.planned_s = 0.0
+            peer.planned_s = peer.entry_retry_s = peer.entry_backoff_s = 0.0
             peer.watermark = 0  # it may have been a member before, of a run that is over
 
     def want_flush(self, reason: str) -> None:

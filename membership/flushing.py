@@ -4,9 +4,8 @@
 
 While asking, every member that can still speak is asked again with each of its heartbeats, so no
 lost frame matters.  Members that die meanwhile are simply no longer awaited.  Without a single
-report nothing can be decided, and waiting costs nobody anything but newcomers, who can come in
-nowhere.  So it ends when every member is proven dead, or when newcomers wait and no member has been
-heard for `abandon_after_s`: the view is given up, and the next first view begins a new lineage.
+report nothing can be decided, and only newcomers wait for it.  So it ends when every member is
+proven dead, or is given up (`unheard`): the next first view then begins a new lineage.
 
 Before the first FLUSH the record says that a flush is on, so a coordinator that starts in between
 knows that members may be frozen, and asks again.
@@ -135,7 +134,7 @@ class Flushing:
             self._dissolve()
         elif not self._is_decidable(asking):
             if now_s >= asking.deadline_s:
-                why = self._unheard.give_up(self.unheard_s(now_s) or 0.0)
+                why = self._unheard.give_up(self.unheard_s(now_s) or 0.0, now_s)
                 if why is not None:
                     self._dissolve(why)
                     return

@@ -76,7 +76,10 @@ class Pace:
         self._told_s = max(self._told_s, core.config.profile.heartbeat_s)
         profile = fitted(self._base, heartbeat_s=self._told_s, floor_s=_floor_s(self._grain))
         if profile != core.config.profile:
-            core.config = replace(core.config, profile=profile)
+            after_s = core.config.abandon_after_s
+            if after_s is not None:
+                after_s = max(after_s, profile.abandon_least_s)
+            core.config = replace(core.config, profile=profile, abandon_after_s=after_s)
             core.log(
                 "info",
                 f"members are {1000 * rtt_s:.0f} ms away: profile {profile.name}, "
@@ -104,7 +107,6 @@ def fitted(base: TimeProfile, *, heartbeat_s: float, floor_s: float) -> TimeProf
         reattach_window_s=window_s,
         coordinator_grace_s=grace_s,
         enter_timeout_s=max(base.enter_timeout_s, floor_s),
-        abandon_after_s=max(base.abandon_after_s, grace_s),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Self
 
 from pccl.base.clock import system_clock
 from pccl.base.config import LAN, PROFILES, WAN, ControlLimits, TimeProfile
-from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError
+from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.membership.coordinator import Coordinator, CoordinatorConfig
@@ -49,11 +49,21 @@ class CoordinatorOptions:
     straggler_s: float = 0.0  # likewise; else STRAGGLER_WAIT, or how long others wait
     profile: TimeProfile = LAN
     auto_profile: bool = False  # members' round trips may choose another one
-    abandon_after_s: float = 0.0  # newcomers wait that long for unheard members; 0: the profile's
+    abandon_after_s: float | None = None  # members that nobody hears are given up; None: never
     insecure: bool = False  # may listen off loopback
     limits: ControlLimits = field(default_factory=ControlLimits)
     record: Path | None = None  # the flight recorder's file; it will hold secrets
     record_bytes: int = BYTES_DEFAULT
+
+    def __post_init__(self) -> None:
+        """Raises UsageError if members might be given up that are alive and merely cut off."""
+        profiles = PROFILES.values() if self.auto_profile else (self.profile,)
+        least_s = max(profile.abandon_least_s for profile in profiles)
+        if self.abandon_after_s is not None and self.abandon_after_s < least_s:
+            raise UsageError(
+                f"abandon_after_s (--abandon-after) must be at least {least_s:g} s, not "
+                f"{self.abandon_after_s:g} s: members that are cut off give up only then"
+            )
 
 
 def choose_profile(name: str, host: str) -> TimeProfile:

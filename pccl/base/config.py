@@ -20,6 +20,7 @@ def _check_positive(config: object) -> None:
             raise ValueError(f"{field.name} must be a positive number, not {value}")
 
 
+ABANDON_MARGIN_S: Final = 10.0  # connections that were cut are noticed within this
 REDIAL_MAX_S: Final = 2.0  # a restarted coordinator is found within this
 
 
@@ -40,7 +41,12 @@ class TimeProfile:
     stall_timeout_s: float = 5.0  # a step in which nothing moves for this long has a culprit
     route_timeout_s: float = 3.0  # a relay must have mended a link by then
     enter_timeout_s: float = 10.0  # so long members have at least to come to a joiner's entry
-    abandon_after_s: float = 60.0  # a view of which nobody is heard keeps newcomers that long
+
+    @property
+    def abandon_least_s(self) -> float:
+        """Members that nobody has heard for so long have given up by themselves, if they live and
+        decide no step."""
+        return self.coordinator_grace_s + self.lease_s + ABANDON_MARGIN_S
 
     @property
     def decision_s(self) -> float:
@@ -61,8 +67,6 @@ class TimeProfile:
             raise ValueError("reattach_window_s must be at least lease_s")
         if self.coordinator_grace_s < self.reattach_window_s:
             raise ValueError("coordinator_grace_s must be at least reattach_window_s")
-        if self.abandon_after_s < self.coordinator_grace_s:
-            raise ValueError("abandon_after_s must be at least coordinator_grace_s")
 
 
 LAN: Final = TimeProfile(
@@ -88,7 +92,6 @@ WAN: Final = TimeProfile(
     stall_timeout_s=15.0,
     route_timeout_s=8.0,
     enter_timeout_s=30.0,
-    abandon_after_s=120.0,
 )
 PROFILES: Final = {profile.name: profile for profile in (LAN, WAN)}
 

@@ -51,8 +51,8 @@ _ABANDON = click.option(
     "abandon_after_s",
     type=click.FloatRange(1.0),
     metavar="S",
-    help="Give a view up when newcomers wait and none of its members has been heard for so long: "
-    "the run begins anew.  [default: 60 (lan) or 120 (wan)]",
+    help="Give a view up when none of its members has been heard and enough newcomers have waited "
+    "for so long: the run begins anew.  [default: never]",
 )
 _RECORD = click.option(
     "--record",
@@ -141,7 +141,7 @@ def command(
         straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
-        abandon_after_s=abandon_after_s or 0.0,
+        abandon_after_s=abandon_after_s,
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
@@ -201,7 +201,7 @@ def adopt_command(
         journal=journal,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
-        abandon_after_s=abandon_after_s or 0.0,
+        abandon_after_s=abandon_after_s,
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,

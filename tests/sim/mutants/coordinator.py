@@ -333,4 +333,4 @@ def everybody_stops(seed: int) -> Script:
 
 @mutant("newcomers wait for ever for members that stand still", everybody_stops)
 def nobody_is_given_up(p: Patches) -> None:
-    p.set(Unheard, "give_up", lambda self, unheard_s: None)
+    p.set(Unheard, "give_up", lambda self, unheard_s, now_s: None)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from pccl.base.config import LAN, WAN
+from pccl.base.errors import UsageError
 from pccl.cli.status import show
 from pccl.membership.messages import Admitted, AtEntry, Evicted, LinksUp, ViewPlan
+from pccl.membership.service import CoordinatorOptions
 from pccl.transport.native_frames import EvictedFrame, Flush, RefusedFrame
 from tests.unit.membership.hub import FakePeer, Hub
 
@@ -21,7 +25,7 @@ def wait(hub: Hub, newcomer: FakePeer, seconds: float) -> None:
 
 
 def test_newcomers_do_not_wait_for_ever_for_members_that_stand_still() -> None:
-    hub = Hub()
+    hub = Hub(abandon_after_s=60.0)
     a, b = hub.members(2)
     y = hub.learner()
     wait(hub, y, 4.0)
@@ -37,7 +41,7 @@ def test_newcomers_do_not_wait_for_ever_for_members_that_stand_still() -> None:
 
 
 def test_a_member_that_lost_its_connections_is_told_why_when_it_comes_back() -> None:
-    hub = Hub()
+    hub = Hub(abandon_after_s=60.0)
     a, _ = hub.members(2)
     y = hub.learner()
     wait(hub, y, 64.0)
@@ -49,7 +53,7 @@ def test_a_member_that_lost_its_connections_is_told_why_when_it_comes_back() -> 
 
 
 def test_nothing_is_given_up_while_no_newcomer_waits() -> None:
-    hub = Hub()
+    hub = Hub(abandon_after_s=60.0)
     a, b = hub.members(2)
     hub.pass_time(600.0)
     assert hub.status()["lineage"] == 1
@@ -62,7 +66,7 @@ def test_nothing_is_given_up_while_no_newcomer_waits() -> None:
 
 
 def test_one_heartbeat_of_one_member_starts_the_time_anew() -> None:
-    hub = Hub()
+    hub = Hub(abandon_after_s=60.0)
     a, b = hub.members(2)
     y = hub.learner()
     wait(hub, y, 40.0)
@@ -99,8 +103,89 @@ def test_people_and_the_log_are_told_what_newcomers_wait_for() -> None:
     y = hub.learner()
     wait(hub, y, 10.0)
     text = io.StringIO()
-    show(hub.status(), Console(file=text, width=120))
-    why = "waits: no member has been heard for 10 s; after 60 s they are given up"
+    show(hub.status(), Console(file=text, width=160))
+    why = "waits: no member has been heard for 10 s; they are never given up "
+    why += "(pccl coordinator --abandon-after)"
     assert f"03030303.3 {why}" in text.getvalue()
     logged = [e.text for e in hub.effects if hasattr(e, "text") and "newcomers: waits" in e.text]
     assert len(logged) == 1
+
+
+def test_by_default_members_that_stand_still_are_never_given_up() -> None:
+    hub = Hub()
+    hub.members(2)
+    wait(hub, hub.learner(), 900.0)
+    assert hub.status()["lineage"] == 1
+
+
+def test_a_stray_hello_gives_nothing_up() -> None:
+    hub = Hub(abandon_after_s=60.0)
+    hub.members(2)
+    stray = hub.peer()
+    for _ in range(30):
+        if stray.incarnation == 0:
+            stray.hello()
+        stray.say(AtEntry("step", 0))
+        hub.pass_time(4.0)
+    assert hub.status()["lineage"] == 1
+
+
+def test_a_newcomer_at_no_entry_gives_nothing_up() -> None:
+    hub = Hub(abandon_after_s=60.0)
+    hub.members(2)
+    hub.pass_time(200.0, beating=[hub.learner()])
+    assert hub.status()["lineage"] == 1
+
+
+def test_newcomers_that_could_not_begin_give_nothing_up() -> None:
+    hub = Hub(abandon_after_s=60.0, min_world=2)
+    hub.members(2)
+    y, z = hub.learner(), hub.learner()
+    until_s = hub.now_s + 100.0
+    while hub.now_s < until_s:
+        y.say(AtEntry("step", 0))
+        z.say(AtEntry("eval", 0))
+        hub.pass_time(0.5, beating=[y, z])
+    assert hub.status()["lineage"] == 1
+    until_s = hub.now_s + 66.0
+    while hub.now_s < until_s:
+        for peer in (y, z):
+            peer.say(AtEntry("step", 0))
+        hub.pass_time(0.5, beating=[y, z])
+    assert hub.status()["lineage"] == 2
+
+
+def test_newcomers_must_have_waited_themselves() -> None:
+    hub = Hub(abandon_after_s=60.0)
+    hub.members(2)
+    hub.pass_time(600.0)
+    y = hub.learner()
+    wait(hub, y, 55.0)
+    assert hub.status()["lineage"] == 1
+    wait(hub, y, 10.0)
+    assert hub.status()["lineage"] == 2
+
+
+def test_a_time_in_which_members_that_are_cut_off_still_go_on_is_refused() -> None:
+    for options in ({"profile": LAN}, {"profile": WAN}, {"profile": LAN, "auto_profile": True}):
+        with pytest.raises(UsageError, match=r"--abandon-after.*at least (73|80) s"):
+            CoordinatorOptions(abandon_after_s=72.0, **options)
+    assert CoordinatorOptions(abandon_after_s=73.0).abandon_after_s == 73.0
+
+
+def test_a_member_that_froze_after_its_report_costs_the_view_that_it_is_in() -> None:
+    hub = Hub(abandon_after_s=20.0)
+    a, b, c = hub.members(3)
+    hub.kill(c)
+    hub.start()  # b does not report; a is waited for until members can have come back
+    for peer in (a, b):
+        peer.hello()
+        peer.native_hello()
+    a.beat()
+    a.report()
+    hub.pass_time(7.0)
+    assert hub.status()["world_size"] == 1
+    hub.pass_time(4.0)
+    assert hub.status()["flush"]["target"] > 0
+    wait(hub, hub.learner(), 25.0)
+    assert hub.status()["lineage"] == 2
