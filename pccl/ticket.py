@@ -8,10 +8,11 @@ Invariant: a ticket is settled once; from then on its outcome or its error never
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
-from pccl.base.clock import Deadline
+from pccl.base.clock import Deadline, system_clock
 from pccl.base.errors import (
     CorruptResult,
     DeadlineExceeded,
@@ -156,9 +157,23 @@ class Ticket:
         """
         if not self.wait(self._deadline.remaining_s()):
             self.propose_deadline()
-            if not self.wait(self.session.decision_s):
+            if not self.wait_for_decision():
                 raise self.leave_undecided()
         return self.result()
+
+    def wait_for_decision(self, timeout_s: float = math.inf) -> bool:
+        """Waits as long as a decision may take, at most `timeout_s`; says whether there is one.
+
+        A coordinator that comes back meanwhile may say that it may take longer."""
+        began_s = system_clock()
+        while not self.wait(self._patience_left_s(began_s, timeout_s)):
+            if self._patience_left_s(began_s, timeout_s) <= 0:
+                return False
+        return True
+
+    def _patience_left_s(self, began_s: float, timeout_s: float) -> float:
+        until_s = began_s + min(timeout_s, self.session.decision_s)
+        return max(0.0, until_s - system_clock())
 
     def leave_undecided(self) -> OutcomeUnknown:
         """Leaves the run, because no decision came either; returns what to raise."""

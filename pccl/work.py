@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
+from pccl.base.clock import system_clock
 from pccl.base.errors import DeadlineExceeded, UsageError
 from pccl.outcome import Outcome
 from pccl.ticket import Ticket
@@ -73,9 +74,8 @@ class Work:
                 if not ticket.deadline.passed():
                     raise DeadlineExceeded(self._patience(timeout_s))
                 ticket.propose_deadline()
-                decision_s = ticket.session.decision_s
-                if not ticket.wait(min(timeout_s, decision_s)):
-                    if timeout_s >= decision_s:
+                if not ticket.wait_for_decision(timeout_s):
+                    if timeout_s >= ticket.session.decision_s:
                         raise ticket.leave_undecided()
                     raise DeadlineExceeded(self._patience(timeout_s))
             return ticket.result()
@@ -91,17 +91,22 @@ class Work:
         waiting."""
         self._require_sealed()
         ticket = self._ticket
-        for limit_s in (ticket.deadline.remaining_s(), ticket.session.decision_s):
-            if ticket.poll():
-                return ticket.result()
-            try:
-                async with asyncio.timeout(limit_s):
-                    await self._notice()
-            except TimeoutError:
-                ticket.propose_deadline()
-        if not ticket.poll():
-            raise await asyncio.to_thread(ticket.leave_undecided)  # a goodbye takes seconds
+        if not await self._decided_by(ticket.deadline.at_s):
+            ticket.propose_deadline()
+            began_s = system_clock()
+            # A coordinator that comes back meanwhile may say that a decision may take longer.
+            while not await self._decided_by(began_s + ticket.session.decision_s):
+                if system_clock() >= began_s + ticket.session.decision_s:
+                    raise await asyncio.to_thread(ticket.leave_undecided)  # that takes seconds
         return ticket.result()
+
+    async def _decided_by(self, at_s: float) -> bool:
+        """Waits until that time; says whether the step is decided."""
+        if not self._ticket.poll():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, at_s - system_clock())):
+                    await self._notice()
+        return self._ticket.poll()
 
     async def _notice(self) -> None:
         """Returns when the step is decided or the session has ended."""

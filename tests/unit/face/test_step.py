@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -163,6 +166,32 @@ def test_a_proposal_without_an_answer_ends_in_an_unknown_outcome(
     with pytest.raises(pccl.OutcomeUnknown):
         comm.all_reduce(np.ones(1), timeout_s=0.01)
     assert comm.closed and engine.closed
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_coordinator_that_comes_back_may_say_that_a_decision_takes_longer(
+    awaited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_s = itertools.chain([0.05], itertools.repeat(30.0))
+    monkeypatch.setattr("pccl.session.Session.decision_s", property(lambda _: next(told_s)))
+    run = FakeRun()
+    comm, engine, _ = sit(run, b"one")
+    run.join(b"silent")
+    engine.answers_proposals = False
+
+    def decide() -> None:
+        time.sleep(0.3)
+        run.remove(b"silent".ljust(16, b"."))
+
+    async def waits(work: pccl.Work) -> pccl.Outcome:
+        return await work
+
+    work = comm.all_reduce(np.ones(1), async_op=True, timeout_s=0.01)
+    thread = threading.Thread(target=decide)
+    thread.start()
+    outcome = asyncio.run(waits(work)) if awaited else work.wait()
+    thread.join()
+    assert outcome.world_size == 1
 
 
 @pytest.mark.parametrize(
