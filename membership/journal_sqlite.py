@@ -14,6 +14,7 @@ compaction.  SQLite has no checksum of the file itself, so the row has one.
 
 Errors: every SQLite or file error becomes StoreError, with what to do about it.  After a failed
 write the store refuses all later ones: what an fsync that failed has left on disk is unknown.
+A settling that finds the file held or the disk full has lost nothing, and is NotSettledYet.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Final
 
 from pccl.base.errors import RemoteError
 from pccl.membership.record import Record, record_codec
-from pccl.membership.store import StoreError
+from pccl.membership.store import NotSettledYet, StoreError
 
 FORMAT: Final = 3
 """Raised whenever an older program could misread the file."""
@@ -60,6 +61,8 @@ _ADVICE: Final = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is it a folder, or in one that does not exist?",
     sqlite3.SQLITE_IOERR: "reading or writing it failed; is the disk full or broken?",
 }
+
+_LATER: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 
 _SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeError)  # its own words quote a damaged schema
 
@@ -194,6 +197,8 @@ class SqliteJournal:
             self._settled += 1
             self._db.execute(f"PRAGMA user_version = {self._settled % 2**31}")
         except _SQLITE_ERRORS as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LATER:
+                raise NotSettledYet(f"journal {self._path}: {error}") from error
             self._broken = str(error)
             raise self._explain(error) from error
 
@@ -202,7 +207,9 @@ class SqliteJournal:
         # older than the file, would hide it.
         busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:  # whoever reads the file ignores its lock
-            raise sqlite3.OperationalError("another process holds the file")
+            error = sqlite3.OperationalError("another process holds the file")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
 
     def adopt(self, record: Record) -> None:
         """Begins anew with a record that was not made here, and with its generation."""

@@ -9,7 +9,7 @@ follow each other closely, and the second must not queue behind the settling of 
 
 Invariants: `on_durable(token)` is called only when the record of that token, or a later one, is on
 disk; nothing is written after a failure; a record is settled `SETTLED_BY_S` and two writes after it
-was written, or the journal has failed.
+was written, or the journal has failed, or cannot do so *yet*: then it is asked again, ever later.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from pccl.base.log import get_logger
+from pccl.membership.store import NotSettledYet
+
 QUIET_S: Final = 0.02  # longer than a round trip of a LAN and a write
 SETTLED_BY_S: Final = 0.2  # also where records never cease
+AGAIN_FIRST_S: Final = 0.5  # after a settling that could not be yet; doubling
+AGAIN_SLOWEST_S: Final = 30.0
+
+_log = get_logger("membership")
 
 WriteRecord = Callable[[Any], None]
 """Makes one record durable before it returns; called on the journal's thread."""
@@ -45,6 +52,8 @@ class JournalWriter:
         self._waiting: tuple[int, Any] | None = None
         self._given = asyncio.Event()
         self._settle_by_s: float | None = None  # None: the file itself holds the newest record
+        self._settle_not_before_s = 0.0
+        self._again_s = 0.0  # how long it was put off last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pccl-journal")
 
     def write(self, token: int, record: Any) -> None:
@@ -71,15 +80,28 @@ class JournalWriter:
         self._thread.shutdown(wait=True)
 
     async def _wait_for_a_record(self) -> None:
-        if self._settle_by_s is not None:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        while self._settle_by_s is not None:
+            quiet_s = min(self._settle_by_s, loop.time() + QUIET_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(self._settle_by_s, loop.time() + QUIET_S)):
+                async with asyncio.timeout_at(max(quiet_s, self._settle_not_before_s)):
                     await self._given.wait()
-            if not self._given.is_set() or loop.time() >= self._settle_by_s:
-                await self._do(self._settle)
-                self._settle_by_s = None
+            due_s = max(self._settle_by_s, self._settle_not_before_s)
+            if self._given.is_set() and loop.time() < due_s:
+                break
+            await self._try_to_settle()
         await self._given.wait()
+
+    async def _try_to_settle(self) -> None:
+        try:
+            await self._do(self._settle)
+        except NotSettledYet as error:
+            if self._again_s == 0.0:
+                _log.warning("the record stays in the log beside the journal for now: %s", error)
+            self._again_s = min(max(2 * self._again_s, AGAIN_FIRST_S), AGAIN_SLOWEST_S)
+            self._settle_not_before_s = asyncio.get_running_loop().time() + self._again_s
+        else:
+            self._settle_by_s, self._settle_not_before_s, self._again_s = None, 0.0, 0.0
 
     async def _do(self, work: Callable[..., None], *arguments: Any) -> None:
         loop = asyncio.get_running_loop()

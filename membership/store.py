@@ -19,6 +19,10 @@ class StoreError(PcclError):
     """The store cannot be opened, read or written; the coordinator must not go on."""
 
 
+class NotSettledYet(PcclError):
+    """The store cannot move a record now; it is durable where it is, and nothing is broken."""
+
+
 class Store(Protocol):
     """Synchronous; the shell calls it from one thread at a time, and never from the event loop."""
 
@@ -34,7 +38,9 @@ class Store(Protocol):
         ...
 
     def settle(self) -> None:
-        """Puts what was saved where it is safest, when there is time.  Raises like `save`."""
+        """Puts what was saved where it is safest, when there is time.
+
+        Raises like `save`, or NotSettledYet, after which it may be called again."""
         ...
 
     def close(self) -> None: ...

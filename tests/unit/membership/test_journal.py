@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pccl.membership import journal_writer
 from pccl.membership.journal_sqlite import SqliteJournal
+from pccl.membership.journal_writer import JournalWriter
 from pccl.membership.messages import StepDecision
 from pccl.membership.record import (
     NO_NOTE,
@@ -23,7 +26,7 @@ from pccl.membership.record import (
     InstallNote,
     Record,
 )
-from pccl.membership.store import MemoryDisk, MemoryStore, StoreError
+from pccl.membership.store import MemoryDisk, MemoryStore, NotSettledYet, StoreError
 from pccl.membership.view import FIRST_STEP_UNKNOWN, Member, View
 
 MEMBER = Member(b"p" * 16, 3, b"s" * 16, "10.0.0.1", 4000, 9, 12)
@@ -245,6 +248,76 @@ def test_a_full_disk_is_an_error_that_names_itself(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="failed before"):
         journal.save(RECORD)
     journal.close()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
+def test_only_a_broken_disk_makes_a_settling_fatal(tmp_path: Path, code: int) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal.save(RECORD)
+    database, journal._db = journal._db, _Stubborn(code)  # type: ignore[assignment]
+    later = code != sqlite3.SQLITE_IOERR
+    with pytest.raises(NotSettledYet if later else StoreError):
+        journal.settle()
+    journal._db = database
+    if later:
+        journal.settle()
+        journal.save(replace(RECORD, lineage=3))
+    else:
+        with pytest.raises(StoreError, match="failed before"):
+            journal.settle()
+    journal.close()
+    assert (SqliteJournal(tmp_path / "run.db").load() == RECORD) is not later
+
+
+class _Stubborn:
+    """A database that does nothing but fail."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def execute(self, sql: str) -> None:
+        error = sqlite3.OperationalError(sql)
+        error.sqlite_errorcode = self._code
+        raise error
+
+
+def test_a_journal_that_another_process_reads_is_settled_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_writer, "AGAIN_FIRST_S", 0.01)
+    written: list[object] = []
+    failures: list[BaseException] = []
+
+    async def story() -> int:
+        settled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        tries = 0
+
+        def settle() -> None:
+            nonlocal tries
+            tries += 1
+            if "second" not in written:
+                raise NotSettledYet("another process holds the file")
+            loop.call_soon_threadsafe(settled.set)
+
+        writer = JournalWriter(
+            written.append, settle, on_durable=lambda token: None, on_failure=failures.append
+        )
+        task = asyncio.create_task(writer.run())
+        writer.write(1, "first")
+        async with asyncio.timeout(30):
+            while tries < 3:
+                await asyncio.sleep(0.01)
+            writer.write(2, "second")  # goes on meanwhile
+            await settled.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        writer.close()
+        return tries
+
+    assert asyncio.run(story()) > 3
+    assert written == ["first", "second"] and failures == []
+    assert len([r for r in caplog.records if "stays in the log" in r.message]) == 1
 
 
 def test_an_adopted_record_brings_its_own_generation(tmp_path: Path) -> None:
