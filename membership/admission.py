@@ -15,11 +15,13 @@ has at most one connection of each kind; a newer one replaces the older.
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name, native_text
 from pccl.membership.events import Close, Send, SendNative
+from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
     ID_BYTES,
     PROTOCOL_VERSION,
@@ -33,13 +35,15 @@ from pccl.membership.outdated import Outdated
 from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
 
 NOT_IN_THE_RUN: Final = "this incarnation is not part of the run any more; connect again"
+ENGINE_DUE_S: Final = 3.0  # where newcomers crowd, one whose engine is not there by then makes room
 ANOTHER_RUN: Final = "this coordinator serves another run; the member agent is told more"
 
 
 class Admission:
-    def __init__(self, core: Core, outdated: Outdated) -> None:
+    def __init__(self, core: Core, outdated: Outdated, liveness: Liveness) -> None:
         self._core = core
         self._outdated = outdated
+        self._liveness = liveness
         self._told_to_adopt = False
 
     def hello(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
@@ -151,13 +155,13 @@ class Admission:
         if conflict is not None:
             self._refuse(conn, *conflict)
             return None
-        crowd = self._crowd(core.conns[conn].host)
-        if crowd is not None:
-            self._refuse(conn, *crowd)
-            return None
         if not self._retire_namesake(msg.peer_id, now_s):
             text = "a living peer has the same peer id; if it is this one's last life, it ends soon"
             self._refuse(conn, "namesake", text)
+            return None
+        crowd = self._crowd(core.conns[conn].host, now_s)
+        if crowd is not None:
+            self._refuse(conn, *crowd)
             return None
         core.min_world = core.min_world or msg.min_world
         core.on_underflow = core.on_underflow or msg.on_underflow
@@ -184,22 +188,37 @@ class Admission:
         core.log("info", f"peer {name(peer)} admitted from {peer.host}:{peer.port}")
         return peer
 
-    def _crowd(self, host: str) -> tuple[str, str] | None:
+    def _crowd(self, host: str, now_s: float) -> tuple[str, str] | None:
         """Returns the code and the text of a refusal if there are too many peers already.
 
         Anybody can say hello.  So of those that have done no more, whose native connection has not
-        come yet, only so many are admitted; they go after a while, and the others are asked to come
-        again.  Final is only what peers that have proven themselves leave no room for."""
+        come yet, only so many are admitted; who has been that for long makes room, and the others
+        are asked to come again.  Final is only what proven peers leave no room for."""
         core, config = self._core, self._core.config
-        unproven = [p.came_from for p in core.peers.values() if not p.was_native]
+        unproven = [p for p in core.peers.values() if not p.was_native]
         if len(core.peers) - len(unproven) >= config.admitted_max:
             return "limit", f"{len(core.peers)} peers are admitted already"
-        here = unproven.count(host)
-        if here >= config.unproven_per_host_max:
-            return "crowded", f"{here} newcomers from {host} have not set up their engine yet"
+        here = [p for p in unproven if p.came_from == host]
+        if len(here) >= config.unproven_per_host_max:
+            if self._make_room(here, now_s):
+                return None  # as many as before, and there was room for them
+            return "crowded", f"{len(here)} newcomers from {host} have not set up their engine yet"
         if len(unproven) >= config.unproven_max or len(core.peers) >= config.admitted_max:
+            hosts = Counter(p.came_from for p in unproven)
+            fullest = max(hosts, key=lambda h: hosts[h])
+            if self._make_room([p for p in unproven if p.came_from == fullest], now_s):
+                return None
             return "crowded", f"{len(unproven)} newcomers have not set up their engine yet"
         return None
+
+    def _make_room(self, unproven: list[Peer], now_s: float) -> bool:
+        """Gives up the oldest of these if it has had time enough; says whether it did."""
+        core = self._core
+        oldest = min(unproven, key=lambda p: p.admitted_s)
+        if core.is_member(oldest.incarnation) or now_s < oldest.admitted_s + ENGINE_DUE_S:
+            return False
+        core.lose(oldest, "its engine did not come, and others wait for its place")
+        return True
 
     def _conflict(self, msg: Hello) -> tuple[str, str] | None:
         """Returns the code and the text of a refusal if the peer wants other rules than the run's.
@@ -233,13 +252,16 @@ class Admission:
         return None
 
     def _retire_namesake(self, peer_id: bytes, now_s: float) -> bool:
-        """Gives up an older incarnation of the same id; False if that one is evidently alive."""
+        """Gives up an older incarnation of the same id; False while that one may be alive.
+
+        Anybody can take an id, and a living peer may be without its connections: after a restart
+        all are.  So only its lease ends it, or its port that refuses, which is asked for here."""
         core = self._core
         for other in list(core.peers.values()):
             if other.peer_id != peer_id or other.gone is not None:
                 continue
-            fresh = now_s < other.last_beat_s + core.config.profile.lease_s
-            if other.native is not None and fresh:
+            if not self._liveness.is_over(other, now_s):
+                self._liveness.asked_after(other, now_s)
                 return False
             core.lose(other, "the same peer came back as a new incarnation")
         return True

@@ -98,8 +98,8 @@ class Coordinator:
     ) -> None:
         self._core = restore(config, generation, record, token_bytes, now_s)
         self._outdated = Outdated(self._core)
-        self._admission = Admission(self._core, self._outdated)
         self._liveness = Liveness(self._core)
+        self._admission = Admission(self._core, self._outdated, self._liveness)
         self._pace = Pace(self._core)
         self._progress = Progress(self._core)
         self._links = Links(self._core)

@@ -1,8 +1,9 @@
 """The coordinator's state and the few verbs all its parts share.
 
-The parts (admission, liveness, links, flushes, joins) never call each other.  Each turns its events
-into changes of this state and is asked, after every event, what now follows from it; so the order
-of arrival does not matter and nothing depends on an edge that was missed.
+The parts (admission, liveness, links, flushes, joins) do not call each other, but that admission
+asks whether a peer may be alive.  Each turns its events into changes of this state and is asked,
+after every event, what now follows from it; so the order of arrival does not matter and nothing
+depends on an edge that was missed.
 
 Invariants: an incarnation is in `peers` exactly while it is admitted; `view` and `activation` are
 never ahead of the record that was last emitted; an epoch, once named, is never named again.
@@ -43,6 +44,7 @@ from pccl.membership.view import View
 from pccl.transport.native_frames import EvictedFrame, Frame
 
 EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
+LONG_PAUSE_S = 5.0  # every connection may have been given up, and be dialled again seconds later
 ACCUSATIONS_MAX = 256  # per flush; each survivor sends one or two
 
 
@@ -129,6 +131,10 @@ class Core:
 
     def __post_init__(self) -> None:
         self.flaps = Flaps(self.config.flap_first_s, self.config.flap_max_s)
+
+    def back_by_s(self, pause_s: float) -> float:
+        """Returns until when peers may come back after a pause as long as a restart, else 0.0."""
+        return self.now_s + self.config.profile.reattach_window_s if pause_s > LONG_PAUSE_S else 0.0
 
     def send(self, peer: Peer, msg: CoordinatorMessageBody) -> None:
         """Sends to the member agent if it is connected; a level to be told again is never lost."""

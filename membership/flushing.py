@@ -100,7 +100,7 @@ class Flushing:
             self._core.send_native(peer, Flush(self._core.generation, asking.target))
 
     def paused(self, duration_s: float) -> None:
-        self._returned_s += duration_s
+        self._returned_s = max(self._returned_s + duration_s, self._core.back_by_s(duration_s))
         if self._asking is not None:
             self._asking.deadline_s += duration_s
             self.deadline_s = self._asking.deadline_s

@@ -14,8 +14,11 @@ A lease that ends makes a peer *silent*, not dead: a flush no longer waits for i
 no view excludes it, its next heartbeat brings it back.  One that reported before it fell silent is
 in the view that the flush made, and costs another one.
 
+Who never had a native connection has nothing to come back for: it goes with its agent connection.
+
 Invariant: nobody is lost by silence while the coordinator's own absence can explain it: a pause
-moves every lease, and after a restart none ends before `reattach_window_s`.
+moves every lease, and after a restart, or a pause so long that all connections may have been given
+up meanwhile, none ends before `reattach_window_s`.
 """
 
 from __future__ import annotations
@@ -76,6 +79,9 @@ class Liveness:
             return
         if peer.agent is None:
             self._detached.setdefault(peer.incarnation, now_s)
+            if not peer.was_native:
+                self._core.lose(peer, "its connection ended before its engine had come")
+                return
         until_s = now_s + self._core.config.profile.suspect_grace_s
         doubt = self._doubts.get(peer.incarnation)
         if doubt is None:
@@ -104,6 +110,20 @@ class Liveness:
         heartbeat_s = self._core.config.profile.heartbeat_s
         return peer.native is not None and now_s < peer.last_beat_s + BEATS_MISSED_MAX * heartbeat_s
 
+    def is_over(self, peer: Peer, now_s: float) -> bool:
+        """Says whether the peer's lease has ended."""
+        return now_s >= self._expiry_s(peer)
+
+    def asked_after(self, peer: Peer, now_s: float) -> None:
+        """Dials a peer that is said to have ended, if that could prove it."""
+        attached = peer.agent is not None and peer.native is not None
+        if attached or peer.incarnation in self._doubts:
+            return
+        until_s = now_s + self._core.config.profile.suspect_grace_s
+        doubt = _Doubt(until_s, now_s, PROBE_FIRST_S, dialling=False)
+        self._doubts[peer.incarnation] = doubt
+        self._probe(peer, doubt, now_s)
+
     def beat(self, peer: Peer, now_s: float) -> None:
         peer.last_beat_s = now_s
         if peer.silent:
@@ -118,7 +138,10 @@ class Liveness:
             doubt.until_s += duration_s
         for incarnation in self._detached:
             self._detached[incarnation] += duration_s
-        self._leases_not_before_s += duration_s
+        back_by_s = self._core.back_by_s(duration_s)
+        self._leases_not_before_s = max(self._leases_not_before_s + duration_s, back_by_s)
+        if back_by_s:
+            self._detached = dict.fromkeys(self._detached, self._core.now_s)
 
     # -------------------------------------------------------------- time
 

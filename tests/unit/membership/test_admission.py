@@ -9,7 +9,6 @@ import pytest
 from pccl.base.config import LAN
 from pccl.membership.events import Log
 from pccl.membership.messages import (
-    REFUSALS_FOR_NOW,
     Activate,
     Admitted,
     AtEntry,
@@ -96,17 +95,6 @@ def test_admission_is_bounded() -> None:
     third = hub.peer()
     third.hello()
     assert third.got(Refused).code == "limit"
-
-
-def test_a_living_peer_cannot_be_displaced_by_one_that_takes_its_id() -> None:
-    hub = Hub()
-    (victim,) = hub.members(1)
-    thief = hub.peer()
-    thief.peer_id = victim.peer_id
-    thief.hello(incarnation=0)
-    refused = thief.got(Refused)
-    assert refused.code == "namesake" and refused.code in REFUSALS_FOR_NOW
-    assert victim.last(Evicted) is None
 
 
 def test_native_connections_need_the_incarnation_and_its_secret() -> None:
@@ -309,64 +297,3 @@ def test_an_activation_survives_a_restart() -> None:
     assert (activate.epoch, activate.step, activate.name) == (epoch, 4, "step")
     a.say(Switched(epoch, 5))
     assert joiner.got(Install).members[-1].first_step == 5
-
-
-def test_a_peer_that_restarts_under_its_identity_gets_in_when_its_last_life_has_ended() -> None:
-    hub = Hub()
-    (before,) = hub.members(1)
-    after = hub.peer()
-    after.peer_id = before.peer_id
-    after.hello(incarnation=0)
-    assert after.got(Refused).code == "namesake"
-    before.lose(agent=True, native=True)
-    after.hello(incarnation=0)
-    assert after.got(Admitted).incarnation > before.incarnation
-
-
-def test_strangers_that_only_say_hello_leave_room_for_peers_of_other_hosts() -> None:
-    hub = Hub(unproven_per_host_max=3)
-    for _ in range(3):
-        hub.peer().hello()
-    one_more = hub.peer()
-    one_more.hello()
-    refused = one_more.got(Refused)
-    assert refused.code == "crowded" and refused.code in REFUSALS_FOR_NOW
-    hub.host = "10.0.0.10"
-    elsewhere = hub.peer()
-    elsewhere.hello()
-    assert elsewhere.last(Admitted) is not None
-
-
-def test_all_strangers_together_leave_room_too_and_a_refusal_costs_no_write() -> None:
-    hub = Hub(unproven_max=6, unproven_per_host_max=3)
-    for number in range(6):
-        hub.host = f"10.0.{number % 3}.1"
-        hub.peer().hello()
-    hub.host = "10.0.9.1"
-    written = hub.machine._core.tokens
-    one_more = hub.peer()
-    one_more.hello()
-    assert one_more.got(Refused).code == "crowded"
-    assert hub.machine._core.tokens == written
-
-
-def test_newcomers_whose_engines_come_are_no_crowd() -> None:
-    hub = Hub(unproven_max=2, unproven_per_host_max=2)
-    for _ in range(8):
-        hub.learner()
-    late = hub.peer()
-    late.hello()
-    assert late.last(Admitted) is not None
-
-
-def test_a_run_that_strangers_fill_refuses_nobody_for_good() -> None:
-    hub = Hub(admitted_max=4)
-    hub.members(2)
-    for _ in range(2):
-        hub.peer().hello()
-    late = hub.peer()
-    late.hello()
-    assert late.got(Refused).code == "crowded"
-    hub.pass_time(hub.machine._core.config.detached_grace_s + 1)  # strangers go
-    late.hello()
-    assert late.last(Admitted) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pccl.base.config import LAN, WAN
 from pccl.membership.events import Dialled, Paused, ProbeListener
-from pccl.membership.messages import Evicted, Install
+from pccl.membership.messages import Evicted, Install, Leaving
 from pccl.transport.native_frames import Flush
 from tests.unit.membership.hub import Hub
 
@@ -133,6 +133,36 @@ def test_a_pause_of_the_coordinator_evicts_nobody() -> None:
     hub.handle(Paused(30.0))
     hub.pass_time(1.0, beating=[a, b])
     assert a.last(Flush) is None and b.last(Flush) is None
+
+
+def test_a_long_pause_in_which_all_connections_died_evicts_nobody() -> None:
+    for with_flush in (False, True):
+        hub = Hub()
+        *members, late = hub.members(4)
+        if with_flush:
+            late.say(Leaving("enough", 0))  # the flush is on when the machine stops
+            late = members.pop()
+        hub.pause(12.0)
+        for peer in (*members, late):
+            peer.lose(agent=True, native=True)
+            hub.handle(Dialled(peer.peer_id, peer.incarnation, alive=True))
+            peer.inbox.clear()
+        for peer in members:
+            peer.hello()
+            peer.native_hello()
+            if with_flush:
+                peer.report()
+        hub.pass_time(5.0, beating=members)  # its next try is seconds away
+        assert late.last(Evicted) is None
+        if not with_flush:
+            assert members[0].last(Flush) is None
+        late.hello()
+        late.native_hello()
+        if with_flush:
+            late.report()
+            assert len(members[0].got(Install).members) == 3
+        hub.pass_time(20.0, beating=[*members, late])
+        assert late.last(Evicted) is None
 
 
 def test_a_peer_without_its_member_agent_is_given_up_after_the_grace() -> None:
