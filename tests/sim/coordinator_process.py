@@ -104,6 +104,10 @@ class CoordinatorProcess(Process):
         """Sends that wait for a write."""
         return self.outbox.held
 
+    def ended_unsaid(self) -> set[int]:
+        """Connections that are over, of which the machine does not learn so."""
+        return set()  # `lost` tells it
+
     # ------------------------------------------------------------ events
 
     def accept(self, wire: Wire) -> None:

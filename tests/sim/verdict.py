@@ -99,6 +99,8 @@ def check_limits(world: World) -> None:
     if coordinator is not None:
         core = coordinator.machine._core
         assert len(core.conns) <= 4 * len(world.peers) + 4, f"{len(core.conns)} connections"
+        unsaid = coordinator.ended_unsaid()
+        assert not unsaid, f"the machine keeps connections that are over: {sorted(unsaid)}"
         assert len(core.peers) <= 2 * len(world.peers), f"{len(core.peers)} peers"
         assert len(core.history) <= 16 and len(core.carried) <= 64
         assert coordinator.held < 500, f"{coordinator.held} sends are held"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pccl.membership import member_events as e
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
+from pccl.membership.events import ConnDown
 from pccl.membership.messages import coordinator_codec
 from pccl.membership.record import Record
 from pccl.membership.service_driver import CoordinatorService
@@ -48,12 +49,20 @@ class DriverCoordinator(CoordinatorProcess):
         self.service = CoordinatorService(
             self.machine, self._write, settle=self.store.settle, clock=self.loop.time
         )
+        self._hand_over, self.service._journal.write = self.service._journal.write, self._issued
         self.running = self.loop.create_task(self.service.run())
         self.running.add_done_callback(self._ended)
 
     @property
     def held(self) -> int:
         return self.service._outbox.held
+
+    def ended_unsaid(self) -> set[int]:
+        """Connections that are over, of which the machine does not learn so."""
+        inbox = self.service._inbox
+        queued = (*inbox._members, *inbox._strangers)
+        told = {event.conn for event in queued if isinstance(event, ConnDown)}
+        return set(self.machine._core.conns) - set(self.service._connections) - told
 
     # ------------------------------------------------------------ connections
 
@@ -104,6 +113,12 @@ class DriverCoordinator(CoordinatorProcess):
 
     # ------------------------------------------------------------ the journal
 
+    def _issued(self, token: int, record: Record) -> None:
+        """Records share a write: what is said may rest on one that another one replaced."""
+        if not self.is_copy:
+            self.world.history.recorded(record)
+        self._hand_over(token, record)
+
     def _write(self, record: Record) -> None:
         self.store.save(record)
         self.durable = record
@@ -113,8 +128,6 @@ class DriverCoordinator(CoordinatorProcess):
         world = self.world
         if work.args:  # else the journal is only settled
             assert not self.machine.outdated, f"{self} writes though its journal is outdated"
-            if not self.is_copy:
-                world.history.recorded(work.args[0])
         self._queued.append((work, future))
         took_s = 2 * world.rng.random() * world.script.fsync_s
         self._disk_free_s = max(self._disk_free_s, world.now_s) + took_s
