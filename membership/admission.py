@@ -104,7 +104,7 @@ class Admission:
     def _doubt(self, sign: str, proven: Peer | None) -> str:
         """Returns why nobody may be let in, or nobody with this sign; "" if nothing is wrong."""
         core = self._core
-        if sign and proven is not None:
+        if sign and proven is not None and proven.is_witness:
             self._outdated.learnt(proven, sign)
         if core.outdated:
             return core.outdated
@@ -120,7 +120,7 @@ class Admission:
             return None
         peer = self._named(frame.incarnation, frame.peer_id)
         proven = peer is not None and hmac.compare_digest(frame.secret, peer.secret)
-        sign = self._outdated.sign(frame.generation, 0, frame.incarnation)
+        sign = self._outdated.sign(frame.generation, frame.epoch, frame.incarnation)
         doubt = self._doubt(sign, peer if proven else None)
         if doubt:
             self._refuse_native(conn, RefusalCode.GENERATION, doubt)

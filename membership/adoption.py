@@ -182,6 +182,7 @@ class Adoption:
             note=NO_NOTE,
             carried=(),
             peers=self._peers(believed, newest),
+            adopted=True,
         )
 
     def missing(self) -> tuple[MemberInfo, ...]:

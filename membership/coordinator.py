@@ -18,7 +18,7 @@ from typing import assert_never
 
 from pccl.membership.admission import NOT_IN_THE_RUN, Admission
 from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Peer
-from pccl.membership.decide import Accusation
+from pccl.membership.decide import Accusation, UnknownView
 from pccl.membership.departures import Departures
 from pccl.membership.events import (
     Close,
@@ -168,7 +168,10 @@ class Coordinator:
 
     def _conclude(self, now_s: float) -> list[Effect]:
         if not self._core.outdated:  # else nothing follows from anything
-            self._judge(now_s)
+            try:
+                self._judge(now_s)
+            except UnknownView as error:
+                self._outdated.decides_nothing(error)
         effects, self._core.effects = self._core.effects, []
         return effects
 
@@ -313,17 +316,25 @@ class Coordinator:
             case Heartbeat():
                 self._heartbeat(peer, frame, now_s)
             case Report():
-                self._flushing.reported(peer, frame, now_s)
+                self._reported(peer, frame, now_s)
             case Suspect():
                 self._suspect(peer, frame, now_s)
             case _:
                 self._drop(conn, f"a {type(frame).__name__} is for peers, not for coordinators")
 
+    def _reported(self, peer: Peer, frame: Report, now_s: float) -> None:
+        attempts = [step.epoch for step in frame.open if not step.waiting]
+        sign = self._outdated.sign(frame.generation, max([frame.epoch, *attempts]))
+        if sign:
+            self._outdated.shown(peer, sign)
+        else:
+            self._flushing.reported(peer, frame, now_s)
+
     def _heartbeat(self, peer: Peer, frame: Heartbeat, now_s: float) -> None:
         core = self._core
         sign = self._outdated.sign(frame.generation, frame.epoch)
         if sign:
-            self._outdated.learnt(peer, sign)
+            self._outdated.shown(peer, sign)
             return
         self._progress.beat(peer, frame, now_s)
         self._pace.beat(now_s)

@@ -110,6 +110,7 @@ class Core:
     epoch_high: int = 0
     epochs_reserved: int = 0
     flushing: bool = False
+    adopted: bool = False  # as in the record
     view: View | None = None
     history: tuple[View, ...] = ()
     activation: Activation | None = None
@@ -172,6 +173,7 @@ class Core:
             peers=tuple(p.admitted() for p in self.peers.values()),
             on_underflow=self.on_underflow,
             straggler_s=self.straggler_s,
+            adopted=self.adopted,
         )
 
     def new_epoch(self) -> int:

@@ -26,6 +26,9 @@ Two refinements:
   whose deadline passed or whose participants disagree about the operation, and, after
   `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing.
 
+Against views that lack the one of an attempt nothing can be decided: `decide` refuses, for that
+attempt may have committed.
+
 Pure functions on values; peers are named by their incarnation.
 """
 
@@ -41,6 +44,14 @@ from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
 CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike three times in one step; a bug does
+
+
+class UnknownView(Exception):
+    """A report tells of an attempt in a view that is newer than all that are known."""
+
+    def __init__(self, incarnation: int, epoch: int) -> None:
+        super().__init__(f"{incarnation} has a step open in the unknown epoch {epoch}")
+        self.incarnation, self.epoch = incarnation, epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,16 @@ def decide(
         corrupt_attempts: how often each step was already run again for unequal digests.
         witnesses: likewise, of peers that leave: they know what committed, but nobody needs them to
             hold a result.
+
+    Raises:
+        UnknownView: an attempt is of an epoch above all `views`.
     """
     assert reports, "a flush decides with at least one survivor"
+    newest = max(view.epoch for view in views)
+    for incarnation, report in sorted(reports.items()):
+        for attempt in report.open:
+            if attempt.epoch > newest and not attempt.waiting:
+                raise UnknownView(incarnation, attempt.epoch)
     words = (accusations, carried, corrupt_attempts or {})
     outcome = _apply(views, reports, *words, witnesses or {})
     if {*outcome.minority, *outcome.inconsistent} != set(reports):

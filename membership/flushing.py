@@ -363,7 +363,7 @@ class Flushing:
         """Makes the new state durable, then sends away who is no longer part of it."""
         core = self._core
         self._asking = None
-        core.flushing = False
+        core.flushing = core.adopted = False
         core.flush_reasons.clear()
         core.accusations.clear()
         for peer in left:

@@ -1,17 +1,19 @@
 """Whether the run is ahead of this journal, and what a coordinator does that has learnt so.
 
-    in office --a peer that the journal knows shows a sign--> outdated (for good)
+    in office --a witness shows a sign--> outdated (for good)
 
 A coordinator that was started on an old copy of its journal cannot tell from the copy; peers can.
 They have followed a later generation, a view is in force there that this journal has not heard of,
 or they have an incarnation that it never gave.  Who shows such a *sign* is turned away for now and
 never evicted, whether the journal knows it or not: it goes on without a coordinator, and dials
-again.  Who shows one and proves by its secret that the journal knows it makes the coordinator
-outdated, for whatever is decided on this journal may contradict what was decided since.
+again.  A *witness* is a peer that the journal, when it was opened, held as a member of a view, or
+at all if it held no view.  A witness that shows a sign and its secret makes the coordinator
+outdated, for whatever is decided on this journal may contradict what was decided since.  Who was
+admitted since is none: anybody can say hello and be given a secret.
 
-Invariants: the word of a stranger changes nothing but its own answer; an outdated coordinator
-judges and admits nobody, flushes and plans nothing, and writes nothing; it answers hellos with a
-refusal and shows its status.
+Invariants: the word of who is no witness changes nothing but its own answer; an outdated
+coordinator judges and admits nobody, flushes and plans nothing, and writes nothing; it answers
+hellos with a refusal and shows its status.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name, native_text
+from pccl.membership.decide import UnknownView
 from pccl.membership.events import Close, Send, SendNative
 from pccl.membership.messages import REFUSED_FOR_AN_OLD_COPY, Refused
 from pccl.transport.native_frames import RefusalCode, RefusedFrame
@@ -49,16 +52,35 @@ class Outdated:
     def _newest_epoch(self) -> int:
         """Returns the highest epoch that can be in force anywhere if this journal is the newest.
 
-        A view is durable before anybody hears of it.  An adopted record may lack one all the same,
-        until the flush with which it begins is over; its reserve is above all that there were.
+        A view is durable before anybody hears of it; the target of a flush that is on is in force
+        nowhere.  An adopted record may lack a view all the same, until the flush with which it
+        begins is over; its reserve is above all that there were.
         """
         core = self._core
-        if core.view is None or core.flushing:
+        if core.view is None or core.adopted:
             return core.epoch_high
         return core.view.epoch if core.activation is None else core.activation.view.epoch
 
+    def shown(self, peer: Peer, sign: str) -> None:
+        """An admitted peer shows a sign on its native connection."""
+        if peer.is_witness:
+            self.learnt(peer, sign)
+        elif peer.native is not None:
+            frame = RefusedFrame(int(RefusalCode.GENERATION), native_text(self.doubt(sign)))
+            self._core.effects += [SendNative(peer.native, frame), Close(peer.native)]
+
+    def decides_nothing(self, error: UnknownView) -> None:
+        """A flush of an adopted record has come upon a view that nobody testified to."""
+        sign = f"a step is open in epoch {error.epoch}, which the journal does not know"
+        self._learn(self._core.peers[error.incarnation], sign)
+
     def learnt(self, peer: Peer, sign: str) -> None:
-        """A peer that the journal knows has shown a sign: nothing is decided here any more."""
+        """A witness has shown a sign."""
+        assert peer.is_witness
+        self._learn(peer, sign)
+
+    def _learn(self, peer: Peer, sign: str) -> None:
+        """From now on nothing is decided here, and everybody is turned away for now."""
         core = self._core
         if core.outdated:
             return

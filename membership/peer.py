@@ -27,6 +27,7 @@ class Peer:
     agent: int | None = None  # connections
     native: int | None = None
     was_native: bool = False  # its control thread has been here
+    is_witness: bool = False  # a member of the journal that was opened: may say that it is old
     epoch: int = 0  # in force at the peer, as far as it has said
     watermark: int = 0
     next_step: int = 0

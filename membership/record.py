@@ -107,6 +107,7 @@ class Record:
     peers: tuple[AdmittedPeer, ...]
     on_underflow: int = 0  # an Underflow; 0 = nobody had an opinion yet
     straggler_s: float = 0.0  # likewise
+    adopted: bool = False  # made of testimony, and its first flush is not over: lacks views perhaps
 
 
 record_codec: Codec[Record] = Codec(Record)

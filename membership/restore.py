@@ -35,10 +35,14 @@ def restore(
     core.straggler_s = config.straggler_s or record.straggler_s
     core.incarnations = record.incarnations
     core.epoch_high = core.epochs_reserved = record.epochs_reserved
-    core.flushing = record.flushing
+    core.flushing, core.adopted = record.flushing, record.adopted
     core.view, core.history, core.activation = record.view, record.history, record.activation
     core.note, core.carried = record.note, record.carried
     core.installed_s = now_s
+    views = [v for v in (*record.history, record.view) if v is not None]
+    if record.activation is not None:
+        views.append(record.activation.view)
+    members = {i for view in views for i in view.incarnations()}
     for saved in record.peers:
         core.peers[saved.incarnation] = Peer(
             peer_id=saved.peer_id,
@@ -55,5 +59,6 @@ def restore(
             admitted_s=now_s,
             was_native=True,
             member_since_s=now_s,
+            is_witness=not views or saved.incarnation in members,
         )
     return core

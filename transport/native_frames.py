@@ -97,6 +97,7 @@ class NativeHello:
     secret: bytes
     series: int = 0  # of a lane: the dialler's lanes of an older one are over
     generation: int = 0  # towards a coordinator: the newest one that was followed; else 0
+    epoch: int = 0  # towards a coordinator: the one in force; else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ _WAITING = unsigned("B", 0, 3)
 
 # One line per frame: its number, its class, and the kinds of its fields in the class's order.
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
-    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32, U64)),
+    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32, U64, U32)),
     (2, Welcome, (U64,)),
     (3, RefusedFrame, (unsigned("B", 1, 8), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),

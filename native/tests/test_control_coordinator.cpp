@@ -26,7 +26,7 @@ TEST(the_peer_says_hello_with_its_own_secret_and_beats_at_once_and_again) {
   Wire wire = gate.accept();
   const auto hello = wire.read_frame();
   const frames::Hello expected{Purpose::coordinator, id<RunId>(9), id<PeerId>(1), 1,
-                               id<Secret>(1), 0, 5};
+                               id<Secret>(1), 0, 5, 7};
   CHECK(hello && std::get<frames::Hello>(*hello) == expected);
   CHECK(wire.silent_for(30));  // nothing before the answer
   CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));

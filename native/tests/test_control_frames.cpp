@@ -41,9 +41,10 @@ std::vector<Vector> vectors() {
   Report report{1, 2, 3, true, 4, 5, 6, {7, 8}, {}};
   report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13});
   return {
-      {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6},
-       "48000000f3a73f6343eedb5bc10103010101010101010101010101010101010102020202020202020202020202"
-       "020202030000000000000004040404040404040404040404040404050000000600000000000000"},
+      {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6, 7},
+       "4c000000d70f12780b47e58dc10103010101010101010101010101010101010102020202020202020202020202"
+       "0202020300000000000000040404040404040404040404040404040500000006000000000000000"
+       "7000000"},
       {frames::Welcome{7}, "0b000000bda71d3c060e64dbc102030700000000000000"},
       {frames::Refused{3, "n\xC3\xA9"}, "090000004e6f723a97a52899c103030303006ec3a9"},
       {frames::Heartbeat{status, 6, 7},

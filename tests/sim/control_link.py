@@ -98,7 +98,8 @@ class ControlLink:
         end.attach(self.on_frame, partial(self._closed, life))
         self.stage = "greeting"
         names = (self.peer.peer_id, incarnation, secret)
-        self.send(NativeHello(0, run_id, *names, generation=self._generation))
+        newest, epoch = self._generation, self.engine.epoch
+        self.send(NativeHello(0, run_id, *names, generation=newest, epoch=epoch))
         self.world.at(self.world.now_s + HANDSHAKE_S, self.peer, self._late, life)
 
     def send(self, frame: Frame) -> None:

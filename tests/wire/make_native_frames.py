@@ -18,7 +18,7 @@ U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 A, B, C = (bytes(range(start, start + 16)) for start in (0x00, 0x40, 0xF0))
 
 FRAMES: dict[str, nf.Frame] = {
-    "hello to the coordinator": nf.NativeHello(0, A, B, 7, C, generation=U64 - 1),
+    "hello to the coordinator": nf.NativeHello(0, A, B, 7, C, generation=U64 - 1, epoch=U32 - 1),
     "hello of a lane of the third series": nf.NativeHello(1, A, B, U64, C, series=3),
     "hello of a peer control connection": nf.NativeHello(2, A, B, 1, C),
     "welcome from a peer": nf.Welcome(),

@@ -51,10 +51,11 @@ def test_a_body_with_one_thing_wrong_is_refused(vector: dict[str, Any]) -> None:
 def test_a_hello_is_laid_out_as_the_protocol_says() -> None:
     run, peer, secret = b"r" * 16, b"p" * 16, b"s" * 16
     body = nf.encode(
-        nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002, generation=0x0405)
+        nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002, generation=0x0405, epoch=6)
     )
     expected = b"\xc1\x01\x03" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
-    assert body == expected + b"\x02\x00\x03\x00" + b"\x05\x04\0\0\0\0\0\0"
+    numbers = b"\x05\x04\0\0\0\0\0\0" + b"\x06\0\0\0"
+    assert body == expected + b"\x02\x00\x03\x00" + numbers
 
 
 def test_a_heartbeat_is_laid_out_as_the_protocol_says() -> None:

@@ -57,6 +57,7 @@ struct Hello {
   Secret secret;                // the listener's; towards the coordinator the sender's own
   std::uint32_t series = 0;     // of a lane: the dialler's lanes of an older one are over
   Generation generation = 0;    // towards a coordinator: the newest one followed; else 0
+  Epoch epoch = 0;              // towards a coordinator: the one in force; else 0
   friend bool operator==(const Hello&, const Hello&) = default;
 };
 struct Welcome {

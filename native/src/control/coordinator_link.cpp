@@ -95,6 +95,7 @@ Status CoordinatorLink::greet(double now_s) {
       .secret = identity.secret,
       .series = 0,
       .generation = generation_,
+      .epoch = context_.host.status().epoch,
   });
 }
 

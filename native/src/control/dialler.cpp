@@ -144,6 +144,7 @@ frames::Hello Dialler::hello(Purpose purpose, const Job& job, const Secret& secr
       .secret = secret,
       .series = job.request.series,
       .generation = 0,
+      .epoch = 0,
   };
 }
 

@@ -25,6 +25,7 @@ void write(Writer& out, const Hello& hello) {
   out.put(hello.secret);
   out.put(hello.series);
   out.put(hello.generation);
+  out.put(hello.epoch);
 }
 void read(Reader& in, Hello& hello) {
   hello.purpose =
@@ -35,6 +36,7 @@ void read(Reader& in, Hello& hello) {
   in.get(hello.secret);
   in.get(hello.series);
   in.get(hello.generation);
+  in.get(hello.epoch);
 }
 
 void write(Writer& out, const Welcome& welcome) { out.put(welcome.generation); }

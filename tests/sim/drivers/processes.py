@@ -49,7 +49,8 @@ class DriverCoordinator(CoordinatorProcess):
         self.service = CoordinatorService(
             self.machine, self._write, settle=self.store.settle, clock=self.loop.time
         )
-        self._hand_over, self.service._journal.write = self.service._journal.write, self._issued
+        self._hand_over = self.service._journal.write
+        self.service._journal.write = self._issued  # type: ignore[method-assign]
         self.running = self.loop.create_task(self.service.run())
         self.running.add_done_callback(self._ended)
 

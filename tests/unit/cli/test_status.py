@@ -42,8 +42,8 @@ def test_a_coordinator_on_an_old_copy_of_its_journal_says_so_and_what_to_do() ->
     hub = Hub()
     (member,) = hub.members(1)
     assert "outdated" not in shown(hub)
-    member.status = {"generation": 9}
-    member.beat()
+    hub.start()
+    member.hello(run_id=hub.machine.run_id, generation=9)
     assert "outdated: it decides nothing" in shown(hub)
     assert "pccl coordinator adopt" in shown(hub)
 

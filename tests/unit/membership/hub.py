@@ -87,13 +87,18 @@ class FakePeer:
             self.incarnation, self.secret = answer.incarnation, answer.secret
 
     def native_hello(
-        self, secret: bytes | None = None, purpose: int = 0, generation: int = 0
+        self,
+        secret: bytes | None = None,
+        purpose: int = 0,
+        generation: int = 0,
+        epoch: int | None = None,
     ) -> None:
         self.native = self.hub.connect(self)
         run_id = self.hub.machine.run_id
         known = self.secret if secret is None else secret
         names = (self.peer_id, self.incarnation, known)
-        self.tell(NativeHello(purpose, run_id, *names, generation=generation))
+        said = self.epoch if epoch is None else epoch
+        self.tell(NativeHello(purpose, run_id, *names, generation=generation, epoch=said))
 
     def say(self, msg: PeerMessageBody) -> None:
         self.hub.handle(PeerMessage(self.agent, msg))

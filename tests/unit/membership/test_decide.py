@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pccl.membership.decide import Accusation, Outcome, decide
+from pccl.membership.decide import Accusation, Outcome, UnknownView, decide
 from pccl.membership.messages import StepDecision, StepOutcome
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
@@ -283,3 +284,10 @@ def test_somebody_stays_whatever_the_reports_say(told: dict[int, tuple[str, ...]
             for incarnation in kept:
                 state = told[incarnation][decision.step - STEP]
                 assert state != "i", "told to commit what it does not hold"
+
+
+def test_against_views_that_lack_the_one_of_an_attempt_nothing_is_decided() -> None:
+    later = report(held(complete=True, epoch=EPOCH + 1))
+    with pytest.raises(UnknownView) as caught:
+        decide([THREE], {A: COMPLETE, B: later})
+    assert (caught.value.incarnation, caught.value.epoch) == (B, EPOCH + 1)

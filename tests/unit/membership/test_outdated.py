@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from pccl.membership.events import Dialled, Log, Persist, ProbeListener
 from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, AtEntry, Evicted, Refused
 from pccl.membership.store import MemoryDisk
 from pccl.transport.native_frames import EvictedFrame, Flush, RefusalCode, RefusedFrame, Welcome
-from tests.unit.membership.hub import FakePeer, Hub
+from tests.unit.membership.hub import FakePeer, Hub, opened
 
 Show = Callable[[FakePeer], None]
 
@@ -55,7 +56,8 @@ def returns(peer: FakePeer, **changes: object) -> None:
 SIGNS: dict[str, Show] = {
     "a generation in a hello": lambda peer: returns(peer, generation=3, epoch=1),
     "an epoch in a hello": lambda peer: returns(peer, generation=1),
-    "a generation in a native hello": lambda peer: peer.native_hello(generation=3),
+    "a generation in a native hello": lambda peer: peer.native_hello(generation=3, epoch=1),
+    "an epoch in a native hello": lambda peer: peer.native_hello(generation=1),
 }
 
 
@@ -79,7 +81,7 @@ def test_a_heartbeat_can_tell_it_too_and_everybody_is_let_go_for_now(
     _, _, peers, _ = an_old_copy()
     for peer in peers:  # they have not heard of the newer one yet
         returns(peer, generation=1, epoch=1)
-        peer.native_hello(generation=1)
+        peer.native_hello(generation=1, epoch=1)
         peer.inbox.clear()
     peers[0].status = fields
     peers[0].beat(epoch=1)
@@ -176,3 +178,115 @@ def test_no_ordinary_life_of_a_run_looks_like_an_old_copy() -> None:
     again = hub.learner()
     again.say(AtEntry("step", 0))
     assert hub.status()["outdated"] is None and not errors(hub)
+
+
+def test_a_stranger_that_was_admitted_just_now_proves_nothing_about_the_journal() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    for restarted in (False, True):
+        if restarted:
+            hub.start()
+            returns(member, generation=1)
+        stranger = hub.learner()
+        returns(stranger, generation=1 << 63)
+        assert stranger.got(Refused).code in REFUSALS_FOR_NOW and stranger.agent in stranger.closed
+        stranger.native_hello(epoch=99)
+        assert stranger.got(RefusedFrame).code == RefusalCode.GENERATION
+        for fields in ({"generation": 9}, {"epoch": 99}):
+            stranger.native_hello(epoch=0)
+            stranger.status = fields
+            stranger.beat()
+            assert stranger.got(RefusedFrame).code == RefusalCode.GENERATION
+            assert stranger.native in stranger.closed
+        assert hub.status()["outdated"] is None and not errors(hub)
+        hub.kill(stranger)
+    assert hub.learner().last(Admitted) is not None
+
+
+def test_a_learner_of_the_journal_is_no_witness_where_there_are_members() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    learner = hub.learner()
+    hub.start()
+    returns(learner, generation=9)
+    assert learner.got(Refused).code in REFUSALS_FOR_NOW and hub.status()["outdated"] is None
+    returns(member, generation=9)
+    assert hub.status()["outdated"]
+
+
+def a_copy_of_a_flush() -> tuple[Hub, list[FakePeer]]:
+    """Returns a coordinator on a copy made while a flush was on, and two members that the right
+    one has since led through that flush and into a later view."""
+    right = Hub()
+    a, b, c = right.members(3)
+    right.kill(c)
+    copy = copy_of(right.disk)
+    for peer in (a, b):
+        peer.report()
+    for peer in (a, b):
+        peer.install()
+    right.join([a, b], right.learner(), step=7)
+    right.start()
+    copied = Hub(copy)
+    assert copied.store.generation == right.store.generation == 2
+    return copied, [moved(peer, copied) for peer in (a, b)]
+
+
+def test_a_copy_made_while_a_flush_was_on_is_found_by_the_epoch_in_force() -> None:
+    for native in (False, True):
+        copied, (a, _) = a_copy_of_a_flush()
+        if native:
+            a.native_hello(generation=2)
+        else:
+            returns(a, generation=2)
+        assert "old copy" in copied.status()["outdated"]
+        assert a.last(Flush) is None and a.last(Welcome) is None
+
+
+def test_a_report_of_a_later_view_decides_nothing() -> None:
+    for late in ({"epoch": 3}, {"attempt": 3}):
+        copied, (a, b) = a_copy_of_a_flush()
+        for peer in (a, b):  # as if they had said nothing of it before
+            returns(peer, generation=2, epoch=1)
+            peer.native_hello(generation=2, epoch=1)
+        copied.effects.clear()
+        for peer in (a, b):
+            peer.epoch = late.get("epoch", 1)
+            if not peer.closed:
+                peer.report(opened(9, epoch=late.get("attempt", 1)), watermark=9)
+        assert "old copy" in copied.status()["outdated"]
+        assert not any(isinstance(e, Persist) for e in copied.effects)
+
+
+def test_an_adopted_record_may_lack_a_view_until_its_flush_is_over() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    record = hub.store.load()
+    assert record is not None
+    hub.store.save(replace(record, adopted=True, flushing=True))
+    hub.start()
+    returns(member, generation=1, epoch=5)
+    member.native_hello(generation=1, epoch=5)
+    assert hub.status()["outdated"] is None
+    member.epoch = 5
+    member.report(opened(9, epoch=5), watermark=9)
+    assert "epoch 5" in hub.status()["outdated"], (
+        "who holds a step of it knows more than the record"
+    )
+
+
+def test_the_looser_bound_of_an_adopted_record_ends_with_its_flush() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    record = hub.store.load()
+    assert record is not None
+    hub.store.save(replace(record, adopted=True, flushing=True))
+    hub.start()
+    returns(member, generation=1)
+    member.native_hello(generation=1)
+    member.report()
+    member.install()
+    again = hub.store.load()
+    assert again is not None and not again.adopted
+    member.beat(epoch=member.epoch + 1)
+    assert hub.status()["outdated"]

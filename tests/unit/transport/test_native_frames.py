@@ -17,7 +17,7 @@ open_steps = st.builds(
     nf.OpenStep, u64, u32, st.booleans(), st.booleans(), st.booleans(), ids, ids, u64
 )
 frames = st.one_of(
-    st.builds(nf.NativeHello, st.integers(0, 4), ids, ids, u64, ids, u32, u64),
+    st.builds(nf.NativeHello, st.integers(0, 4), ids, ids, u64, ids, u32, u64, u32),
     st.builds(nf.Welcome, u64),
     st.builds(nf.RefusedFrame, st.integers(1, 8), texts),
     st.builds(
