@@ -258,13 +258,19 @@ def test_a_report_of_a_later_view_decides_nothing() -> None:
         assert not any(isinstance(e, Persist) for e in copied.effects)
 
 
-def test_an_adopted_record_may_lack_a_view_until_its_flush_is_over() -> None:
+def adopted() -> tuple[Hub, FakePeer]:
+    """A coordinator that begins with a record made of testimony, and the run's one member."""
     hub = Hub()
     (member,) = hub.members(1)
     record = hub.store.load()
     assert record is not None
     hub.store.save(replace(record, adopted=True, flushing=True))
     hub.start()
+    return hub, member
+
+
+def test_an_adopted_record_may_lack_a_view_until_its_flush_is_over() -> None:
+    hub, member = adopted()
     returns(member, generation=1, epoch=5)
     member.native_hello(generation=1, epoch=5)
     assert hub.status()["outdated"] is None
@@ -276,12 +282,7 @@ def test_an_adopted_record_may_lack_a_view_until_its_flush_is_over() -> None:
 
 
 def test_the_looser_bound_of_an_adopted_record_ends_with_its_flush() -> None:
-    hub = Hub()
-    (member,) = hub.members(1)
-    record = hub.store.load()
-    assert record is not None
-    hub.store.save(replace(record, adopted=True, flushing=True))
-    hub.start()
+    hub, member = adopted()
     returns(member, generation=1)
     member.native_hello(generation=1)
     member.report()
