@@ -6,7 +6,8 @@
 
 A *leaver* is a member that an activated view is without.  It is needed until all the others have
 decided every step in which it takes part.  Whether that is so, heartbeats tell; so when a leaver is
-lost or says goodbye, the others are given the time of one heartbeat before anything is aborted.
+lost, the others are given the time of one heartbeat before anything is aborted; while it lives and
+has only to be let go, that of a lease, for they may be deciding its last steps.
 
 Invariants: nobody is flushed out for a Drain before its deadline; a leaver that is not needed any
 more costs nothing, whatever becomes of it.
@@ -75,7 +76,7 @@ class Departures:
                 if peer.drain_cut_s is not None:
                     times.append(peer.drain_cut_s)
                 if peer.goodbye_s is not None:
-                    times.append(peer.goodbye_s + core.config.leave_report_s)
+                    times.append(peer.goodbye_s + core.config.profile.lease_s)
         return min(times, default=None)
 
     def paused(self, duration_s: float) -> None:
@@ -106,7 +107,7 @@ class Departures:
                 core.dismiss(peer, LEFT)
         elif learner and not peer.out:
             core.expel(peer, LEFT)  # it was left out as a straggler meanwhile
-        elif overdue or (bye_s is not None and now_s >= bye_s + core.config.leave_report_s):
+        elif overdue or (bye_s is not None and now_s >= bye_s + core.config.profile.lease_s):
             core.log("info", f"no more time to plan {name(peer)} out")
             self._flush_out(peer, now_s)
 

@@ -134,7 +134,7 @@ TEST(a_coordinator_that_is_away_is_dialled_until_it_is_back_ever_less_often) {
   std::uint16_t port = 0;
   { port = Gate().port(); }
   Peer peer(1);
-  peer.admit(port);
+  peer.admit(port, 1.0);
   Gate gate(port);
   Wire wire = gate.accept();
   for (const double pause_s : {0.1, 0.2, 0.4}) {  // no WELCOME: no fresh start of the back-off
@@ -146,6 +146,16 @@ TEST(a_coordinator_that_is_away_is_dialled_until_it_is_back_ever_less_often) {
   CHECK(wire.next<frames::Hello>().has_value());
   wire.write(frames::Welcome{6});
   CHECK(wire.next<frames::Heartbeat>().has_value());
+}
+
+TEST(many_losses_in_a_row_do_not_keep_a_peer_away_for_longer_than_a_few_heartbeats) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port(), 0.1);
+  const double begun_s = monotonic_s();
+  for (int loss = 0; loss < 6; ++loss) gate.accept().close();  // twice as long each: 3.2 s by then
+  CHECK(welcomed(gate).next<frames::Heartbeat>().has_value());
+  CHECK(monotonic_s() - begun_s < 3.0);  // 1.1 s on a quiet machine
 }
 
 TEST(suspicions_wait_for_a_connection_and_the_oldest_give_way) {
@@ -186,6 +196,25 @@ TEST(a_suspicion_is_told_again_to_the_coordinator_that_comes_next) {
   CHECK(wire.next<frames::Heartbeat>().has_value());
   const auto again = wire.next<Suspect>();
   CHECK(again && again->epoch == 99 && again->step == 7 && again->text == "too slow");
+}
+
+TEST(of_an_earlier_view_only_the_suspicions_of_open_steps_are_told_again) {
+  Gate gate;
+  Peer peer(1);
+  peer.host.beating.epoch = 3;
+  peer.host.beating.watermark = 7;
+  peer.admit(gate.port());
+  {
+    Wire wire = welcomed(gate);
+    CHECK(wire.next<frames::Heartbeat>().has_value());
+    for (const StepId step : {6, 7}) {
+      peer.control.suspect({2, step, SuspectCode::local, {}, "no memory"});
+      CHECK(wire.next<Suspect>().has_value());
+    }
+  }
+  Wire wire = welcomed(gate);
+  const auto again = wire.next<Suspect>();  // of step 6 it would have come first
+  CHECK(again && again->epoch == 2 && again->step == 7);
 }
 
 TEST(an_evicted_peer_is_told_once_and_does_not_dial_again_until_it_is_admitted_anew) {
@@ -233,7 +262,7 @@ TEST(a_coordinator_of_an_older_generation_is_told_of_the_newest_and_not_obeyed) 
   CHECK(newest.next<frames::Heartbeat>().has_value());
   newest.write(frames::Evicted{6, "said by another"});
   CHECK(newest.ends());
-  peer.admit(gate.port());  // as the agent does when 5 comes back: what is known does not go down
+  peer.admit(gate.port(), 1.0);  // as the agent does: what is known does not go down
   const std::array<frames::Frame, 3> older = {
       frames::Welcome{6}, frames::Evicted{6, "not in the run"}, frames::Refused{8, "old copy"}};
   double closed_s = 0;

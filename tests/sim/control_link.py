@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
+BACKOFF_HEARTBEATS_MAX: Final = 2.0
 HANDSHAKE_S: Final = 5.0
 SUSPICIONS_MAX: Final = 64
 
@@ -126,7 +127,9 @@ class ControlLink:
     def _lose(self) -> None:
         self._close()
         self.world.at(self.world.now_s + self._backoff_s, self.peer, self._dial, self._life)
-        self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+        most_s = min(BACKOFF_HEARTBEATS_MAX * self._heartbeat_s, BACKOFF_MAX_S)
+        most_s = max(most_s, BACKOFF_FIRST_S)
+        self._backoff_s = min(2 * self._backoff_s, most_s)
 
     # ------------------------------------------------------------ frames
 
@@ -153,7 +156,8 @@ class ControlLink:
                 self.stage = "up"
                 self._backoff_s = BACKOFF_FIRST_S
                 self._beat_on(self._life)
-                again = [s for s in self._told if s.epoch >= self.engine.epoch]
+                epoch, open_from = self.engine.epoch, self.engine.watermark
+                again = [s for s in self._told if s.epoch >= epoch or s.step >= open_from]
                 self._told.clear()
                 self._suspicions.extendleft(reversed(again))
                 self._send_suspicions()

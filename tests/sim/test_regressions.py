@@ -163,6 +163,36 @@ FOUND = {
             Fault(3.4063, "freeze", b=9, x=0.3975, y=0.6577),
         ),
     ),
+    "a member that had said goodbye was flushed out while others decided its last step": Script(
+        seed=5018530,
+        kind="drains",
+        delay_s=0.05,
+        fsync_s=0.03,
+        think_s=0.2,
+        open_steps=2,
+        faults=(
+            Fault(0.0191, "start"),
+            Fault(0.3798, "start"),
+            Fault(0.4915, "start"),
+            Fault(1.2736, "drain", a=35, b=4, x=9.0),
+            Fault(1.8417, "start"),
+            Fault(3.0769, "start"),
+            Fault(3.4569, "drain", a=1, b=10, x=9.0),
+        ),
+    ),
+    "nobody heard again of a step that failed before the view that is in force now": Script(
+        seed=18004321,
+        think_s=0.3,
+        open_steps=2,
+        faults=(
+            Fault(0.1108, "start"),
+            Fault(0.2642, "start"),
+            Fault(0.3525, "start"),
+            Fault(0.9835, "c_copy", a=2, b=1, x=0.7343, y=0.4478),
+            Fault(1.1595, "crash", a=1, b=10, x=0.046, y=0.7782),
+            Fault(1.8506, "local", a=3, b=3, x=0.0349, y=0.0577),
+        ),
+    ),
 }
 
 

@@ -15,6 +15,8 @@ namespace {
 constexpr double backoff_first_s = 0.1;
 constexpr std::size_t round_trips_max = 8;  // two seconds of a LAN's heartbeats
 constexpr double backoff_s_max = 2.0;
+// Some resets in a row must not make a living peer miss its lease, which is several heartbeats.
+constexpr double backoff_heartbeats_max = 2.0;
 // Beyond it the oldest goes: the newest names the epoch that still matters.
 constexpr std::size_t suspicions_max = 64;
 constexpr std::size_t beats_unanswered_max = 1024;
@@ -65,7 +67,9 @@ void CoordinatorLink::shut() noexcept {
 void CoordinatorLink::lose(double now_s) {
   close(Stage::waiting);
   due_s_ = now_s + backoff_s_;
-  backoff_s_ = std::min(2 * backoff_s_, backoff_s_max);
+  const double most_s = std::clamp(backoff_heartbeats_max * endpoint_.heartbeat_s, backoff_first_s,
+                                   backoff_s_max);
+  backoff_s_ = std::min(2 * backoff_s_, most_s);
 }
 
 Status CoordinatorLink::send(const frames::Frame& frame) {
@@ -161,9 +165,11 @@ Status CoordinatorLink::come_up(double now_s) {
   context_.host.coordinator_connected(true, generation_);
   if (const Status status = send_heartbeat(now_s); status != Status::ok) return status;
   // What an earlier coordinator was told it may have taken into its grave; it may hear this twice.
-  const Epoch epoch = context_.host.status().epoch;
+  // A step that was begun before a planned view may still be open in it: nobody else can end it.
+  const auto now = context_.host.status();
   for (auto it = told_.rbegin(); it != told_.rend(); ++it) {
-    if (it->epoch >= epoch) suspicions_.push_front(std::move(*it));
+    const bool matters = it->epoch >= now.epoch || it->step >= now.watermark;
+    if (matters) suspicions_.push_front(std::move(*it));
   }
   told_.clear();
   return send_suspicions();
