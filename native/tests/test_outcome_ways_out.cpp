@@ -149,6 +149,25 @@ TEST(a_leaver_whose_steps_still_run_is_taken_into_no_view_without_a_flush) {
   CHECK(peer.begin() == 5);
 }
 
+TEST(a_leaver_begins_in_no_view_below_what_it_has_decided) {
+  Peer peer = pair_of(0, 1);
+  for (StepId step = 0; step < 3; ++step) {
+    CHECK(peer.begin() == step);
+    peer.complete(step, 1);
+    peer.done(1, step, 1);
+    CHECK(peer.committed(step));
+  }
+  peer.activate(view_of(2, {{1}}), 3, std::nullopt);
+  CHECK(!peer.begin());
+  for (const StepId first : {StepId{0}, StepId{2}}) {
+    CHECK(peer.install(view_of(3, {{0, first}, {1}})) == Status::protocol);
+    CHECK(peer.did.empty());
+    CHECK(peer.machine.has_left() && peer.machine.watermark() == 3);
+  }
+  CHECK(peer.install(view_of(3, {{0, 3}, {1}})) == Status::ok);
+  CHECK(peer.begin() == 3);
+}
+
 TEST(a_leaver_that_is_excluded_is_a_newcomer_afterwards_whatever_it_had_promised) {
   Peer peer = pair_of(0, 1);
   peer.activate(view_of(2, {{1}}), 0, std::nullopt);

@@ -188,7 +188,7 @@ class OutcomeMachine {
   void commit(StepId id, Effects& effects);
   void mark_decided(StepId id);
   void end_failed(const Decision& decision, Effects& effects);
-  [[nodiscard]] bool contradicts(bool newcomer, StepId committed_below,
+  [[nodiscard]] bool contradicts(bool newcomer, StepId first_step, StepId committed_below,
                                  const std::vector<Decision>& decisions) const;
   [[nodiscard]] static Decision decision_on(StepId id, StepId committed_below,
                                             const std::vector<Decision>& decisions);

@@ -58,10 +58,13 @@ Decision OutcomeMachine::decision_on(StepId id, StepId committed_below,
 }
 
 /// Asked before anything is changed, so that a peer that must leave has half an outcome of nothing.
-bool OutcomeMachine::contradicts(bool newcomer, StepId committed_below,
+bool OutcomeMachine::contradicts(bool newcomer, StepId first_step, StepId committed_below,
                                  const std::vector<Decision>& decisions) const {
-  // A peer that has left comes in anew when its steps are over, or else by a flush it took part in.
-  if (newcomer && !open_.empty()) return true;
+  // A peer that has left comes in anew when its steps are over, or else by a flush it took part in;
+  // and after them: what it has decided it would run again.
+  const bool decided = first_step < watermark_ ||
+                       (!committed_.empty() && first_step <= *committed_.rbegin());
+  if (newcomer && (!open_.empty() || decided)) return true;
   return std::any_of(open_.begin(), open_.end(), [&](const auto& entry) {
     const auto& [id, step] = entry;
     return !step.complete &&
@@ -94,7 +97,9 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
     start_waiting(effects);
     return Status::ok;
   }
-  if (contradicts(newcomer, committed_below, decisions)) return Status::protocol;
+  if (contradicts(newcomer, member->first_step, committed_below, decisions)) {
+    return Status::protocol;
+  }
   if (newcomer) {
     next_step_ = watermark_ = member->first_step;
     committed_.clear();
