@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from pccl.membership.messages import TEXT_CHARACTERS_MAX
 from pccl.membership.record import AdmittedPeer
@@ -112,6 +113,7 @@ class Peer:
         )
 
     def admitted(self) -> AdmittedPeer:
+        """Returns what outlives a coordinator of it."""
         return AdmittedPeer(
             peer_id=self.peer_id,
             incarnation=self.incarnation,
@@ -123,6 +125,27 @@ class Peer:
             pid=self.pid,
             group=self.group,
             excluded_epoch=self.excluded_epoch,
+        )
+
+    @classmethod
+    def restored(cls, saved: AdmittedPeer, now_s: float, *, is_witness: bool) -> Self:
+        """The other way round: makes a peer of what `admitted` has kept of it."""
+        return cls(
+            peer_id=saved.peer_id,
+            incarnation=saved.incarnation,
+            secret=saved.secret,
+            host=saved.host,
+            port=saved.port,
+            host_key=saved.host_key,
+            hostname=saved.hostname,
+            pid=saved.pid,
+            group=saved.group,
+            excluded_epoch=saved.excluded_epoch,
+            last_beat_s=now_s,
+            admitted_s=now_s,
+            member_since_s=now_s,
+            was_native=True,
+            is_witness=is_witness,
         )
 
 

@@ -44,21 +44,6 @@ def restore(
         views.append(record.activation.view)
     members = {i for view in views for i in view.incarnations()}
     for saved in record.peers:
-        core.peers[saved.incarnation] = Peer(
-            peer_id=saved.peer_id,
-            incarnation=saved.incarnation,
-            secret=saved.secret,
-            host=saved.host,
-            port=saved.port,
-            host_key=saved.host_key,
-            hostname=saved.hostname,
-            pid=saved.pid,
-            group=saved.group,
-            excluded_epoch=saved.excluded_epoch,
-            last_beat_s=now_s,
-            admitted_s=now_s,
-            was_native=True,
-            member_since_s=now_s,
-            is_witness=not views or saved.incarnation in members,
-        )
+        is_witness = not views or saved.incarnation in members
+        core.peers[saved.incarnation] = Peer.restored(saved, now_s, is_witness=is_witness)
     return core

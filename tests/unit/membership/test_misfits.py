@@ -40,6 +40,34 @@ def activated(hub: Hub, members: Sequence[FakePeer], joiner: FakePeer, entry: st
     return epoch
 
 
+def held_back(members: Sequence[FakePeer], epoch: int) -> None:
+    """No member expects to begin the name of that plan."""
+    for peer in members:
+        peer.say(HoldFrom(epoch, 5, within=0))
+
+
+def held_back_at_once(hub: Hub) -> tuple[FakePeer, FakePeer, FakePeer, int]:
+    """Returns two members, a newcomer that was turned back at `eval`, and its plan's epoch."""
+    a, b = hub.members(2)
+    x = hub.learner()
+    epoch = planned(hub, (a, b), x, "eval")
+    held_back((a, b), epoch)
+    return a, b, x, epoch
+
+
+def held_back_again(members: Sequence[FakePeer], joiner: FakePeer, entry: str) -> bool:
+    """The newcomer tells its entry once more; if it gets a plan, no member expects the name."""
+    joiner.say(AtEntry(entry, 0))
+    plan = joiner.last(ViewPlan)
+    joiner.inbox.clear()
+    if plan is None:
+        return False
+    for peer in (*members, joiner):
+        peer.say(LinksUp(plan.epoch))
+    held_back(members, plan.epoch)
+    return True
+
+
 def go_on(hub: Hub, peers: Sequence[FakePeer], seconds: float, watermark: int) -> None:
     """The members decide one step after the other, and begin none of the joiner's name."""
     for peer in peers:
@@ -49,11 +77,7 @@ def go_on(hub: Hub, peers: Sequence[FakePeer], seconds: float, watermark: int) -
 
 def test_no_join_is_agreed_for_a_name_that_no_member_expects_to_begin() -> None:
     hub = Hub()
-    a, b = hub.members(2)
-    x = hub.learner()
-    epoch = planned(hub, (a, b), x, "eval")
-    for peer in (a, b):
-        peer.say(HoldFrom(epoch, 5, within=0))
+    a, b, x, epoch = held_back_at_once(hub)
     for peer in (a, b, x):
         assert peer.got(CancelPlan).epoch == epoch
     assert a.last(Flush) is None
@@ -73,11 +97,7 @@ def test_one_member_that_knows_the_name_is_enough() -> None:
 
 def test_a_newcomer_at_another_entry_comes_in_while_one_is_held_back() -> None:
     hub = Hub()
-    a, b = hub.members(2)
-    x = hub.learner()
-    epoch = planned(hub, (a, b), x, "eval")
-    for peer in (a, b):
-        peer.say(HoldFrom(epoch, 5, within=0))
+    a, b, x, _ = held_back_at_once(hub)
     y = hub.learner()
     x.say(AtEntry("eval", 0))
     assert hub.join((a, b), y, step=5)
@@ -90,26 +110,15 @@ def test_who_is_held_back_is_tried_again_later_and_later() -> None:
     times: list[float] = []
     while len(times) < 4:
         hub.pass_time(0.25, beating=(a, b, x))
-        x.say(AtEntry("eval", 0))
-        plan = x.last(ViewPlan)
-        x.inbox.clear()
-        if plan is not None:
+        if held_back_again((a, b), x, "eval"):
             times.append(hub.now_s)
-            for peer in (a, b, x):
-                peer.say(LinksUp(plan.epoch))
-            for peer in (a, b):
-                peer.say(HoldFrom(plan.epoch, 5, within=0))
     waits = [after - before for before, after in pairwise(times)]
     assert waits == [1.0, 2.0, 4.0]
 
 
 def test_who_comes_to_another_entry_is_held_back_half_as_long() -> None:
     hub = Hub()
-    a, b = hub.members(2)
-    x = hub.learner()
-    epoch = planned(hub, (a, b), x, "eval")
-    for peer in (a, b):
-        peer.say(HoldFrom(epoch, 5, within=0))
+    a, b, x, _ = held_back_at_once(hub)
     x.inbox.clear()
     x.say(AtEntry("step", 0))
     assert x.last(ViewPlan) is None
@@ -127,15 +136,7 @@ def test_who_goes_to_and_fro_between_two_entries_is_tried_later_and_later_too() 
     while hub.now_s < 160.0:
         hub.pass_time(0.25, beating=(a, b, x))
         round_trips += 1
-        x.say(AtEntry("eval" if round_trips % 2 else "test", 0))
-        plan = x.last(ViewPlan)
-        x.inbox.clear()
-        if plan is not None:
-            plans += 1
-            for peer in (a, b, x):
-                peer.say(LinksUp(plan.epoch))
-            for peer in (a, b):
-                peer.say(HoldFrom(plan.epoch, 5, within=0))
+        plans += held_back_again((a, b), x, "eval" if round_trips % 2 else "test")
     assert plans <= 9
 
 
