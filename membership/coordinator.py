@@ -125,7 +125,7 @@ class Coordinator:
         """When `on_deadline` must be called at the latest; None while nothing is awaited."""
         if self._core.outdated:
             return None
-        parts = (self._progress, self._links, self._flushing, self._planning)
+        parts = (self._outdated, self._progress, self._links, self._flushing, self._planning)
         times = [self._liveness.deadline_s(), self._departures.deadline_s()]
         times += [part.deadline_s for part in parts]
         return min((t for t in times if t is not None), default=None)
@@ -146,7 +146,7 @@ class Coordinator:
                     self._liveness.dialled(event, now_s)
             case Paused(duration_s):
                 parts = (self._liveness, self._departures, self._pace, self._progress)
-                for part in (*parts, self._links, self._flushing):
+                for part in (*parts, self._links, self._flushing, self._outdated):
                     part.paused(duration_s)
             case Synced():
                 pass  # output commit makes durability the shell's matter
@@ -177,6 +177,10 @@ class Coordinator:
 
     def _judge(self, now_s: float) -> None:
         self._liveness.advance(now_s)
+        if self._outdated.is_over(now_s):
+            for peer in self._core.peers.values():
+                self._flushing.repeat(peer)
+            self._planning.tell_all()
         self._progress.advance(now_s)
         self._links.advance(now_s)
         self._departures.advance(now_s)
@@ -304,6 +308,7 @@ class Coordinator:
                 self._liveness.beat(attached, now_s)
                 self._liveness.attached(attached)
                 self._flushing.repeat(attached)
+                self._outdated.agrees(attached)
             return
         peer = core.peers.get(connection.incarnation or 0)
         if peer is None or peer.native != conn or peer.gone is not None:
@@ -340,7 +345,7 @@ class Coordinator:
         self._pace.beat(now_s)
         peer.next_step, peer.down, peer.relayed = frame.next_step, frame.down, frame.relayed
         self._note_epoch(peer, frame.epoch)
-        core.send_native(peer, Pong(core.generation, core.epoch()))
+        core.send_native(peer, Pong(self._outdated.shown_generation(), core.epoch()))
         self._flushing.repeat(peer)
         self._resend(peer, now_s)
         down = (*frame.down, *self._progress.blocked(peer))

@@ -20,6 +20,7 @@ from pccl.membership.events import Close, Effect, Log, Persist, Send, SendNative
 from pccl.membership.flaps import Flaps
 from pccl.membership.messages import (
     MEMBERS_MAX,
+    ORDERS,
     TEXT_CHARACTERS_MAX,
     Activate,
     CoordinatorMessageBody,
@@ -41,7 +42,7 @@ from pccl.membership.record import (
     Record,
 )
 from pccl.membership.view import View
-from pccl.transport.native_frames import EvictedFrame, Frame
+from pccl.transport.native_frames import EvictedFrame, Flush, Frame
 
 EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
 LONG_PAUSE_S = 5.0  # every connection may have been given up, and be dialled again seconds later
@@ -125,6 +126,7 @@ class Core:
     abandoned: dict[int, str] = field(default_factory=dict)  # members of a view given up: why
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
+    witnesses_due: set[int] = field(default_factory=set)  # who may still show that it is old
     outdated: str = ""  # why this journal is older than the run: nothing is decided any more
     counters: Counters = field(default_factory=Counters)
     effects: list[Effect] = field(default_factory=list)
@@ -139,11 +141,11 @@ class Core:
 
     def send(self, peer: Peer, msg: CoordinatorMessageBody) -> None:
         """Sends to the member agent if it is connected; a level to be told again is never lost."""
-        if peer.agent is not None:
+        if peer.agent is not None and not (self.witnesses_due and isinstance(msg, ORDERS)):
             self.effects.append(Send(peer.agent, msg))
 
     def send_native(self, peer: Peer, frame: Frame) -> None:
-        if peer.native is not None:
+        if peer.native is not None and not (self.witnesses_due and isinstance(frame, Flush)):
             self.effects.append(SendNative(peer.native, frame))
 
     def log(self, level: str, text: str) -> None:

@@ -73,6 +73,13 @@ class Entering:
             self._switched.add(peer.incarnation)
             core.send_entered(peer)
 
+    def tell_again(self) -> None:
+        """Tells those that have entered what they were told when they said so."""
+        core = self._core
+        if core.activation is not None and core.activation.resolved and not core.flushing:
+            for peer in [p for i, p in core.peers.items() if i in self._switched]:
+                core.send_entered(peer)
+
     def _resolve(self, entering: Activation, step: int, now_s: float) -> None:
         core = self._core
         joiners = core.joiners()

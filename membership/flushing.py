@@ -26,11 +26,7 @@ from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
-from pccl.membership.messages import (
-    CancelPlan,
-    StepOutcome,
-    Underflow,
-)
+from pccl.membership.messages import CancelPlan, StepOutcome, Underflow
 from pccl.membership.record import Activation, CarriedDecision, InstallNote
 from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
@@ -163,7 +159,10 @@ class Flushing:
     def _start(self, now_s: float) -> None:
         core = self._core
         target = core.new_epoch()
-        self._asking = _Asking(target, now_s, now_s + core.config.profile.flush_timeout_s)
+        by_s = now_s + core.config.profile.flush_timeout_s
+        if core.witnesses_due:  # nobody is asked before
+            by_s = max(by_s, self._returned_s)
+        self._asking = _Asking(target, now_s, by_s)
         core.counters.flushes += 1
         core.log("info", f"flush to epoch {target}: {'; '.join(core.flush_reasons[:4])}")
         core.flushing = True

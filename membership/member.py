@@ -11,7 +11,8 @@ coordinator sends is level-triggered: a message about a view is forwarded to the
 engine says it is done, and answered from memory after that.
 
 Invariants: generations and installed epochs never go down, and what an older coordinator or an
-abandoned plan still says has no effect; every state but ATTACHED has a deadline; after ENDED no
+abandoned plan still says has no effect; a coordinator's generation counts from its first order or
+confirmed PONG on, not for its greeting; every state but ATTACHED has a deadline; after ENDED no
 effect is returned any more.  Source: docs/PROTOCOL.md.
 """
 
@@ -53,6 +54,7 @@ from pccl.transport.engine_events import (
     LinksOpened,
     LinksUnreachable,
     NativeEvicted,
+    NativeFollows,
     NativeLink,
     NativeRefused,
     StepDecided,
@@ -159,9 +161,8 @@ class Member:
         if self.phase is Phase.ENDED:
             return []
         if _due(self._leave_by_s, now_s):
-            return self._end(
-                self._way_out(), "the coordinator did not confirm that this process left"
-            )
+            text = "the coordinator did not confirm that this process left"
+            return self._end(self._way_out(), text)
         if _due(self._give_up_at_s, now_s):
             return self._give_up(now_s)
         if _due(self._drain_by_s, now_s):
@@ -311,7 +312,6 @@ class Member:
         if before is not None and before.incarnation != admitted.incarnation:
             return self._end("evicted", "the coordinator knows this process no more; connect again")
         self.admitted = admitted
-        self._views.generation = admitted.generation
         self.phase = Phase.ATTACHED
         self._answer_by_s = self._give_up_at_s = None
         self._redial_s = REDIAL_MIN_S
@@ -329,7 +329,8 @@ class Member:
         self._answer_by_s = now_s + RECALL_S
         if self.admitted is None:
             return []  # a newcomer knows nothing of the run, and is admitted afterwards
-        return [Send(self._witness.testify(self.admitted, self._views.generation))]
+        newest = max(self._views.generation, self.admitted.generation)
+        return [Send(self._witness.testify(self.admitted, newest))]
 
     # ---- the engine's events
 
@@ -353,30 +354,28 @@ class Member:
                 return self._told(self._views.in_force(epoch))
             case NativeEvicted(text):
                 return self._end(self._way_out(), text)
+            case NativeRefused(code, text) if code == REFUSED_PROTOCOL:
+                return self._end("refused", text)
             case NativeRefused(code, text):
-                if code == REFUSED_PROTOCOL:
-                    return self._end("refused", text)
-                if code == REFUSED_INCARNATION:
-                    return self._end(self._way_out(), text)
-                return []
+                return self._end(self._way_out(), text) if code == REFUSED_INCARNATION else []
             case EngineFailed(code, text):
                 return self._end(code, text)
             case NativeLink(connected, generation):
-                return self._on_native_link(connected, generation, now_s)
+                self._native_is_down = not connected
+                self._watch_native(now_s)
+                return self._on_newer(generation if connected else 0, now_s)
+            case NativeFollows(generation):
+                self._views.follow(generation)
+                return self._on_newer(generation, now_s)
             case StepDecided():
                 return []
             case _:
                 assert_never(event)
 
-    def _on_native_link(self, connected: bool, generation: int, now_s: float) -> list[Effect]:
-        """The control thread may find a newer coordinator first; nothing older is followed then."""
-        self._native_is_down = not connected
-        self._watch_native(now_s)
-        self._views.generation = max(self._views.generation, generation)
-        admitted = self.admitted
-        if self.phase is not Phase.ATTACHED or admitted is None:
-            return []
-        if admitted.generation >= self._views.generation:
+    def _on_newer(self, generation: int, now_s: float) -> list[Effect]:
+        """The control thread may find a newer coordinator first; the older one is left then."""
+        admitted = self.admitted if self.phase is Phase.ATTACHED else None
+        if admitted is None or admitted.generation >= generation:
             return []
         return [HangUp(), *self._disconnected("a newer coordinator is there", False, now_s)]
 

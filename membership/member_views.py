@@ -27,7 +27,7 @@ from pccl.membership.testimony import Witness
 class Views:
     def __init__(self, witness: Witness) -> None:
         self._witness = witness
-        self.generation = 0
+        self.generation = 0  # the newest whose word was taken; of no older one it is any more
         self.epoch = 0  # in force here
         self._installed: tuple[int, int] | None = None  # (generation, epoch) the engine confirmed
         self._installing: tuple[int, int] | None = None
@@ -38,6 +38,10 @@ class Views:
     def unsaid(self) -> list[Effect]:
         """Returns what a coordinator that has just been found may not have heard."""
         return [Send(said) for said in (self._links, self._switched) if said is not None]
+
+    def follow(self, generation: int) -> None:
+        """What an older coordinator says has no effect from now on."""
+        self.generation = max(self.generation, generation)
 
     def is_past(self, generation: int, epoch: int) -> bool:
         """Whether a message is of an older coordinator, or of a view that already is in force."""
@@ -58,17 +62,20 @@ class Views:
     def hold(self, hold: m.Hold) -> list[Effect]:
         if self.is_past(hold.generation, hold.epoch):
             return self._repeat_switched(hold.epoch)
+        self.follow(hold.generation)
         return [HoldEngine(hold.generation, hold.epoch, hold.name)]
 
     def activate(self, activate: m.Activate) -> list[Effect]:
         if self.is_past(activate.generation, activate.epoch):
             return self._repeat_switched(activate.epoch)
+        self.follow(activate.generation)
         self._witness.announced(activate.epoch, activate.members)
         return [ActivateView(activate)]
 
     def cancel(self, cancel: m.CancelPlan) -> list[Effect]:
         if self.is_past(cancel.generation, cancel.epoch):
             return []
+        self.follow(cancel.generation)
         if self._plan is not None and self._plan.epoch == cancel.epoch:
             self._plan = self._links = None
         return [CancelView(cancel.generation, cancel.epoch)]
@@ -79,7 +86,7 @@ class Views:
             return []
         if self._installed == key:
             return [Send(m.Installed(install.epoch))]
-        self.generation = install.generation
+        self.follow(install.generation)
         self._installing = key
         self._witness.announced(install.epoch, install.members)
         return [InstallView(install)]
@@ -87,6 +94,7 @@ class Views:
     def excluded(self, excluded: m.Excluded) -> list[Effect]:
         if excluded.generation < self.generation:
             return []
+        self.follow(excluded.generation)
         if excluded.epoch <= self.epoch:
             return [Send(m.Installed(excluded.epoch))]
         return [ExcludeEngine(excluded)]

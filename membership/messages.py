@@ -91,6 +91,9 @@ CoordinatorMessageBody = (
     | Excluded
 )
 
+ORDERS: Final = (Hold, Activate, CancelPlan, Install, Excluded)
+"""Who obeys one follows the coordinator that gave it, and none before it any more."""
+
 peer_codec: Codec[PeerMessageBody] = Codec(*get_args(PeerMessageBody))
 """What the coordinator decodes and a peer encodes."""
 

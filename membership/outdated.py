@@ -11,6 +11,11 @@ at all if it held no view.  A witness that shows a sign and its secret makes the
 outdated, for whatever is decided on this journal may contradict what was decided since.  Who was
 admitted since is none: anybody can say hello and be given a secret.
 
+A peer *follows* a coordinator from its first order or PONG on and shows its generation to others,
+so that of a copy that has grown by restarts would be a sign against the right one.  Hence no order
+is given and PONGs name no generation while a witness is *due*: until each has come without a sign,
+or is gone, or has had its time.  A flush would not be decided before either.
+
 Invariants: the word of who is no witness changes nothing but its own answer; an outdated
 coordinator judges and admits nobody, flushes and plans nothing, and writes nothing; it answers
 hellos with a refusal and shows its status.
@@ -30,12 +35,16 @@ ADVICE: Final = (
     "stop this coordinator and start the one with the newest journal; if that is lost, let one "
     "adopt the run: pccl coordinator adopt --journal FILE"
 )
+WITNESS_SHARE: Final = 0.75  # of the time to re-attach; native connections are dialled every 2 s
 
 
 class Outdated:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._warned = False
+        core.witnesses_due = {p.incarnation for p in core.peers.values() if p.is_witness}
+        self._waits = bool(core.witnesses_due)
+        self._due_s = core.started_s + WITNESS_SHARE * core.config.profile.reattach_window_s
 
     def sign(self, generation: int, epoch: int, incarnation: int = 0) -> str:
         """Returns what shows that the run is ahead of this journal; "" if nothing does."""
@@ -60,6 +69,32 @@ class Outdated:
         if core.view is None or core.adopted:
             return core.epoch_high
         return core.view.epoch if core.activation is None else core.activation.view.epoch
+
+    @property
+    def deadline_s(self) -> float | None:
+        return self._due_s if self._core.witnesses_due else None
+
+    def agrees(self, peer: Peer) -> None:
+        """A native connection of the peer shows no sign."""
+        self._core.witnesses_due.discard(peer.incarnation)
+
+    def is_over(self, now_s: float) -> bool:
+        """Says, once, that no witness is due any more."""
+        core = self._core
+        if not self._waits:
+            return False
+        over = now_s >= self._due_s
+        here = {i for i in core.witnesses_due if i in core.peers and core.peers[i].gone is None}
+        core.witnesses_due = set() if over else here
+        self._waits = bool(core.witnesses_due)
+        return not self._waits
+
+    def paused(self, duration_s: float) -> None:
+        self._due_s += duration_s
+
+    def shown_generation(self) -> int:
+        """Returns what PONGs name; 0 asks nobody to follow."""
+        return 0 if self._core.witnesses_due else self._core.generation
 
     def shown(self, peer: Peer, sign: str) -> None:
         """An admitted peer shows a sign on its native connection."""

@@ -98,6 +98,12 @@ class Planning:
             if holding and peer.incarnation in plan.base:
                 core.send(peer, Hold(core.generation, plan.view.epoch, plan.name))
 
+    def tell_all(self) -> None:
+        """Says what could not be said while witnesses were due."""
+        for peer in list(self._core.peers.values()):
+            self.reattached(peer)
+        self._entering.tell_again()
+
     def reattached(self, peer: Peer) -> None:
         """A peer that was away may hold for a plan that is over; this releases it."""
         core = self._core
@@ -118,6 +124,9 @@ class Planning:
             self._entering.forget()
             if self._plan is not None:
                 self._cancel("a flush comes first", now_s)
+            return
+        if core.witnesses_due:
+            self.deadline_s = None
             return
         if self._plan is not None:
             self._follow(self._plan, now_s)

@@ -99,7 +99,14 @@ class NativeLink:
     """The native control connection to the coordinator came up or went down."""
 
     connected: bool
-    generation: int  # of the newest coordinator that it has followed
+    generation: int  # of that coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFollows:
+    """The control thread follows a coordinator from now on, and no older one any more."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,7 @@ EngineEvent = (
     | NativeEvicted
     | NativeRefused
     | NativeLink
+    | NativeFollows
     | EngineFailed
     | StepDecided
 )
@@ -151,6 +159,8 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return NativeRefused(code, text)
         case ["coordinator", bool(connected), int(generation)]:
             return NativeLink(connected, generation)
+        case ["followed", int(generation)]:
+            return NativeFollows(generation)
         case ["failed", str(code), str(text)]:
             return EngineFailed(code, text)
         case ["decided", int(step)]:

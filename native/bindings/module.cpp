@@ -85,6 +85,8 @@ nb::tuple to_python(const EngineEvent& event) {
     case Kind::refused: return nb::make_tuple("refused", event.number, event.text);
     case Kind::coordinator:
       return nb::make_tuple("coordinator", event.number != 0, event.step);
+    case Kind::followed:
+      return nb::make_tuple("followed", event.step);
     case Kind::failed: return nb::make_tuple("failed", "memory", event.text);
     case Kind::decided: return nb::make_tuple("decided", event.step);
   }

@@ -30,6 +30,7 @@ class Host final : public ControlHost {
   void evicted(std::string) noexcept override {}
   void refused(std::uint8_t, std::string) noexcept override {}
   void coordinator_connected(bool, Generation) noexcept override {}
+  void coordinator_followed(Generation) noexcept override {}
   void peer_beat(PeerId, Epoch, StepId) noexcept override {}
   void peer_silent(PeerId, Incarnation) noexcept override {}
   void routes(Generation, const std::vector<Route>&) noexcept override {}

@@ -63,6 +63,7 @@ class FakeHost final : public ControlHost {
     std::vector<PeerId> silent;
     std::vector<std::vector<Route>> routes;
     std::vector<bool> connected;
+    std::vector<Generation> followed;
     std::vector<std::string> evicted;
     std::vector<std::uint8_t> refused;
     std::vector<Epoch> fences;
@@ -110,6 +111,10 @@ class FakeHost final : public ControlHost {
   void coordinator_connected(bool connected, Generation) noexcept override {
     const std::lock_guard lock(mutex_);
     seen_.connected.push_back(connected);
+  }
+  void coordinator_followed(Generation generation) noexcept override {
+    const std::lock_guard lock(mutex_);
+    seen_.followed.push_back(generation);
   }
   void peer_beat(PeerId peer, Epoch, StepId watermark) noexcept override {
     const std::lock_guard lock(mutex_);

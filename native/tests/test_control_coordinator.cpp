@@ -252,6 +252,37 @@ TEST(a_refused_incarnation_is_an_eviction_and_other_refusals_are_tried_again) {
   CHECK(peer.host.look([](auto& seen) { return seen.connected.empty(); }));
 }
 
+TEST(a_coordinator_is_followed_from_its_first_order_or_pong_on_and_not_for_its_welcome) {
+  Gate gate;
+  Peer peer(1);
+  peer.admit(gate.port(), 60.0);
+  Generation followed = 0;
+  for (const frames::Frame& word :
+       std::array<frames::Frame, 2>{frames::Pong{9, 0}, frames::Flush{11, 4}}) {
+    const Generation next = followed == 0 ? 9 : 11;
+    Wire doubtful = gate.accept();
+    const auto hello = doubtful.next<frames::Hello>();
+    CHECK(hello && hello->generation == followed);
+    doubtful.write(frames::Welcome{20});
+    CHECK(doubtful.next<frames::Heartbeat>().has_value());
+    doubtful.write(frames::Pong{0, 0});         // it is not sure of its journal
+    peer.admit(gate.port(), 60.0, next);        // the agent has found another one
+    Wire wire = gate.accept();
+    const auto again = wire.next<frames::Hello>();
+    CHECK(again && again->generation == followed);
+    wire.write(frames::Welcome{next});
+    CHECK(wire.next<frames::Heartbeat>().has_value());
+    wire.write(word);
+    CHECK(peer.host.sees([&](auto& seen) {
+      return !seen.followed.empty() && seen.followed.back() == next;
+    }));
+    followed = next;
+    wire = Wire();
+  }
+  CHECK(peer.host.look([](auto& seen) { return seen.followed; }) ==
+        (std::vector<Generation>{9, 11}));
+}
+
 TEST(a_coordinator_of_an_older_generation_is_told_of_the_newest_and_not_obeyed) {
   Gate gate;
   Peer peer(1);
@@ -260,6 +291,7 @@ TEST(a_coordinator_of_an_older_generation_is_told_of_the_newest_and_not_obeyed) 
   CHECK(newest.next<frames::Hello>().has_value());
   newest.write(frames::Welcome{7});
   CHECK(newest.next<frames::Heartbeat>().has_value());
+  newest.write(frames::Pong{7, 0});
   newest.write(frames::Evicted{6, "said by another"});
   CHECK(newest.ends());
   peer.admit(gate.port(), 1.0);  // as the agent does: what is known does not go down

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pccl.transport.engine_events import NativeLink
+from pccl.transport.engine_events import NativeFollows, NativeLink
 from pccl.transport.native_frames import (
     EvictedFrame,
     Flush,
@@ -58,7 +58,8 @@ class ControlLink:
         self._life = 0  # of the connection; what an older one reports is void
         self._hello: tuple[bytes, int, bytes] | None = None
         self._heartbeat_s = 0.25
-        self._generation = 0  # the newest that was followed
+        self._greeted = 0  # of the coordinator that either connection has found last
+        self._followed = 0  # never goes down
         self._suspicions: deque[Suspect] = deque()
         self._told: deque[Suspect] = deque(maxlen=SUSPICIONS_MAX)  # perhaps to a coordinator's ruin
 
@@ -66,7 +67,7 @@ class ControlLink:
         self, run_id: bytes, incarnation: int, secret: bytes, heartbeat_s: float, generation: int
     ) -> None:
         self._hello = (run_id, incarnation, secret)
-        self._generation = max(self._generation, generation)
+        self._greeted = generation
         self._heartbeat_s = heartbeat_s
         self._close()
         self._backoff_s = BACKOFF_FIRST_S
@@ -99,7 +100,7 @@ class ControlLink:
         end.attach(self.on_frame, partial(self._closed, life))
         self.stage = "greeting"
         names = (self.peer.peer_id, incarnation, secret)
-        newest, epoch = self._generation, self.engine.epoch
+        newest, epoch = self._newest_followed(), self.engine.epoch
         self.send(NativeHello(0, run_id, *names, generation=newest, epoch=epoch))
         self.world.at(self.world.now_s + HANDSHAKE_S, self.peer, self._late, life)
 
@@ -118,7 +119,7 @@ class ControlLink:
     def _close(self) -> None:
         self._life += 1
         if self.stage == "up":
-            self.engine.emit(NativeLink(False, self._generation))
+            self.engine.emit(NativeLink(False, self._greeted))
         self.stage = "waiting"
         end, self._end = self._end, None
         if end is not None:
@@ -150,8 +151,7 @@ class ControlLink:
             case Welcome(generation) if self.is_past(generation):
                 self._lose()
             case Welcome(generation):
-                self._generation = generation
-                self.world.history.followed(self.peer, generation)
+                self._greeted = generation
                 self.engine.emit(NativeLink(True, generation))
                 self.stage = "up"
                 self._backoff_s = BACKOFF_FIRST_S
@@ -162,18 +162,28 @@ class ControlLink:
                 self._suspicions.extendleft(reversed(again))
                 self._send_suspicions()
             case Flush(generation, target):
+                self._follow(generation)
                 report = self.engine.fence(generation, target)
                 self.world.note("{} reports {}", self.peer, report)
                 self.send(report)
             case Routes():
                 self.engine.routed(frame)
-            case Pong():
-                pass
+            case Pong(generation):
+                self._follow(generation)
             case _:
                 raise AssertionError(f"{frame} from a coordinator")
 
     def is_past(self, generation: int) -> bool:
-        return generation < self._generation
+        return generation < max(self._greeted, self._newest_followed())
+
+    def _newest_followed(self) -> int:
+        return max(self._followed, self.engine.generation)
+
+    def _follow(self, generation: int) -> None:
+        if generation > self._followed:
+            self._followed = generation
+            self.world.history.followed(self.peer, generation)
+            self.engine.emit(NativeFollows(generation))
 
     def suspect(self, suspicion: Suspect) -> None:
         if len(self._suspicions) >= SUSPICIONS_MAX:

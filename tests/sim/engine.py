@@ -146,8 +146,6 @@ class SimEngine:
             assert incarnation not in self.world.by_incarnation, "an incarnation was given twice"
             self.world.by_incarnation[incarnation] = self.peer
         assert incarnation == self.incarnation
-        if generation >= self.generation:  # else the control thread has found a newer one since
-            self.world.history.generation_seen(self.peer, generation)
         self.control.admit(run_id, incarnation, secret, heartbeat_s, generation)
 
     def prepare_view(self, generation: int, epoch: int, members: Sequence[MemberTuple]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.sim.coordinator_process import CoordinatorProcess, start_coordinator
+from tests.sim.copies import GrownCopy
 from tests.sim.links import LANE_DEAD_S, Link
 from tests.sim.peer_process import PeerProcess, start_peer
 from tests.sim.program import BREAKS
@@ -262,6 +263,9 @@ def _c_copy(world: World, fault: Fault) -> None:
     if right is None or right.is_copy:
         return
     copy = world.disk.copied()
+    if fault.a % 2:
+        GrownCopy(world, fault, copy).wait()
+        return
     right.back_after_s = 0.2
     right.die(fault.y)
     world.disk.open()  # by one that nobody has met, so that the next is two generations ahead
@@ -270,7 +274,7 @@ def _c_copy(world: World, fault: Fault) -> None:
     def start() -> None:
         right = world.listening
         admitted = [p for p in world.living() if p.incarnation]
-        followed = all(p.generation_seen > copy.generation + 1 for p in admitted)
+        followed = all(p.generation_followed > copy.generation + 1 for p in admitted)
         if world.now_s > give_up_s or world.quiet:
             return  # some peer may still believe the copy, and nobody could know better
         if right is None or right.is_copy or not followed:

@@ -153,10 +153,13 @@ class History:
         assert generation >= peer.generation_seen, f"{peer} obeyed an older coordinator"
         assert generation <= self.generation, f"{peer} saw generation {generation}"
         peer.generation_seen = generation
+        peer.generation_followed = max(peer.generation_followed, generation)
 
     def followed(self, peer: PeerProcess, generation: int) -> None:
         """The control thread obeys a coordinator; it may find one before the agent does."""
         assert generation >= peer.generation_seen, f"{peer} followed an older coordinator"
+        assert generation <= self.generation, f"{peer} follows generation {generation}"
+        peer.generation_followed = generation
 
     def done_sent(
         self, peer: PeerProcess, epoch: int, step: int, participants: tuple[int, ...]

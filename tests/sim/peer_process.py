@@ -52,6 +52,7 @@ class PeerProcess(Process):
         self.decided_ahead: set[int] = set()
         self.epoch_seen = 0
         self.generation_seen = 0
+        self.generation_followed = 0
         world.peers.append(self)
         self.engine = SimEngine(world, self)
         self.program = Program(world, self)

@@ -68,8 +68,10 @@ class ControlHost {
   virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;
   virtual void evicted(std::string text) = 0;
   virtual void refused(std::uint8_t code, std::string text) = 0;  // by the coordinator
-  /// `generation`: the newest coordinator that was followed, this one if it is connected.
+  /// `generation`: of that coordinator.
   virtual void coordinator_connected(bool connected, Generation generation) = 0;
+  /// Its word counts from now on, and that of an older one does not.
+  virtual void coordinator_followed(Generation generation) = 0;
   /// PEER_BEAT heard.
   virtual void peer_beat(PeerId peer, Epoch epoch, StepId watermark) = 0;
   /// No PEER_BEAT for too long although there was a connection, which is closed now.

@@ -46,7 +46,7 @@ class EngineFailure : public std::runtime_error {
 struct EngineEvent {
   enum class Kind : std::uint8_t {
     at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
-    refused, coordinator, decided, failed,
+    refused, coordinator, followed, decided, failed,
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
@@ -150,6 +150,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void evicted(std::string text) override;
   void refused(std::uint8_t code, std::string text) override;
   void coordinator_connected(bool connected, Generation generation) override;
+  void coordinator_followed(Generation generation) override;
   void peer_beat(PeerId peer, Epoch epoch, StepId watermark) override;
   void peer_silent(PeerId peer, Incarnation incarnation) override;
   void routes(Generation generation, const std::vector<Route>& table) override;

@@ -29,7 +29,7 @@ std::uint32_t lag_ms(double due_s, double now_s) noexcept {
 
 void CoordinatorLink::admit(const CoordinatorEndpoint& endpoint, double now_s) {
   endpoint_ = endpoint;
-  generation_ = std::max(generation_, context_.identity->generation);
+  greeted_ = context_.identity->generation;
   close(Stage::waiting);
   backoff_s_ = backoff_first_s;
   dial(now_s);
@@ -55,7 +55,7 @@ void CoordinatorLink::close(Stage next) {
   socket_ = FramedSocket();
   due_s_ = no_deadline;
   const bool was_up = std::exchange(stage_, next) == Stage::up;
-  if (was_up) context_.host.coordinator_connected(false, generation_);
+  if (was_up) context_.host.coordinator_connected(false, greeted_);
 }
 
 void CoordinatorLink::shut() noexcept {
@@ -98,7 +98,7 @@ Status CoordinatorLink::greet(double now_s) {
       .incarnation = identity.incarnation,
       .secret = identity.secret,
       .series = 0,
-      .generation = generation_,
+      .generation = newest_followed(),
       .epoch = context_.host.status().epoch,
   });
 }
@@ -124,7 +124,7 @@ Status CoordinatorLink::read(std::uint32_t bits, double now_s) {
 
 Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
   if (const auto* evicted = std::get_if<frames::Evicted>(&frame)) {
-    if (evicted->generation < generation_) return Status::closed;
+    if (evicted->generation < newest_known()) return Status::closed;
     end_incarnation(evicted->text);
     return Status::closed;
   }
@@ -137,8 +137,8 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
   if (stage_ == Stage::greeting) {
     const auto* welcome = std::get_if<frames::Welcome>(&frame);
     if (welcome == nullptr) return Status::protocol;
-    if (welcome->generation < generation_) return Status::closed;
-    generation_ = welcome->generation;
+    if (welcome->generation < newest_known()) return Status::closed;
+    greeted_ = welcome->generation;
     return come_up(now_s);
   }
   if (const auto* flush = std::get_if<frames::Flush>(&frame)) return answer(*flush);
@@ -146,7 +146,9 @@ Status CoordinatorLink::handle(const frames::Frame& frame, double now_s) {
     context_.host.routes(table->generation, table->routes);
     return Status::ok;
   }
-  if (!std::holds_alternative<frames::Pong>(frame)) return Status::protocol;
+  const auto* pong = std::get_if<frames::Pong>(&frame);
+  if (pong == nullptr) return Status::protocol;
+  follow(pong->generation);
   // It shows that the coordinator lives; a dead path shows by TCP_USER_TIMEOUT.
   if (beats_sent_s_.empty()) return Status::ok;
   const double sample_us = std::clamp((now_s - beats_sent_s_.front()) * 1e6, 1.0, 4e9);
@@ -162,7 +164,7 @@ Status CoordinatorLink::come_up(double now_s) {
   backoff_s_ = backoff_first_s;
   due_s_ = now_s;
   socket_.set_body_bytes_max(frames::read_body_bytes_max);
-  context_.host.coordinator_connected(true, generation_);
+  context_.host.coordinator_connected(true, greeted_);
   if (const Status status = send_heartbeat(now_s); status != Status::ok) return status;
   // What an earlier coordinator was told it may have taken into its grave; it may hear this twice.
   // A step that was begun before a planned view may still be open in it: nobody else can end it.
@@ -175,8 +177,23 @@ Status CoordinatorLink::come_up(double now_s) {
   return send_suspicions();
 }
 
+/// The newest whose word was taken, by either connection.
+Generation CoordinatorLink::newest_followed() {
+  return std::max(followed_, context_.host.status().generation);
+}
+
+/// The agent may have found a newer one, which is not followed yet.
+Generation CoordinatorLink::newest_known() { return std::max(greeted_, newest_followed()); }
+
+void CoordinatorLink::follow(Generation generation) {
+  if (generation <= followed_) return;
+  followed_ = generation;
+  context_.host.coordinator_followed(generation);
+}
+
 Status CoordinatorLink::answer(const frames::Flush& flush) {
   ++context_.counters.flushes;
+  follow(flush.generation);
   return send(context_.host.fence(flush.generation, flush.target));
 }
 

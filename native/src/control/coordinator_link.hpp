@@ -5,8 +5,10 @@
 // Up: a heartbeat at once and every heartbeat_s; FLUSH is fenced and answered with a REPORT before
 // anything else is read.  EVICTED, or a refusal of our incarnation, is final: off until admit().
 //
-// HELLO says the newest generation that was followed.  WELCOME or EVICTED of an older one is not
-// obeyed, for who says so may know nothing of this run's later life: it costs the connection.
+// A coordinator is *followed* from its first order on, or from a PONG that names its generation:
+// one that may be on an old copy of its journal names 0.  HELLO says the newest generation that was
+// followed.  WELCOME or EVICTED of an older one is not obeyed, for who says so may know nothing of
+// this run's later life: it costs the connection.
 //
 // Ownership: owns the connection and the suspicions that wait for one.
 // Threads:   the control thread only.
@@ -27,7 +29,7 @@ class CoordinatorLink {
   void admit(const CoordinatorEndpoint& endpoint, double now_s);
   void suspect(Suspect suspicion, double now_s);
   /// Another incarnation, perhaps of another run: what this one knows is void.
-  void forget() noexcept { suspicions_.clear(); told_.clear(); generation_ = 0; }
+  void forget() noexcept { suspicions_.clear(); told_.clear(); greeted_ = followed_ = 0; }
   void beat(double now_s);
   /// Off, without a word to the host.
   void shut() noexcept;
@@ -46,6 +48,9 @@ class CoordinatorLink {
   Status read(std::uint32_t bits, double now_s);
   Status handle(const frames::Frame& frame, double now_s);
   Status come_up(double now_s);
+  Generation newest_followed();
+  Generation newest_known();
+  void follow(Generation generation);
   Status answer(const frames::Flush& flush);
   Status send_heartbeat(double now_s);
   Status send_suspicions();
@@ -56,7 +61,8 @@ class CoordinatorLink {
   CoordinatorEndpoint endpoint_;
   Stage stage_ = Stage::off;
   FramedSocket socket_;
-  Generation generation_ = 0;  // the newest coordinator's that was followed; never goes down
+  Generation greeted_ = 0;   // of the coordinator that either connection has found last
+  Generation followed_ = 0;  // never goes down
   std::uint64_t serial_ = 0;
   double due_s_ = no_deadline;  // waiting: dial; connecting, greeting: give up; up: heartbeat
   double backoff_s_ = 0;

@@ -335,6 +335,10 @@ void Engine::coordinator_connected(bool connected, Generation generation) {
   guarded([&] { emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, generation, {}, {}}); });
 }
 
+void Engine::coordinator_followed(Generation generation) {
+  guarded([&] { emit({EngineEvent::Kind::followed, 0, generation, {}, {}}); });
+}
+
 void Engine::peer_beat(PeerId, Epoch, StepId) {}
 
 void Engine::routes(Generation generation, const std::vector<Route>& table) {

@@ -135,6 +135,15 @@ def older_generation_obeyed(p: Patches) -> None:
     p.set(ControlLink, "is_past", lambda self, generation: False)
 
 
+@mutant("a coordinator leads before those are back who may know that its journal is old", COPIES)
+def leads_too_early(p: Patches) -> None:
+    def begin(self: Outdated, core: Any) -> None:
+        before(self, core)
+        core.witnesses_due.clear()
+
+    before = p.set(Outdated, "__init__", begin)
+
+
 @mutant("a coordinator that knows its journal to be an old copy goes on judging", COPIES)
 def outdated_judges(p: Patches) -> None:
     def conclude(self: Coordinator, now_s: float) -> Any:

@@ -324,6 +324,7 @@ def test_an_older_coordinator_that_answers_is_left_for_the_present_one() -> None
     story.pass_time(0.0)
     story.connect()
     story.hear(admitted(generation=3))
+    story.tell(n.NativeLink(True, 3), n.NativeFollows(3))
     story.tell(e.Disconnected("reset"))
     story.pass_time(0.15)
     story.connect()

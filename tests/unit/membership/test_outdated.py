@@ -7,10 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from pccl.membership.events import Dialled, Log, Persist, ProbeListener
+from pccl.base.config import LAN
+from pccl.membership.events import Dialled, Log, Paused, Persist, ProbeListener
 from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, AtEntry, Evicted, Refused
+from pccl.membership.outdated import WITNESS_SHARE
 from pccl.membership.store import MemoryDisk
-from pccl.transport.native_frames import EvictedFrame, Flush, RefusalCode, RefusedFrame, Welcome
+from pccl.transport.native_frames import (
+    EvictedFrame,
+    Flush,
+    Pong,
+    RefusalCode,
+    RefusedFrame,
+    Welcome,
+)
 from tests.unit.membership.hub import FakePeer, Hub, opened
 
 Show = Callable[[FakePeer], None]
@@ -249,6 +258,7 @@ def test_a_report_of_a_later_view_decides_nothing() -> None:
         for peer in (a, b):  # as if they had said nothing of it before
             returns(peer, generation=2, epoch=1)
             peer.native_hello(generation=2, epoch=1)
+        copied.pass_time(WITNESS_SHARE * LAN.reattach_window_s)
         copied.effects.clear()
         for peer in (a, b):
             peer.epoch = late.get("epoch", 1)
@@ -291,3 +301,63 @@ def test_the_looser_bound_of_an_adopted_record_ends_with_its_flush() -> None:
     assert again is not None and not again.adopted
     member.beat(epoch=member.epoch + 1)
     assert hub.status()["outdated"]
+
+
+def back(hub: Hub, *peers: FakePeer) -> list[int]:
+    """These come back without a sign; returns the generations that their PONGs name."""
+    for peer in peers:
+        peer.hello()
+        peer.native_hello()
+        peer.inbox.clear()
+        peer.beat()
+    return [peer.got(Pong).generation for peer in peers]
+
+
+def test_a_restarted_coordinator_asks_to_be_followed_when_every_witness_is_back() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    x = hub.learner()
+    hub.start()
+    assert back(hub, x, a) == [0, 0], "b may still know of more than this journal"
+    assert back(hub, b) == [2]
+    a.beat()
+    assert a.got(Pong).generation == 2
+
+
+def test_it_waits_for_no_witness_that_is_dead_and_for_none_for_ever() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.start()
+    assert back(hub, a) == [0]
+    hub.handle(Dialled(b.peer_id, b.incarnation, alive=False))
+    a.beat()
+    assert a.got(Pong).generation == 2
+    hub = Hub()
+    a, b = hub.members(2)
+    hub.start()
+    assert back(hub, a) == [0]
+    hub.pass_time(WITNESS_SHARE * LAN.reattach_window_s - 0.5, beating=[a])
+    hub.handle(Paused(2.0))
+    hub.pass_time(2.0, beating=[a])
+    a.inbox.clear()
+    a.beat()
+    assert a.got(Pong).generation == 0, "the time in which it did not run does not count"
+    hub.pass_time(1.0, beating=[a])
+    a.inbox.clear()
+    a.beat()
+    assert a.got(Pong).generation == 2
+
+
+def test_a_copy_that_has_grown_by_restarts_is_followed_by_nobody_before_a_witness_comes() -> None:
+    right = Hub()
+    members = right.members(2)
+    waiting = right.learner()
+    copy = copy_of(right.disk)
+    right.join(members, right.learner(), step=7)
+    for _ in range(5):
+        copied = Hub(copy)
+    assert copied.store.generation > right.store.generation
+    a = moved(members[0], copied)
+    assert back(copied, moved(waiting, copied)) == [0]
+    returns(a, generation=1)  # in whose view there is one more
+    assert copied.status()["outdated"]

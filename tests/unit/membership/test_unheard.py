@@ -178,6 +178,7 @@ def test_a_member_that_froze_after_its_report_costs_the_view_that_it_is_in() -> 
     a, b, c = hub.members(3)
     hub.kill(c)
     hub.start()  # b does not report; a is waited for until members can have come back
+    hub.dead(c)
     for peer in (a, b):
         peer.hello()
         peer.native_hello()
