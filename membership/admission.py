@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Callable
 from typing import Final
 
+from pccl.membership import rules
 from pccl.membership.core import Core, Peer, name, native_text
 from pccl.membership.events import Close, Send, SendNative
 from pccl.membership.liveness import Liveness
@@ -74,8 +74,8 @@ class Admission:
             return None
         self._attach_agent(conn, peer)
         peer.epoch = max(peer.epoch, msg.epoch)
-        core.on_underflow = core.on_underflow or msg.on_underflow  # unknown to one that adopted
-        core.straggler_s = core.straggler_s or msg.straggler_s
+        rules.heard(peer, msg)
+        rules.said_again(core, peer)
         self._welcome(peer)
         core.log("info", f"peer {name(peer)} is attached again")
         return peer
@@ -84,12 +84,12 @@ class Admission:
         """Returns the code and the text for a peer of another run."""
         core = self._core
         text = f"this coordinator serves run {core.run_id.hex()}, not {msg.run_id.hex()}"
-        if msg.incarnation == 0 or not core.config.began_on_empty_journal:
+        if msg.incarnation == 0 or not core.config.began_anew:
             return "run", f"{text}; connect again to take part, or give the right address"
         # Who has an incarnation runs, and may run for long: it is not sent away for a lost file.
         text += (
-            "; if that run's journal is lost, stop this coordinator and let another one adopt "
-            "the run: pccl coordinator adopt --journal FILE"
+            "; stop this coordinator and start it on that run's journal (--journal FILE), or, if "
+            "that is lost, let one adopt the run: pccl coordinator adopt --journal FILE"
         )
         if not self._told_to_adopt:
             self._told_to_adopt = True
@@ -147,11 +147,8 @@ class Admission:
 
     def _admit(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
         core = self._core
-        if not core.peers and core.view is None:
-            # What a program that is over asked for.
-            core.min_world, core.on_underflow = core.config.min_world, core.config.on_underflow
-            core.straggler_s = core.config.straggler_s
-        conflict = self._conflict(msg)
+        rules.choose(core)
+        conflict = rules.conflict(core, msg)
         if conflict is not None:
             self._refuse(conn, *conflict)
             return None
@@ -163,9 +160,6 @@ class Admission:
         if crowd is not None:
             self._refuse(conn, *crowd)
             return None
-        core.min_world = core.min_world or msg.min_world
-        core.on_underflow = core.on_underflow or msg.on_underflow
-        core.straggler_s = core.straggler_s or msg.straggler_s
         core.incarnations += 1
         peer = Peer(
             peer_id=msg.peer_id,
@@ -181,7 +175,9 @@ class Admission:
             last_beat_s=now_s,
             admitted_s=now_s,
         )
+        rules.heard(peer, msg)
         core.peers[peer.incarnation] = peer
+        rules.choose(core)
         core.persist()
         self._attach_agent(conn, peer)
         self._welcome(peer)
@@ -219,37 +215,6 @@ class Admission:
             return False
         core.lose(oldest, "its engine did not come, and others wait for its place")
         return True
-
-    def _conflict(self, msg: Hello) -> tuple[str, str] | None:
-        """Returns the code and the text of a refusal if the peer wants other rules than the run's.
-
-        What nobody had an opinion about so far, this peer decides."""
-        core = self._core
-        policies = ("", "wait", "alone", "raise")
-        rules: tuple[tuple[str, str, float, float, Callable[[float], str]], ...] = (
-            ("min_world", "min_world", core.min_world, msg.min_world, lambda n: f"{n:g}"),
-            (
-                "on_underflow",
-                "on_underflow",
-                core.on_underflow,
-                msg.on_underflow,
-                lambda n: repr(policies[int(n)]),
-            ),
-            (
-                "straggler",
-                "the straggler policy",
-                core.straggler_s,
-                msg.straggler_s,
-                lambda s: f"to exclude after {s:g} s" if s > 0 else "to wait",
-            ),
-        )
-        for code, subject, ours, theirs, say in rules:
-            if ours and theirs and ours != theirs:
-                return code, (
-                    f"{subject} is {say(ours)} in this run, and this peer asks for {say(theirs)}; "
-                    "all peers must give the same value or none"
-                )
-        return None
 
     def _retire_namesake(self, peer_id: bytes, now_s: float) -> bool:
         """Gives up an older incarnation of the same id; False while that one may be alive.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
+from pccl.membership import rules
 from pccl.membership.admission import NOT_IN_THE_RUN, Admission
 from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Peer
 from pccl.membership.decide import Accusation, UnknownView
@@ -184,6 +185,7 @@ class Coordinator:
         self._progress.advance(now_s)
         self._links.advance(now_s)
         self._departures.advance(now_s)
+        rules.choose(self._core)  # who asked may be gone now
         self._flushing.advance(now_s)
         self._planning.advance(now_s)
         if self._core.flush_reasons and not self._core.flushing:  # a plan ends by a flush

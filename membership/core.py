@@ -54,8 +54,8 @@ class CoordinatorConfig:
     """Durations and limits; the defaults are the LAN profile."""
 
     run_id: bytes | None = None  # None: drawn at the first start
-    min_world: int = 0  # 0: the first peer with an opinion decides, else 1
-    on_underflow: int = 0  # an Underflow; 0: the first peer with an opinion decides, else WAIT
+    min_world: int = 0  # 0: the first peers decide, else 1
+    on_underflow: int = 0  # an Underflow; 0: the first peers decide, else WAIT
     straggler_s: float = 0.0  # 0: likewise; < 0 waits, > 0 excludes after so long
     profile: TimeProfile = LAN
     auto_profile: bool = False  # members' round trips may choose another one
@@ -75,7 +75,7 @@ class CoordinatorConfig:
     admitted_max: int = 1024
     unproven_max: int = 256  # admitted by a hello alone; a real peer's engine comes in milliseconds
     unproven_per_host_max: int = 64
-    began_on_empty_journal: bool = False  # there is a journal, and it knew of no run
+    began_anew: bool = False  # no journal knew of a run: members of another may have lost theirs
 
     def __post_init__(self) -> None:
         assert 0 <= self.min_world <= self.admitted_max <= MEMBERS_MAX
@@ -105,7 +105,7 @@ class Core:
     run_id: bytes = b""
     lineage: int = 1
     min_world: int = 0
-    on_underflow: int = 0  # 0: nobody had an opinion yet
+    on_underflow: int = 0  # 0: nobody had an opinion yet (rules.py)
     straggler_s: float = 0.0  # likewise
     incarnations: int = 0
     epoch_high: int = 0

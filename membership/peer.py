@@ -42,6 +42,7 @@ class Peer:
     down: tuple[bytes, ...] = ()
     relayed: tuple[bytes, ...] = ()
     group: int = 0
+    asked: tuple[int, int, float] = (0, 0, 0.0)  # min_world, on_underflow, straggler_s; 0: any
     entry: str | None = None  # waits at an entry of this name
     entry_since_s: float = 0.0
     entry_seen_s: float = 0.0

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pccl.membership import rules
 from pccl.membership.choosing import Choosing
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.entering import Entering
@@ -217,6 +218,7 @@ class Planning:
 
     def _install_first(self, plan: Plan, now_s: float) -> None:
         core = self._core
+        rules.settle(core)
         core.view, core.history = plan.view, ()
         core.note = InstallNote(False, 0, (), ())
         core.carried = ()

@@ -45,5 +45,8 @@ def restore(
     members = {i for view in views for i in view.incarnations()}
     for saved in record.peers:
         is_witness = not views or saved.incarnation in members
-        core.peers[saved.incarnation] = Peer.restored(saved, now_s, is_witness=is_witness)
+        peer = Peer.restored(saved, now_s, is_witness=is_witness)
+        if not views:  # one of them may be who asked for it
+            peer.asked = (record.min_world, record.on_underflow, record.straggler_s)
+        core.peers[saved.incarnation] = peer
     return core

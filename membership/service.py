@@ -44,7 +44,7 @@ class CoordinatorOptions:
 
     listen: Address = field(default_factory=lambda: Address("127.0.0.1", 0))
     journal: Path | None = None  # None: the run is forgotten when the coordinator ends
-    min_world: int = 0  # 0: the first peer that has an opinion decides
+    min_world: int = 0  # 0: the peers of the first view decide
     on_underflow: int = 0  # likewise; else an Underflow
     straggler_s: float = 0.0  # likewise; else STRAGGLER_WAIT, or how long others wait
     profile: TimeProfile = LAN
@@ -102,7 +102,10 @@ async def serve(
         service = CoordinatorService(
             machine, store.save, settle=store.settle, limits=options.limits
         )
-        on_listening(await service.listen(options.listen, insecure=options.insecure))
+        bound = await service.listen(options.listen, insecure=options.insecure)
+        if isinstance(machine, Recorder):  # not before: a start in vain must not move older files
+            _start(machine, options)
+        on_listening(bound)
         await run_until(service, stop)
     finally:
         if isinstance(machine, Recorder):
@@ -129,7 +132,7 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
         profile=options.profile,
         auto_profile=options.auto_profile,
         abandon_after_s=options.abandon_after_s,
-        began_on_empty_journal=options.journal is not None and record is None,
+        began_anew=record is None,
     )
     machine = Coordinator(
         config,
@@ -140,8 +143,16 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
     )
     if options.record is None:
         return machine
+    return Recorder(machine, options.record, bytes_max=options.record_bytes)
+
+
+def _start(recorder: Recorder, options: CoordinatorOptions) -> None:
     try:
-        return Recorder(machine, options.record, bytes_max=options.record_bytes)
+        recorder.start()
+    except BlockingIOError as error:
+        raise PcclError(
+            f"cannot record to {options.record}: another coordinator does; name another file"
+        ) from error
     except OSError as error:
         raise PcclError(f"cannot record to {options.record}: {explain(error)}") from error
 

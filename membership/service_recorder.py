@@ -4,7 +4,8 @@ The machine's task only appends to a queue; encoding and writing are a thread's.
 bytes are used the file becomes FILE.1, in place of the one that was, and a new one begins with the
 machine's state, so whatever happens there is a beginning from which a replay can start, and at
 least half of the bytes reach back from the end.  A file that an earlier coordinator left becomes
-FILE.1 too: it may be the one somebody wants to look at.
+FILE.1 too: it may be the one somebody wants to look at.  One that a living coordinator still writes
+is left alone: the file in use is locked.
 
 When the disk is slower than the events, recording stops and begins anew with a state: a gap,
 never a coordinator that waits.  A disk that fails ends the recording, with a line in the log.
@@ -15,6 +16,7 @@ Sensitive: the file holds every secret of the run; only its owner may read it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections import deque
@@ -42,6 +44,11 @@ def pccl_version() -> str:
     return metadata.version("pccl")
 
 
+def _require_unused(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 class Recorder:
     """A coordinator that is recorded; it stands where the machine would.
 
@@ -56,7 +63,7 @@ class Recorder:
         bytes_max: int = BYTES_DEFAULT,
         clock: Clock = system_clock,
     ) -> None:
-        """Raises OSError if the file cannot be made."""
+        """Touches no file; `start` does."""
         self._machine = machine
         self._path = path
         self._half = max(bytes_max, BYTES_MIN) // 2
@@ -69,8 +76,19 @@ class Recorder:
         self._broken = False
         self._stopping = False
         self._written = 0
-        self._file = self._begin_file()
+        self._file = -1
+        self._thread: threading.Thread | None = None
         self._open_with_state()
+
+    def start(self) -> None:
+        """Makes the file and writes from now on what is queued.
+
+        Raises:
+            BlockingIOError: another coordinator writes that file.
+            OSError: the file cannot be made.
+        """
+        _require_unused(self._path)
+        self._file = self._begin_file()
         self._thread = threading.Thread(target=self._write, name="pccl-recorder", daemon=True)
         self._thread.start()
 
@@ -101,7 +119,7 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what is queued and the status at the end; waits for that, `STOP_S` at most."""
-        if not self._stopping:
+        if self._thread is not None and not self._stopping:
             now_s = self._clock()
             end = flight.End(now_s, self._machine.status(now_s))
             self._note(lambda: end)
@@ -174,6 +192,7 @@ class Recorder:
         with contextlib.suppress(FileNotFoundError):
             self._path.replace(self._path.with_name(self._path.name + ".1"))
         file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)  # of a file that nobody else has seen
         os.write(file, flight.MAGIC)
         self._written = len(flight.MAGIC)
         self._full = self._asked = False

@@ -62,7 +62,7 @@ def connect(
     Args:
         address: host:port of the coordinator; IPv6 in brackets; several, with commas: in turn.
         min_world: steps run only while at least that many members are in; alike on all peers;
-            here and below None leaves it to the coordinator or the other peers.
+            here and below None leaves it to the others.  Fixed from the first view on.
         on_underflow: what steps do while fewer are in: wait for more, run all the same after a
             first view that was large enough, or raise WorldTooSmall; alike on all peers, too.
         straggler: "wait" for who is slow, or exclude it when others have waited so many seconds:

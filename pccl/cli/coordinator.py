@@ -37,6 +37,23 @@ _LISTEN = click.option(
     metavar="HOST:PORT",
     help="Where peers connect; port 0 takes a free one.",
 )
+_MIN_WORLD = click.option(
+    "--min-world",
+    type=click.IntRange(1, 1024),
+    help="Members without which no step runs; else the peers of the first view decide.",
+)
+_ON_UNDERFLOW = click.option(
+    "--on-underflow",
+    type=click.Choice([policy.name.lower() for policy in Underflow]),
+    help="What steps do with fewer members: wait, run all the same, or fail on all members.",
+)
+_STRAGGLER = click.option(
+    "--straggler-exclude-after",
+    "straggler_s",
+    type=click.FloatRange(0.1),
+    metavar="S",
+    help="Leave out a member for which the others have waited so long; it may come in again.",
+)
 _PROFILE = click.option(
     "--profile",
     "profile_name",
@@ -87,23 +104,9 @@ _VERBOSE = click.option(
     type=click.Path(path_type=Path),
     help="File that lets a restarted coordinator go on with the run.",
 )
-@click.option(
-    "--min-world",
-    type=click.IntRange(1, 1024),
-    help="Members without which no step runs; else the first peer that has an opinion decides.",
-)
-@click.option(
-    "--on-underflow",
-    type=click.Choice([policy.name.lower() for policy in Underflow]),
-    help="What steps do with fewer members: wait, run all the same, or fail on all members.",
-)
-@click.option(
-    "--straggler-exclude-after",
-    "straggler_s",
-    type=click.FloatRange(0.1),
-    metavar="S",
-    help="Leave out a member for which the others have waited so long; it may come in again.",
-)
+@_MIN_WORLD
+@_ON_UNDERFLOW
+@_STRAGGLER
 @_PROFILE
 @_ABANDON
 @_RECORD
@@ -137,7 +140,7 @@ def command(
         listen=listen,
         journal=journal,
         min_world=min_world or 0,
-        on_underflow=0 if on_underflow is None else Underflow[on_underflow.upper()].value,
+        on_underflow=_policy_number(on_underflow),
         straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
@@ -171,6 +174,9 @@ def command(
     help="Go on as soon as so many peers have testified; else when all known members have.",
 )
 @click.option("--force", is_flag=True, help="Replace a journal that holds a run.")
+@_MIN_WORLD
+@_ON_UNDERFLOW
+@_STRAGGLER
 @_PROFILE
 @_ABANDON
 @_RECORD
@@ -183,6 +189,9 @@ def adopt_command(
     wait_s: float,
     expect: int | None,
     force: bool,
+    min_world: int | None,
+    on_underflow: str | None,
+    straggler_s: float | None,
     profile_name: str,
     abandon_after_s: float | None,
     record: Path | None,
@@ -193,12 +202,17 @@ def adopt_command(
     """Rebuilds a lost journal from the living peers of a run, then runs its coordinator.
 
     Listen where the lost coordinator did: the peers dial that address until somebody answers.
+    Give the rules that its options set (--min-world and the next two) again: peers do not know all
+    of them.
     """
     _log_to_stderr(verbose)
     listen = parse_address(listen_text, port_min=0)
     options = CoordinatorOptions(
         listen=listen,
         journal=journal,
+        min_world=min_world or 0,
+        on_underflow=_policy_number(on_underflow),
+        straggler_s=straggler_s or 0.0,
         profile=choose_profile(profile_name, listen.host),
         auto_profile=_may_choose(profile_name, listen),
         abandon_after_s=abandon_after_s,
@@ -207,6 +221,10 @@ def adopt_command(
         insecure=insecure,
     )
     return _run(_adopt_and_serve(options, wait_s, expect or 0, force), listen)
+
+
+def _policy_number(policy: str | None) -> int:
+    return 0 if policy is None else Underflow[policy.upper()].value
 
 
 def _size(text: str) -> int:

@@ -18,6 +18,7 @@ from pccl.membership.messages import (
     Hold,
     HoldFrom,
     Install,
+    Leaving,
     LinksUp,
     Refused,
     StatusReply,
@@ -68,8 +69,8 @@ def test_a_peer_that_does_not_fit_is_refused_and_told_why(
     assert stranger.closed == {stranger.agent}
 
 
-def test_a_member_of_a_run_that_an_empty_journal_does_not_know_is_told_about_adoption() -> None:
-    hub = Hub(began_on_empty_journal=True)
+def test_a_member_of_another_run_is_told_about_journals_and_adoption_by_a_run_that_is_new() -> None:
+    hub = Hub(began_anew=True)
     for incarnation, code in ((0, "run"), (7, "adopt")):
         peer = hub.peer()
         peer.hello(run_id=b"x" * 16, incarnation=incarnation, secret=b"s" * 16)
@@ -86,6 +87,41 @@ def test_the_first_peer_with_an_opinion_fixes_min_world_for_the_run() -> None:
     other.hello(min_world=3)
     assert "is 2 in this run, and this peer asks for 3" in other.got(Refused).text
     assert hub.learner().got(Admitted).min_world == 2
+
+
+def test_with_the_first_view_the_rules_are_what_its_members_came_in_under() -> None:
+    hub = Hub()
+    hub.members(2)
+    for asked, words in (
+        ({"min_world": 5}, "min_world is 1 in this run, and this peer asks for 5"),
+        ({"on_underflow": 3}, "on_underflow is 'wait' in this run, and this peer asks for 'raise'"),
+        ({"straggler_s": 0.2}, "is to wait in this run, and this peer asks for to exclude"),
+    ):
+        passing = hub.peer()
+        passing.hello(**asked)
+        assert words in passing.got(Refused).text
+    hub.learner(min_world=1, on_underflow=1, straggler_s=-1.0)
+
+
+def test_what_a_peer_asked_for_that_went_before_the_first_view_counts_for_nothing() -> None:
+    hub = Hub()
+    passing = hub.learner(min_world=5, on_underflow=3, straggler_s=0.2)
+    passing.say(Leaving("left"))
+    assert hub.status()["min_world"] == 1
+    hub.effects.clear()
+    first = hub.learner(min_world=2)
+    hub.learner()
+    assert first.got(Admitted).min_world == 2
+    assert hub.status()["min_world"] == 2
+    said = [e.text for e in hub.effects if isinstance(e, Log)]
+    assert any("min_world is 2 now, as " in text for text in said)
+
+
+def test_a_restart_before_the_first_view_does_not_forget_what_was_asked_for() -> None:
+    hub = Hub()
+    hub.learner(min_world=3)
+    hub.start()
+    assert hub.status()["min_world"] == 3
 
 
 def test_admission_is_bounded() -> None:

@@ -115,6 +115,7 @@ def pieces(path: Path) -> Iterator[bytes]:
 def a_recording(path: Path, *, steps: int = 60, bytes_max: int = 1 << 20) -> Coordinator:
     machine = a_coordinator()
     recorder = Recorder(machine, path, bytes_max=bytes_max, clock=lambda: 101.0 + 0.3 * steps)
+    recorder.start()
     live(recorder, steps)
     recorder.close()
     return machine
@@ -152,6 +153,7 @@ def test_a_recording_that_wrapped_begins_with_the_state_it_had_then(tmp_path: Pa
     limit = 1 << 17
     machine = a_coordinator()
     recorder = Recorder(machine, tmp_path / "flight", bytes_max=limit, clock=lambda: 1e6)
+    recorder.start()
     for part in range(40):
         live(recorder, 30, 1 + 30 * part)
         while recorder._queue:
@@ -172,6 +174,22 @@ def test_the_recording_of_an_earlier_coordinator_is_kept(tmp_path: Path) -> None
     before = (tmp_path / "flight").read_bytes()
     a_recording(tmp_path / "flight", steps=3)
     assert (tmp_path / "flight.1").read_bytes() == before
+
+
+def test_a_start_in_vain_leaves_the_recording_of_a_living_coordinator_alone(tmp_path: Path) -> None:
+    path = tmp_path / "flight"
+    living = Recorder(a_coordinator(), path, clock=lambda: 1.0)
+    living.start()
+    second = Recorder(a_coordinator(), path, clock=lambda: 1.0)
+    second.close()  # what a coordinator does that cannot listen
+    assert [entry.name for entry in tmp_path.iterdir()] == ["flight"]
+    with pytest.raises(BlockingIOError):
+        second.start()
+    living.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["flight"]
+    second.start()
+    second.close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["flight", "flight.1"]
 
 
 def test_a_recording_cut_anywhere_is_replayed_as_far_as_it_goes(tmp_path: Path) -> None:
