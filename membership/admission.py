@@ -32,6 +32,7 @@ from pccl.membership.messages import (
     Refused,
 )
 from pccl.membership.outdated import Outdated
+from pccl.membership.peer import proven
 from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
 
 NOT_IN_THE_RUN: Final = "this incarnation is not part of the run any more; connect again"
@@ -253,7 +254,7 @@ class Admission:
                 heartbeat_s=core.config.profile.heartbeat_s,
                 lease_s=core.config.profile.lease_s,
                 epoch=core.epoch(),
-                members=len(core.peers),
+                members=len(proven(core.peers)) + (not peer.was_native),
                 coordinator_grace_s=core.config.profile.coordinator_grace_s,
                 decision_s=core.config.profile.decision_s,
             ),

@@ -109,9 +109,10 @@ class Choosing:
         return peer.agent is not None and peer.native is not None
 
     def _is_entering(self, peer: Peer, now_s: float) -> bool:
+        if peer.entry is None:
+            return False
         fresh_s = max(8 * self._core.config.profile.heartbeat_s, 1.0)  # repeated every heartbeat
-        at_entry = peer.entry is not None and now_s < peer.entry_seen_s + fresh_s
-        return at_entry and self._is_learner(peer)
+        return now_s < peer.entry_seen_s + fresh_s and self._is_learner(peer)
 
     def _ready(self, peers: list[Peer], now_s: float) -> tuple[list[Peer], list[float]]:
         """Returns who may be planned in, and when others may: not right after links failed, and

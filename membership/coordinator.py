@@ -57,6 +57,7 @@ from pccl.membership.messages import (
 )
 from pccl.membership.outdated import Outdated
 from pccl.membership.pace import Pace
+from pccl.membership.peer import proven
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.record import Record
@@ -131,6 +132,14 @@ class Coordinator:
         times += [part.deadline_s for part in parts]
         return min((t for t in times if t is not None), default=None)
 
+    @property
+    def urgent(self) -> bool:
+        """Says whether members wait for what is decided next, and nobody who is not here is needed
+        for that: a dial may prove a death, or a flush hears members that are all connected."""
+        core = self._core
+        flush = core.flushing and all(p.native is not None or p.gone for p in core.members())
+        return flush or self._liveness.dials_a_member()
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         self._core.now_s = now_s
         match event:
@@ -194,13 +203,15 @@ class Coordinator:
         world = self._world_now()
         if world != self._world:
             self._world = world
-            for peer in self._core.peers.values():
+            for peer in proven(self._core.peers):
                 self._core.send(peer, world)
 
     def _world_now(self) -> World:
         core = self._core
         view = core.current()
-        return World(len(core.peers), 0 if view is None else len(view.members), core.epoch())
+        return World(
+            len(proven(core.peers)), 0 if view is None else len(view.members), core.epoch()
+        )
 
     # -------------------------------------------------------------- connections
 
@@ -263,7 +274,7 @@ class Coordinator:
             self._flushing.repeat(peer)
             self._planning.reattached(peer)
             peer.resent_s = now_s
-        if self._world_now() == self._world:  # else all are told anyway
+        if peer.was_native and self._world_now() == self._world:  # else it will be told anyway
             core.send(peer, self._world)
 
     def _agent_message(self, peer: Peer, msg: PeerMessageBody, now_s: float) -> None:

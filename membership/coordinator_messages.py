@@ -172,7 +172,8 @@ class Evicted:
 @message(40)
 @dataclass(frozen=True, slots=True)
 class World:
-    """Sent whenever it changes, for `wait_for`."""
+    """Sent whenever it changes, for `wait_for`, to those who are counted in `admitted`: all whose
+    native connection has been here.  Else anybody's hello would be a message to everybody."""
 
     admitted: int
     members: int

@@ -72,7 +72,7 @@ class Departures:
             return None
         times = []
         for peer in core.peers.values():
-            if peer.here():
+            if (peer.drain_cut_s is not None or peer.goodbye_s is not None) and peer.here():
                 if peer.drain_cut_s is not None:
                     times.append(peer.drain_cut_s)
                 if peer.goodbye_s is not None:
@@ -93,7 +93,7 @@ class Departures:
         for peer in list(core.peers.values()):
             if peer.lost_s is not None:
                 self._judge_lost(peer, peer.lost_s)
-            elif peer.here() and (peer.drain_cut_s is not None or peer.goodbye_s is not None):
+            elif (peer.drain_cut_s is not None or peer.goodbye_s is not None) and peer.here():
                 self._judge(peer, now_s)
 
     def _judge(self, peer: Peer, now_s: float) -> None:

@@ -50,10 +50,13 @@ class Inbox:
         """From the next event on this connection is a member's (or a learner's)."""
         self._let_in.add(conn)
 
-    def turn(self) -> Iterator[Event]:
+    def members(self) -> Iterator[Event]:
         """Yields what to decide now; not what keeps coming, so that timers get a turn."""
         for _ in range(len(self._members)):
             yield self._taken(self._members.popleft())
+
+    def strangers(self) -> Iterator[Event]:
+        """Yields what may be decided after that; who takes it may stop at any event."""
         for _ in range(min(len(self._strangers), STRANGERS_PER_TURN)):
             event = self._strangers.popleft()
             conn = _connection(event)

@@ -145,6 +145,10 @@ class Liveness:
 
     # -------------------------------------------------------------- time
 
+    def dials_a_member(self) -> bool:
+        """Says whether a dial is under way that may prove a member's death."""
+        return any(d.dialling and self._core.is_member(i) for i, d in self._doubts.items())
+
     def deadline_s(self) -> float | None:
         times = [d.probe_at_s for d in self._doubts.values() if not d.dialling]
         times += [since + self._core.config.detached_grace_s for since in self._detached.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -157,6 +158,11 @@ class Connection:
     host: str
     incarnation: int | None = None
     native: bool = False
+
+
+def proven(peers: Mapping[int, Peer]) -> list[Peer]:
+    """Returns those whose engine has been here: anybody can say hello."""
+    return [peer for peer in peers.values() if peer.was_native]
 
 
 def name(peer: Peer) -> str:

@@ -25,6 +25,10 @@ class _Watched:
     def deadline_s(self) -> float | None:
         return self._adoption.deadline_s
 
+    @property
+    def urgent(self) -> bool:
+        return False  # it decides nothing for anybody
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         return self._told(self._adoption.handle(event, now_s))
 

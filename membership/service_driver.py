@@ -49,6 +49,7 @@ from pccl.membership.messages import (
     coordinator_codec,
 )
 from pccl.membership.output_commit import OutputCommit
+from pccl.membership.precedence import Precedence
 from pccl.membership.service_refusals import read, read_first, refuse
 from pccl.transport import native_frames
 from pccl.transport.address import Address, is_loopback
@@ -59,6 +60,7 @@ from pccl.transport.server import FrameServer, TokenBucket
 PAUSE_MIN_S: Final = 0.5  # shorter gaps are ordinary scheduling
 TICK_S: Final = 0.1
 STATUS_IDLE_S: Final = 30.0  # who only asks for the status may keep a connection for this long
+STRANGERS_TURN_S: Final = 0.001  # after one of them has been heard, members come first again
 DRAIN_TURNS: Final = 4  # of the loop, from a readable socket to the inbox
 STRANGER_ROUNDS_MAX: Final = 8
 DRAIN_ROUNDS_MAX: Final = 64  # then time passes anyway: a flood of messages must not stop it
@@ -76,6 +78,8 @@ class Machine(Protocol):
 
     @property
     def deadline_s(self) -> float | None: ...
+    @property
+    def urgent(self) -> bool: ...  # members wait for what it decides next
     def handle(self, event: Event, now_s: float) -> list[Effect]: ...
     def on_deadline(self, now_s: float) -> list[Effect]: ...
     def dropped_frame(self) -> None: ...  # a connection sent what is no message; for the count
@@ -107,6 +111,7 @@ class CoordinatorService:
         self._connections: dict[int, _Connection] = {}
         self._next_conn = 1
         self._inbox = Inbox()
+        self._precedence = Precedence()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._outbox: OutputCommit[Effect] = OutputCommit()
@@ -165,10 +170,11 @@ class CoordinatorService:
     async def _wait(self) -> None:
         """Yields to the readers, and returns when there is input or a deadline has passed."""
         await asyncio.sleep(0)
-        if self._inbox:
+        held_s = self._precedence.until_s
+        if self._inbox.has_members or (self._inbox and held_s is None):
             return
-        deadline_s = self._machine.deadline_s
-        timeout_s = None if deadline_s is None else max(0.0, deadline_s - self._clock())
+        times = [t for t in (self._machine.deadline_s, held_s) if t is not None]
+        timeout_s = max(0.0, min(times) - self._clock()) if times else None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._arrived.wait()
@@ -181,11 +187,27 @@ class CoordinatorService:
                 "than decide what it could forget"
             ) from self._failure
         self._time()
-        for event in self._inbox.turn():
+        for event in self._inbox.members():
             self._hand_in(event)
+        held = self._heed_precedence()
+        until_s = self._clock() + STRANGERS_TURN_S
+        for event in () if held else self._inbox.strangers():
+            self._hand_in(event)
+            if self._clock() >= until_s:
+                break
         self._room.set()
-        if not self._inbox:
+        if not self._inbox or (held and not self._inbox.has_members):
             self._arrived.clear()
+
+    def _heed_precedence(self) -> bool:
+        """Takes nobody in while members wait for a decision; says whether that is so now."""
+        held = self._precedence.until_s is not None
+        # What was decided is not said yet while it waits for the disk.
+        waits = self._machine.urgent or (held and self._outbox.held > 0)
+        hold = self._precedence.note(waits, self._clock())
+        if hold != held:
+            self._server.shut() if hold else self._server.reopen()
+        return hold
 
     async def _heed_deadline(self) -> None:
         """Lets time pass for the machine, once the sockets hold nothing that came before."""

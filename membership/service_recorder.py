@@ -98,6 +98,10 @@ class Recorder:
     def deadline_s(self) -> float | None:
         return self._machine.deadline_s
 
+    @property
+    def urgent(self) -> bool:
+        return self._machine.urgent
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         self._prepare()
         effects = self._machine.handle(event, now_s)

@@ -2,13 +2,14 @@
 
 asyncio's own server accepts as many connections as its backlog holds in one go, makes a transport
 for each before anybody has looked at it, and stops accepting for a second when descriptors run
-out.  Here a turn of the loop takes a bounded number, so that those who are in are heard between two
-turns; a connection is looked at while it costs no more than its socket; and one descriptor is kept
-in reserve, so that without any left connections are still taken and closed, rather than left to
-fill the backlog that members have to pass.
+out.  Here a turn takes a bounded number and a rest follows, so that those who are in are heard
+between two turns, and a crowd wakes this process once for many; a connection is looked at while it
+costs no more than its socket; and one descriptor is kept in reserve, so that without any left
+connections are still taken and closed, rather than left to fill the backlog that members have to
+pass.
 
 Invariant: at most TAKEN_PER_TURN sockets are accepted, and at most OPENED_PER_TURN of them handed
-on, between two turns of the loop.
+on, per listener and REST_S; none while the doors are shut.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ BACKLOG: Final = 1024  # a whole run that comes back at once, behind as many str
 TAKEN_PER_TURN: Final = 64  # some 10 us each, with looking at them
 OPENED_PER_TURN: Final = 8  # some 150 us each
 PEEK_BYTES: Final = 8192  # more than any first frame may have
+REST_S: Final = 0.005  # a waking per connection costs several times what it does among others
 RETRY_S: Final = 0.1  # without a descriptor in reserve
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
@@ -44,6 +46,8 @@ class Doors:
         self._on_short = on_short
         self._sockets: list[socket.socket] = []
         self._reserve: int | None = None
+        self._shut = False
+        self._resting: set[socket.socket] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self, address: Address) -> int:
@@ -77,21 +81,35 @@ class Doors:
             os.close(self._reserve)
             self._reserve = None
 
+    def shut(self) -> None:
+        """Takes nobody until `reopen`."""
+        self._shut = True
+        for listener in self._sockets:
+            self._attend(listener)
+
+    def reopen(self) -> None:
+        self._shut = False
+        for listener in self._sockets:
+            self._attend(listener)
+
     def _turn(self, listener: socket.socket) -> None:
+        self._rest(listener, REST_S if self._accept_some(listener) else RETRY_S)
+
+    def _accept_some(self, listener: socket.socket) -> bool:
+        """Returns False if there is no descriptor to take anybody with."""
         opened = 0
         for _ in range(TAKEN_PER_TURN):
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                break
             except OSError as error:
-                if error.errno not in _SHORT or not self._turn_away(listener):
-                    self._rest(listener)
-                return
+                return error.errno in _SHORT and self._turn_away(listener)
             connection.setblocking(False)
             opened += self._take(connection, _peek(connection))
             if opened >= OPENED_PER_TURN:
-                return
+                break
+        return True
 
     def _turn_away(self, listener: socket.socket) -> bool:
         """Takes one connection with the descriptor in reserve and closes it at once."""
@@ -107,11 +125,11 @@ class Doors:
             self._reserve = os.open(os.devnull, os.O_RDONLY)
         return self._reserve is not None
 
-    def _rest(self, listener: socket.socket) -> None:
-        """Stops taking connections for a moment: trying again at once would only heat the room."""
+    def _rest(self, listener: socket.socket, for_s: float) -> None:
         assert self._loop is not None
-        self._loop.remove_reader(listener.fileno())
-        self._loop.call_later(RETRY_S, self._resume, listener)
+        self._resting.add(listener)
+        self._attend(listener)
+        self._loop.call_later(for_s, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
         if listener not in self._sockets or self._loop is None:
@@ -119,7 +137,16 @@ class Doors:
         if self._reserve is None:
             with contextlib.suppress(OSError):
                 self._reserve = os.open(os.devnull, os.O_RDONLY)
-        self._loop.add_reader(listener.fileno(), self._turn, listener)
+        self._resting.discard(listener)
+        self._attend(listener)
+
+    def _attend(self, listener: socket.socket) -> None:
+        """Listens or does not, as things are."""
+        assert self._loop is not None
+        if self._shut or listener in self._resting:
+            self._loop.remove_reader(listener.fileno())
+        else:
+            self._loop.add_reader(listener.fileno(), self._turn, listener)
 
 
 def _listen(family: int, kind: int, protocol: int, where: tuple[object, ...]) -> socket.socket:

@@ -99,6 +99,13 @@ class FrameServer:
         """
         return Address(address.host, await self._doors.open(address))
 
+    def shut(self) -> None:
+        """Takes no new connection until `reopen`; they wait in the kernel's backlog."""
+        self._doors.shut()
+
+    def reopen(self) -> None:
+        self._doors.reopen()
+
     async def close(self) -> None:
         """Stops accepting, ends every connection and waits for their tasks."""
         self._doors.close()

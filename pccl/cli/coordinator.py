@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.transport.dial import explain
 
 DEFAULT_LISTEN = "127.0.0.1:48148"
+THREAD_SWITCH_S = 0.0005  # the journal's thread gets its turn from a busy loop so soon; else 5 ms
 
 
 _LISTEN = click.option(
@@ -249,6 +251,7 @@ def _log_to_stderr(verbose: int) -> None:
 
 def _run(work: Coroutine[None, None, None], listen: Address) -> int:
     _raise_descriptor_limit()
+    sys.setswitchinterval(THREAD_SWITCH_S)
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(work)

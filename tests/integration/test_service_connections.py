@@ -11,13 +11,16 @@ import socket
 import pytest
 
 from pccl.base.config import ControlLimits
+from pccl.membership import precedence
 from pccl.membership.events import (
     ConnDown,
+    ConnUp,
     Effect,
     Event,
     NativeFrame,
     PeerMessage,
     Send,
+    SendNative,
 )
 from pccl.membership.messages import (
     Installed,
@@ -28,7 +31,9 @@ from pccl.membership.messages import (
     coordinator_codec,
     peer_codec,
 )
+from pccl.membership.precedence import HELD_MAX_S
 from pccl.transport import native_frames as nf
+from pccl.transport.channel import Channel
 from pccl.transport.framing import frame
 from tests.integration.scripted_machine import (
     HELLO,
@@ -223,6 +228,60 @@ def test_strangers_who_say_nothing_cannot_take_all_the_places() -> None:
                 channel.close()
 
     tell(story())
+
+
+def test_strangers_wait_for_a_recovery_for_a_moment_and_members_do_not() -> None:
+    async def story() -> None:
+        machine = ScriptedMachine(welcome)
+        async with running(machine) as run:
+            clock = asyncio.get_running_loop().time
+            member = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(1, HELLO) in told)
+            machine.urgent = True
+            began_s = clock()
+            await beat(machine, member, 1)
+            stranger = await run.dial_native()
+            await beat(machine, member, 2)
+            await machine.until(lambda told: NativeFrame(2, HELLO) in told)
+            assert clock() - began_s >= HELD_MAX_S
+            member.close()
+            stranger.close()
+
+    tell(story())
+
+
+def test_strangers_come_in_as_soon_as_a_recovery_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precedence, "HELD_MAX_S", 3600.0)
+
+    async def story() -> None:
+        machine = ScriptedMachine(welcome)
+        async with running(machine) as run:
+            member = await run.dial_native()
+            await machine.until(lambda told: NativeFrame(1, HELLO) in told)
+            machine.urgent = True
+            await beat(machine, member, 1)
+            stranger = await run.dial_native()
+            await beat(machine, member, 2)
+            assert machine.count(ConnUp) == 1
+            machine.urgent = False
+            await beat(machine, member, 3)
+            await machine.until(lambda told: NativeFrame(2, HELLO) in told)
+            member.close()
+            stranger.close()
+
+    tell(story())
+
+
+def welcome(event: Event) -> list[Effect]:
+    if isinstance(event, NativeFrame) and event.frame == HELLO:
+        return [SendNative(event.conn, nf.Welcome(1))]
+    return []
+
+
+async def beat(machine: ScriptedMachine, member: Channel, number: int) -> None:
+    frame = nf.Heartbeat(1, 1, 0, 0, number)
+    member.send(nf.encode(frame))
+    await machine.until(lambda told: NativeFrame(1, frame) in told)
 
 
 def test_messages_above_the_rate_cost_the_connection_but_heartbeats_only_time() -> None:

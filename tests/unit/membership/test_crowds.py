@@ -5,7 +5,7 @@ from __future__ import annotations
 from pccl.base.config import LAN
 from pccl.membership.admission import ENGINE_DUE_S
 from pccl.membership.events import Dialled
-from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, Evicted, Refused
+from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, Evicted, Refused, World
 from pccl.transport.native_frames import Flush
 from tests.unit.membership.hub import Hub
 
@@ -172,3 +172,17 @@ def test_where_strangers_crowd_the_oldest_of_the_fullest_host_makes_room_after_a
     hub.peer().hello()
     gone = [p.last(Evicted) is not None for p in (lone, *strangers)]
     assert gone == [False, True, True, False, False]
+
+
+def test_who_has_only_said_hello_is_not_counted_and_nobody_is_told_of_it() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    member.inbox.clear()
+    stranger, newcomer = hub.peer(), hub.peer()
+    stranger.hello()
+    newcomer.hello()
+    assert newcomer.got(Admitted).members == 2  # the member, and itself
+    assert stranger.last(World) is None and member.last(World) is None
+    newcomer.native_hello()
+    assert member.got(World) == newcomer.got(World) == World(2, 1, 1)
+    assert stranger.last(World) is None
