@@ -30,11 +30,12 @@ from pccl.membership.events import (
     SendNative,
     Synced,
 )
-from pccl.membership.messages import Refused
+from pccl.membership.messages import Admitted, Refused
+from pccl.membership.messages import World as WorldNow
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.record import Record
 from pccl.membership.store import StoreError
-from pccl.transport.native_frames import RefusedFrame
+from pccl.transport.native_frames import Pong, RefusedFrame, Welcome
 from tests.sim.durability import check_is_durable
 from tests.sim.world import Process, Wire, World
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from tests.sim.disk import Disk
 
 IDLE_TURNS_MAX: Final = 20  # calls of on_deadline at one moment before it counts as a busy loop
+GREETINGS: Final = Admitted | WorldNow | Welcome | Pong
+UNANSWERED_S: Final = 10.0  # TCP_USER_TIMEOUT
 PAUSE_MIN_S: Final = 0.6  # shorter ones are ordinary scheduling: the shell does not tell them
 
 
@@ -68,7 +71,7 @@ class CoordinatorProcess(Process):
         self.outbox: OutputCommit[Effect] = OutputCommit()
         world.note("{} starts", self)
         world.coordinators.append(self)
-        world.listening = self
+        world.listening, world.host_is_gone = self, False
         if not self.is_copy:
             world.history.started(store.generation)
         self.machine = Coordinator(
@@ -261,10 +264,11 @@ class CoordinatorProcess(Process):
                 raise AssertionError(f"unexpected effect {effect}")
 
     def check_says(self, message: Any) -> None:
-        """An outdated coordinator only turns away."""
+        """An outdated coordinator only turns away, but for greetings that its disk has held."""
         if self.machine.outdated:
             assert self.may_be_outdated(), f"{self} takes the newest journal for an old copy"
-            assert isinstance(message, Refused | RefusedFrame), f"outdated, {self} says {message}"
+            turns_away = isinstance(message, Refused | RefusedFrame | GREETINGS)
+            assert turns_away, f"outdated, {self} says {message}"
 
     def may_be_outdated(self) -> bool:
         deposed = self.disk.generation > self.store.generation
@@ -305,8 +309,9 @@ class CoordinatorProcess(Process):
         """It is told to end, as by a signal: what it has begun to write, it writes."""
         self.die(1.0)
 
-    def die(self, written: float) -> None:
-        """Ends at once; `written`, rounded, says whether the write under way is on disk."""
+    def die(self, written: float, *, silently: bool = False) -> None:
+        """Ends at once; `written`, rounded, says whether the write under way is on disk.
+        Silently: with its machine, so that nobody's connection ends."""
         if not self.alive:
             return
         world = self.world
@@ -316,15 +321,34 @@ class CoordinatorProcess(Process):
                 self._save()
         self.alive = False
         if world.listening is self:
-            world.listening = None
+            world.listening, world.host_is_gone = None, silently
         for wire in [w for w in world.wires if w.coordinator is self]:
-            world.reset(wire, world.rng.random())
+            if silently:
+                _leave_half_open(world, wire)
+            else:
+                world.reset(wire, world.rng.random())
             world.forget_wire(wire)
         self.wires.clear()
         if world.listening is None:
             # A coordinator that is gone comes back: whoever runs it sees to that.
             after_s = self.back_after_s if self.back_after_s >= 0 else 0.5
             world.at(world.now_s + after_s, None, start_coordinator, world)
+
+
+def _leave_half_open(world: World, wire: Wire) -> None:
+    """The peer's kernel learns that the other end is gone when somebody is there again and answers
+    its next heartbeat with a reset, or after a long silence."""
+    wire.up_until_s = wire.down_until_s = world.now_s
+    silent_s = world.now_s + UNANSWERED_S
+
+    def look() -> None:
+        answered = wire.kind == "native" and not world.host_is_gone
+        if answered or world.now_s >= silent_s:
+            world.at(world.now_s, wire.peer, wire.on_closed)
+        else:
+            world.at(world.now_s + world.profile.heartbeat_s, wire.peer, look)
+
+    look()
 
 
 def start_coordinator(world: World) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.sim.disk import Disk
-from tests.sim.peer_process import PeerProcess, start_peer
+from tests.sim.peer_process import PeerProcess
 from tests.sim.script import Fault
 from tests.sim.world import World
 
@@ -34,7 +34,6 @@ class GrownCopy:
         self._members = {i for view in views for i in view.incarnations()}
         self._newest = max((view.epoch for view in views), default=0)
         world.faults_until_s = max(world.faults_until_s, self._give_up_s + 0.5)
-        start_peer(world)
 
     def wait(self) -> None:
         """Takes the right one's place as soon as some member knows more than the copy."""

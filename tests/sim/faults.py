@@ -14,6 +14,7 @@ from tests.sim.script import Fault
 from tests.sim.world import World
 
 WAYS: Final = (("up",), ("down",), ("up", "down"))
+LOOK_AGAIN_S: Final = 0.002
 FOLLOWED_S: Final = 4.0  # then all that can be have found a coordinator that was restarted
 COPY_S: Final = 8.5  # above the grace for peers without their agent (`coordinator_process`)
 BATCHES: Final = 12  # a crash between effects comes within so many batches of them
@@ -222,6 +223,36 @@ def _c_kill(world: World, fault: Fault) -> None:
         world.listening.die(fault.y)
 
 
+def _c_vanish(world: World, fault: Fault) -> None:
+    """Its machine goes away without a goodbye; another one comes up at the same address."""
+    if world.listening is not None:
+        world.listening.back_after_s = fault.x
+        world.listening.die(fault.y, silently=True)
+
+
+def _flush_copy(world: World, fault: Fault) -> None:
+    """Somebody copies the disk while a flush is on, and starts that copy when it is over."""
+    peer = world.choose(fault.a)
+    right = world.listening
+    if peer is None or right is None or right.is_copy or not peer.engine.is_member():
+        return
+    peer.touched = True
+    _kill(world, peer, fault)
+    give_up_s = world.now_s + FOLLOWED_S
+
+    def look() -> None:
+        right = world.listening
+        if world.quiet or world.now_s > give_up_s:
+            return
+        durable = None if right is None or right.is_copy else right.durable
+        if durable is not None and durable.flushing:
+            GrownCopy(world, fault, world.disk.copied()).wait()
+        else:
+            world.at(world.now_s + LOOK_AGAIN_S, None, look)
+
+    look()
+
+
 def _c_cancel(world: World, fault: Fault) -> None:
     if world.listening is not None:
         world.listening.back_after_s = fault.x
@@ -264,6 +295,7 @@ def _c_copy(world: World, fault: Fault) -> None:
         return
     copy = world.disk.copied()
     if fault.a % 2:
+        start_peer(world)  # by whose coming in the copy becomes old
         GrownCopy(world, fault, copy).wait()
         return
     right.back_after_s = 0.2
@@ -320,11 +352,13 @@ _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "start": _start,
     "delay": _delay,
     "c_kill": _c_kill,
+    "c_vanish": _c_vanish,
     "c_cancel": _c_cancel,
     "c_crash": _c_crash,
     "c_stop": _c_stop,
     "c_depose": _c_depose,
     "c_copy": _c_copy,
+    "flush_copy": _flush_copy,
     "exclude": _exclude,
 }
 

@@ -133,9 +133,9 @@ LINK_FAULTS: Final = (
     *("delay", "block_peer"),
 )
 COORDINATOR_FAULTS: Final = (
-    *("c_kill", "c_cancel", "c_crash", "c_crash", "c_stop", "c_depose", "c_copy"),
+    *("c_kill", "c_cancel", "c_crash", "c_crash", "c_stop", "c_depose", "c_copy", "c_vanish"),
 )
-ALL_FAULTS: Final = (*PEER_FAULTS, *LINK_FAULTS, *COORDINATOR_FAULTS, "start")
+ALL_FAULTS: Final = (*PEER_FAULTS, *LINK_FAULTS, *COORDINATOR_FAULTS, "start", "flush_copy")
 BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manifest", "exclude"))
 """Faults for which nobody may be evicted."""
 CONNECTION_FAULTS: Final = frozenset(("reset_agent", "reset_native", "duplicate"))

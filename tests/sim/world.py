@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.sim.peer_process import PeerProcess
 
 DIAL_TIMEOUT_S: Final = 3.0
+DIAL_AGAIN_S: Final = 1.0  # a kernel that gets no answer asks again
 EVENTS_MAX: Final = 200_000  # of one run; more is a busy loop
 # Peers dial a lost coordinator again after 3 s at the latest: no patience with them is shorter.
 PROFILE: Final = TimeProfile(
@@ -114,6 +115,7 @@ class World:
         self.peers: list[PeerProcess] = []
         self.coordinators: list[CoordinatorProcess] = []
         self.listening: CoordinatorProcess | None = None
+        self.host_is_gone = False  # the coordinator's: nothing there answers a dial
         self.wires: list[Wire] = []
         self.links: Links  # between peers; set, like the next two, by who makes the world
         self.make_coordinator: Callable[..., CoordinatorProcess]
@@ -191,11 +193,21 @@ class World:
         if arrives_s > self.now_s + DIAL_TIMEOUT_S:
             self.at(self.now_s + DIAL_TIMEOUT_S, peer, answer, None)
         else:
-            self.at(arrives_s, None, self._dialled, peer, kind, answer)
+            late_s = self.now_s + DIAL_TIMEOUT_S
+            self.at(arrives_s, None, self._dialled, peer, kind, answer, late_s)
 
-    def _dialled(self, peer: PeerProcess, kind: str, answer: Callable[[Wire | None], None]) -> None:
+    def _dialled(
+        self, peer: PeerProcess, kind: str, answer: Callable[[Wire | None], None], late_s: float
+    ) -> None:
         coordinator = self.listening
         wire = None
+        if coordinator is None and self.host_is_gone:
+            again_s = self.now_s + DIAL_AGAIN_S
+            if again_s < late_s:
+                self.at(again_s, None, self._dialled, peer, kind, answer, late_s)
+            else:
+                self.at(late_s, peer, answer, None)
+            return
         # Who knows nothing of the run is told by a copy what a coordinator tells newcomers; what
         # is said between these two concerns nobody else.
         lonely = coordinator is not None and coordinator.is_copy and not peer.incarnation

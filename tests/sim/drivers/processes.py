@@ -183,7 +183,7 @@ class DriverCoordinator(CoordinatorProcess):
             world.note("{} stops for {:.2f} s", self, duration_s)
             self.stopped_until_s = world.now_s + duration_s  # the service sees that by itself
 
-    def die(self, written: float) -> None:
+    def die(self, written: float, *, silently: bool = False) -> None:
         if self.alive:
             for work, _ in list(self._queued)[: round(written * len(self._queued))]:
                 try:
@@ -191,7 +191,7 @@ class DriverCoordinator(CoordinatorProcess):
                 except StoreError:
                     break
             self._queued.clear()
-        super().die(0.0)
+        super().die(0.0, silently=silently)
 
 
 class DriverPeer(PeerProcess):
