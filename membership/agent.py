@@ -27,7 +27,9 @@ from pccl.base.log import get_logger
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
 from pccl.membership.engine_effects import perform_on_engine
-from pccl.membership.member import Ended, Member
+from pccl.membership.member import Member
+from pccl.membership.standing import Standing as Standing
+from pccl.membership.standing import standing_of
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial, explain
@@ -70,16 +72,6 @@ class Seat:
 
 MakeSeat = Callable[[str], Seat]
 """Makes the engine, given the literal local address used towards the coordinator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What the program's threads may know of the machine; replaced as a whole."""
-
-    admitted: m.Admitted | None = None
-    world: m.World | None = None
-    ended: Ended | None = None
-    failure: BaseException | None = None  # the agent itself could not go on
 
 
 class MemberAgent:
@@ -289,7 +281,7 @@ class MemberAgent:
                 if machine.deadline_s is not None and now_s >= machine.deadline_s:
                     machine.handle(e.Progress(self.steps_decided), now_s)
                     self._perform(machine.on_deadline(now_s), engine)
-                self._publish(Standing(machine.admitted, machine.world, machine.ended))
+                self._publish(standing_of(machine))
         finally:
             loop.remove_reader(event_fd)
 

@@ -53,11 +53,10 @@ from pccl.membership.messages import (
     Switched,
     Testimony,
     WaitFor,
-    World,
 )
+from pccl.membership.news import News
 from pccl.membership.outdated import Outdated
 from pccl.membership.pace import Pace
-from pccl.membership.peer import proven
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 from pccl.membership.record import Record
@@ -109,7 +108,7 @@ class Coordinator:
         self._departures = Departures(self._core)
         self._planning = Planning(self._core)
         self._parts = Parts(self._flushing, self._planning, self._links, self._progress)
-        self._world = self._world_now()
+        self._news = News(self._core, self._flushing)
         if record is None:
             self._core.persist()  # the run id is told to peers
 
@@ -200,18 +199,7 @@ class Coordinator:
         if self._core.flush_reasons and not self._core.flushing:  # a plan ends by a flush
             self._flushing.advance(now_s)
             self._planning.advance(now_s)
-        world = self._world_now()
-        if world != self._world:
-            self._world = world
-            for peer in proven(self._core.peers):
-                self._core.send(peer, world)
-
-    def _world_now(self) -> World:
-        core = self._core
-        view = core.current()
-        return World(
-            len(proven(core.peers)), 0 if view is None else len(view.members), core.epoch()
-        )
+        self._news.tell_all()
 
     # -------------------------------------------------------------- connections
 
@@ -263,7 +251,6 @@ class Coordinator:
         self._agent_message(peer, msg, now_s)
 
     def _hello(self, conn: int, msg: Hello, now_s: float) -> None:
-        core = self._core
         peer = self._admission.hello(conn, msg, now_s)
         if peer is None:
             return
@@ -274,13 +261,13 @@ class Coordinator:
             self._flushing.repeat(peer)
             self._planning.reattached(peer)
             peer.resent_s = now_s
-        if peer.was_native and self._world_now() == self._world:  # else it will be told anyway
-            core.send(peer, self._world)
+        self._news.greet(peer)
 
     def _agent_message(self, peer: Peer, msg: PeerMessageBody, now_s: float) -> None:
         match msg:
             case AtEntry(entry, _):
                 self._planning.at_entry(peer, entry, now_s)
+                self._news.tell_why(peer, now_s)
                 self._resend(peer, now_s)
             case LinksUp(epoch):
                 self._planning.links_up(peer, epoch)

@@ -178,6 +178,7 @@ class World:
     admitted: int
     members: int
     epoch: int
+    waits: str = ""  # why the receiver is not let in, if it is not for members to come to its entry
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)

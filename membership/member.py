@@ -101,7 +101,7 @@ class Member:
         self._coordinator = ("", 0)
         self._leaving = False
         self._drain_reason: str | None = None  # this peer asked to be planned out
-        self._last_reason = "not tried yet"
+        self.last_reason = "not tried yet"
         self._native_is_down = False  # it was up, and is not
         self._steps = 0
         self._steps_at_loss = 0
@@ -199,7 +199,7 @@ class Member:
             return self._end(self._way_out(), "left the run")
         if foreign and self.admitted is None:
             return self._end("foreign", reason)
-        self._last_reason = reason
+        self.last_reason = reason
         if self.phase is Phase.ATTACHED:
             self._steps_at_loss = self._steps
             self._give_up_at_s = now_s + self._patience_s()
@@ -212,7 +212,7 @@ class Member:
 
     def _give_up(self, now_s: float) -> list[Effect]:
         if self.admitted is None:
-            return self._end("unreachable", self._last_reason)
+            return self._end("unreachable", self.last_reason)
         if self._steps > self._steps_at_loss:
             # Steps still commit: nothing waits for a decision, and nobody needs a coordinator yet.
             self._steps_at_loss = self._steps
@@ -220,7 +220,7 @@ class Member:
             return []
         return self._end(
             "coordinator_lost",
-            f"no coordinator for {self._patience_s():g} s (last attempt: {self._last_reason}); "
+            f"no coordinator for {self._patience_s():g} s (last attempt: {self.last_reason}); "
             "connect again",
         )
 

@@ -17,13 +17,14 @@ from functools import partial
 from typing import Literal, Self
 
 from pccl.base.errors import ConnectError, PcclError, UsageError
+from pccl.base.log import get_logger
 from pccl.communicator import Communicator, check_timeout
 from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
 from pccl.membership.messages import GROUP_MAX, STRAGGLER_WAIT, Underflow
 from pccl.outcome import Peer
-from pccl.session import Session
+from pccl.session import WAIT_QUIET_S, Session
 from pccl.transport.address import (
     Address,
     is_loopback,
@@ -34,6 +35,7 @@ from pccl.transport.address import (
 from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_api import EngineLike
 
+_log = get_logger("face")
 STEP_TIMEOUT_S = 300.0
 LANES_MAX = 64
 MIN_WORLD_MAX = 1024  # as many as a coordinator admits
@@ -123,8 +125,12 @@ def admit(
     session: Session | None = None
     agent.start()
     try:
+        quiet_s = min(WAIT_QUIET_S, config.connect_timeout_s)
+        if not agent.wait_until(lambda now: now.admitted is not None, quiet_s):
+            _log.warning("not admitted for %g s: %s", quiet_s, agent.standing.waits or "no answer")
         # The agent keeps the time itself; the margin lets its own, better text come first.
-        agent.wait_until(lambda now: now.admitted is not None, config.connect_timeout_s + 1.0)
+        left_s = config.connect_timeout_s - quiet_s + 1.0
+        agent.wait_until(lambda now: now.admitted is not None, left_s)
         standing = agent.standing
         if standing.admitted is None:
             raise _refusal(agent, config)

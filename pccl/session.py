@@ -17,16 +17,19 @@ from collections.abc import Callable, Iterable
 from pccl.base.clock import Deadline
 from pccl.base.config import LAN
 from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
+from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer
 from pccl.membership.agent import MemberAgent
 from pccl.membership.member import GOODBYE_S
 from pccl.outcome import Peer
 from pccl.ticket import Ticket
 from pccl.transport.engine import error_of
-from pccl.transport.engine_api import EngineLike
+from pccl.transport.engine_api import BegunStep, EngineLike
 
+WAIT_QUIET_S = 5.0  # then a newcomer's log says what it waits for
 OPEN_STEPS_MAX = 16  # the engine holds 64; more in flight than this only costs memory
 NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
+_log = get_logger("face")
 
 
 class Session:
@@ -98,7 +101,7 @@ class Session:
         try:
             self.check()
             self._make_room(deadline)
-            begun = self.engine.begin_step(name, deadline.remaining_s())
+            begun = self._pass_gate(name, deadline)
             self._next_step = begun.step + 1
             ticket = Ticket(self, name, begun, timeout_s)
             self._open[begun.step] = ticket
@@ -107,12 +110,29 @@ class Session:
             self._finish_open(deadline)
             raise
         except DeadlineExceeded as error:
+            why = f"; {waits}" if (waits := self._waits()) else ""
             raise DeadlineExceeded(
-                f"step {name!r} did not begin within {timeout_s:g} s ({error}); a newcomer "
+                f"step {name!r} did not begin within {timeout_s:g} s ({error}){why}; a newcomer "
                 "enters when the members reach an entry of that name"
             ) from error
         finally:
             self._begin_lock.release()
+
+    def _pass_gate(self, name: str, deadline: Deadline) -> BegunStep:
+        """A newcomer that waits for long is told once, in the log, what for."""
+        quiet_s = min(WAIT_QUIET_S, deadline.remaining_s())
+        try:
+            return self.engine.begin_step(name, quiet_s)
+        except DeadlineExceeded:
+            if deadline.remaining_s() <= 0:
+                raise
+        if waits := self._waits():
+            _log.warning("step %r has not begun for %g s: %s", name, quiet_s, waits)
+        return self.engine.begin_step(name, deadline.remaining_s())
+
+    def _waits(self) -> str:
+        """Says what this peer waits for, if it is a newcomer."""
+        return self.agent.standing.waits if self.engine.view().rank < 0 else ""
 
     def _make_room(self, deadline: Deadline) -> None:
         """Settles what is decided; with too many steps in flight, waits for the oldest."""

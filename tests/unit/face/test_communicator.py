@@ -59,6 +59,21 @@ def test_waiting_for_others_in_vain_says_how_many_are_in() -> None:
     assert agent.wanted == [2, 0]
 
 
+def test_a_newcomer_that_waits_for_long_is_told_why_in_its_log_and_in_the_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = FakeRun()
+    comm, engine, agent = sit(run, b"one")
+    run.live.remove(engine.peer_id)
+    engine.gate_open = False
+    why = "this process waits at 'eval', which no member has begun lately"
+    agent.standing = Standing(admitted=agent.standing.admitted, waits=why)
+    with pytest.raises(pccl.DeadlineExceeded, match=why), comm.step("eval", timeout_s=60):
+        pass
+    (said,) = [r for r in caplog.records if r.name == "pccl.face"]
+    assert said.levelname == "WARNING" and why in said.message
+
+
 def test_a_stand_alone_operation_enters_by_its_descriptor() -> None:
     comm, engine, _ = sit(FakeRun(), b"one")
     names: list[str] = []

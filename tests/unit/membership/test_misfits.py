@@ -14,6 +14,7 @@ from pccl.membership.messages import (
     HoldFrom,
     LinksUp,
     ViewPlan,
+    World,
 )
 from pccl.transport.native_frames import Flush
 from tests.unit.membership.hub import FakePeer, Hub
@@ -83,6 +84,10 @@ def test_no_join_is_agreed_for_a_name_that_no_member_expects_to_begin() -> None:
     assert a.last(Flush) is None
     (row,) = [p for p in hub.status()["learners"] if p["incarnation"] == x.incarnation]
     assert row["held_back"] == "waits at 'eval', which no member has begun lately"
+    x.say(AtEntry("eval", 0))
+    assert x.got(World).waits == row["held_back"], "its own process is told, too"
+    x.say(AtEntry("eval", 0))
+    assert x.last(World) is None, "once"
 
 
 def test_one_member_that_knows_the_name_is_enough() -> None:

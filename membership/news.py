@@ -1,0 +1,50 @@
+"""What everybody is told of the run: who is in, and a newcomer why it is not.
+
+Invariant: whoever is counted is told each change; else anybody's hello would be a message to all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pccl.membership.core import Core, Peer
+from pccl.membership.flushing import Flushing
+from pccl.membership.messages import TEXT_CHARACTERS_MAX, World
+from pccl.membership.peer import proven
+
+
+class News:
+    def __init__(self, core: Core, flushing: Flushing) -> None:
+        self._core = core
+        self._flushing = flushing
+        self._told = self._now()
+
+    def tell_all(self) -> None:
+        """Tells what has changed."""
+        world = self._now()
+        if world != self._told:
+            self._told = world
+            for peer in proven(self._core.peers):
+                self._tell(peer)
+
+    def greet(self, peer: Peer) -> None:
+        """Tells a peer that has come back, unless all will be told anyway."""
+        if peer.was_native and self._now() == self._told:
+            self._tell(peer)
+
+    def tell_why(self, peer: Peer, now_s: float) -> None:
+        """Tells a newcomer at an entry why it is not let in, when that has changed."""
+        why = ""
+        if not self._core.is_member(peer.incarnation):
+            why = self._flushing.why_wait(now_s) or peer.misfit() or ""
+        if why[:TEXT_CHARACTERS_MAX] != peer.told_why:
+            peer.told_why = why[:TEXT_CHARACTERS_MAX]
+            self._tell(peer)
+
+    def _tell(self, peer: Peer) -> None:
+        self._core.send(peer, replace(self._told, waits=peer.told_why))
+
+    def _now(self) -> World:
+        view = self._core.current()
+        members = 0 if view is None else len(view.members)
+        return World(len(proven(self._core.peers)), members, self._core.epoch())
