@@ -29,7 +29,7 @@ def test_amid_a_crowd_of_strangers_kills_are_survived_and_newcomers_get_in(tmp_p
         tmp_path, kills=2, silent=300, garbage_per_s=300, hellos_per_s=100, seed=SEED
     )
     assert not result.violations, "\n".join(result.violations)
-    assert len(result.crowded_s) == 2 * 3
+    assert len(result.crowded_s) == len(result.elsewhere_s) == 2 * 3
     assert int(result.crowd.rpartition(" ")[2]) > 0, "no stranger said hello"
     dropped = result.connections["dropped_by_reason"]
     assert isinstance(dropped, dict) and dropped["protocol"] > 0 and dropped["half_open"] > 0
