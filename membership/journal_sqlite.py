@@ -51,8 +51,6 @@ ADOPT: Final = (
 )
 _ADVICE: Final = {
     sqlite3.SQLITE_ERROR: f"it is a database, but no journal, or damaged; {ADOPT}",
-    sqlite3.SQLITE_BUSY: "it is in use by another coordinator",
-    sqlite3.SQLITE_LOCKED: "it is in use by another coordinator",
     sqlite3.SQLITE_NOTADB: f"it is no journal, or its beginning is lost; {ADOPT}",
     sqlite3.SQLITE_CORRUPT: f"it is damaged; {ADOPT}",
     sqlite3.SQLITE_FULL: "the disk is full; make room and start the coordinator again",
@@ -62,7 +60,9 @@ _ADVICE: Final = {
     sqlite3.SQLITE_IOERR: "reading or writing it failed; is the disk full or broken?",
 }
 
-_LATER: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+_HELD: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_LATER: Final = (*_HELD, sqlite3.SQLITE_FULL)
+_LOCK_BYTES: Final = range(1 << 30, (1 << 30) + 512)  # where SQLite's locks lie in every file
 
 _SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeError)  # its own words quote a damaged schema
 
@@ -153,7 +153,13 @@ class SqliteJournal:
 
     def _explain(self, error: Exception) -> StoreError:
         damaged = sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeError) else 0
-        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", damaged) & 0xFF)
+        code = getattr(error, "sqlite_errorcode", damaged) & 0xFF
+        if code in _HELD:
+            return StoreError(
+                f"journal {self._path} is in use by another coordinator{_holder(self._path)}; stop "
+                "that one first, or give this one a journal of its own"
+            )
+        advice = _ADVICE.get(code)
         text = f"{advice} ({error})" if advice else str(error)
         return StoreError(f"journal {self._path}: {text}")
 
@@ -224,6 +230,24 @@ class SqliteJournal:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _holder(path: str) -> str:
+    """Returns which process holds a file's lock, in brackets; empty where the system does not tell.
+
+    Opening the file to ask would, at its closing, drop this process's own locks on it.
+    """
+    try:
+        inode = os.stat(path).st_ino
+        with open("/proc/locks") as listed:
+            lines = [line.split() for line in listed]
+    except OSError:
+        return ""
+    for words in lines:  # 1: POSIX ADVISORY WRITE <pid> <device and inode> <first> <last>
+        held = len(words) == 8 and words[5].endswith(f":{inode}") and int(words[6]) in _LOCK_BYTES
+        if held and int(words[4]) > 0:  # else it runs where this process cannot see it
+            return f" (pid {words[4]})"
+    return ""
 
 
 def _checksum(generation: object, body: object) -> int:

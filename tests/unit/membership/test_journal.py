@@ -70,7 +70,7 @@ def test_an_empty_record_survives_too(tmp_path: Path) -> None:
 
 def test_a_second_coordinator_on_the_same_file_is_refused_in_plain_words(tmp_path: Path) -> None:
     first = SqliteJournal(tmp_path / "run.db")
-    with pytest.raises(StoreError, match=r"run\.db: it is in use by another coordinator"):
+    with pytest.raises(StoreError, match=r"run\.db is in use by another coordinator .*stop"):
         SqliteJournal(tmp_path / "run.db")
     first.save(RECORD)
     first.close()
