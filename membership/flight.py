@@ -29,7 +29,7 @@ from pccl.membership.messages import coordinator_codec, peer_codec
 from pccl.membership.record import record_codec
 from pccl.transport import native_frames
 from pccl.transport.codec import Codec, message
-from pccl.transport.framing import Framer, frame
+from pccl.transport.framing import HEAD_BYTES, Framer, frame
 
 MAGIC: Final = b"PCCLFLY1"
 FORMAT: Final = 1
@@ -210,7 +210,7 @@ def read_entries(recording: Iterable[bytes]) -> Iterator[Entry]:
         RemoteError: these are not the bytes of a recording.
     """
     framer = Framer(first_frame_bytes_max=1 << 20)
-    head = b""
+    head, read = b"", len(MAGIC)
     for piece in recording:
         if len(head) < len(MAGIC):
             head += piece
@@ -220,7 +220,14 @@ def read_entries(recording: Iterable[bytes]) -> Iterator[Entry]:
                 raise RemoteError("this file is no flight recording of a coordinator")
             piece, head = head[len(MAGIC) :], MAGIC
         framer.feed(piece)
-        while (body := framer.next_message()) is not None:
-            yield entry_codec.decode(body)
+        while True:
+            try:
+                if (body := framer.next_message()) is None:
+                    break
+                entry = entry_codec.decode(body)
+            except RemoteError:  # its text speaks of a connection
+                raise RemoteError(f"the recording is damaged at byte {read}") from None
+            read += HEAD_BYTES + len(body)
+            yield entry
     if len(head) < len(MAGIC):
         raise RemoteError("this file is too short to be a flight recording")

@@ -90,9 +90,11 @@ async def serve(
         on_listening: told the address, with the port it got, once peers can connect.
 
     Raises:
-        UsageError: the address is not on loopback and `insecure` is not set.
+        UsageError: the address is not on loopback and `insecure` is not set, or the recording
+            cannot be begun.
         OSError: the port is taken, or the host is not one of this machine.
-        PcclError: the journal or the recording cannot be opened, read or written.
+        StoreError: the journal cannot be opened or read.
+        PcclError: it ran, and had to stop: the journal cannot be written any more.
     """
     check_exposure(options.listen, insecure=options.insecure)
     store = await asyncio.to_thread(_open_store, options)
@@ -154,7 +156,10 @@ def _start(recorder: Recorder, options: CoordinatorOptions) -> None:
             f"cannot record to {options.record}: another coordinator does; name another file"
         ) from error
     except OSError as error:
-        raise PcclError(f"cannot record to {options.record}: {explain(error)}") from error
+        raise UsageError(
+            f"cannot record to {options.record}: {explain(error)}; give --record a file in a "
+            "folder that exists and may be written to"
+        ) from error
 
 
 async def run_until(service: CoordinatorService, stop: asyncio.Event) -> None:

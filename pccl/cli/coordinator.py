@@ -20,10 +20,11 @@ from pccl.base.event_loop import new_event_loop
 from pccl.base.ids import SHORT_HEX_DIGITS
 from pccl.bench.arithmetic import parse_bytes
 from pccl.cli.main import MISUSED, print_error
-from pccl.membership.adoption import Adoption
+from pccl.membership.adoption import Adoption, AdoptionError
 from pccl.membership.messages import Underflow
 from pccl.membership.service import CoordinatorOptions, choose_profile, serve
 from pccl.membership.service_adopt import adopt
+from pccl.membership.store import StoreError
 from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.transport.dial import explain
 
@@ -255,6 +256,9 @@ def _run(work: Coroutine[None, None, None], listen: Address) -> int:
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(work)
+    except (StoreError, AdoptionError) as error:  # one that runs ends by another error
+        print_error(str(error))
+        return MISUSED
     except OSError as error:
         print_error(
             f"cannot listen on {listen}: {explain(error)}; another coordinator may be running "

@@ -3,7 +3,7 @@
 A command lives in its own module, which is imported only when the command is used: `pccl status`
 must not wait for torch, and a command whose dependencies are missing must not break the others.
 
-Exit codes: 0 done, 1 it failed, 2 it was asked for wrongly, 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 it was asked for wrongly or could not begin, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ class LazyCommands(click.Group):
         try:
             command = importlib.import_module(module).command
         except ImportError as error:
-            raise click.ClickException(
+            missing = click.ClickException(
                 f"`pccl {cmd_name}` needs something that is not installed ({error}); "
                 "pip install 'pccl[demo,bench]' brings it"
-            ) from error
+            )
+            missing.exit_code = MISUSED
+            raise missing from error
         assert isinstance(command, click.Command)
         return command
 

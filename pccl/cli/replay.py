@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from pccl.cli.main import FAILED, print_error
+from pccl.base.errors import RemoteError
+from pccl.cli.main import FAILED, MISUSED, print_error
 from pccl.membership.flight import CHUNK_BYTES
 from pccl.membership.replay import Replay, Step, describe
 from pccl.membership.service_recorder import pccl_version
@@ -30,13 +32,22 @@ from pccl.membership.service_recorder import pccl_version
 def command(file: Path, until_s: float | None, show: str | None) -> int:
     """Replays FILE, a recording of `pccl coordinator --record FILE`.
 
-    Exits with 1 at the first step whose effects are not those that were recorded.
+    Exits with 1 at the first step whose effects are not those that were recorded, with 2 where
+    the file is no recording, or is damaged.
     """
+    try:
+        return _replay(file, until_s, show)
+    except RemoteError as error:
+        print_error(f"{file}: {error}")
+        return MISUSED
+
+
+def _replay(file: Path, until_s: float | None, show: str | None) -> int:
     with file.open("rb") as recording:
         replay = Replay(iter(lambda: recording.read(CHUNK_BYTES), b""), version=pccl_version())
         last = 0
         until = None if until_s is None else replay.began_s + until_s
-        for step in replay.steps(until):
+        for step in _steps(replay, until):
             last = step.number
             _show(step, replay.began_s, show)
             if step.differs:
@@ -52,6 +63,20 @@ def command(file: Path, until_s: float | None, show: str | None) -> int:
     how = "to its end" if replay.ended else "as far as it goes" if until_s is None else "so far"
     click.echo(f"{last} steps over {length_s:.3f} s, {how}: the same effects as recorded")
     return 0
+
+
+def _steps(replay: Replay, until_s: float | None) -> Iterator[Step]:
+    """Yields what can be replayed; says of damage how much that was."""
+    last = 0
+    try:
+        for step in replay.steps(until_s):
+            last = step.number
+            yield step
+    except RemoteError as error:
+        raise RemoteError(
+            f"{error}; what comes before can be replayed, {last} steps over "
+            f"{replay.now_s - replay.began_s:.3f} s, and had the same effects as recorded"
+        ) from error
 
 
 def _show(step: Step, began_s: float, show: str | None) -> None:

@@ -88,7 +88,8 @@ def test_a_port_in_use_is_a_readable_error(capfd: pytest.CaptureFixture[str]) ->
         (["coordinator", "--listen", "0.0.0.0:0"], 2, "--insecure"),
         (["coordinator", "--listen", "nonsense"], 2, "is not an address"),
         (["coordinator", "--min-world", "0"], 2, "min-world"),
-        (["coordinator", "--listen", "127.0.0.1:0", "--journal", "/dev/null/x"], 1, "journal"),
+        (["coordinator", "--listen", "127.0.0.1:0", "--journal", "/dev/null/x"], 2, "journal"),
+        (["coordinator", "--listen", "127.0.0.1:0", "--record", "/nope/x"], 2, "--record"),
         (["status", "host:99999"], 2, "is not within 1 to 65535"),
         (["status"], 2, "Missing argument"),
         (["nonsense"], 2, "No such command"),
@@ -124,6 +125,6 @@ def test_a_command_whose_dependencies_are_missing_breaks_no_other(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(COMMANDS, "broken", ("pccl.cli.no_such_module", "Is not there."))
-    assert main(["broken"]) == 1
+    assert main(["broken"]) == 2
     assert "needs something that is not installed" in capsys.readouterr().err
     assert main(["--help"]) == 0

@@ -108,8 +108,10 @@ def test_a_second_coordinator_on_the_same_journal_is_refused(tmp_path: Path) -> 
     first = CoordinatorProcess(*options).ready()
     try:
         code, errors = CoordinatorProcess(*options).end()
-        assert code == 1
-        assert "in use by another coordinator" in errors and "Traceback" not in errors
+        assert code == 2
+        words = " ".join(errors.split())
+        assert f"in use by another coordinator (pid {first.process.pid}); stop that one" in words
+        assert "Traceback" not in errors
     finally:
         first.discard()
 
@@ -129,7 +131,7 @@ def test_a_journal_that_cannot_be_read_ends_the_start_in_plain_words(
         for tail in tmp_path.glob("run.db-*"):
             tail.unlink()
     code, errors = CoordinatorProcess(*options).end()
-    assert code == 1 and "run.db" in errors and "Traceback" not in errors
+    assert code == 2 and "run.db" in errors and "Traceback" not in errors
     assert kind == "folder" or "pccl coordinator adopt --journal" in errors.replace("\n", " ")
 
 
@@ -220,9 +222,9 @@ def test_a_journal_that_holds_a_run_is_not_adopted_over(tmp_path: Path) -> None:
     status(options[1])  # it answers once its run is durable
     coordinator.kill()
     code, errors = CoordinatorProcess("adopt", *options).end()
-    assert code == 1 and "--force" in errors and "Traceback" not in errors
+    assert code == 2 and "--force" in errors and "Traceback" not in errors
     code, errors = CoordinatorProcess("adopt", *options, "--force", "--wait", "0.2").end()
-    assert code == 1 and "no peer testified" in errors
+    assert code == 2 and "no peer testified" in errors
 
 
 def test_a_recorded_run_is_replayed_to_the_same_state(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     a_recording(tmp_path / "flight", steps=20)
     whole = bytearray((tmp_path / "flight").read_bytes())
     whole[len(whole) // 2] ^= 4
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteError, match=r"the recording is damaged at byte \d+"):
         list(Replay([bytes(whole)], version=version()).steps())
 
 
