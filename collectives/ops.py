@@ -81,5 +81,14 @@ def _parse(value: object, names: dict[str, _E], enum: type[_E], what: str) -> _E
         return value
     found = names.get(value) if isinstance(value, str) else None
     if found is None:
-        raise UsageError(f"{what} must be one of {', '.join(names)}, not {value!r}")
+        raise UsageError(f"{what} must be one of {_listed(names)}, not {value!r}")
     return found
+
+
+def _listed(names: dict[str, _E]) -> str:
+    """Returns the names there are; other names for the same in brackets."""
+    first = {meant: name for name, meant in reversed(names.items())}
+    others = [f"{name} for {first[meant]}" for name, meant in names.items() if name != first[meant]]
+    return ", ".join(first[m] for m in dict.fromkeys(names.values())) + (
+        f" ({', '.join(others)})" if others else ""
+    )

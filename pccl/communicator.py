@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from pccl.arguments import check_number, check_seconds
 from pccl.base.clock import Deadline
 from pccl.base.errors import DeadlineExceeded, Left, PcclError, UsageError
 from pccl.collectives.ops import Algorithm, ReduceOp
@@ -88,9 +88,8 @@ class Communicator:
         Raises:
             DeadlineExceeded: they are not; the text says how many are.
         """
-        if world_size < 1:
-            raise UsageError(f"world_size must be at least 1, not {world_size}")
-        deadline = Deadline(check_timeout(timeout_s))
+        world_size = check_number("world_size", world_size, 1)
+        deadline = Deadline(check_seconds("timeout_s", timeout_s))
         session = self._session
         session.check()
         if self._count(session.agent.standing) >= world_size:
@@ -236,12 +235,8 @@ class Communicator:
         self._session.close()
 
     def _timeout(self, timeout_s: float | None) -> float:
-        return self._session.step_timeout_s if timeout_s is None else check_timeout(timeout_s)
-
-
-def check_timeout(timeout_s: float) -> float:
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
-        raise UsageError(f"timeout_s must be a number of seconds, not {timeout_s!r}")
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise UsageError(f"timeout_s must be finite and positive, not {timeout_s!r}")
-    return float(timeout_s)
+        return (
+            self._session.step_timeout_s
+            if timeout_s is None
+            else check_seconds("timeout_s", timeout_s)
+        )

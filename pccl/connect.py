@@ -16,13 +16,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
 
+from pccl.arguments import (
+    check_addresses,
+    check_number,
+    check_seconds,
+    check_text,
+    optional_number,
+    optional_seconds,
+    parse_straggler,
+    parse_underflow,
+)
 from pccl.base.errors import ConnectError, PcclError, UsageError
 from pccl.base.log import get_logger
-from pccl.communicator import Communicator, check_timeout
+from pccl.communicator import Communicator
 from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
-from pccl.membership.messages import GROUP_MAX, STRAGGLER_WAIT, Underflow
+from pccl.membership.messages import GROUP_MAX
 from pccl.outcome import Peer
 from pccl.session import WAIT_QUIET_S, Session
 from pccl.transport.address import (
@@ -30,7 +40,6 @@ from pccl.transport.address import (
     is_loopback,
     is_wildcard,
     parse_address,
-    parse_addresses,
 )
 from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_api import EngineLike
@@ -38,6 +47,7 @@ from pccl.transport.engine_api import EngineLike
 _log = get_logger("face")
 STEP_TIMEOUT_S = 300.0
 LANES_MAX = 64
+SPIN_US_MAX = 1_000_000
 MIN_WORLD_MAX = 1024  # as many as a coordinator admits
 
 
@@ -67,8 +77,8 @@ def connect(
             here and below None leaves it to the others.  Fixed from the first view on.
         on_underflow: what steps do while fewer are in: wait for more, run all the same after a
             first view that was large enough, or raise WorldTooSmall; alike on all peers, too.
-        straggler: "wait" for who is slow, or exclude it when others have waited so many seconds:
-            it is told Excluded and may come in again; alike on all peers, too.
+        straggler: "wait" for who is slow, or exclude it when others have waited so many seconds,
+            0.1 or more: it is told Excluded and may come in again; alike on all peers, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
             that was there is called too, and put back on close.  A second SIGTERM does what it
@@ -82,32 +92,32 @@ def connect(
         identity: file that keeps this peer's key; None makes a new identity.
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
-        spin_us: how long a waiting call polls before it sleeps; -1 chooses.
+        spin_us: how long a waiting call polls before it sleeps, 0 to a second; -1 chooses.
 
     Raises:
         UsageError: an argument is not as described.
         ConnectError: no coordinator in time, or it will not have this process; says what to do.
     """
-    addresses = parse_addresses(address if isinstance(address, str) else ",".join(address))
-    durations_s = (timeout_s, step_timeout_s, coordinator_grace_s, drain_on_sigterm_s)
-    _check_numbers(min_world, lanes, peer_group, durations_s)
+    step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
+    drain_on_sigterm_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
+    lanes = check_number("lanes", lanes, 0, LANES_MAX)  # 0: automatic
+    spin_us = check_number("spin_us", spin_us, -1, SPIN_US_MAX)
     make_engine = partial(_make_engine, _Listening.parse(listen, advertise, insecure))
-    peer_id = peer_id_of(load_or_make_key(identity))
     config = AgentConfig(
-        addresses=addresses,
-        peer_id=bytes(peer_id),
+        addresses=check_addresses(address),
         host_key=this_host_key(),
-        min_world=min_world or 0,
-        group=peer_group,
+        min_world=optional_number("min_world", min_world, 1, MIN_WORLD_MAX),
+        group=check_number("peer_group", peer_group, 0, GROUP_MAX),
         on_underflow=parse_underflow(on_underflow),
         straggler_s=parse_straggler(straggler),
-        connect_timeout_s=timeout_s,
-        coordinator_grace_s=coordinator_grace_s,
+        connect_timeout_s=check_seconds("timeout_s", timeout_s),
+        coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
+        peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
     return admit(
         MemberAgent(config, partial(make_engine, config, lanes, spin_us)),
         config,
-        peer_id,
+        Peer(config.peer_id),
         step_timeout_s=step_timeout_s,
         drain_on_sigterm_s=drain_on_sigterm_s,
     )
@@ -163,10 +173,16 @@ class _Listening:
 
     @classmethod
     def parse(cls, listen: str | None, advertise: str | None, insecure: bool) -> Self:
-        at = None if listen is None else _literal(parse_address(listen, port_min=0))
+        at = (
+            None
+            if listen is None
+            else _literal(parse_address(check_text("listen", listen), port_min=0))
+        )
         if at is not None:
             _require_allowed(at.host, insecure)
-        return cls(at, None if advertise is None else _parse_advertise(advertise), insecure)
+        if advertise is None:
+            return cls(at, None, insecure)
+        return cls(at, _parse_advertise(check_text("advertise", advertise)), insecure)
 
 
 def _make_engine(
@@ -249,42 +265,3 @@ def _literal(address: Address) -> Address:
     except OSError as error:
         raise UsageError(f"{address.host!r} cannot be resolved: {error.strerror}") from error
     return Address(str(found[0][4][0]), address.port)
-
-
-def parse_underflow(policy: str | None) -> int:
-    """Returns the number of a policy below `min_world`; 0 for None."""
-    if policy is None:
-        return 0
-    try:
-        return int(Underflow[policy.upper()])
-    except (KeyError, AttributeError):
-        names = ", ".join(p.name.lower() for p in Underflow)
-        raise UsageError(f"on_underflow must be one of {names}, not {policy!r}") from None
-
-
-def parse_straggler(policy: str | float | None) -> float:
-    """Returns what a Hello says of the straggler policy; 0 for None."""
-    if policy is None:
-        return 0.0
-    if policy == "wait":
-        return STRAGGLER_WAIT
-    if isinstance(policy, str):
-        raise UsageError(f"straggler must be 'wait' or seconds, not {policy!r}")
-    return check_timeout(policy)
-
-
-def _check_numbers(
-    min_world: int | None,
-    lanes: int,
-    peer_group: int,
-    durations_s: Sequence[float | None],
-) -> None:
-    for duration_s in durations_s:
-        if duration_s is not None:
-            check_timeout(duration_s)
-    if min_world is not None and not 1 <= min_world <= MIN_WORLD_MAX:
-        raise UsageError(f"min_world must be within 1 to {MIN_WORLD_MAX}, not {min_world}")
-    if not 0 <= lanes <= LANES_MAX:
-        raise UsageError(f"lanes must be within 0 (automatic) to {LANES_MAX}, not {lanes}")
-    if not 0 <= peer_group <= GROUP_MAX:
-        raise UsageError(f"peer_group must be within 0 to {GROUP_MAX}, not {peer_group}")

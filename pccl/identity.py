@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 HOST_KEY_BYTES = 8
+_KEEP = "name one that does not exist yet, and it is made"
 
 
 def load_or_make_key(path: str | os.PathLike[str] | None) -> Ed25519PrivateKey:
@@ -31,13 +32,19 @@ def load_or_make_key(path: str | os.PathLike[str] | None) -> Ed25519PrivateKey:
 
     if path is None:
         return Ed25519PrivateKey.generate()
-    file = Path(path)
+    try:
+        file = Path(path)
+    except TypeError:
+        raise UsageError(f"identity must be a path, not {path!r}") from None
     try:
         if not file.exists():
             _write_new(file, Ed25519PrivateKey.generate())
         return _parse(file.read_bytes(), file)
     except OSError as error:
-        raise UsageError(f"identity file {file}: {error.strerror or error}") from error
+        raise UsageError(
+            f"identity file {file} cannot be read or made: {error.strerror or error}; name a file "
+            "in a folder that exists and that this user may write to"
+        ) from error
 
 
 def peer_id_of(key: Ed25519PrivateKey) -> Peer:
@@ -81,7 +88,9 @@ def _parse(pem: bytes, file: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"identity file {file} holds no usable private key: {error}") from error
+        raise UsageError(
+            f"identity file {file} holds no private key in PEM form; {_KEEP}"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"identity file {file} holds a {type(key).__name__}, not an Ed25519 key")
+        raise UsageError(f"identity file {file} holds a key that is not Ed25519; {_KEEP}")
     return key

@@ -108,7 +108,7 @@ class Step:
         Args:
             array: numpy array, torch CPU tensor or other shared memory; C-contiguous; element
                 count, dtype, op and tag alike on all members.  Borrowed until the step ends.
-            op: sum, avg, prod, min or max.
+            op: sum, avg (or mean), prod (or product), min or max.
             tag: names the operation within the step; None numbers operations in program order.
             weight: of this peer's contribution to an avg; finite, not negative.
             out: where the result goes; None reduces in place.  Shape and dtype as `array`.

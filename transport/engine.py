@@ -70,6 +70,11 @@ class _Gone:
         raise self._error()
 
 
+def _reason(error: OSError) -> str:
+    """The system's words for an error; the core's own text says again what was tried."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
 class Engine:
     """The native engine, with typed results and errors.
 
@@ -107,7 +112,7 @@ class Engine:
             )
         except OSError as error:
             raise ConnectError(
-                f"cannot listen on {listen_host} port {listen_port}: {error.strerror or error}; "
+                f"cannot listen on {listen_host} port {listen_port}: {_reason(error)}; "
                 "pass listen='host:port' with an address of this machine and a free port"
             ) from error
         self._port = int(self._native.port)

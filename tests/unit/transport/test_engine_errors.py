@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pccl.base import errors
-from pccl.transport.engine import error_of
+from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_events import (
     EngineExcluded,
     EngineFailed,
@@ -13,6 +13,17 @@ from pccl.transport.engine_events import (
     ViewSwitched,
     parse_event,
 )
+
+
+class NoPort:
+    """A native core that finds no such address, in the words of its own."""
+
+    EngineError = RuntimeError
+
+    @staticmethod
+    def Engine(**_: object) -> None:
+        raise OSError(99, "cannot listen on 8.8.8.8 port 0: Cannot assign requested address")
+
 
 CODES: dict[str, type[errors.PcclError]] = {
     "closed": errors.Closed,
@@ -51,3 +62,10 @@ def test_news_of_views_and_of_the_engine_have_names() -> None:
     assert parse_event(("failed", "memory", "none left")) == EngineFailed("memory", "none left")
     with pytest.raises(ValueError, match="reported"):
         parse_event(("left", 3))
+
+
+def test_an_address_of_another_machine_is_named_once() -> None:
+    with pytest.raises(errors.ConnectError) as caught:
+        Engine(peer_id=bytes(16), listen_host="8.8.8.8", native=NoPort)
+    assert str(caught.value).count("cannot listen") == 1
+    assert "Cannot assign requested address; pass listen=" in str(caught.value)
