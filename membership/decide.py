@@ -39,7 +39,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
+from pccl.membership.messages import (
+    DECISIONS_MAX,
+    TEXT_CHARACTERS_MAX,
+    StepDecision,
+    StepOutcome,
+)
 from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
@@ -164,6 +169,34 @@ def _apply(
         inconsistent=tuple(sorted(inconsistent)),
         corrupt=tuple(corrupt),
     )
+
+
+def fail_retries(outcome: Outcome, text: str) -> Outcome:
+    """Fails what would be run again, because too few members are left to run it."""
+    failed = _decision(0, StepOutcome.FAIL, SuspectCode.UNDERFLOW, text)
+    decisions = (
+        replace(failed, step=d.step) if d.outcome == StepOutcome.RETRY else d
+        for d in outcome.decisions
+    )
+    return replace(outcome, decisions=tuple(decisions))
+
+
+def too_few(members: int, min_world: int) -> str:
+    """Says that a view is below `min_world`, and what ends that."""
+    have = "1 member is" if members == 1 else f"{members} members are"
+    return f"{have} left, and min_world is {min_world}; steps run again when enough have come in"
+
+
+def tell_pause(outcome: Outcome, members: int, min_world: int) -> Outcome:
+    """Adds why a step was not done in time in a view in which none runs."""
+    why = f"; paused: {members} of min_world {min_world} members are in, and it waits for more"
+    decisions = (
+        replace(d, text=d.text[: TEXT_CHARACTERS_MAX - len(why)] + why)
+        if (d.outcome, d.code) == (StepOutcome.FAIL, SuspectCode.DEADLINE)
+        else d
+        for d in outcome.decisions
+    )
+    return replace(outcome, decisions=tuple(decisions))
 
 
 def _decision(step: int, outcome: StepOutcome, code: int = 0, text: str = "") -> StepDecision:
@@ -319,7 +352,10 @@ def _judge_corruption(
 ) -> _Verdict:
     """All are complete but the bits differ: somebody's memory, link or build is wrong."""
     if attempts + 1 >= CORRUPT_ATTEMPTS_MAX:
-        text = f"step {step}: results differed between peers in {attempts + 1} attempts"
+        text = (
+            f"results differed between peers in {attempts + 1} attempts; memory, a link or a build "
+            "is wrong somewhere: look at the peers in turn"
+        )
         return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DIGEST, text))
     minority: list[int] = []
     for group in results:

@@ -21,16 +21,16 @@ target) is decided at most once, for `Core.new_epoch` never repeats one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name
-from pccl.membership.decide import Outcome, decide
+from pccl.membership.decide import Outcome, decide, fail_retries, tell_pause, too_few
 from pccl.membership.messages import CancelPlan, StepOutcome, Underflow
 from pccl.membership.record import Activation, CarriedDecision, InstallNote
 from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
-from pccl.transport.native_frames import Flush, Report, SuspectCode
+from pccl.transport.native_frames import Flush, Report
 
 CORRUPT_STEPS_MAX: Final = 64  # steps whose unequal digests are counted at a time
 
@@ -246,7 +246,7 @@ class Flushing:
         for incarnation in outcome.inconsistent:
             core.peers[incarnation].gone = "its report contradicts the others'"
         survivors = [i for i in reports if core.peers[i].present()]
-        outcome = self._stop_below_floor(outcome, len(survivors))
+        outcome = self._stop_below_floor(self._say_why_late(outcome), len(survivors))
         self._install(asking, survivors, outcome, carried, now_s)
 
     def _stop_below_floor(self, outcome: Outcome, kept: int) -> Outcome:
@@ -254,18 +254,14 @@ class Flushing:
         core = self._core
         if kept >= core.floor() or core.underflow() is not Underflow.RAISE:
             return outcome
-        text = f"{kept} members are left, and min_world is {core.effective_min_world()}"
-        return replace(
-            outcome,
-            decisions=tuple(
-                replace(
-                    d, outcome=int(StepOutcome.FAIL), code=int(SuspectCode.UNDERFLOW), text=text
-                )
-                if d.outcome == StepOutcome.RETRY
-                else d
-                for d in outcome.decisions
-            ),
-        )
+        return fail_retries(outcome, too_few(kept, core.effective_min_world()))
+
+    def _say_why_late(self, outcome: Outcome) -> Outcome:
+        """In a paused view, says of steps past their deadline that they waited for members."""
+        core = self._core
+        if core.view is None or not core.is_short(core.view):
+            return outcome
+        return tell_pause(outcome, len(core.view.members), core.effective_min_world())
 
     def _views(self) -> list[View]:
         core = self._core
@@ -374,7 +370,9 @@ class Flushing:
             else:
                 core.counters.evictions += 1
                 core.flaps.lost(peer.peer_id, core.now_s - peer.member_since_s, core.now_s)
-                text = peer.gone or "no answer in time"
+                silent_s = core.now_s - peer.last_beat_s
+                why = f"no answer in time, heard last {silent_s:.1f} s ago; the run went on"
+                text = f"{peer.gone or why}; connect again"
             core.farewell(peer, text)
 
 

@@ -110,10 +110,8 @@ class Session:
             self._finish_open(deadline)
             raise
         except DeadlineExceeded as error:
-            why = f"; {waits}" if (waits := self._waits()) else ""
             raise DeadlineExceeded(
-                f"step {name!r} did not begin within {timeout_s:g} s ({error}){why}; a newcomer "
-                "enters when the members reach an entry of that name"
+                f"step {name!r} did not begin within {timeout_s:g} s: {self._why_not_begun(error)}"
             ) from error
         finally:
             self._begin_lock.release()
@@ -133,6 +131,16 @@ class Session:
     def _waits(self) -> str:
         """Says what this peer waits for, if it is a newcomer."""
         return self.agent.standing.waits if self.engine.view().rank < 0 else ""
+
+    def _why_not_begun(self, error: DeadlineExceeded) -> str:
+        view = self.engine.view()
+        if not view.paused:
+            why = f"; {waits}" if (waits := self._waits()) else ""
+            return f"{error}{why}; a newcomer enters when the members reach an entry of that name"
+        return (
+            f"the run is paused: {len(view.members)} in, fewer than min_world; steps run again "
+            "when enough have come in"
+        )
 
     def _make_room(self, deadline: Deadline) -> None:
         """Settles what is decided; with too many steps in flight, waits for the oldest."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pccl.session import Session
 
 TAG_MAX = (1 << 32) - 1
+_AGREE = "make shape, dtype, op, tag and options agree on all peers"
 
 
 class Ticket:
@@ -193,8 +194,7 @@ class Ticket:
         self.session.engine.propose_failure(
             self.begun.step,
             int(SuspectCode.DEADLINE),
-            f"step {self.begun.step} ({self.name}) was not done after {self.timeout_s:g} s "
-            f"on peer {self.session.peer_id}",
+            f"{self.name!r} was not done after {self.timeout_s:g} s on peer {self.session.peer_id}",
         )
 
     def result(self) -> Outcome:
@@ -227,7 +227,7 @@ def failure_of(code: int, text: str, step: int) -> PcclError:
     """Returns the error of a step that all members decided to fail."""
     match code:
         case SuspectCode.DESCRIPTOR:
-            return DescriptorMismatch(text, step=step)
+            return DescriptorMismatch(f"{text}; {_AGREE}", step=step)
         case SuspectCode.DIGEST:
             return CorruptResult(text, step=step)
         case SuspectCode.DEADLINE:

@@ -342,8 +342,8 @@ TEST(what_goes_wrong_in_a_step_is_told_to_the_coordinator) {
   raw.open(1, step, 0, other);
   const Suspect mismatch = suspicion();
   CHECK(mismatch.code == SuspectCode::descriptor && mismatch.step == step);
-  CHECK(mismatch.text.find("float32[300000]") != std::string::npos);
-  CHECK(mismatch.text.find("float64[300000]") != std::string::npos);
+  CHECK(mismatch.text.find("f32[300000]") != std::string::npos);
+  CHECK(mismatch.text.find("f64[300000]") != std::string::npos);
 
   // More operations than here.
   const StepId more = engine.begin_step("step", 20).step;

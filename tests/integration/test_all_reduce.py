@@ -96,7 +96,7 @@ def test_different_operations_are_an_error_on_all_that_names_both(count: int) ->
         facts = [peer.fact_with("error") for peer in peers]
         for fact in facts:
             assert fact["error"] == "DescriptorMismatch"
-            assert "int64[4]" in fact["text"] and "float32[4]" in fact["text"]
+            assert "i64[4]" in fact["text"] and "f32[4]" in fact["text"]
             assert fact["after"] == [float(count)] * 4
         assert [peer.end() for peer in peers] == [0] * count
 

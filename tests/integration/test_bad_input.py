@@ -60,13 +60,13 @@ def test_different_operations_are_an_error_on_all_peers_that_names_both(
 def words_of(kind: str) -> list[str]:
     """What a text must have of both descriptors."""
     return {
-        "size": ["float32[4]", "float32[5]"],
-        "large size": ["float32[262144]", "float32[1048576]"],
-        "dtype": ["int64[4]", "float32[4]"],
-        "same bytes": ["int32[4]", "float32[4]"],
-        "large dtype": ["int32[1048576]", "float32[1048576]"],
+        "size": ["f32[4]", "f32[5]"],
+        "large size": ["f32[262144]", "f32[1048576]"],
+        "dtype": ["i64[4]", "f32[4]"],
+        "same bytes": ["i32[4]", "f32[4]"],
+        "large dtype": ["i32[1048576]", "f32[1048576]"],
         "op": ["max", "sum"],
-        "tag": ["tag 7", "tag 8", "float32[4]"],
+        "tag": ["tag 7", "tag 8", "f32[4]"],
         "algorithm": ["direct", "ring"],
     }[kind]
 
@@ -77,7 +77,7 @@ def test_a_missing_operation_is_an_error_on_all_peers(run: Run) -> None:
     for peer in peers:
         fact = peer.fact_with("kind")
         assert fact["kept"] and names[0] in fact["text"] and "nothing" in fact["text"]
-        assert "float64[4]" in fact["text"]
+        assert "f64[4]" in fact["text"]
     end_silently(peers)
 
 

@@ -211,7 +211,8 @@ void Engine::refuse_begin(const Lock& turn) {
     case Refusal::excluded:
       throw EngineFailure("excluded", excluded_text_);
     case Refusal::underflow:
-      throw EngineFailure("underflow", "the view has fewer members than min_world");
+      throw EngineFailure("underflow", "the view has fewer members than min_world; steps run again "
+                                       "when enough have come in");
     case Refusal::none: return;
   }
 }

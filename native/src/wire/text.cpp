@@ -9,18 +9,18 @@ namespace {
 
 const char* name_of(Dtype dtype) noexcept {
   switch (dtype) {
-    case Dtype::f64: return "float64";
-    case Dtype::f32: return "float32";
-    case Dtype::f16: return "float16";
-    case Dtype::bf16: return "bfloat16";
-    case Dtype::i8: return "int8";
-    case Dtype::u8: return "uint8";
-    case Dtype::i16: return "int16";
-    case Dtype::u16: return "uint16";
-    case Dtype::i32: return "int32";
-    case Dtype::u32: return "uint32";
-    case Dtype::i64: return "int64";
-    case Dtype::u64: return "uint64";
+    case Dtype::f64: return "f64";
+    case Dtype::f32: return "f32";
+    case Dtype::f16: return "f16";
+    case Dtype::bf16: return "bf16";
+    case Dtype::i8: return "i8";
+    case Dtype::u8: return "u8";
+    case Dtype::i16: return "i16";
+    case Dtype::u16: return "u16";
+    case Dtype::i32: return "i32";
+    case Dtype::u32: return "u32";
+    case Dtype::i64: return "i64";
+    case Dtype::u64: return "u64";
     case Dtype::boolean: return "bool";
   }
   return "?";

@@ -118,6 +118,7 @@ class FakeEngine:
         self.next_step = next_step
         self.error: PcclError | None = None
         self.gate_open = True
+        self.paused = False
         self.refusals: list[PcclError] = []  # of the next begin_steps
         self.answers_proposals = True
         self.proposals: list[tuple[int, int, str]] = []
@@ -209,7 +210,7 @@ class FakeEngine:
         with self.run.changed:
             live = tuple(self.run.live)
             rank = live.index(self.peer_id) if self.peer_id in live else -1
-            return EngineView(self.run.epoch, rank, 1, False, live, (0,) * len(live))
+            return EngineView(self.run.epoch, rank, 1, self.paused, live, (0,) * len(live))
 
     def close(self) -> None:
         self.closed = True

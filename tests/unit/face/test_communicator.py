@@ -199,6 +199,9 @@ def test_a_gate_that_stays_shut_is_a_deadline_and_nothing_begins() -> None:
     engine.gate_open = False
     with pytest.raises(pccl.DeadlineExceeded, match="'warmup' did not begin within 5 s"):
         comm.step("warmup", timeout_s=5).__enter__()
+    engine.paused = True
+    with pytest.raises(pccl.DeadlineExceeded, match="paused: 1 in, fewer than min_world"):
+        comm.step("warmup", timeout_s=5).__enter__()
     engine.gate_open = True
     assert comm.all_reduce(np.ones(1)).world_size == 1
 

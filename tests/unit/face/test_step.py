@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import pccl
+from pccl.ticket import failure_of
 from pccl.transport.engine_api import STEP_FAILED
+from pccl.transport.native_frames import SuspectCode
 from tests.unit.face.fake_run import FakeRun, sit
 
 
@@ -294,3 +296,10 @@ def test_a_step_is_entered_once_and_named_in_reason() -> None:
     for name in ("", "x" * 257):
         with pytest.raises(pccl.UsageError, match="256"):
             comm.step(name).__enter__()
+
+
+def test_a_step_is_named_once_in_what_it_ends_with_and_a_mismatch_says_what_to_do() -> None:
+    late = failure_of(SuspectCode.DEADLINE, "'step' was not done after 8 s on peer 264434c8", 5)
+    assert str(late) == "step 5: 'step' was not done after 8 s on peer 264434c8"
+    differs = failure_of(SuspectCode.DESCRIPTOR, "tag 0: ...", 5)
+    assert str(differs).startswith("step 5: tag 0: ...; make shape, dtype, op, tag and options")

@@ -19,7 +19,7 @@ from pccl.membership.messages import (
     Underflow,
     ViewPlan,
 )
-from pccl.transport.native_frames import Flush, SuspectCode
+from pccl.transport.native_frames import Flush, Suspect, SuspectCode
 from tests.unit.membership.hub import FakePeer, Hub, opened
 
 WAIT, ALONE, RAISE = (int(p) for p in Underflow)
@@ -116,6 +116,20 @@ def test_members_below_min_world_go_on_alone_if_the_run_says_so() -> None:
     assert [d.outcome for d in told.decisions] == [StepOutcome.RETRY]
 
 
+def test_a_step_that_waited_for_members_until_its_deadline_says_so() -> None:
+    a, b = lose_one(Hub(min_world=3))
+    told = a.install()
+    b.install()
+    a.tell(Suspect(told.epoch, 4, SuspectCode.DEADLINE, (), "'step' was not done after 8 s"))
+    for peer in (a, b):
+        peer.report(opened(4, told.epoch), watermark=4)
+    (decision,) = a.got(Install).decisions
+    assert decision.text == (
+        "'step' was not done after 8 s; paused: 2 of min_world 3 members are in, "
+        "and it waits for more"
+    )
+
+
 def test_a_first_view_needs_min_world_also_if_members_may_be_alone_later() -> None:
     hub = Hub(min_world=2, on_underflow=ALONE)
     (alone,) = [hub.learner()]
@@ -131,7 +145,9 @@ def test_members_below_min_world_fail_their_steps_on_all_if_the_run_says_so() ->
     assert (told.paused, told.raises) == (True, True)
     (decision,) = told.decisions
     assert (decision.outcome, decision.code) == (StepOutcome.FAIL, SuspectCode.UNDERFLOW)
-    assert decision.text == "2 members are left, and min_world is 3"
+    assert decision.text == (
+        "2 members are left, and min_world is 3; steps run again when enough have come in"
+    )
     assert b.install().decisions == told.decisions
 
 
