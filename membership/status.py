@@ -51,6 +51,9 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
         "outdated": core.outdated or None,
         "paused": core.note.paused,
         "min_world": core.effective_min_world(),
+        "on_underflow": core.underflow().name.lower(),
+        "straggler_s": core.straggler_after_s(),  # null: they wait for it
+        "abandon_after_s": core.config.abandon_after_s,  # null: never
         "profile": core.config.profile.name,
         "uptime_s": round(now_s - core.started_s, 3),
         "world_size": len(members),

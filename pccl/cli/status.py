@@ -33,8 +33,11 @@ def command(address: str, as_json: bool, timeout_s: float) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
-        show(document, Console(highlight=False))
+        show(document, Console(highlight=False, width=COLUMNS_MAX))
 
+
+COLUMNS_MAX: Final = 1000
+"""No limit: lines are for grep as well, and a narrow terminal wraps them by itself."""
 
 COLUMNS: Final = {
     "rank": "rank",
@@ -50,15 +53,25 @@ COLUMNS: Final = {
 """What people see of a peer; --json has it all."""
 
 
+RULES: Final = {
+    "min_world": "-",
+    "on_underflow": "-",
+    "straggler_s": "wait",
+    "abandon_after_s": "never",
+}
+"""What a run goes by, in the words of the options; and what null says."""
+
+
 def show(document: Mapping[str, Any], console: Console) -> None:
     """Prints a status document for people; parts that it lacks are left out."""
-    paused = "  [yellow]paused: too few members[/]" if document.get("paused") else ""
     console.print(
         f"[bold]run {_text(document.get('run_id'))[:SHORT_HEX_DIGITS]}[/]  "
         f"generation {_text(document.get('generation'))}  epoch {_text(document.get('epoch'))}  "
         f"profile {_text(document.get('profile'))}  "
-        f"up {_duration(document.get('uptime_s'))}{paused}"
+        f"up {_duration(document.get('uptime_s'))}{_paused(document)}"
     )
+    if rules := _rules(document):
+        console.print(rules, markup=False)
     if document.get("outdated"):
         line = f"outdated: it decides nothing and lets nobody in: {_text(document['outdated'])}"
         console.print(line, markup=False, style="red", soft_wrap=True)
@@ -73,8 +86,37 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)
     for key in ("plan", "flush", "counters", "connections"):
         if document.get(key):
-            line = f"{key}: {_pairs(document[key])}"
+            line = f"{key}: {_flush(document[key]) if key == 'flush' else _pairs(document[key])}"
             console.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def _paused(document: Mapping[str, Any]) -> str:
+    if not document.get("paused"):
+        return ""
+    have, need = document.get("world_size"), document.get("min_world")
+    return f"  [yellow]paused: {_text(have)} of min_world {_text(need)} members[/]"
+
+
+def _rules(document: Mapping[str, Any]) -> str:
+    """What holds for everybody; a coordinator that does not tell leaves it out."""
+    shown = []
+    for key, absent in RULES.items():
+        if key in document:
+            value = document[key]
+            named = key.removesuffix("_s")
+            told = absent if value is None else f"{value:g} s" if named != key else _text(value)
+            shown.append(f"{named} {told}")
+    return "  ".join(shown)
+
+
+def _flush(value: Any) -> str:
+    if not isinstance(value, Mapping) or not value.get("target"):
+        return "none"
+    awaited = value.get("awaited")
+    names = ", ".join(map(_text, awaited)) if isinstance(awaited, list) and awaited else "nobody"
+    unheard = value.get("unheard_s")
+    nobody = "" if unheard is None else f"; no member heard for {_text(unheard)} s"
+    return f"for epoch {_text(value['target'])}, awaits {names}{nobody}"
 
 
 def _link(row: Mapping[str, Any]) -> str:
@@ -113,7 +155,7 @@ def _show_peers(kind: str, rows: list[Mapping[str, Any]], console: Console) -> N
 
 
 def _cell(key: str, value: Any) -> str:
-    text = _text(value)[:40]
+    text = _text(value)[:64]
     if key == "peer_id":
         text = text[:SHORT_HEX_DIGITS]
     return escape(f"{text} s" if key == "heartbeat_age_s" else text)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
+from pccl.cli.main import main
 from pccl.cli.status import show
+from pccl.membership.messages import Underflow
 from pccl.transport.native_frames import Waiting, WaitKind, WaitOn
 from tests.unit.membership.hub import Hub
 
@@ -54,3 +57,41 @@ def test_names_that_peers_chose_cannot_make_the_document_too_long() -> None:
         peer = hub.learner(hostname="\u2603" * 255)
         assert peer.incarnation
     assert len(json.dumps(hub.status())) < 250_000
+
+
+def test_the_rules_of_a_run_are_shown_in_the_words_of_the_options() -> None:
+    hub = Hub(min_world=3, on_underflow=int(Underflow.RAISE), straggler_s=2.5)
+    hub.members(3)
+    assert "min_world 3  on_underflow raise  straggler 2.5 s  abandon_after never" in shown(hub)
+    document = hub.status()
+    assert (document["on_underflow"], document["straggler_s"]) == ("raise", 2.5)
+    assert document["abandon_after_s"] is None
+    hub = Hub(abandon_after_s=90.0)
+    assert "min_world 1  on_underflow wait  straggler wait  abandon_after 90 s" in shown(hub)
+
+
+def test_a_pause_says_what_there_is_and_what_it_takes() -> None:
+    hub = Hub(min_world=2)
+    a, b = hub.members(2)
+    assert "paused" not in shown(hub) and "flush: none" in shown(hub)
+    hub.kill(b)
+    assert f"flush: for epoch 2, awaits {'01' * 4}.1" in shown(hub)
+    a.report()
+    a.install()
+    assert "paused: 1 of min_world 2 members" in shown(hub)
+
+
+def test_the_lines_of_a_status_are_whole_where_they_are_piped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub()
+    hub.members(2)
+    document = hub.status()
+    for member in document["members"]:
+        member["address"] = "[2001:db8:1234:5678:9abc:def0:1234:5678]:48148"
+    monkeypatch.setattr("pccl.cli.status.fetch_status_now", lambda *_, **__: document)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["status", "127.0.0.1:1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("run ") and " up " in lines[0]
+    assert sum("[2001:db8:1234:5678:9abc:def0:1234:5678]:48148" in line for line in lines) == 2
