@@ -32,6 +32,10 @@ COMMANDS: Final = {
 """Name: (module that has it as `command`, line in the list of commands)."""
 
 
+class _Missing(click.ClickException):
+    exit_code = MISUSED  # it could not begin
+
+
 class LazyCommands(click.Group):
     """A group whose commands are imported when they are used."""
 
@@ -45,12 +49,10 @@ class LazyCommands(click.Group):
         try:
             command = importlib.import_module(module).command
         except ImportError as error:
-            missing = click.ClickException(
+            raise _Missing(
                 f"`pccl {cmd_name}` needs something that is not installed ({error}); "
                 "pip install 'pccl[demo,bench]' brings it"
-            )
-            missing.exit_code = MISUSED
-            raise missing from error
+            ) from error
         assert isinstance(command, click.Command)
         return command
 
