@@ -1,8 +1,7 @@
 """Churn: real processes on network namespaces or hosts, killed, stopped and cut off all the time.
 
-    python tests/churn/campaign.py [--minutes 5] [--peers 3-6] [--seed N] [--fabric both]
-                                   [--profile lan] [--quick] [--keep DIR] [--hosts FILE]
-                                   [--scenario NAME]
+    ./dev churn [--minutes 5] [--peers 3-6] [--seed N] [--fabric both] [--profile lan] [--quick]
+                [--keep DIR] [--hosts FILE] [--scenario NAME]
 
 Exit code 0: nothing contradicts the promises.  1: something does, and the logs are kept.  2: it
 cannot run here, and says why.
@@ -28,7 +27,7 @@ from rich.live import Live
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
 from tests.churn import report
-from tests.churn.hosts import local_places, places_of
+from tests.churn.hosts import Places, local_places, places_of
 from tests.churn.namespaces import FilteredLinks, Laboratory, why_not
 from tests.churn.nemesis import Nemesis
 from tests.churn.rules import LinkQuality
@@ -47,22 +46,26 @@ LINE_EVERY_S = 15.0  # where nobody watches
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="in all, over the fabrics")
-    parser.add_argument("--peers", default="3-6", metavar="A-B", help="the world stays in there")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser = argparse.ArgumentParser(prog="./dev churn", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="in all, over the fabrics (5)")
+    parser.add_argument(
+        "--peers", default="3-6", metavar="A-B", help="the world stays in there (3-6)"
+    )
+    seed = random.SystemRandom().randrange(1 << 32)
+    parser.add_argument("--seed", type=int, default=seed, help="of what is drawn (any)")
     parser.add_argument(
         "--fabric",
         choices=[*FABRICS, "none"],
         default="both",
-        help="veth: a bridge; emulator: links with delay, loss and rates; none: loopback, no root",
+        help="veth: a bridge; emulator: links with delay, loss and rates; none: loopback, no root "
+        "(both)",
     )
-    parser.add_argument("--profile", choices=["lan", "wan"], default="lan")
-    parser.add_argument("--bytes", type=int, default=1 << 16, help="of the reduced tensor")
-    parser.add_argument("--pace-ms", type=float, default=10.0, help="mean pause between steps")
+    parser.add_argument("--profile", choices=["lan", "wan"], default="lan", help="(lan)")
+    parser.add_argument("--bytes", type=int, default=1 << 16, help="of the reduced tensor (65536)")
+    parser.add_argument("--pace-ms", type=float, default=10.0, help="mean pause between steps (10)")
     parser.add_argument("--quick", action="store_true", help="half a minute on each fabric")
     parser.add_argument("--scenario", choices=list(SCENES), help="one kind of fault and its bar")
-    parser.add_argument("--samples", type=int, help="how often a scenario strikes")
+    parser.add_argument("--samples", type=int, help="how often a scenario strikes (as it says)")
     parser.add_argument("--hosts", type=Path, metavar="FILE", help="real hosts: docs/CHURN.md")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all logs there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -77,8 +80,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-def run_on(fabric: str, chosen: argparse.Namespace, folder: Path, console: Console) -> Result:
-    """One run on one fabric."""
+def run_on(
+    fabric: str,
+    chosen: argparse.Namespace,
+    folder: Path,
+    console: Console,
+    places: Places | None = None,
+) -> Result:
+    """One run on one fabric, or on the hosts of a file."""
     fabrics = 1 if chosen.hosts else len(FABRICS.get(chosen.fabric, ("none",)))
     minutes = QUICK_MINUTES if chosen.quick else chosen.minutes / fabrics
     settings = Settings(
@@ -100,8 +109,7 @@ def run_on(fabric: str, chosen: argparse.Namespace, folder: Path, console: Conso
         f"{chosen.bytes} bytes, {minutes:g} min; logs in {folder}"
     )
     with Screen(console) as screen:
-        if fabric == "hosts":
-            places = places_of(chosen.hosts)
+        if places is not None:
             return churn(folder, places, FilteredLinks(places), plan, screen.show)
         if fabric == "none":
             return churn(folder, local_places(chosen.most, free_port()), None, plan, screen.show)
@@ -173,13 +181,18 @@ def free_port() -> int:
         return port
 
 
-def main() -> int:
-    chosen = parse()
+def main(arguments: list[str] | None = None) -> int:
+    chosen = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()
     fabrics = ("hosts",) if chosen.hosts else FABRICS.get(chosen.fabric, ("none",))
     if fabrics[0] in ("veth", "emulator") and (reason := why_not()) is not None:
         console.print(f"churn: {reason}")
+        return 2
+    try:
+        places = places_of(chosen.hosts) if chosen.hosts else None
+    except ValueError as error:
+        console.print(f"churn: {error}; docs/CHURN.md has the format", markup=False, soft_wrap=True)
         return 2
     base = chosen.keep or Path(tempfile.mkdtemp(prefix="pccl-churn-"))
     if chosen.scenario:
@@ -189,7 +202,7 @@ def main() -> int:
     for fabric in fabrics:
         folder = base / fabric
         folder.mkdir(parents=True, exist_ok=True)
-        result = results[fabric] = run_on(fabric, chosen, folder, console)
+        result = results[fabric] = run_on(fabric, chosen, folder, console, places)
         report.show(console, result)
     bad = any(result.violations for result in results.values())
     if chosen.json:

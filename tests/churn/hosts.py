@@ -18,7 +18,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -190,27 +190,46 @@ def places_of(path: Path) -> Places:
     """Reads a hosts file; docs/CHURN.md has the format.
 
     Raises:
-        ValueError: it is not as described.
+        ValueError: it cannot be read or is not as described; says what is missing where.
     """
-    document = tomllib.loads(path.read_text())
-    defaults = document.get("defaults", {})
     try:
-        coordinator = dict(document["coordinator"])
-        port = int(coordinator.pop("port", 48148))
-        hosts = [_host({**defaults, **entry}) for entry in document["host"]]
-        place = Places(_host({**defaults, "name": "coord", **coordinator}), tuple(hosts), port)
-    except (KeyError, TypeError) as error:
+        return _places(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    names = [host.name for host in (place.coordinator, *place.hosts)]
+
+
+def _places(document: dict[str, Any]) -> Places:
+    defaults, coordinator, entries = (document.get(k) for k in ("defaults", "coordinator", "host"))
+    if not isinstance(coordinator, dict):
+        raise ValueError("it lacks the table [coordinator]")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("it lacks the tables [[host]], one per host")
+    defaults = defaults if isinstance(defaults, dict) else {}
+    port = coordinator.pop("port", 48148)
+    if not isinstance(port, int):
+        raise ValueError(f"port in [coordinator] must be a number, not {port!r}")
+    hosts = [_host({**defaults, **e}, f"[[host]] {i}") for i, e in enumerate(entries, 1)]
+    first = _host({**defaults, "name": "coord", **coordinator}, "[coordinator]")
+    names = [host.name for host in (first, *hosts)]
     if len(set(names)) != len(names):
-        raise ValueError(f"{path}: names of hosts must differ")
-    return place
+        raise ValueError("names of hosts must differ")
+    return Places(first, tuple(hosts), port)
 
 
-def _host(entry: dict[str, Any]) -> Host:
+def _host(entry: dict[str, Any], where: str) -> Host:
     transport = entry.pop("transport", "ssh")
-    if transport == "local":
+    if transport not in ("ssh", "local"):
+        raise ValueError(f"transport in {where} must be ssh or local, not {transport!r}")
+    kind: type[Host] = Remote if transport == "ssh" else Host
+    for key in ("name", "address"):
+        if key not in entry:
+            raise ValueError(f"{where} lacks the key {key!r}")
+    known = {f.name for f in fields(kind)} - {"cgroup"}
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"{where} has the key {key!r}; it may have {', '.join(sorted(known))}")
+    if kind is Host:
         return Host(**entry)
-    if transport != "ssh":
-        raise ValueError(f"transport must be ssh or local, not {transport!r}")
     return Remote(**{"target": entry["address"], **entry})

@@ -6,11 +6,13 @@ just after it was undone; so what the log does not excuse, nothing excuses.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -96,6 +98,7 @@ class World:
         self.coordinator: Child | None = None
         self.coordinator_stopped = False
         self.began_at = time.monotonic()
+        self._remote_journal = ""  # its path there, if the coordinator is on another machine
         self.lineages = 0  # as the coordinator declared them until the end
         self._link_faults: dict[int, Sequence[LinkFault]] = {}  # by the number of their fault
         self._note = Note.into(folder / "nemesis.jsonl")
@@ -108,14 +111,15 @@ class World:
 
     def start_coordinator(self) -> None:
         host = self.places.coordinator
-        journal = self.folder / "journal"
+        journal = str(self.folder / "journal")
         remote = isinstance(host, Remote)
         if remote:
-            journal = Path(f"/tmp/pccl-churn-{self.began_at:.0f}.journal")
+            self._remote_journal = self._remote_journal or self._make_remote_folder() + "/journal"
+            journal = self._remote_journal
         told = TELL_PID_AND_END if remote else TELL_PID
         program = (host.python, "-m", "pccl", "coordinator")
         command = [
-            *told, *program, "--listen", self.address, "--journal", str(journal),
+            *told, *program, "--listen", self.address, "--journal", journal,
             "--profile", self.settings.profile, "--insecure", "-v", *self.settings.coordinator,
         ]  # fmt: skip
         output = self.folder / "coordinator.out"
@@ -123,6 +127,21 @@ class World:
             child = host.spawn(command, out, errors)
         self.coordinator = child
         self.coordinator_stopped = False
+
+    def _make_remote_folder(self) -> str:
+        return self.places.coordinator.run(["mktemp", "-d", "/tmp/pccl-churn-XXXXXX"]).strip()
+
+    def _fetch_remote_journal(self) -> None:
+        """Brings the journal to the other logs, and leaves nothing behind on its host."""
+        host, path, self._remote_journal = self.places.coordinator, self._remote_journal, ""
+        if not path:
+            return
+        with suppress(OSError):  # the host is gone: then nobody can
+            for tail in ("", "-wal"):
+                with suppress(OSError):  # there is none
+                    whole = base64.b64decode(host.run(["base64", path + tail]))
+                    (self.folder / f"journal{tail}").write_bytes(whole)
+            host.run(["rm", "-rf", path.rpartition("/")[0]])
 
     def coordinator_listens(self) -> bool:
         text = (self.folder / "coordinator.out").read_text()
@@ -300,6 +319,7 @@ class World:
             peer.child.discard()
         if self.coordinator is not None:
             self.coordinator.discard()
+        self._fetch_remote_journal()
 
 
 def _end(path: Path) -> str:

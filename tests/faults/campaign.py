@@ -1,7 +1,7 @@
 """The fault campaign: kills, stops, joins and mass deaths, every result checked.
 
-    python tests/faults/campaign.py [--kills 200] [--stops 5] [--joins 20] [--mass 3] [--storms 10]
-                                    [--peers 4] [--quick] [--json FILE] [--keep DIR]
+    ./dev faults [--kills 200] [--stops 5] [--joins 20] [--mass 3] [--storms 10] [--peers 4]
+                 [--quick] [--json FILE] [--keep DIR]
 
 Peer processes on loopback reduce 4 MiB of f32 without a pause, while this program does things to
 them; with two peers the one that is left goes on alone.
@@ -85,19 +85,21 @@ def run_campaign(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--peers", type=int, default=PEERS, help=f"2 to {PEERS_MAX}")
-    parser.add_argument("--kills", type=int, default=200, help="SIGKILL of one")
-    parser.add_argument("--stops", type=int, default=5, help="SIGSTOP, later SIGCONT")
-    parser.add_argument("--joins", type=int, default=20, help="one more peer comes and leaves")
-    parser.add_argument("--mass", type=int, default=3, help="all but one killed at once")
-    parser.add_argument("--storms", type=int, default=10, help="deaths during recoveries")
-    parser.add_argument("--bytes", type=int, default=4 << 20, help="of the reduced tensor")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser = argparse.ArgumentParser(prog="./dev faults", description=__doc__.partition("\n")[0])
+    short = ", ".join(f"{count} {name}" for name, count in QUICK.items())
+    parser.add_argument("--peers", type=int, default=PEERS, help=f"2 to {PEERS_MAX} ({PEERS})")
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILL of one (200)")
+    parser.add_argument("--stops", type=int, default=5, help="SIGSTOP, later SIGCONT (5)")
+    parser.add_argument("--joins", type=int, default=20, help="one more peer comes and leaves (20)")
+    parser.add_argument("--mass", type=int, default=3, help="all but one killed at once (3)")
+    parser.add_argument("--storms", type=int, default=10, help="deaths during recoveries (10)")
+    parser.add_argument("--bytes", type=int, default=4 << 20, help="of the reduced tensor (4 MiB)")
+    seed = random.SystemRandom().randrange(1 << 32)
+    parser.add_argument("--seed", type=int, default=seed, help="of what is drawn (any)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the histories there")
     parser.add_argument("--flood", action="store_true", help="first: kills amid a crowd instead")
-    parser.add_argument("--quick", action="store_true", help=f"short: {QUICK}")
+    parser.add_argument("--quick", action="store_true", help=f"short: {short}")
     chosen = parser.parse_args(arguments)
     if not 2 <= chosen.peers <= PEERS_MAX:
         parser.error(f"--peers must be within 2 to {PEERS_MAX}")
@@ -113,7 +115,8 @@ def main() -> int:
     times: dict[str, int] = {name: getattr(chosen, name) for name in SCENARIOS}
     if chosen.quick:
         times = QUICK
-    console.print(f"seed {chosen.seed}, {chosen.peers} peers, {chosen.bytes} bytes, {times}")
+    counts = ", ".join(f"{count} {name}" for name, count in times.items())
+    console.print(f"seed {chosen.seed}, {chosen.peers} peers, {chosen.bytes} bytes; {counts}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
         tempfile.TemporaryDirectory() as temporary,

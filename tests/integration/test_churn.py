@@ -47,6 +47,9 @@ def test_real_hosts_are_driven_by_the_same_harness_over_ssh(
         + "".join(f'[[host]]\nname = "h{i}"\naddress = "127.0.0.1"\n' for i in range(4))
     )
     plan = Plan(minutes=SECONDS / 60, least=3, most=4, seed=SEED, gap_bar_s=GAP_BAR_S)
+    there = set(Path("/tmp").glob("pccl-churn-??????/journal"))
     result = churn(tmp_path, places_of(hosts), None, plan)
     assert not result.violations, "\n".join(result.violations)
     assert result.steps > 0
+    assert (tmp_path / "journal").stat().st_size > 0
+    assert set(Path("/tmp").glob("pccl-churn-??????/journal")) <= there

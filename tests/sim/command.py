@@ -22,7 +22,7 @@ from tests.sim.batch import Summary, run_many, run_seed, through_drivers
 from tests.sim.drivers.run import run_drivers
 from tests.sim.mutants.hunt import hunt_all
 from tests.sim.run import Result, run
-from tests.sim.script import Script
+from tests.sim.script import KINDS, Script
 from tests.sim.shrink import shrink
 
 TRACE_END = 40
@@ -51,12 +51,11 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev sim", description="Deterministic simulation.")
-    parser.add_argument("--seeds", type=int, help="how many (2000)")
+    parser.add_argument("--seeds", type=_positive, help="how many (2000; with --mutants: enough)")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--kind", default="", help="mixed, joins, drains, excludes, ...; else drawn"
-    )
+    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes")
+    kinds = sorted(set(KINDS))
+    parser.add_argument("--kind", choices=kinds, default="", help="of faults; else drawn")
     parser.add_argument("--drivers", action="store_true", help="the real asyncio drivers")
     parser.add_argument("--seed", type=int, help="run this one")
     parser.add_argument("--script", default="", help="run this script (JSON)")
@@ -65,6 +64,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--mutants", action="store_true", help="find all protocol mutants")
     parser.add_argument("--only", default="", help="of the mutants, those with this in the name")
     return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _tell(console: Console, result: Result, whole: bool) -> int:
