@@ -59,10 +59,12 @@ class CoordinatorOptions:
         """Raises UsageError if members might be given up that are alive and merely cut off."""
         profiles = PROFILES.values() if self.auto_profile else (self.profile,)
         least_s = max(profile.abandon_least_s for profile in profiles)
+        name = "auto" if self.auto_profile else self.profile.name
         if self.abandon_after_s is not None and self.abandon_after_s < least_s:
             raise UsageError(
-                f"abandon_after_s (--abandon-after) must be at least {least_s:g} s, not "
-                f"{self.abandon_after_s:g} s: members that are cut off give up only then"
+                f"abandon_after_s (--abandon-after) must be at least {least_s:g} s "
+                f"with profile {name}, not {self.abandon_after_s:g} s: members that are "
+                "cut off give up only then"
             )
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import pytest
 
 from pccl.base.config import LAN, WAN, ControlLimits
+from pccl.cli.main import cli
 from pccl.membership import messages
 from pccl.transport import native_frames as nf
 
@@ -213,11 +215,40 @@ def test_the_readme_shows_a_program_and_names_only_what_is_public() -> None:
     assert used == {"connect"} and used <= set(pccl.__all__)
 
 
+def options_of(command: click.Command) -> set[str]:
+    """The long options that --help shows."""
+    return {
+        next(name for name in option.opts if name.startswith("--"))
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden
+    }
+
+
+def readme_commands(readme: str) -> Iterator[tuple[set[str], click.Command]]:
+    """What README's table gives each command; adopt has the coordinator's options too."""
+    context = click.Context(cli)
+    rows = re.findall(r"^\| `pccl (\w+)( all-reduce| adopt)?(.*?) \| ", readme, re.MULTILINE)
+    for name, below, tail in rows:
+        command = cli.get_command(context, name)
+        if below:
+            assert isinstance(command, click.Group)
+            command = command.get_command(context, below.strip())
+        assert command is not None
+        shown = set(re.findall(r"--[a-z-]+", tail.replace("[-v]", "--verbose")))
+        if "other options of `pccl coordinator`" in tail:
+            coordinator = cli.get_command(context, "coordinator")
+            assert coordinator is not None
+            shown |= options_of(coordinator)
+        yield shown, command
+
+
 def test_every_command_of_the_readme_exists() -> None:
     from pccl.cli.main import COMMANDS
 
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `pccl (\w+)", readme, re.MULTILINE)) == set(COMMANDS)
+    for shown, command in readme_commands(readme):
+        assert shown == options_of(command), command.name
     help_text = (ROOT / "dev").read_text()
     for document in DOCUMENTS:
         for name in re.findall(r"\./dev (\w+)", document.read_text()):

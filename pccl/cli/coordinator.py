@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pccl.base.config import LAN, WAN
 from pccl.base.event_loop import new_event_loop
 from pccl.base.ids import SHORT_HEX_DIGITS
 from pccl.bench.arithmetic import parse_bytes
@@ -69,10 +70,11 @@ _PROFILE = click.option(
 _ABANDON = click.option(
     "--abandon-after",
     "abandon_after_s",
-    type=click.FloatRange(1.0),
+    type=click.FloatRange(LAN.abandon_least_s),
     metavar="S",
     help="Give a view up when none of its members has been heard and enough newcomers have waited "
-    "for so long: the run begins anew.  [default: never]",
+    f"for so long: the run begins anew.  At least {LAN.abandon_least_s:g} with --profile lan, "
+    f"{WAN.abandon_least_s:g} with wan, and with auto off loopback.  [default: never]",
 )
 _RECORD = click.option(
     "--record",

@@ -269,7 +269,9 @@ class Story:
                 victim.state = State.KILLED
                 self.killed_at = self.step
                 self._killed_s = now_s
-                self._say(now_s, f"{self.victim} is killed with SIGKILL after step {self.step}")
+                self._say(
+                    now_s, f"{self.victim} is killed with SIGKILL as the run is at step {self.step}"
+                )
                 effects.append(Kill(self.victim))
         if join_at is not None and self.newcomer not in self.peers and self.step >= join_at:
             self._say(now_s, f"{self.newcomer} is started after step {self.step}")
