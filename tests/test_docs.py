@@ -5,6 +5,7 @@ What people read is compared with what runs, so a change of one without the othe
 
 import ast
 import dataclasses
+import inspect
 import re
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import click
 import pytest
 
+import pccl
 from pccl.base.config import LAN, WAN, ControlLimits
 from pccl.cli.main import cli
 from pccl.membership import messages
@@ -200,8 +202,6 @@ def test_every_python_example_compiles(path: Path) -> None:
 
 
 def test_the_readme_shows_a_program_and_names_only_what_is_public() -> None:
-    import pccl
-
     (block,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
     )
@@ -253,3 +253,41 @@ def test_every_command_of_the_readme_exists() -> None:
     for document in DOCUMENTS:
         for name in re.findall(r"\./dev (\w+)", document.read_text()):
             assert re.search(rf"^  {name}\)", help_text, re.MULTILINE) or name == "help", name
+
+
+RUNNING = (ROOT / "docs/RUNNING.md").read_text()
+
+
+def test_the_errors_that_people_are_told_about_are_those_there_are() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (yes|no) \| .+ \| .+ \|$", RUNNING, re.MULTILINE)
+    public = {
+        name: value
+        for name in pccl.__all__
+        if isinstance(value := getattr(pccl, name), type) and issubclass(value, pccl.PcclError)
+    }
+    retryable = {name: "yes" if error.retryable else "no" for name, error in public.items()}
+    assert dict(table) == {k: v for k, v in retryable.items() if k != "PcclError"}
+
+
+def test_the_arguments_of_connect_and_their_defaults_are_those_there_are() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\| [^|]+ \|$", RUNNING, re.MULTILINE)
+    parameters = inspect.signature(pccl.connect).parameters.values()
+    assert table == [(p.name, "" if p.default is p.empty else repr(p.default)) for p in parameters]
+
+
+def test_every_option_that_the_guide_names_exists() -> None:
+    known = {"--help"}
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        known |= options_of(command)
+        for below in command.commands.values() if isinstance(command, click.Group) else ():
+            known |= options_of(below)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", RUNNING)) <= known
+
+
+def test_the_least_times_of_abandoning_are_those_that_the_guide_names() -> None:
+    least = f"at least {LAN.abandon_least_s:g} with `lan`, {WAN.abandon_least_s:g} with `wan`"
+    assert least in RUNNING
+    assert f"after {LAN.lease_s:g} s without a word, `wan` after {WAN.lease_s:g} s" in RUNNING
