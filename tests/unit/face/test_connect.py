@@ -201,7 +201,7 @@ def test_where_nobody_listens_the_error_says_what_was_tried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(pccl.ConnectError, match=f"127.0.0.1:{port}.*refused.*pccl coordinator"):
-        connect_to(f"127.0.0.1:{port}", WatchedEngine(), timeout_s=0.3)
+        connect_to(f"127.0.0.1:{port}", WatchedEngine(), timeout_s=1.5)
     assert agent_threads() == []
 
 
