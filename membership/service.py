@@ -107,9 +107,13 @@ async def serve(
             machine, store.save, settle=store.settle, limits=options.limits
         )
         bound = await service.listen(options.listen, insecure=options.insecure)
-        if isinstance(machine, Recorder):  # not before: a start in vain must not move older files
-            _start(machine, options)
-        on_listening(bound)
+        try:
+            if isinstance(machine, Recorder):  # not before: a start in vain moves no older files
+                _start(machine, options)
+            on_listening(bound)
+        except BaseException:
+            await service.stop_listening()
+            raise
         await run_until(service, stop)
     finally:
         if isinstance(machine, Recorder):
@@ -154,7 +158,7 @@ def _start(recorder: Recorder, options: CoordinatorOptions) -> None:
     try:
         recorder.start()
     except BlockingIOError as error:
-        raise PcclError(
+        raise UsageError(
             f"cannot record to {options.record}: another coordinator does; name another file"
         ) from error
     except OSError as error:

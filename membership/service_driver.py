@@ -147,6 +147,10 @@ class CoordinatorService:
         check_exposure(address, insecure=insecure)
         return await self._server.listen(address)
 
+    async def stop_listening(self) -> None:
+        """Gives the address back; for a service that is not going to run."""
+        await self._server.close()
+
     async def run(self) -> None:
         """Serves until cancelled.  Raises PcclError if the journal cannot be written any more."""
         self._ticked_s = self._clock()
