@@ -177,7 +177,9 @@ def show(console: Console, result: Result) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="./dev faults --flood", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=50, help="each time")
     parser.add_argument("--silent", type=int, default=10_000, help="connections that say nothing")
     parser.add_argument("--garbage", type=int, default=2000, help="connections per second")

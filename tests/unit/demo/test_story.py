@@ -37,6 +37,8 @@ def test_one_peer_is_killed_once_at_the_chosen_step() -> None:
     assert story.handle("peer 0", step_done(5, FOUNDERS), 3.0) == []
     assert story.killed_at == 5
     assert story.peers["peer 1"].state is State.KILLED
+    # It has told of step 4 only: the step is the run's, not its own.
+    assert story.log[-1].text == "peer 1 is killed with SIGKILL as the run is at step 5"
 
 
 def test_the_end_of_the_killed_peer_is_no_problem_and_what_it_had_said_counts() -> None:
