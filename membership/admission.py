@@ -75,7 +75,7 @@ class Admission:
             return None
         self._attach_agent(conn, peer)
         peer.epoch = max(peer.epoch, msg.epoch)
-        rules.heard(peer, msg)
+        peer.asked = rules.asked_by(msg)
         rules.said_again(core, peer)
         self._welcome(peer)
         core.log("info", f"peer {name(peer)} is attached again")
@@ -135,6 +135,11 @@ class Admission:
                 conn, RefusalCode.SECRET, "this is not the secret of that incarnation"
             )
             return None
+        conflict = None if peer.was_native else rules.conflict(core, peer.asked)
+        if conflict is not None:  # another came in between, and decided otherwise
+            self._refuse_native(conn, RefusalCode.INCARNATION, conflict[1])
+            core.expel(peer, conflict[1])
+            return None
         if peer.native is not None and peer.native != conn:
             core.effects.append(Close(peer.native))
             core.conns.pop(peer.native, None)
@@ -149,7 +154,8 @@ class Admission:
     def _admit(self, conn: int, msg: Hello, now_s: float) -> Peer | None:
         core = self._core
         rules.choose(core)
-        conflict = rules.conflict(core, msg)
+        asked = rules.asked_by(msg)
+        conflict = rules.conflict(core, asked)
         if conflict is not None:
             self._refuse(conn, *conflict)
             return None
@@ -172,13 +178,12 @@ class Admission:
             hostname=msg.hostname,
             pid=msg.pid,
             group=msg.group,
+            asked=asked,
             came_from=core.conns[conn].host,
             last_beat_s=now_s,
             admitted_s=now_s,
         )
-        rules.heard(peer, msg)
         core.peers[peer.incarnation] = peer
-        rules.choose(core)
         core.persist()
         self._attach_agent(conn, peer)
         self._welcome(peer)
@@ -250,7 +255,7 @@ class Admission:
                 generation=core.generation,
                 incarnation=peer.incarnation,
                 secret=peer.secret,
-                min_world=core.effective_min_world(),
+                min_world=core.min_world or peer.asked[0] or 1,
                 heartbeat_s=core.config.profile.heartbeat_s,
                 lease_s=core.config.profile.lease_s,
                 epoch=core.epoch(),

@@ -179,9 +179,11 @@ class World:
     members: int
     epoch: int
     waits: str = ""  # why the receiver is not let in, if it is not for members to come to its entry
+    min_world: int = 0  # of the run, as far as it has been decided
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)
+        demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
 
 
 @message(41)

@@ -330,7 +330,7 @@ class Member:
         if self.admitted is None:
             return []  # a newcomer knows nothing of the run, and is admitted afterwards
         newest = max(self._views.generation, self.admitted.generation)
-        return [Send(self._witness.testify(self.admitted, newest))]
+        return [Send(self._witness.testify(self.admitted, self.world, newest))]
 
     # ---- the engine's events
 

@@ -21,10 +21,12 @@ class News:
 
     def tell_all(self) -> None:
         """Tells what has changed."""
-        world = self._now()
-        if world != self._told:
+        world, new = self._now(), [p for p in proven(self._core.peers) if not p.told_world]
+        if world != self._told or new:
+            told = proven(self._core.peers) if world != self._told else new
             self._told = world
-            for peer in proven(self._core.peers):
+            for peer in told:
+                peer.told_world = True
                 self._tell(peer)
 
     def greet(self, peer: Peer) -> None:
@@ -47,4 +49,6 @@ class News:
     def _now(self) -> World:
         view = self._core.current()
         members = 0 if view is None else len(view.members)
-        return World(len(proven(self._core.peers)), members, self._core.epoch())
+        min_world = self._core.effective_min_world()
+        counted = len(proven(self._core.peers))
+        return World(counted, members, self._core.epoch(), min_world=min_world)

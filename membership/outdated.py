@@ -42,7 +42,10 @@ class Outdated:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._warned = False
-        core.witnesses_due = {p.incarnation for p in core.peers.values() if p.is_witness}
+        # Who is planned out may be gone already.  Where all are, no one else could show a sign.
+        entering = core.activation
+        out = core.leavers() if entering is not None and entering.view.members else ()
+        core.witnesses_due = {i for i, p in core.peers.items() if p.is_witness and i not in out}
         self._waits = bool(core.witnesses_due)
         self._due_s = core.started_s + WITNESS_SHARE * core.config.profile.reattach_window_s
 

@@ -48,6 +48,7 @@ class Peer:
     entry_since_s: float = 0.0
     entry_seen_s: float = 0.0
     wait_for: int = 0
+    told_world: bool = False  # since its native connection has been there
     told_why: str = ""  # it is not let in
     gone: str | None = None  # dead, evicted: why; it cannot come back
     leaving_s: float | None = None  # since when it is on its way out, by the next flush

@@ -3,7 +3,8 @@
 A recovery is a few short exchanges with the members; between any two of them a crowd at the door
 would get a turn, and each turn is longer than the exchange.  So while a decision is awaited nobody
 is let in and no stranger is heard.  A decision may take long (a member that does not answer), and
-the door must not stay shut for that: so strangers wait once per recovery, and for a bounded time.
+the door must not stay shut for that: so strangers wait for a bounded time each time that something
+begins to be awaited.
 
 Invariant: strangers are held HELD_MAX_S at most between two moments at which nothing was awaited.
 """

@@ -48,10 +48,14 @@ _RULES: Final = (
 )
 
 
-def conflict(core: Core, msg: Hello) -> tuple[str, str] | None:
-    """Returns the code and the text of a refusal if the peer wants other rules than the run's."""
-    for rule in _RULES:
-        ours, theirs = getattr(core, rule.field), getattr(msg, rule.field)
+def asked_by(msg: Hello) -> tuple[int, int, float]:
+    return (msg.min_world, msg.on_underflow, msg.straggler_s)
+
+
+def conflict(core: Core, asked: tuple[int, int, float]) -> tuple[str, str] | None:
+    """Returns the code and the text of a refusal if a peer wants other rules than the run's."""
+    for rule, theirs in zip(_RULES, asked, strict=True):
+        ours = getattr(core, rule.field)
         if ours and theirs and ours != theirs:
             return rule.code, (
                 f"{rule.subject} is {rule.say(ours)} in this run, and this peer asks for "
@@ -60,30 +64,29 @@ def conflict(core: Core, msg: Hello) -> tuple[str, str] | None:
     return None
 
 
-def heard(peer: Peer, msg: Hello) -> None:
-    """Notes what a peer asks for, whatever comes of it."""
-    peer.asked = (msg.min_world, msg.on_underflow, msg.straggler_s)
-
-
 def said_again(core: Core, peer: Peer) -> None:
-    """A peer is back: it may know what an adopted run has lost."""
+    """A member is back: it may know what an adopted run has lost."""
+    if not peer.is_witness:
+        return
     for rule, asked in zip(_RULES, peer.asked, strict=True):
         if asked and not getattr(core, rule.field):
             setattr(core, rule.field, asked)
 
 
 def choose(core: Core) -> None:
-    """Before the first view: lets those that are here decide what the options leave open."""
+    """Before the first view: lets those that are here decide what the options leave open.  Anybody
+    can say hello; only whose native connection has been there counts."""
     if core.view is not None:
         return
     for at, rule in enumerate(_RULES):
         chosen, by = getattr(core.config, rule.field), None
         for peer in core.peers.values():
-            if not chosen and peer.gone is None and peer.asked[at]:
+            if not chosen and peer.was_native and peer.gone is None and peer.asked[at]:
                 chosen, by = peer.asked[at], peer
         if chosen == getattr(core, rule.field):
             continue
         setattr(core, rule.field, chosen)
+        core.persist()
         core.log(
             "info",
             f"{rule.subject} is {rule.say(chosen)} now, as {name(by)} asks"

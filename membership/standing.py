@@ -40,6 +40,6 @@ def why_it_waits(member: Member) -> str:
     if world.members == 0:
         return (
             f"no view has begun yet: {world.admitted} peers are admitted, of which at least "
-            f"{admitted.min_world} must be at the same entry (min_world)"
+            f"{world.min_world or admitted.min_world} must be at the same entry (min_world)"
         )
     return f"the {world.members} members have not come to an entry of that name since"

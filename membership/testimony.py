@@ -62,7 +62,7 @@ class Witness:
         self._announced = {e: those for e, those in self._announced.items() if e > epoch}
         return True
 
-    def testify(self, admitted: m.Admitted, generation: int) -> m.Testimony:
+    def testify(self, admitted: m.Admitted, world: m.World | None, generation: int) -> m.Testimony:
         me = self._identity
         return m.Testimony(
             run_id=admitted.run_id,
@@ -72,7 +72,7 @@ class Witness:
             incarnation=admitted.incarnation,
             secret=admitted.secret,
             peer_id=me.peer_id,
-            min_world=admitted.min_world,
+            min_world=(world.min_world if world is not None else 0) or admitted.min_world,
             members=self._members,
             data_host=me.data_host,
             data_port=me.data_port,

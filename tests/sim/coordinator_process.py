@@ -175,6 +175,7 @@ class CoordinatorProcess(Process):
     def _perform(self, effects: list[Effect]) -> None:
         if not self.alive:
             return
+        self._check_decides(effects)
         dies = False
         if self.dies_in > 0 and len(effects) > 1:
             self.dies_in -= 1
@@ -262,6 +263,13 @@ class CoordinatorProcess(Process):
                 self._probe(effect)
             case _:
                 raise AssertionError(f"unexpected effect {effect}")
+
+    def _check_decides(self, effects: list[Effect]) -> None:
+        """An outdated coordinator only turns away."""
+        for effect in effects if self.machine.outdated else ():
+            if isinstance(effect, Send | SendNative):
+                said = effect.msg if isinstance(effect, Send) else effect.frame
+                assert isinstance(said, Refused | RefusedFrame), f"outdated, {self} says {said}"
 
     def check_says(self, message: Any) -> None:
         """An outdated coordinator only turns away, but for greetings that its disk has held."""

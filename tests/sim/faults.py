@@ -130,6 +130,7 @@ def _duplicate(world: World, peer: PeerProcess, fault: Fault) -> None:
 def _reset(world: World, peer: PeerProcess, fault: Fault) -> None:
     kind = fault.kind.removeprefix("reset_")
     for wire in [w for w in world.wires if w.peer is peer and w.kind == kind]:
+        world.resets[peer.index, kind].append(world.now_s)
         world.reset(wire, fault.y)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.sim.peer_process import PeerProcess
-from tests.sim.script import BLAMELESS, CONNECTION_FAULTS, COORDINATOR_FAULTS, Fault
+from tests.sim.script import BLAMELESS, CONNECTION_FAULTS, COORDINATOR_FAULTS
 from tests.sim.world import World
 
 STEPS_MORE: Final = 3
@@ -78,7 +78,7 @@ def check_after(world: World) -> None:
     if blameless and not taken_back and (kinds <= {"start"} or script.kind == "drains"):
         assert history.undos == 0, f"joins and leaves undid {history.undos} steps"
     lost_only = kinds <= BLAMELESS | CONNECTION_FAULTS and script.step_deadline_s > 1e6
-    if lost_only and not _without_a_pause(script.faults):
+    if lost_only and not any(map(_without_a_pause, world.resets.values())):
         assert world.told_count == 0, f"{world.told_count} evicted for lost connections"
     # While two coordinators live, peers that hear the older one do not come back to the newer.
     if kinds <= {"start", *COORDINATOR_FAULTS} - {"c_depose"} and script.step_deadline_s > 1e6:
@@ -92,10 +92,9 @@ def check_after(world: World) -> None:
         )
 
 
-def _without_a_pause(faults: Sequence[Fault]) -> bool:
-    """Says whether connections may be lost so often that one peer cannot beat for a lease: each
+def _without_a_pause(losses_s: Sequence[float]) -> bool:
+    """Says whether one peer lost one connection so often that it could not beat for a lease: each
     time it dials and greets anew, and that is cut short again."""
-    losses_s = [f.at_s for f in faults if f.kind in CONNECTION_FAULTS]
     return any(
         later - first < DENSE_S for first, later in zip(losses_s, losses_s[2:], strict=False)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -122,6 +122,7 @@ class World:
         self.make_peer: Callable[[World], PeerProcess]
         self.by_incarnation: dict[int, PeerProcess] = {}
         self.played: Counter[str] = Counter()
+        self.resets: defaultdict[tuple[int, str], list[float]] = defaultdict(list)  # when
         self.told_count = 0  # processes that were told to go
         self.innocent_count = 0  # of them, those that no fault had touched
         self.nobody_is_safe = False  # a fault touched everybody

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,14 @@ from pccl.membership.messages import (
     ViewPlan,
     World,
 )
-from pccl.transport.native_frames import EvictedFrame, Flush, Pong, RefusedFrame, Welcome
+from pccl.transport.native_frames import (
+    EvictedFrame,
+    Flush,
+    NativeHello,
+    Pong,
+    RefusedFrame,
+    Welcome,
+)
 from tests.unit.membership.hub import Hub
 
 
@@ -117,6 +125,58 @@ def test_what_a_peer_asked_for_that_went_before_the_first_view_counts_for_nothin
     assert any("min_world is 2 now, as " in text for text in said)
 
 
+def test_who_has_only_said_hello_decides_nothing() -> None:
+    hub = Hub()
+    stranger = hub.peer()
+    stranger.hello(min_world=7)
+    assert stranger.got(Admitted).min_world == 7  # for all it knows
+    hub.learner(min_world=2)
+    assert hub.status()["min_world"] == 2
+    stranger.native_hello()
+    assert "min_world is 2 in this run, and this peer asks for 7" in stranger.got(Evicted).text
+
+
+def test_only_members_tell_an_adopted_run_what_its_rules_were() -> None:
+    hub = Hub()
+    members = hub.members(2)
+    record = hub.store.load()
+    assert record is not None
+    hub.store.save(replace(record, on_underflow=0, straggler_s=0.0))
+    hub.start()
+    for member, straggler_s in zip(members, (0.0, 9.0), strict=True):
+        member.hello(run_id=hub.machine.run_id, straggler_s=straggler_s)
+        member.native_hello()
+    passing = hub.peer()
+    for run_id in (b"", hub.machine.run_id):
+        passing.hello(run_id=run_id, on_underflow=3)
+    assert hub.status()["straggler_s"] == 9.0
+    assert hub.status()["on_underflow"] == "wait"
+
+
+def test_all_are_told_a_min_world_that_was_decided_after_they_came() -> None:
+    hub = Hub()
+    early = hub.learner()
+    assert early.got(World).min_world == 1
+    hub.learner(min_world=2)
+    assert early.got(World).min_world == 2
+
+
+def test_a_newcomer_is_told_the_world_though_another_goes_at_the_same_moment() -> None:
+    hub = Hub()
+    (member,) = hub.members(1)
+    hub.learner()  # never beats
+    hub.pass_time(LAN.lease_s - 0.25, beating=[member])
+    member.beat()
+    newcomer = hub.peer()
+    newcomer.hello()
+    newcomer.native, names = hub.connect(newcomer), (newcomer.peer_id, newcomer.incarnation)
+    hub.now_s += 0.3
+    member.inbox.clear()
+    newcomer.tell(NativeHello(0, hub.machine.run_id, *names, newcomer.secret, 0, 0))
+    assert newcomer.got(World) == World(2, 1, 1, min_world=1)
+    assert member.last(World) is None, "another went at that moment: nothing has changed"
+
+
 def test_a_restart_before_the_first_view_does_not_forget_what_was_asked_for() -> None:
     hub = Hub()
     hub.learner(min_world=3)
@@ -158,7 +218,7 @@ def test_a_member_is_not_taken_over_by_one_that_only_knows_its_name() -> None:
     assert not victim.closed and victim.last(Evicted) is None
     victim.lose(agent=True)
     victim.hello()
-    assert victim.got(World) == World(2, 2, 1)
+    assert victim.got(World) == World(2, 2, 1, min_world=1)
 
 
 def test_a_peer_that_is_refused_on_its_own_connection_has_lost_that_connection() -> None:
@@ -218,8 +278,8 @@ def test_everybody_learns_when_the_world_changes() -> None:
     hub = Hub()
     a, b = hub.members(2)
     hub.learner()
-    assert a.got(World) == World(3, 2, 1)
-    assert b.got(World) == World(3, 2, 1)
+    assert a.got(World) == World(3, 2, 1, min_world=1)
+    assert b.got(World) == World(3, 2, 1, min_world=1)
 
 
 def test_a_member_that_comes_back_is_told_what_it_missed() -> None:

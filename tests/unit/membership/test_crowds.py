@@ -184,5 +184,5 @@ def test_who_has_only_said_hello_is_not_counted_and_nobody_is_told_of_it() -> No
     assert newcomer.got(Admitted).members == 2  # the member, and itself
     assert stranger.last(World) is None and member.last(World) is None
     newcomer.native_hello()
-    assert member.got(World) == newcomer.got(World) == World(2, 1, 1)
+    assert member.got(World) == newcomer.got(World) == World(2, 1, 1, min_world=1)
     assert stranger.last(World) is None

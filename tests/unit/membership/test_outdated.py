@@ -9,7 +9,17 @@ import pytest
 
 from pccl.base.config import LAN
 from pccl.membership.events import Dialled, Log, Paused, Persist, ProbeListener
-from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, AtEntry, Evicted, Refused
+from pccl.membership.messages import (
+    REFUSALS_FOR_NOW,
+    Activate,
+    Admitted,
+    AtEntry,
+    Drain,
+    Evicted,
+    Hold,
+    HoldFrom,
+    Refused,
+)
 from pccl.membership.outdated import WITNESS_SHARE
 from pccl.membership.store import MemoryDisk
 from pccl.transport.native_frames import (
@@ -361,3 +371,17 @@ def test_a_copy_that_has_grown_by_restarts_is_followed_by_nobody_before_a_witnes
     assert back(copied, moved(waiting, copied)) == [0]
     returns(a, generation=1)  # in whose view there is one more
     assert copied.status()["outdated"]
+
+
+def test_nobody_waits_for_a_member_that_was_on_its_way_out() -> None:
+    hub = Hub()
+    one, two, leaver = hub.members(3)
+    leaver.say(Drain(30.0, "the machine is taken back"))
+    epoch = one.got(Hold).epoch
+    for peer in (one, two, leaver):
+        peer.say(HoldFrom(epoch, 7))
+    hub.start()  # before anybody has heard of the activation, and the leaver's machine is gone
+    for peer in (one, two):
+        peer.hello(run_id=hub.machine.run_id)
+        peer.native_hello()
+    assert one.got(Activate).step == two.got(Activate).step == 7
