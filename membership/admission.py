@@ -214,10 +214,11 @@ class Admission:
         return None
 
     def _make_room(self, unproven: list[Peer], now_s: float) -> bool:
-        """Gives up the oldest of these if it has had time enough; says whether it did."""
+        """Gives up the oldest, if it has hung up or had time enough; says whether it did."""
         core = self._core
-        oldest = min(unproven, key=lambda p: p.admitted_s)
-        if core.is_member(oldest.incarnation) or now_s < oldest.admitted_s + ENGINE_DUE_S:
+        oldest = min(unproven, key=lambda p: (p.agent is not None, p.admitted_s))
+        due = oldest.agent is None or now_s >= oldest.admitted_s + ENGINE_DUE_S
+        if core.is_member(oldest.incarnation) or not due:
             return False
         core.lose(oldest, "its engine did not come, and others wait for its place")
         return True
@@ -226,12 +227,14 @@ class Admission:
         """Gives up an older incarnation of the same id; False while that one may be alive.
 
         Anybody can take an id, and a living peer may be without its connections: after a restart
-        all are.  So only its lease ends it, or its port that refuses, which is asked for here."""
+        all are.  So only its lease ends it, or its port that refuses, which is asked for here; but
+        who hung up before its engine had come, has no place to lose."""
         core = self._core
         for other in list(core.peers.values()):
             if other.peer_id != peer_id or other.gone is not None:
                 continue
-            if not self._liveness.is_over(other, now_s):
+            never_was = not other.was_native and other.agent is None
+            if not never_was and not self._liveness.is_over(other, now_s):
                 self._liveness.asked_after(other, now_s)
                 return False
             core.lose(other, "the same peer came back as a new incarnation")

@@ -32,6 +32,7 @@ from pccl.membership.events import Dialled, ProbeListener
 PROBE_FIRST_S: Final = 0.01  # a process that exits closes its sockets within about this
 PROBE_SLOWEST_S: Final = 0.5
 BEATS_MISSED_MAX: Final = 2  # of a peer that is dialled, before a refusal is believed
+UNPROVEN_GRACE_S: Final = 3.0  # without its agent, for one whose engine has never been here
 BOOT_PROBE_S: Final = 1.0  # after a restart most members are back by then; the others are dialled
 
 
@@ -80,8 +81,7 @@ class Liveness:
         if peer.agent is None:
             self._detached.setdefault(peer.incarnation, now_s)
             if not peer.was_native:
-                self._core.lose(peer, "its connection ended before its engine had come")
-                return
+                return  # where it says it listens nobody has proved yet: it is not dialled
         until_s = now_s + self._core.config.profile.suspect_grace_s
         doubt = self._doubts.get(peer.incarnation)
         if doubt is None:
@@ -151,7 +151,7 @@ class Liveness:
 
     def deadline_s(self) -> float | None:
         times = [d.probe_at_s for d in self._doubts.values() if not d.dialling]
-        times += [since + self._core.config.detached_grace_s for since in self._detached.values()]
+        times += [since + self._grace_s(i) for i, since in self._detached.items()]
         if self._core.peers:
             times.append(self._leases_checked_until_s)
         return min(times, default=None)
@@ -170,11 +170,16 @@ class Liveness:
             elif now_s >= doubt.probe_at_s:
                 self._probe(core.peers[incarnation], doubt, now_s)
         for incarnation, since_s in list(self._detached.items()):
-            if now_s >= since_s + core.config.detached_grace_s:
+            if now_s >= since_s + self._grace_s(incarnation):
                 self._detached.pop(incarnation)
                 core.lose(core.peers[incarnation], "its member agent did not come back")
         if now_s >= self._leases_checked_until_s:
             self._check_leases(now_s)
+
+    def _grace_s(self, incarnation: int) -> float:
+        """Returns how long a peer may be without its agent."""
+        peer, grace_s = self._core.peers.get(incarnation), self._core.config.detached_grace_s
+        return min(grace_s, UNPROVEN_GRACE_S) if peer and not peer.was_native else grace_s
 
     def _check_leases(self, now_s: float) -> None:
         core = self._core

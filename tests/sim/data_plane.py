@@ -58,6 +58,7 @@ class Attempt:
         "posts",
         "rank",
         "ready",
+        "said",
         "sealed",
         "shape",
         "started",
@@ -80,6 +81,7 @@ class Attempt:
         self.buffer: list[int] = []  # by shard: the own contribution, then the result
         self.ready: set[int] = set()  # shards whose result is in the buffer
         self.contributions: dict[int, dict[int, int]] = {}  # shard: sender: value
+        self.said = 0  # the own shard's result; said again it has the hash of the first time
 
 
 class DataPlane:
@@ -247,7 +249,7 @@ class DataPlane:
 
     def _result(self, step: int, attempt: Attempt, shard: int) -> Frame:
         own = self.engine.incarnation
-        return ("result", own, attempt.epoch, step, shard, attempt.buffer[shard], None)
+        return ("result", own, attempt.epoch, step, shard, attempt.said, None)
 
     # ------------------------------------------------------------ frames of others
 
@@ -344,6 +346,7 @@ class DataPlane:
                 attempt.buffer[shard] = sum(values.values())
                 attempt.ready.add(shard)
                 if self.direct:
+                    attempt.said = attempt.buffer[shard]
                     self._tell(attempt.mates, self._result(step, attempt, shard))
         self._complete_if_ready(step, attempt)
 

@@ -16,6 +16,7 @@ from tests.sim.world import World
 WAYS: Final = (("up",), ("down",), ("up", "down"))
 LOOK_AGAIN_S: Final = 0.002
 FOLLOWED_S: Final = 4.0  # then all that can be have found a coordinator that was restarted
+NEWCOMER_GOES_S: Final = 40.0
 COPY_S: Final = 8.5  # above the grace for peers without their agent (`coordinator_process`)
 BATCHES: Final = 12  # a crash between effects comes within so many batches of them
 
@@ -78,7 +79,11 @@ def _drain(world: World, peer: PeerProcess, fault: Fault) -> None:
     """Asks to be planned out, mostly with time enough for that."""
     from pccl.membership.member_events import Drain
 
-    peer.tell_member(Drain(10.0 * fault.x if fault.y < 0.8 else fault.x / 4, "drain"))
+    deadline_s = 10.0 * fault.x if fault.y < 0.8 else fault.x / 4
+    peer.tell_member(Drain(deadline_s, "drain"))
+    if not peer.engine.is_member() and deadline_s <= NEWCOMER_GOES_S:
+        # No newcomer that counts until it is gone, while frozen members wait to be given up.
+        world.faults_until_s = max(world.faults_until_s, world.now_s + deadline_s)
 
 
 def _crash(world: World, peer: PeerProcess, fault: Fault) -> None:

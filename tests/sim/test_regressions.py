@@ -193,6 +193,24 @@ FOUND = {
             Fault(1.8506, "local", a=3, b=3, x=0.0349, y=0.0577),
         ),
     ),
+    "a newcomer was evicted because its first connection broke before its engine had come": Script(
+        seed=10023822,
+        delay_s=0.05,
+        misfit_first=True,
+        faults=(
+            Fault(0.5478, "start"),
+            Fault(0.884, "reset_agent", a=3, b=11, x=0.057, y=0.0327),
+        ),
+    ),
+    "a newcomer was evicted for having hung up on a coordinator that slept": Script(
+        seed=11007727,
+        lag_s=0.1,
+        faults=(
+            Fault(0.5096, "start"),
+            Fault(2.1121, "c_stop", a=2, b=7, x=3.1015, y=0.9012),
+            Fault(3.2325, "kill", a=1, b=11, x=0.0686, y=0.0992),
+        ),
+    ),
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pccl.base.config import LAN
 from pccl.membership.admission import ENGINE_DUE_S
 from pccl.membership.events import Dialled
+from pccl.membership.liveness import UNPROVEN_GRACE_S
 from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, Evicted, Refused, World
-from pccl.transport.native_frames import Flush
+from pccl.transport.native_frames import Flush, Welcome
 from tests.unit.membership.hub import Hub
 
 
@@ -141,15 +142,29 @@ def test_a_run_that_strangers_fill_refuses_nobody_for_good() -> None:
     assert late.last(Admitted) is not None
 
 
-def test_a_stranger_whose_connection_ends_before_its_engine_came_is_gone_at_once() -> None:
+def test_strangers_that_have_hung_up_make_room_at_once_and_are_not_dialled() -> None:
     hub = Hub(unproven_per_host_max=3)
     for _ in range(9):
         stranger = hub.peer()
         stranger.hello()
         assert stranger.last(Admitted) is not None
         stranger.lose(agent=True)
-        hub.handle(Dialled(stranger.peer_id, stranger.incarnation, alive=True))
+        assert not hub.probes(stranger)
+    assert len(hub.machine._core.peers) == 3
+    hub.pass_time(UNPROVEN_GRACE_S + 0.5)
     assert not hub.machine._core.peers
+
+
+def test_a_newcomer_may_lose_its_connection_before_its_engine_has_come() -> None:
+    hub = Hub()
+    newcomer = hub.peer()
+    newcomer.hello()
+    newcomer.lose(agent=True)
+    newcomer.native_hello()
+    assert newcomer.last(Welcome) is not None
+    newcomer.hello(run_id=hub.machine.run_id)
+    hub.pass_time(UNPROVEN_GRACE_S + 0.5, beating=[newcomer])
+    assert newcomer.last(Evicted) is None and newcomer.got(World).admitted == 1
 
 
 def test_where_strangers_crowd_the_oldest_of_the_fullest_host_makes_room_after_a_while() -> None:
