@@ -166,6 +166,24 @@ def test_who_was_excluded_comes_back_at_a_later_step() -> None:
     assert rules(one, other, third) == {"order"}
 
 
+def test_who_was_excluded_may_be_back_in_the_step_that_is_run_again() -> None:
+    one, other = world()
+    other.events.insert(2, Failure(2.9, 3, "Excluded", True, ""))
+    assert rules(one, other) == set()
+    other.events[2] = Failure(2.9, 4, "Excluded", True, "")
+    assert rules(one, other) == {"order"}
+
+
+def test_too_few_may_go_on_to_where_newcomers_wait_and_no_further() -> None:
+    alone = life(A, 1, 2, 3)
+    alone.sights.clear()
+    for place in range(3):
+        told(alone, place, contributors=(A,), digest=commit(place + 1, A).digest)
+    told(alone, 1, name="state", digest="")
+    texts = [violation.text for violation in check([alone], min_world=2, count=COUNT)]
+    assert texts == ["step 1: fewer than 2", "step 3: fewer than 2"]
+
+
 def test_an_outcome_that_is_open_gives_no_promise_about_the_buffer() -> None:
     one, other = world()
     fail(other, 4, "OutcomeUnknown", restored=False)
