@@ -184,6 +184,7 @@ class World:
     def __post_init__(self) -> None:
         check_epoch(self.epoch)
         demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
+        check_text(self.waits, "waits", TEXT_CHARACTERS_MAX)
 
 
 @message(41)
