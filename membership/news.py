@@ -21,11 +21,9 @@ class News:
 
     def tell_all(self) -> None:
         """Tells what has changed."""
-        world, new = self._now(), [p for p in proven(self._core.peers) if not p.told_world]
-        if world != self._told or new:
-            told = proven(self._core.peers) if world != self._told else new
-            self._told = world
-            for peer in told:
+        before, self._told = self._told, self._now()
+        for peer in proven(self._core.peers):
+            if self._told != before or not peer.told_world:
                 peer.told_world = True
                 self._tell(peer)
 

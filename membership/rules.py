@@ -78,6 +78,7 @@ def choose(core: Core) -> None:
     can say hello; only whose native connection has been there counts."""
     if core.view is not None:
         return
+    changed = False
     for at, rule in enumerate(_RULES):
         chosen, by = getattr(core.config, rule.field), None
         for peer in core.peers.values():
@@ -86,13 +87,15 @@ def choose(core: Core) -> None:
         if chosen == getattr(core, rule.field):
             continue
         setattr(core, rule.field, chosen)
-        core.persist()
+        changed = True
         core.log(
             "info",
             f"{rule.subject} is {rule.say(chosen)} now, as {name(by)} asks"
             if by is not None
             else f"{rule.subject}: whoever asked for one is gone; {rule.say(rule.default)}",
         )
+    if changed:
+        core.persist()
 
 
 def settle(core: Core) -> None:
