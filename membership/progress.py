@@ -1,18 +1,20 @@
 """Who holds up a step, found from what everybody waits for: stalls (D3) and stragglers (D4).
 
 Every heartbeat names whom its sender's oldest open step waits for, and why: a *post* (the other's
-program has not come to the operation), *data*, or *credit* (bytes for it that nobody takes).
+program has not come to the operation), *data*, *credit* (bytes for it that nobody takes), or
+*unread* (nothing: its bytes are here, and the sender of the heartbeat does not read them).
 
 D3.  A member is *still* when neither its step nor its byte counter has changed for the patience:
 `stall_timeout_s`, 20 round trips at least, and more for one whose own clock runs late.  Who is
 still and waits for data or credit is stuck.  Follow what the stuck ones wait for: a member that
 moves explains the wait (a big tensor on a slow link never is a stall); one that waits itself hands
 the question on; one that is still, in the same step, and waits for nobody, or is not heard, is the
-culprit, and is flushed out.  Where nobody is the culprit but bytes stay queued, the links are
-suspected (`blocked`), and `links` mends or judges them; if that changes nothing, who takes no bytes
-and has none queued itself is the culprit after all.  A step in which all stand still without any of
-this is run again by a flush that keeps everybody; if that is in vain, and there is one for whom all
-others wait, it is the culprit: what is sent to it lies in the kernel's buffers, unread.
+culprit, and is flushed out.  So is who is still and says that bytes lie with it unread: only it can
+see that, since the kernel's buffers swallow what is sent to it.  Where nobody is the culprit but
+bytes stay queued, the links are suspected (`blocked`), and `links` mends or judges them; if that
+changes nothing, who takes no bytes and has none queued itself is the culprit after all.  A step in
+which all stand still without any of this is run again by a flush that keeps everybody; if that is
+in vain, and there is one for whom all others wait, it is the culprit.
 
 D4.  A member whose post others wait for, and whose own heartbeat says that its program is what is
 late, is a straggler; after the run's `straggler_s` it is excluded: out of the view, but admitted.
@@ -36,6 +38,7 @@ RTTS_MIN: Final = 20  # of any patience: a retransmission or two, and a slow-sta
 BEATS_LATE_MAX: Final = 3
 PATIENCE_FACTOR_MAX: Final = 2.0  # for a member whose own control thread runs late
 NAMES_SHOWN_MAX: Final = 8
+_STUCK_KINDS: Final = (WaitKind.DATA, WaitKind.CREDIT, WaitKind.UNREAD)
 RETRY_FACTOR: Final = 2.0  # of the patience, before a step nobody holds up is run again
 
 
@@ -124,10 +127,13 @@ class Progress:
         culprits: dict[int, Peer] = {}
         blocked: dict[int, set[bytes]] = {}
         stuck: Peer | None = None
-        for peer, other, kind in self._waits(by_id, WaitKind.DATA, WaitKind.CREDIT):
+        for peer, other, kind in self._waits(by_id, *_STUCK_KINDS):
             if not still(peer):
                 continue
             stuck = peer
+            if kind == WaitKind.UNREAD:
+                culprits[peer.incarnation] = peer
+                continue
             unheard = self._unheard(other, now_s)
             if unheard or (_waits_for_nobody(other, peer.step) and still(other)):
                 culprits[other.incarnation] = other
@@ -142,6 +148,8 @@ class Progress:
             culprits.clear()  # that many at once: rather something that all share
         for culprit in culprits.values():
             what = "is not heard" if self._unheard(culprit, now_s) else "does nothing about it"
+            if any(wait.kind == WaitKind.UNREAD for wait in culprit.waits):
+                what = "reads nothing of what was sent to it"
             core.lose(culprit, f"others wait for it in step {culprit.step}, and it {what}")
         self._blocked = {} if culprits else {i: tuple(sorted(ids)) for i, ids in blocked.items()}
         if stuck is None or culprits or blocked or any(map(_in_program, by_id.values())):

@@ -72,6 +72,7 @@ class WaitKind(IntEnum):
     POST = 1  # its OPEN or SEAL: its program is not there yet
     DATA = 2  # its slices or its DONE
     CREDIT = 3  # bytes for it are queued and it takes none
+    UNREAD = 4  # nothing: its bytes are here, and the sender of this does not read them
 
 
 class SuspectCode(IntEnum):
@@ -270,7 +271,7 @@ def _read_open_step(reader: Reader) -> OpenStep:
 
 _OPEN_STEP = Kind(_write_open_step, _read_open_step)
 _IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
-_WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 3)))
+_WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 4)))
 _ROUTES = list_of(struct_of(Route, ID, ID))
 _WAITING = unsigned("B", 0, 3)
 

@@ -188,7 +188,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[2].frame, 7, 0x20)));  // text: a lone continuation byte is left
   CHECK(refused(with(all[3].frame, 55, 4)));    // waiting
   CHECK(refused(with(all[3].frame, 74, 0)));    // kind of a wait
-  CHECK(refused(with(all[3].frame, 74, 4)));
+  CHECK(refused(with(all[3].frame, 74, 5)));
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
   CHECK(refused(with(all[6].frame, 76, 8)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code

@@ -11,6 +11,7 @@
 #include "fragile_world.hpp"
 #include "listener.hpp"
 #include "pccl/lane.hpp"
+#include "pccl/sockets.hpp"
 
 namespace {
 
@@ -73,13 +74,35 @@ TEST(a_lane_whose_bytes_nobody_acknowledges_is_cut_and_one_that_nobody_reads_is_
   }
   while (monotonic_s() < begun_s + 1.5) {
     const double now_s = monotonic_s();
-    for (Pair* pair : {&cut, &unread, &idle}) pair->lane->look(now_s);
+    for (Pair* pair : {&cut, &unread, &idle}) pair->lane->look(now_s, false);
     if (now_s < begun_s + patience_s - 0.1) CHECK(!cut.lane->cut(now_s, patience_s));
     CHECK(!unread.lane->cut(now_s, patience_s) && !idle.lane->cut(now_s, patience_s));
     ::poll(nullptr, 0, 20);
   }
   CHECK(cut.lane->cut(monotonic_s(), patience_s));
   CHECK(unread.lane->owing && !idle.lane->owing);
+}
+
+TEST(bytes_that_this_side_leaves_unread_count_while_it_runs_and_a_step_does) {
+  Pair pair;
+  Lane& lane = *pair.lane;
+  lane.look(0.0, true);
+  lane.look(1.0, true);
+  CHECK(lane.unread_s == 0.0);  // there was nothing to read
+  const std::vector<std::byte> body(100, std::byte{1});
+  CHECK(::send(pair.far.fd(), body.data(), body.size(), 0) == 100);
+  while (unread_bytes(lane.fd()) == 0) ::poll(nullptr, 0, 1);
+  for (int i = 1; i <= 10; ++i) lane.look(1.0 + 0.1 * i, true);
+  CHECK(lane.unread_s > 0.99 && lane.unread_s < 1.01);
+  lane.look(60.0, true);  // it was stopped itself: that says nothing of how it reads
+  CHECK(lane.unread_s < 1.3);
+  lane.look(60.1, false);
+  CHECK(lane.unread_s == 0.0);
+  lane.look(60.2, true);
+  CHECK(lane.unread_s > 0.0);
+  lane.bytes_received += 1;  // slow, but it reads
+  lane.look(60.3, true);
+  CHECK(lane.unread_s == 0.0);
 }
 
 TEST(a_lane_that_is_cut_one_way_while_beats_pass_is_replaced_and_nothing_is_lost) {

@@ -30,7 +30,7 @@ PHASE_S = 0.3  # a random moment within is a random moment of a step
 RECOVER_S = 60.0
 SETTLE_S = 2.0
 STRAGGLER_S = 2.0
-FOUND_S = 20.0  # two patiences, the step run again, one more patience
+FOUND_S = 10.0  # a stall's patience, and some
 OVERLOAD = 2  # busy processes per core
 DEAF = Path(__file__).with_name("deaf.cpp")
 

@@ -30,7 +30,7 @@ FRAMES: dict[str, nf.Frame] = {
     "heartbeat of an idle peer": nf.Heartbeat(1, 0, 0, 0, 0),
     "heartbeat at every limit": nf.Heartbeat(
         *(U64, U32, U64, U64, U64, U32, U32, U64, 3),
-        waits=(nf.WaitOn(A, 1), nf.WaitOn(B, 2), nf.WaitOn(C, 3)),
+        waits=(nf.WaitOn(A, 1), nf.WaitOn(B, 2), nf.WaitOn(C, 4)),
         down=(A, B, C),
         relayed=(B, C),
     ),
@@ -89,7 +89,7 @@ INVALID: dict[str, bytes] = {
     "refusal code 9": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 9),
     "waiting 4": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 55, 4),
     "kind of wait 0": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 0),
-    "kind of wait 4": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 4),
+    "kind of wait 5": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 5),
     "switched 2": changed(nf.encode(FRAMES["report of a peer without steps"]), 19, 2),
     "an unknown flag of an open step": changed(OPEN, FLAGS_AT, 8),
     "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),

@@ -204,7 +204,7 @@ class Executor final : public FrameSink {
   void dial(Link& link, double now_s);
   void dial_relay(Link& link);
   void keep_company(Link& link, double now_s);
-  void look_after(Link& link, double now_s);
+  void look_after(Link& link, double now_s, bool expecting);
   void lose(Link& link, Lane& lane, Status why, double now_s);
   void take_out(Link& link, Lane& lane);
   template <class Wanted>

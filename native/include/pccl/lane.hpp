@@ -97,8 +97,9 @@ class Lane {
   /// finished from a copy, a half-received one is read into scratch.
   void let_go(const Operation& operation, BufferPool& buffers) noexcept;
 
-  /// Looks what has been acknowledged since; called a few times a second.
-  void look(double now_s) noexcept;
+  /// Looks what has been acknowledged since; called a few times a second.  `expecting`: a step
+  /// runs, so what lies unread matters too.
+  void look(double now_s, bool expecting) noexcept;
   /// Bytes are in flight, and for longer than `patience_s` (and 20 round trips) nothing came back:
   /// the way is cut, in one direction at least.  A peer that lives but does not read is another
   /// matter: its kernel answers.
@@ -123,6 +124,7 @@ class Lane {
   std::uint64_t bytes_received = 0;
   double moved_s;       // when the peer's kernel last took something, or had nothing to take
   bool owing = false;   // as of the last look: something is sent and not acknowledged
+  double unread_s = 0;  // so long bytes have lain here that this side, though it ran, did not read
 
  private:
   static constexpr std::size_t inbox_bytes = 16384;   // several small frames in one system call
@@ -136,6 +138,8 @@ class Lane {
   std::uint32_t id_;
   bool blocked_ = false;
   std::uint64_t acknowledged_ = 0;
+  std::uint64_t read_ = 0;  // bytes_received at the last look
+  double looked_s_ = 0;
 
   std::deque<OutgoingFrame> out_;
   std::size_t out_done_ = 0;  // bytes of out_.front() that the kernel has

@@ -70,6 +70,8 @@ class Link final : public FrameSource {
   [[nodiscard]] bool flooded() const noexcept { return control_.size() > control_frames_max; }
   /// There is something for the peer, and for that long it has taken nothing.
   [[nodiscard]] bool stands_still(double now_s, double patience_s) const noexcept;
+  /// Bytes of the peer have lain here for that long, and this side takes none of them.
+  [[nodiscard]] bool unread(double patience_s) const noexcept;
 
   const PeerId peer;
   const Incarnation incarnation;

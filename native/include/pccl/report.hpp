@@ -45,6 +45,7 @@ enum class WaitKind : std::uint8_t {
   post = 1,    // its OPEN or SEAL: its program is not there yet
   data = 2,    // its slices or its DONE
   credit = 3,  // bytes for it are queued and it takes none
+  unread = 4,  // nothing: its bytes are here, and this side does not read them
 };
 
 struct WaitOn {

@@ -38,6 +38,9 @@ void set_liveness_options(int fd) noexcept;
 /// Bytes handed to the kernel that the other one has not acknowledged.
 [[nodiscard]] std::uint64_t unacknowledged_bytes(int fd) noexcept;
 
+/// Bytes that have arrived and that nobody has read.
+[[nodiscard]] std::uint64_t unread_bytes(int fd) noexcept;
+
 /// What the kernel knows of the way to the other end.
 struct PathState {
   bool in_flight = false;  // something was sent that awaits its acknowledgement

@@ -57,7 +57,7 @@ void write(Writer& out, const WaitOn& wait) {
 }
 void read(Reader& in, WaitOn& wait) {
   in.get(wait.peer);
-  wait.kind = static_cast<WaitKind>(in.between(1, static_cast<std::uint8_t>(WaitKind::credit)));
+  wait.kind = static_cast<WaitKind>(in.between(1, static_cast<std::uint8_t>(WaitKind::unread)));
 }
 
 void write(Writer& out, const Heartbeat& beat) {

@@ -93,9 +93,9 @@ void Executor::lose_silent(Link& link, double now_s, const Wanted& wanted) {
   }
 }
 
-void Executor::look_after(Link& link, double now_s) {
+void Executor::look_after(Link& link, double now_s, bool expecting) {
   lose_silent(link, now_s, [&](Lane& lane) {
-    lane.look(now_s);
+    lane.look(now_s, expecting);
     return lane.cut(now_s, lane_patience_s);
   });
 }
@@ -226,11 +226,13 @@ void Executor::tick(double now_s) {
   if (!machine_) return;
   feed_starved();
   mark_needed(now_s);
+  bool expecting = false;
   for (auto& [id, step] : steps_) {
     if (step.state != StepState::open || !step.started) continue;
+    expecting = true;
     for (Link* link : step.everyone) dial(*link, now_s);  // also of a peer that is leaving
   }
-  for (const auto& [name, link] : links_) look_after(*link, now_s);
+  for (const auto& [name, link] : links_) look_after(*link, now_s, expecting);
   for (const Member& member : machine_->view().members) {
     const auto it = links_.find({member.peer, member.incarnation});
     if (it == links_.end() || member.peer == self_) continue;

@@ -10,6 +10,7 @@ namespace pccl {
 namespace {
 
 constexpr double credit_after_s = 1.0;  // bytes that nobody acknowledged for that long stand still
+constexpr double unread_after_s = 1.0;  // of time in which this side ran
 
 }  // namespace
 
@@ -70,6 +71,7 @@ void Executor::tell_waits(const StepRecord& step, std::vector<WaitOn>& waits,
     if (link->stands_still(now_s, credit_after_s)) {
       waits.push_back({link->peer, WaitKind::credit});
     }
+    if (link->unread(unread_after_s)) waits.push_back({link->peer, WaitKind::unread});
   }
 }
 

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "pccl/sockets.hpp"
 
@@ -22,6 +23,7 @@ constexpr std::size_t frames_out_max = 8;
 // One system call carries about this much: below it the sender pays for the calls (2.5 times the
 // CPU per byte at 64 KiB), above it nothing more is gained.
 constexpr std::size_t batch_bytes = 256 * 1024;
+constexpr double look_counts_s = 0.25;  // a longer gap between looks: this side was what stood still
 constexpr double round_trips_min = 20;  // as patient with a lane as with a peer's beats
 constexpr std::size_t small_payload = 4096;  // below it, reading through the inbox is cheaper
 
@@ -85,13 +87,16 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
   return Status::ok;
 }
 
-void Lane::look(double now_s) noexcept {
+void Lane::look(double now_s, bool expecting) noexcept {
   // A lane that was silent since the last look costs no system call.
   const std::uint64_t queued = acknowledged_ == bytes_sent ? 0 : unacknowledged_bytes(fd());
   const std::uint64_t taken = bytes_sent - std::min(queued, bytes_sent);
   owing = queued > 0;
   if (taken != acknowledged_ || !owing) moved_s = now_s;
   acknowledged_ = taken;
+  const double passed_s = std::min(now_s - std::exchange(looked_s_, now_s), look_counts_s);
+  const bool read = std::exchange(read_, bytes_received) != bytes_received;
+  unread_s = expecting && !read && unread_bytes(fd()) > 0 ? unread_s + passed_s : 0;
 }
 
 bool Lane::cut(double now_s, double patience_s) const noexcept {

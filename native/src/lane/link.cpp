@@ -34,6 +34,11 @@ bool Link::stands_still(double now_s, double patience_s) const noexcept {
   });
 }
 
+bool Link::unread(double patience_s) const noexcept {
+  return std::any_of(lanes.begin(), lanes.end(),
+                     [&](const auto& lane) { return lane->unread_s > patience_s; });
+}
+
 void Link::list(SendQueue& queue) {
   dirty = true;
   if (queue.listed || queue.empty()) return;

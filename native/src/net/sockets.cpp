@@ -164,6 +164,11 @@ std::uint64_t unacknowledged_bytes(int fd) noexcept {
   return ::ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? static_cast<std::uint64_t>(bytes) : 0;
 }
 
+std::uint64_t unread_bytes(int fd) noexcept {
+  int bytes = 0;
+  return ::ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? static_cast<std::uint64_t>(bytes) : 0;
+}
+
 PathState path_state(int fd) noexcept {
   tcp_info info{};
   socklen_t bytes = sizeof info;

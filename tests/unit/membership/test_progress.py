@@ -98,6 +98,30 @@ def test_the_one_that_all_wait_for_is_flushed_out_when_the_step_was_run_again_in
     assert lost([a, c]) == (b.peer_id,)
 
 
+def test_who_says_that_it_leaves_bytes_unread_is_flushed_out_after_one_patience() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+    waits(a, DATA, b)  # a ring: who waits for whom names nobody
+    waits(c, DATA, a)
+    named = (WaitOn(c.peer_id, DATA), WaitOn(c.peer_id, WaitKind.UNREAD))
+    b.status = {"step": 5, "waiting": Waiting.PEERS, "waits": named}
+    hub.pass_time(4.75, beating=everybody)
+    assert a.last(Flush) is None
+    hub.pass_time(1.0, beating=everybody)
+    assert lost([a, c]) == (b.peer_id,)
+
+
+def test_who_has_unread_bytes_and_moves_is_only_slow() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+    for beat in range(80):
+        waits(a, DATA, b)
+        waits(c, DATA, a)
+        waits(b, WaitKind.UNREAD, c, progress=1000 * (beat // 8))
+        hub.pass_time(0.25, beating=everybody)
+    assert a.last(Flush) is None
+
+
 def test_bytes_that_nobody_takes_are_led_around_before_anybody_is_blamed() -> None:
     hub = Hub()
     a, b, c = everybody = hub.members(3)
