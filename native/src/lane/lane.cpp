@@ -23,7 +23,7 @@ constexpr std::size_t frames_out_max = 8;
 // One system call carries about this much: below it the sender pays for the calls (2.5 times the
 // CPU per byte at 64 KiB), above it nothing more is gained.
 constexpr std::size_t batch_bytes = 256 * 1024;
-constexpr double look_counts_s = 0.25;  // a longer gap between looks: this side was what stood still
+constexpr double look_counts_s = 0.25;  // more between two looks: this side itself stood still
 constexpr double round_trips_min = 20;  // as patient with a lane as with a peer's beats
 constexpr std::size_t small_payload = 4096;  // below it, reading through the inbox is cheaper
 
