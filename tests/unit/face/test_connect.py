@@ -61,9 +61,11 @@ class ScriptedCoordinator:
         self._end = lambda: loop.call_soon_threadsafe(ended.set)
         tasks: set[asyncio.Task[None]] = set()
 
+        channels: list[Channel] = []
+
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = loop.create_task(self._play(Channel(reader, writer, trusted=True)))
-            tasks.add(task)
+            channels.append(Channel(reader, writer, trusted=True))
+            tasks.add(loop.create_task(self._play(channels[-1])))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
@@ -73,6 +75,9 @@ class ScriptedCoordinator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for channel in channels:  # also of a task that was cancelled before it ran
+            channel.abort()
+        await asyncio.sleep(0)  # lets the loop close what was aborted
 
     async def _play(self, channel: Channel) -> None:
         behave = self._behaviours.pop(0) if len(self._behaviours) > 1 else self._behaviours[0]
