@@ -72,6 +72,7 @@ class ScriptedCoordinator:
         self._listening.set()
         await ended.wait()
         server.close()
+        await asyncio.sleep(0.01)  # what the loop has accepted already comes here by then
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
