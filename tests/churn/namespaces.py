@@ -19,7 +19,7 @@ from typing import Protocol, Self
 
 from tests.churn.compiled import compiled
 from tests.churn.hosts import DIE_TOGETHER, Namespace, Places
-from tests.churn.rules import LinkFault, LinkQuality, emulator_commands, nft_rules
+from tests.churn.rules import EMULATED, LinkFault, LinkQuality, emulator_commands, nft_rules
 
 PREFIX = "pccl-churn-"
 NAMESPACES = Path("/run/netns")
@@ -81,7 +81,7 @@ class FilteredLinks:
 class EmulatedLinks:
     """Links of the emulator; connections are reset by nft, everything else by the emulator."""
 
-    kinds = frozenset({"cut", "reset", "loss", "delay"})
+    kinds = frozenset({"cut", "reset", "loss"}) | EMULATED
 
     def __init__(
         self, places: Places, process: subprocess.Popen[bytes], quality: LinkQuality

@@ -50,12 +50,14 @@ WEIGHTS = {
     "reset": 7,
     "loss": 4,
     "delay": 4,
+    "jitter": 2,
+    "rate": 2,
     "coordinator-kill": 4,
     "coordinator-stop": 2,
 }
 NEEDS_LINKS = {
     "cut": "cut", "cut-coordinator": "cut", "unplug": "cut",
-    "reset": "reset", "loss": "loss", "delay": "delay",
+    "reset": "reset", "loss": "loss", "delay": "delay", "jitter": "jitter", "rate": "rate",
 }  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def _draw(dice: random.Random, kind: str, now: Situation) -> Event | None:
             return Event(kind, length_s) if now.coordinator_up else None
         case _:
             length_s = spread(dice, RESET_S if kind == "reset" else LINK_S)
-            hit = 2 if kind in ("cut", "reset", "loss", "delay") else 1
+            hit = 1 if kind in ("cut-coordinator", "unplug") else 2
             possible = now.healthy >= hit and (spare >= hit or length_s <= BRIEF_S)
             able = NEEDS_LINKS[kind] in now.link_kinds
             return Event(kind, length_s, hit) if possible and able else None
@@ -355,5 +357,9 @@ class Nemesis:
                 return list(both_ways("reset", one, two))
             case "loss":
                 return list(both_ways("loss", one, two, dice.choice((0.01, 0.05, 0.2))))
+            case "jitter":
+                return list(both_ways("jitter", one, two, spread(dice, (5.0, 100.0))))
+            case "rate":
+                return list(both_ways("rate", one, two, spread(dice, (5.0, 100.0))))
             case _:
                 return list(both_ways("delay", one, two, spread(dice, (5.0, 300.0))))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 TABLE = "inet pccl_churn"
-LinkKind = Literal["cut", "reset", "loss", "delay"]
+LinkKind = Literal["cut", "reset", "loss", "delay", "jitter", "rate"]
+EMULATED = frozenset({"delay", "jitter", "rate"})  # by nothing but the emulator
 PER_MILLE = 1000
 
 
@@ -42,7 +43,7 @@ def nft_rules(
     rules = [
         f"    {_match(address)} {_verdict(fault)}"
         for fault in faults
-        if fault.target == target and fault.kind != "delay"
+        if fault.target == target and fault.kind not in EMULATED
         for address in addresses[fault.source]
     ]
     if rules:
@@ -90,10 +91,13 @@ def emulator_commands(
                 continue
             here = [f for f in faults if (f.source, f.target) == (source, target)]
             delay = quality.delay_ms + sum(f.amount for f in here if f.kind == "delay")
+            jitter = quality.jitter_ms + sum(f.amount for f in here if f.kind == "jitter")
+            rates = [quality.rate_mbit, *(f.amount for f in here if f.kind == "rate")]
+            rate = min((rate for rate in rates if rate), default=0.0)
             loss = max([quality.loss, *(f.amount for f in here if f.kind == "loss")])
             cut = int(any(f.kind == "cut" for f in here))
             commands[i, j] = (
-                f"{i} {j} delay={delay:g} jitter={quality.jitter_ms:g} loss={loss:g} "
-                f"rate={quality.rate_mbit:g} queue={quality.queue_kib:g} cut={cut}"
+                f"{i} {j} delay={delay:g} jitter={jitter:g} loss={loss:g} "
+                f"rate={rate:g} queue={quality.queue_kib:g} cut={cut}"
             )
     return commands

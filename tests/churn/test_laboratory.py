@@ -67,6 +67,17 @@ def test_the_emulator_delays_both_ways_and_is_told_while_it_runs(tmp_path: Path)
     assert (tmp_path / "emulator.err").read_text() == ""
 
 
+def test_the_emulator_takes_jitter_and_rate_while_it_runs(tmp_path: Path) -> None:
+    with Laboratory("emulator", 2, tmp_path, quality=LinkQuality()) as laboratory:
+        one, two = laboratory.places.hosts
+        laboratory.links.apply([LinkFault("rate", "h0", "h1", 0.004)])  # a SYN of 480 bits: 0.12 s
+        assert probe(one, two, 5.0)[1] >= 0.1
+        laboratory.links.apply(both_ways("jitter", "h0", "h1", 100.0))
+        seconds = [probe(one, two, 5.0)[1] for _ in range(10)]
+        assert max(seconds) - min(seconds) >= 0.02 and max(seconds) <= 5.0
+    assert (tmp_path / "emulator.err").read_text() == ""
+
+
 def test_a_frozen_host_stands_still_until_it_is_thawed(tmp_path: Path) -> None:
     program = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)"
     with Laboratory("veth", 2, tmp_path, quality=LinkQuality()) as laboratory:

@@ -33,9 +33,10 @@ def test_rules_replace_those_of_before_also_when_nothing_is_wrong() -> None:
 
 def test_the_emulator_is_told_every_link_with_all_that_is_in_force_on_it() -> None:
     faults = [*both_ways("delay", "a", "b", 20.0), LinkFault("cut", "b", "a")]
+    faults += [LinkFault("jitter", "a", "b", 3.0), LinkFault("rate", "a", "b", 8.0)]
     quality = LinkQuality(delay_ms=5.0, loss=0.01)
     commands = emulator_commands(["a", "b", "c"], faults, quality)
     assert len(commands) == 6
-    assert commands[0, 1] == "0 1 delay=25 jitter=0 loss=0.01 rate=0 queue=1024 cut=0"
+    assert commands[0, 1] == "0 1 delay=25 jitter=3 loss=0.01 rate=8 queue=1024 cut=0"
     assert commands[1, 0] == "1 0 delay=25 jitter=0 loss=0.01 rate=0 queue=1024 cut=1"
     assert commands[0, 2] == "0 2 delay=5 jitter=0 loss=0.01 rate=0 queue=1024 cut=0"

@@ -25,11 +25,12 @@ from typing import NamedTuple
 
 from tests.churn.lineages import lineages
 from tests.churn.records import Fault, Life
+from tests.churn.rules import EMULATED
 
 COORDINATOR_HOST = "coord"
 ENTRY_S = 10.0
 STOPS = frozenset({"stop", "freeze", "block"})
-ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss", "delay"})
+ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss"}) | EMULATED
 COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
 
 
