@@ -71,8 +71,10 @@ class ScriptedCoordinator:
         self.port = server.sockets[0].getsockname()[1]
         self._listening.set()
         await ended.wait()
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        await asyncio.sleep(0.01)  # a server that is closed meanwhile loses what it is accepting
         server.close()
-        await asyncio.sleep(0.01)  # what the loop has accepted already comes here by then
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
