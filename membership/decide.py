@@ -19,9 +19,11 @@ results are compared within each.
 Two refinements:
 
 * Decisions that were told to somebody are final.  COMMIT and FAIL of earlier flushes which a
-  reporter has not yet installed are handed in as `carried` and win over everything.  RETRY is not
-  carried: it says only that the attempt never commits, which stays true.  Therefore an attempt of
-  an epoch older than `views` (before the latest flush) that is not carried is never committed.
+  reporter has not yet installed are handed in as `carried` and win over everything; after an
+  adoption they are lost, and what reporters themselves know to have failed stands for them.
+  RETRY is not carried: it says only that the attempt never commits, which stays true.  Therefore
+  an attempt of an epoch older than `views` (before the latest flush) that is not carried is never
+  committed.
 * A step that cannot end well is failed for everybody instead of being run again for ever: one
   whose deadline passed or whose participants disagree about the operation, and, after
   `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing.
@@ -136,7 +138,8 @@ def _apply(
 ) -> Outcome:
     """Applies the rule, and says who contradicts it, each step by itself."""
     by_epoch = {view.epoch: view for view in views}
-    final = {d.step: d for d in carried if d.outcome != StepOutcome.RETRY}
+    final = _known_failures(reports, witnesses)
+    final.update({d.step: d for d in carried if d.outcome != StepOutcome.RETRY})
     # Of several views that hold a joiner, the newest knows its first step.
     first_steps = {m.incarnation: m.first_step for view in views for m in view.members}
     proofs = _Proofs(first_steps, {**witnesses, **reports})
@@ -203,6 +206,27 @@ def _decision(step: int, outcome: StepOutcome, code: int = 0, text: str = "") ->
     return StepDecision(step, int(outcome), int(code), text)  # plain ints: they go on the wire
 
 
+def _known_failures(
+    reports: Mapping[int, Report], witnesses: Mapping[int, Report]
+) -> dict[int, StepDecision]:
+    """Returns what members know to have failed and another one has not heard.
+
+    A coordinator on its own journal knows these as `carried`; one that adopted the run does not.
+    """
+    found: dict[int, StepDecision] = {}
+    for _, report in sorted({**witnesses, **reports}.items()):
+        for failed in report.failed:
+            unheard = any(
+                failed.step >= r.watermark and failed.step not in r.committed
+                for r in reports.values()
+            )
+            if unheard:
+                text = "the members have failed it; why is lost with the old coordinator"
+                decision = _decision(failed.step, StepOutcome.FAIL, failed.code, text)
+                found.setdefault(failed.step, decision)
+    return found
+
+
 def _undecided_steps(
     reports: Mapping[int, Report], final: Mapping[int, StepDecision]
 ) -> tuple[int, ...]:
@@ -240,6 +264,8 @@ class _Proofs:
             return False
         if _open_step(report, step) is not None:
             return False  # a watermark never passes an open step; if it does, the open step is true
+        if any(failed.step == step for failed in report.failed):
+            return False  # which the watermark passes as well
         return step < report.watermark or step in report.committed
 
     def committed_below(self, liars: AbstractSet[int]) -> int:

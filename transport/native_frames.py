@@ -30,7 +30,7 @@ from pccl.transport.native_kinds import (
 )
 
 MAGIC: Final = 0xC1
-VERSION: Final = 3
+VERSION: Final = 4
 NO_STEP: Final = (1 << 64) - 1
 
 
@@ -163,6 +163,14 @@ class OpenStep:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A step that the members have failed, as the sender was told; a SuspectCode says why."""
+
+    step: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The answer to FLUSH: a promise that nothing below `target` completes here any more."""
 
@@ -175,6 +183,7 @@ class Report:
     next_step: int
     committed: tuple[int, ...] = ()  # above the watermark
     open: tuple[OpenStep, ...] = ()
+    failed: tuple[FailedStep, ...] = ()  # the last ones: they too are below the watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +281,7 @@ def _read_open_step(reader: Reader) -> OpenStep:
 _OPEN_STEP = Kind(_write_open_step, _read_open_step)
 _IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
 _WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 4)))
+_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, 8)))
 _ROUTES = list_of(struct_of(Route, ID, ID))
 _WAITING = unsigned("B", 0, 3)
 
@@ -283,7 +293,7 @@ _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),
-    (7, Report, (U64, U32, U32, BOOL, U64, U64, U64, _STEPS, _OPEN_STEPS)),
+    (7, Report, (U64, U32, U32, BOOL, U64, U64, U64, _STEPS, _OPEN_STEPS, _FAILED)),
     (8, Suspect, (U32, U64, unsigned("B", 1, 5), _IDS, TEXT)),
     (9, EvictedFrame, (U64, TEXT)),
     (10, PeerBeat, (U32, U64, U64)),

@@ -94,6 +94,11 @@ nb::dict to_python(const Report& report) {
                                to_python(step.manifest), to_python(step.digest), step.name_hash));
   }
   dict["open"] = open;
+  nb::list failed;
+  for (const FailedStep& step : report.failed) {
+    failed.append(nb::make_tuple(step.step, static_cast<int>(step.code)));
+  }
+  dict["failed"] = failed;
   return dict;
 }
 

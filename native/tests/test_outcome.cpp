@@ -226,6 +226,25 @@ TEST(a_failure_reaches_those_who_have_not_begun_the_step) {
   CHECK(peer.machine.watermark() == 2);
 }
 
+TEST(a_report_says_which_of_the_steps_below_the_watermark_have_failed) {
+  Peer peer = pair_of(0, 1);
+  for (const StepId step : {0, 1, 2}) CHECK(peer.begin() == step);
+  peer.complete(0, 1);
+  peer.done(1, 0, 1);
+  (void)peer.machine.fence(1, 2);
+  const std::vector<Decision> decisions{{1, Verdict::fail, SuspectCode::deadline, "late"},
+                                        {4, Verdict::fail, SuspectCode::descriptor, "unlike"}};
+  CHECK(peer.install(view_of(2, {{0}, {1}}), decisions) == Status::ok);
+  const Report report = peer.machine.fence(1, 3);
+  CHECK(report.watermark == 2);
+  CHECK(report.failed == (std::vector<FailedStep>{{1, SuspectCode::deadline}}));
+  CHECK(peer.install(view_of(3, {{0}, {1}})) == Status::ok);
+  CHECK(peer.begin() == StepId{3} && peer.begin() == StepId{4});  // it was told before it came there
+  CHECK(peer.machine.fence(1, 4).failed.size() == 2);
+  peer.exclude(5);
+  CHECK(peer.machine.fence(1, 6).failed.empty());
+}
+
 TEST(an_install_that_a_newer_flush_overtook_undoes_nothing) {
   Peer peer = pair_of(0, 1);
   CHECK(peer.begin() == StepId{0});

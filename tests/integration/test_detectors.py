@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.churn.compiled import compiled
 from tests.integration.peer_processes import PeerProcess, Run
 
 PEER = Path(__file__).with_name("ways_out_peer.py")
+DEAF = Path(__file__).parents[1] / "churn" / "deaf.cpp"
 STRAGGLER_S = 2.0
 SLEEP_S = 12.0
 
@@ -65,5 +69,26 @@ def test_a_slow_program_is_waited_for_where_nobody_minds_and_the_status_says_for
         assert waits[0]["of"][0].startswith(names[1][:8])
         facts = [peer.until("contributors", 2) for peer in peers]
         assert [fact["retries"] for fact in facts] == [0, 0]
+        peers[0].say("end")
+        assert [peer.end() for peer in peers] == [0, 0]
+
+
+def test_a_member_that_reads_nothing_any_more_is_left_out_and_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim, trigger = compiled(DEAF, "deaf.so", ("-shared", "-fPIC")), tmp_path / "deaf"
+    with Run(PEER) as run:
+        peers = [run.start_one("group=0", index, 3) for index in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setenv("LD_PRELOAD", str(shim))
+            patch.setenv("DEAF_WHEN", str(trigger))
+            deaf = run.start_one("group=0", 2, 3)
+        for peer in (*peers, deaf):
+            peer.until("contributors", 3)
+        trigger.touch()
+        facts = [peer.until("contributors", 2) for peer in peers]
+        assert all(fact["retries"] == 1 for fact in facts)
+        told = [fact for fact in deaf.rest() if "failure" in fact or "error" in fact]
+        assert told and "reads nothing of what was sent to it" in told[-1]["text"], told
         peers[0].say("end")
         assert [peer.end() for peer in peers] == [0, 0]

@@ -27,7 +27,14 @@ from pccl.transport.engine_events import (
     ViewLeft,
     ViewSwitched,
 )
-from pccl.transport.native_frames import OpenStep, Report, Routes, Suspect, SuspectCode
+from pccl.transport.native_frames import (
+    FailedStep,
+    OpenStep,
+    Report,
+    Routes,
+    Suspect,
+    SuspectCode,
+)
 from tests.sim.control_link import ControlLink
 from tests.sim.data_plane import Attempt, DataPlane
 
@@ -287,8 +294,9 @@ class SimEngine:
             self._saw(generation)
         said = self.machine.fence(generation, target)
         opened = tuple([OpenStep(*fields) for fields in said.pop("open")])
+        failed = tuple([FailedStep(*fields) for fields in said.pop("failed")])
         committed = tuple(said.pop("committed"))
-        return Report(**said, committed=committed, open=opened)
+        return Report(**said, committed=committed, open=opened, failed=failed)
 
     def routed(self, frame: Routes) -> None:
         """Through whom to reach whom; the whole table."""

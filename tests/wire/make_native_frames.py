@@ -51,6 +51,7 @@ FRAMES: dict[str, nf.Frame] = {
             nf.OpenStep(11, 3, True, False, False, A, bytes(16), 1),
             nf.OpenStep(14, 2, False, False, True, bytes(16), bytes(16), U64),
         ),
+        (nf.FailedStep(7, 3), nf.FailedStep(12, 7)),
     ),
     "suspect of two peers": nf.Suspect(3, 11, 1, (A, C), "dtype f32 here, f64 there"),
     "suspect without names": nf.Suspect(3, 11, 3),
@@ -68,6 +69,7 @@ PONG, FLAGS_AT = nf.encode(nf.Pong(2, 3)), 3 + 8 + 4 + 4 + 1 + 8 + 8 + 8 + 2 + 2
 OPEN = nf.encode(
     nf.Report(2, 4, 3, False, 0, 0, 0, (), (nf.OpenStep(1, 3, True, True, False, A, B, 1),))
 )
+FAILED = nf.Report(2, 4, 3, False, 0, 0, 0, failed=(nf.FailedStep(1, 3),))
 
 
 def changed(body: bytes, at: int, value: int) -> bytes:
@@ -93,11 +95,15 @@ INVALID: dict[str, bytes] = {
     "switched 2": changed(nf.encode(FRAMES["report of a peer without steps"]), 19, 2),
     "an unknown flag of an open step": changed(OPEN, FLAGS_AT, 8),
     "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),
+    "failure code 9": nf.encode(FAILED)[:-1] + b"\x09",
+    "more failures announced than sent": nf.encode(FAILED)[:-11]
+    + b"\x02"
+    + nf.encode(FAILED)[-10:],
     "suspect code 0": changed(nf.encode(FRAMES["suspect without names"]), 15, 0),
     "suspect code 6": changed(nf.encode(FRAMES["suspect without names"]), 15, 6),
-    "a text longer than the frame": b"\xc1\x03\x03\x01\x05\x00abcd",
-    "a text over the limit": b"\xc1\x03\x03\x01\x01\x08" + b"x" * 2049,
-    "a text that is not UTF-8": b"\xc1\x03\x03\x01\x02\x00\xff\xfe",
+    "a text longer than the frame": b"\xc1\x03\x04\x01\x05\x00abcd",
+    "a text over the limit": b"\xc1\x03\x04\x01\x01\x08" + b"x" * 2049,
+    "a text that is not UTF-8": b"\xc1\x03\x04\x01\x02\x00\xff\xfe",
     "65535 routes announced and none sent": nf.encode(nf.Routes(2, 3))[:-2] + b"\xff\xff",
     "65535 links announced and none sent": nf.encode(FRAMES["heartbeat of an idle peer"])[:-2]
     + b"\xff\xff",

@@ -15,7 +15,7 @@ VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
     Path(__file__).with_name("native_frames.json").read_text(encoding="utf-8")
 )
 ID_FIELDS = frozenset("run_id peer_id secret manifest digest peer via".split())
-STRUCTS = {"open": nf.OpenStep, "waits": nf.WaitOn, "routes": nf.Route}
+STRUCTS = {"open": nf.OpenStep, "failed": nf.FailedStep, "waits": nf.WaitOn, "routes": nf.Route}
 
 
 def frame_of(vector: dict[str, Any]) -> nf.Frame:
@@ -53,7 +53,7 @@ def test_a_hello_is_laid_out_as_the_protocol_says() -> None:
     body = nf.encode(
         nf.NativeHello(1, run, peer, 0x0102, secret, series=0x030002, generation=0x0405, epoch=6)
     )
-    expected = b"\xc1\x01\x03" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
+    expected = b"\xc1\x01\x04" + b"\x01" + run + peer + b"\x02\x01\0\0\0\0\0\0" + secret
     numbers = b"\x05\x04\0\0\0\0\0\0" + b"\x06\0\0\0"
     assert body == expected + b"\x02\x00\x03\x00" + numbers
 
@@ -64,11 +64,11 @@ def test_a_heartbeat_is_laid_out_as_the_protocol_says() -> None:
     numbers = ((1, 8), (2, 4), (3, 8), (4, 8), (5, 8), (6, 4), (7, 4), (8, 8), (2, 1), (1, 2))
     fields = b"".join(value.to_bytes(size, "little") for value, size in numbers)
     lists = b"w" * 16 + b"\x03" + b"\x01\x00" + b"d" * 16 + b"\x01\x00" + b"r" * 16
-    assert body == b"\xc1\x04\x03" + fields + lists
+    assert body == b"\xc1\x04\x04" + fields + lists
 
 
 def test_a_reader_can_tell_another_version_from_garbage() -> None:
     body = bytearray(nf.encode(nf.Flush(1, 2)))
     body[2] = 9
-    with pytest.raises(nf.UnknownVersion, match="version 9, ours is 3"):
+    with pytest.raises(nf.UnknownVersion, match="version 9, ours is 4"):
         nf.decode(bytes(body))

@@ -27,7 +27,7 @@
 namespace pccl::frames {
 
 inline constexpr std::byte mark{0xC1};
-inline constexpr std::uint8_t version_known = 3;
+inline constexpr std::uint8_t version_known = 4;
 inline constexpr std::size_t length_bytes = 4;
 inline constexpr std::size_t head_bytes = 12;
 inline constexpr std::size_t prefix_bytes = 3;                     // mark, type, version

@@ -124,6 +124,7 @@ class Lane {
   std::uint64_t bytes_received = 0;
   double moved_s;       // when the peer's kernel last took something, or had nothing to take
   bool owing = false;   // as of the last look: something is sent and not acknowledged
+  bool unwatched = false;  // the system has no room to poll it, so it would stand still for ever
   double unread_s = 0;  // so long bytes have lain here that this side, though it ran, did not read
 
  private:

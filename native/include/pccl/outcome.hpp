@@ -160,6 +160,8 @@ class OutcomeMachine {
  private:
   // Far above what correct peers send: a member runs at most open_steps_max ahead in an epoch.
   static constexpr std::size_t dones_max = 4096;
+  // More than a peer can be behind another one, which holds at most open_steps_max steps.
+  static constexpr std::size_t failed_max = 2 * open_steps_max;
   static constexpr std::size_t failed_ahead_max = 4096;  // as many as one INSTALL can carry
   struct Done { Digest manifest; Digest digest; };
   struct Step {
@@ -212,6 +214,7 @@ class OutcomeMachine {
   StepId next_step_ = 0;
   StepId watermark_ = 0;
   std::set<StepId> committed_;  // above the watermark
+  std::map<StepId, SuspectCode> failed_;  // the last that were; the watermark passes them as well
   std::map<StepId, Step> open_;
   std::map<std::pair<Epoch, StepId>, std::map<PeerId, Done>> dones_;
   std::deque<SendDone> sent_;

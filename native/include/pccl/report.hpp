@@ -24,6 +24,19 @@ struct OpenStep {
   std::uint64_t name_hash = 0;
 };
 
+enum class SuspectCode : std::uint8_t {
+  none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
+  underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
+  left = 8,  // on no wire: the peer that leaves says it to its own program
+};
+
+/// A step that the members have failed, as this peer was told.
+struct FailedStep {
+  StepId step = 0;
+  SuspectCode code = SuspectCode::none;
+  friend bool operator==(const FailedStep&, const FailedStep&) = default;
+};
+
 /// The answer to FLUSH: a promise that nothing below `target` completes here any more.
 struct Report {
   Generation generation = 0;
@@ -35,6 +48,7 @@ struct Report {
   StepId next_step = 0;
   std::vector<StepId> committed;  // above the watermark
   std::vector<OpenStep> open;
+  std::vector<FailedStep> failed;  // the last ones: they too are below the watermark, or committed
 };
 
 /// What the oldest open step waits for.
@@ -68,12 +82,6 @@ struct HeartbeatStatus {
   std::vector<WaitOn> waits;    // of `step`, on whom
   std::vector<PeerId> down;     // links without a live lane for longer than down_after_s
   std::vector<PeerId> relayed;  // links whose lanes run through a third peer
-};
-
-enum class SuspectCode : std::uint8_t {
-  none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
-  underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
-  left = 8,  // on no wire: the peer that leaves says it to its own program
 };
 
 struct Suspect {

@@ -14,6 +14,7 @@ constexpr std::size_t open_step_bytes = 8 + 4 + 1 + 16 + 16 + 8;
 constexpr std::uint8_t flag_sealed = 1;
 constexpr std::uint8_t flag_complete = 2;
 constexpr std::uint8_t flag_waiting = 4;
+constexpr std::size_t failed_step_bytes = 8 + 1;
 constexpr std::size_t wait_bytes = 16 + 1;
 constexpr std::size_t route_bytes = 16 + 16;
 
@@ -145,6 +146,11 @@ void write(Writer& out, const Report& report) {
   for (const StepId step : report.committed) out.put(step);
   out.put(static_cast<std::uint16_t>(report.open.size()));
   for (const OpenStep& open : report.open) write(out, open);
+  out.put(static_cast<std::uint16_t>(report.failed.size()));
+  for (const FailedStep& failed : report.failed) {
+    out.put(failed.step);
+    out.put(static_cast<std::uint8_t>(failed.code));
+  }
 }
 void read(Reader& in, Report& report) {
   in.get(report.generation);
@@ -158,6 +164,12 @@ void read(Reader& in, Report& report) {
   for (StepId& step : report.committed) in.get(step);
   report.open.resize(in.count(open_step_bytes, steps_max));
   for (OpenStep& open : report.open) read(in, open);
+  report.failed.resize(in.count(failed_step_bytes, steps_max));
+  for (FailedStep& failed : report.failed) {
+    in.get(failed.step);
+    failed.code =
+        static_cast<SuspectCode>(in.between(0, static_cast<std::uint8_t>(SuspectCode::left)));
+  }
 }
 
 void write(Writer& out, const Suspect& suspect) {
@@ -227,7 +239,8 @@ void read(Reader& in, Relay& relay) {
 
 Status fits(const Frame& frame) noexcept {
   if (const Report* report = std::get_if<Report>(&frame)) {
-    const bool small = report->committed.size() <= steps_max && report->open.size() <= steps_max;
+    const bool small = report->committed.size() <= steps_max &&
+                       report->open.size() <= steps_max && report->failed.size() <= steps_max;
     return small ? Status::ok : Status::exhausted;
   }
   const Suspect* suspect = std::get_if<Suspect>(&frame);

@@ -38,7 +38,7 @@ frames::Refused answer_to_unknown(std::span<const std::byte> body) {
     return {};
   }
   if (frames::version_of(body) != frames::version_known) {
-    return refused(Refusal::version, "this peer speaks version 3 of the native protocol");
+    return refused(Refusal::version, "this peer speaks version 4 of the native protocol");
   }
   if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::relayed_lane)) {
     return refused(Refusal::purpose, "unknown purpose");

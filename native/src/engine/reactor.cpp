@@ -252,12 +252,15 @@ void Engine::kick() noexcept {
 
 // --- the executor's callbacks, under the turn ---
 
-void Engine::watch(Lane& lane) noexcept { (void)poller_.add(lane.fd(), ready::read, lane.id()); }
+void Engine::watch(Lane& lane) noexcept {
+  if (poller_.add(lane.fd(), ready::read, lane.id()) != Status::ok) lane.unwatched = true;
+}
 
 void Engine::unwatch(Lane& lane) noexcept { poller_.remove(lane.fd()); }
 
 void Engine::want_write(Lane& lane, bool wanted) noexcept {
-  (void)poller_.modify(lane.fd(), ready::read | (wanted ? ready::write : 0u), lane.id());
+  const auto events = ready::read | (wanted ? ready::write : 0u);
+  if (poller_.modify(lane.fd(), events, lane.id()) != Status::ok) lane.unwatched = true;
 }
 
 void Engine::suspect(Suspect suspicion) { control_->suspect(std::move(suspicion)); }

@@ -96,7 +96,7 @@ void Executor::lose_silent(Link& link, double now_s, const Wanted& wanted) {
 void Executor::look_after(Link& link, double now_s, bool expecting) {
   lose_silent(link, now_s, [&](Lane& lane) {
     lane.look(now_s, expecting);
-    return lane.cut(now_s, lane_patience_s);
+    return lane.unwatched || lane.cut(now_s, lane_patience_s);
   });
 }
 

@@ -81,7 +81,7 @@ void Executor::cancel_plan(Generation generation, Epoch epoch) {
 }
 
 Report Executor::fence(Generation generation, Epoch target) {
-  if (!machine_) return {generation, target, 0, false, 0, 0, 0, {}, {}};
+  if (!machine_) return {generation, target, 0, false, 0, 0, 0, {}, {}, {}};
   const Report report = machine_->fence(generation, target);
   if (!machine_->frozen()) return report;  // a flush that is over, or of an older coordinator
   for (auto& [id, step] : steps_) {

@@ -88,7 +88,7 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
 }
 
 void Lane::look(double now_s, bool expecting) noexcept {
-  // A lane that was silent since the last look costs no system call.
+  // A lane that was silent since the last look costs one system call, and while no step runs none.
   const std::uint64_t queued = acknowledged_ == bytes_sent ? 0 : unacknowledged_bytes(fd());
   const std::uint64_t taken = bytes_sent - std::min(queued, bytes_sent);
   owing = queued > 0;

@@ -103,6 +103,7 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
   if (newcomer) {
     next_step_ = watermark_ = member->first_step;
     committed_.clear();
+    failed_.clear();
     failed_ahead_.clear();
     tell_excluded_ = false;
   }
@@ -143,6 +144,7 @@ void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::stri
   next_step_ = watermark_ = 0;
   names_.forget();
   committed_.clear();
+  failed_.clear();
   switched_ = left_ = false;
 }
 
@@ -150,6 +152,8 @@ void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::stri
 void OutcomeMachine::end_failed(const Decision& decision, Effects& effects) {
   open_.erase(decision.step);
   mark_decided(decision.step);
+  failed_[decision.step] = decision.code;
+  if (failed_.size() > failed_max) failed_.erase(failed_.begin());
   effects.emplace_back(Failed{decision.step, decision.code, decision.text});
 }
 

@@ -242,12 +242,13 @@ Report OutcomeMachine::fence(Generation generation, Epoch target) {
   }
   // An older coordinator learns of the newer one, and is promised nothing.
   Report report{generation_, target, view_.epoch, switched_, switch_step_,
-                watermark_, next_step_, {}, {}};
+                watermark_, next_step_, {}, {}, {}};
   report.committed.assign(committed_.begin(), committed_.end());
   for (const auto& [id, step] : open_) {
     report.open.push_back({id, step.epoch, step.sealed, step.complete, step.waiting, step.manifest,
                            step.digest, step.name_hash});
   }
+  for (const auto& [id, code] : failed_) report.failed.push_back({id, code});
   return report;
 }
 

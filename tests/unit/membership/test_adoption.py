@@ -17,12 +17,20 @@ from pccl.membership.messages import (
     MemberInfo,
     Recall,
     StepDecision,
+    StepOutcome,
     ViewInfo,
 )
 from pccl.membership.record import Record
 from pccl.membership.store import MemoryDisk, MemoryStore
 from pccl.membership.view import FIRST_STEP_UNKNOWN
-from pccl.transport.native_frames import Flush, NativeHello
+from pccl.transport.native_frames import (
+    FailedStep,
+    Flush,
+    NativeHello,
+    Report,
+    Suspect,
+    SuspectCode,
+)
 from tests.unit.membership.hub import FakePeer, Hub, opened
 
 RUN = b"r" * 16
@@ -212,6 +220,35 @@ def test_a_coordinator_goes_on_with_an_adopted_run_and_loses_no_committed_step()
     newcomer.peer_id = b"n" * 16
     newcomer.hello()
     assert newcomer.incarnation > 1 << 20
+
+
+def test_a_step_that_one_member_was_told_to_fail_fails_for_all_after_an_adoption() -> None:
+    before = Hub()
+    a, b = before.members(2)
+    a.tell(Suspect(1, 4, SuspectCode.DEADLINE, (), "late"))
+    a.report(opened(4, 1), watermark=4)
+    b.report(opened(4, 1, complete=True), watermark=4)
+    told = a.install()  # b never hears it, and the journal is lost
+    assert [(d.step, d.outcome) for d in told.decisions] == [(4, StepOutcome.FAIL)]
+    g = Gathering()
+    members = (info_of(a), info_of(b))
+    for peer, epoch in ((a, told.epoch), (b, 1)):
+        said = said_by(peer.incarnation, epoch=epoch, members=members)
+        g.dial(
+            replace(said, secret=peer.secret, peer_id=peer.peer_id, run_id=before.machine.run_id)
+        )
+    hub = go_on_with(g.machine.record())
+    for peer in (a, b):
+        peer.hub = hub
+        peer.hello()
+        peer.native_hello()
+    flush = a.got(Flush)
+    failed = (FailedStep(4, SuspectCode.DEADLINE),)
+    a.tell(Report(flush.generation, flush.target, told.epoch, False, 0, 5, 5, failed=failed))
+    b.report(opened(4, 1, complete=True), watermark=4)
+    install = b.got(Install)
+    assert [(d.step, d.outcome) for d in install.decisions] == [(4, StepOutcome.FAIL)]
+    assert install.lost == ()
 
 
 def info_of(peer: FakePeer) -> MemberInfo:

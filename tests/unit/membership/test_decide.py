@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pccl.membership.decide import Accusation, Outcome, UnknownView, decide
 from pccl.membership.messages import StepDecision, StepOutcome
 from pccl.membership.view import Member, View
-from pccl.transport.native_frames import OpenStep, Report, SuspectCode
+from pccl.transport.native_frames import FailedStep, OpenStep, Report, SuspectCode
 
 A, B, C, D = 1, 2, 3, 4
 BITS, OTHER_BITS = b"\x01" * 16, b"\x02" * 16
@@ -48,6 +48,20 @@ def outcome_of(outcome: Outcome, step: int = STEP) -> StepOutcome | None:
 
 def test_a_step_complete_at_all_survivors_commits_without_the_dead() -> None:
     assert outcome_of(decide([THREE], {A: COMPLETE, B: COMPLETE})) is StepOutcome.COMMIT
+
+
+def test_who_knows_that_a_step_failed_tells_all_and_its_watermark_proves_no_commit() -> None:
+    failed = replace(COMMITTED, failed=(FailedStep(STEP, SuspectCode.DEADLINE),))
+    for other in (COMPLETE, INCOMPLETE, report()):
+        outcome = decide([THREE], {A: failed, B: other, C: COMPLETE})
+        assert outcome_of(outcome) is StepOutcome.FAIL
+        assert outcome.decisions[0].code == SuspectCode.DEADLINE and outcome.inconsistent == ()
+        outcome = decide([THREE], {B: other, C: COMPLETE}, witnesses={A: failed})
+        assert outcome_of(outcome) is StepOutcome.FAIL
+    told = StepDecision(STEP, StepOutcome.FAIL, SuspectCode.DEADLINE, "A was late")
+    carried = decide([THREE], {A: failed, B: COMPLETE}, carried=(told,))
+    assert carried.decisions == (told,)
+    assert decide([THREE], {A: failed, B: failed}).decisions == ()  # all know it
 
 
 def test_a_step_incomplete_at_one_survivor_runs_again() -> None:
