@@ -38,6 +38,10 @@ NATIVE_VALUES: dict[str, tuple[Any, bytes]] = {
     "u64[]": ((5, 6), b"\x02\x00" + struct.pack("<QQ", 5, 6)),
     "WaitOn[]": ((nf.WaitOn(ID, 3),), b"\x01\x00" + ID + b"\x03"),
     "Route[]": ((nf.Route(ID, DIGEST),), b"\x01\x00" + ID + DIGEST),
+    "FailedStep[]": (
+        (nf.FailedStep(7, 3),),
+        (1).to_bytes(2, "little") + (7).to_bytes(8, "little") + b"\3",
+    ),
     "OpenStep[]": (
         (nf.OpenStep(7, 8, True, False, True, ID, DIGEST, 9),),
         b"\x01\x00" + struct.pack("<QIB", 7, 8, 5) + ID + DIGEST + struct.pack("<Q", 9),

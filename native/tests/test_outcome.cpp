@@ -239,7 +239,8 @@ TEST(a_report_says_which_of_the_steps_below_the_watermark_have_failed) {
   CHECK(report.watermark == 2);
   CHECK(report.failed == (std::vector<FailedStep>{{1, SuspectCode::deadline}}));
   CHECK(peer.install(view_of(3, {{0}, {1}})) == Status::ok);
-  CHECK(peer.begin() == StepId{3} && peer.begin() == StepId{4});  // it was told before it came there
+  CHECK(peer.begin() == StepId{3});
+  CHECK(peer.begin() == StepId{4});  // it was told before it came there
   CHECK(peer.machine.fence(1, 4).failed.size() == 2);
   peer.exclude(5);
   CHECK(peer.machine.fence(1, 6).failed.empty());
