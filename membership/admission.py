@@ -32,11 +32,10 @@ from pccl.membership.messages import (
     Refused,
 )
 from pccl.membership.outdated import Outdated
-from pccl.membership.peer import proven
+from pccl.membership.peer import ENGINE_DUE_S, proven
 from pccl.transport.native_frames import NativeHello, Purpose, RefusalCode, RefusedFrame, Welcome
 
 NOT_IN_THE_RUN: Final = "this incarnation is not part of the run any more; connect again"
-ENGINE_DUE_S: Final = 3.0  # where newcomers crowd, one whose engine is not there by then makes room
 ANOTHER_RUN: Final = "this coordinator serves another run; the member agent is told more"
 
 
@@ -137,12 +136,15 @@ class Admission:
             return None
         conflict = None if peer.was_native else rules.conflict(core, peer.asked)
         if conflict is not None:  # another came in between, and decided otherwise
+            core.peers.pop(peer.incarnation)
+            core.persist()  # else a restart would know it again
             self._refuse_native(conn, RefusalCode.INCARNATION, conflict[1])
-            core.expel(peer, conflict[1])
+            core.farewell(peer, conflict[1])
             return None
         if peer.native is not None and peer.native != conn:
             core.effects.append(Close(peer.native))
             core.conns.pop(peer.native, None)
+        core.unwritten = core.unwritten or not peer.was_native
         peer.native, peer.was_native = conn, True
         connection = core.conns[conn]
         connection.incarnation, connection.native = peer.incarnation, True

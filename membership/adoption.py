@@ -3,21 +3,25 @@
     gathering --a Hello--> Recall --Testimony--> noted ... --expected, or time--> finished
 
 Every peer that dials is asked and kept waiting; nobody is admitted, refused or evicted meanwhile,
-and the peers go on with their steps.  The newest view anybody has in force is the run's view: its
-epoch was made durable before anybody heard of it, so no later one with other members can have
+and the peers go on with their steps.  The newest view any member has in force is the run's view:
+its epoch was made durable before anybody heard of it, so no later one with other members can have
 decided anything that none of the living has installed.  What this record cannot know it makes
 harmless: generations, epochs and incarnations begin far above all that were seen, and the record
 says that a flush is on, so that the members are asked what became of their open steps.
 
-Invariant: a record is made of one run's testimony only, each of which shows the secret that the
-view knows its sender by.
+Anybody can dial and testify.  A *member* is who shows the secret that some view knows it by;
+whoever has no view is taken for a newcomer, which the record lets come back and learns nothing
+from.  A number that leaves no room above it is no run's, and its sender is not heard at all.
+
+Invariant: a record is made of one run's testimony only, and what it says of the run (the views, the
+lineage, the generation, the rules) of its members' alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from pccl.base.errors import PcclError
 from pccl.membership.events import (
@@ -31,6 +35,7 @@ from pccl.membership.events import (
     PeerMessage,
     Send,
 )
+from pccl.membership.message_parts import EPOCH_MAX
 from pccl.membership.messages import (
     Hello,
     MemberInfo,
@@ -47,6 +52,16 @@ GENERATIONS_ABOVE: Final = 1024  # restarts that the lost journal may have seen 
 EPOCHS_ABOVE: Final = 1 << 16
 INCARNATIONS_ABOVE: Final = 1 << 20
 TESTIMONIES_MAX: Final = 2048
+COUNT_MAX: Final = 1 << 62  # of what only grows; a journal holds generations below 2^63
+EPOCH_HEARD_MAX: Final = EPOCH_MAX - 2 * EPOCHS_ABOVE
+
+_Names = tuple[int, bytes, bytes]  # incarnation, peer id, secret: all that a view knows a peer by
+
+
+class _Heard(NamedTuple):
+    said: Testimony
+    host: str
+    is_member: bool
 
 
 class AdoptionError(PcclError):
@@ -65,7 +80,7 @@ class Adoption:
         self._ends_s = now_s + wait_s
         self._expect = expect
         self._hosts: dict[int, str] = {}
-        self._testimonies: dict[bytes, tuple[Testimony, str]] = {}  # by peer id
+        self._heard: dict[_Names, _Heard] = {}
         self._settled_s: float | None = None
         self.finished = False
         self.dropped_frames = 0
@@ -107,38 +122,47 @@ class Adoption:
         self.dropped_frames += 1
 
     def _status(self) -> bytes:
-        return json.dumps({"adopting": True, "testified": len(self._testimonies)}).encode()
+        return json.dumps({"adopting": True, "testified": len(self._heard)}).encode()
 
     def _note(self, testimony: Testimony, host: str, now_s: float) -> list[Effect]:
-        known = self._testimonies.get(testimony.peer_id)
-        if known is None and len(self._testimonies) >= TESTIMONIES_MAX:
-            return []
-        if known is not None and known[0].incarnation > testimony.incarnation:
-            return []
-        self._testimonies[testimony.peer_id] = (testimony, host)
+        who = f"peer {testimony.peer_id.hex()[:8]}.{testimony.incarnation} on {testimony.hostname}"
+        beyond = _beyond(testimony)
+        if beyond:
+            return [Log("warning", f"{who} is not heard: {beyond} leaves no room above it")]
+        names = _names(testimony)
+        is_member = bool(testimony.members) and names in map(_names, _told_by(testimony))
+        if names not in self._heard and len(self._heard) >= TESTIMONIES_MAX:
+            newcomer = next((n for n, heard in self._heard.items() if not heard.is_member), None)
+            if newcomer is None or not is_member:
+                return []
+            self._heard.pop(newcomer)
+        self._heard[names] = _Heard(testimony, host, is_member)
         if self._expect:
-            if len(self._testimonies) >= self._expect:
+            if len(self._members()) >= self._expect:
                 self.finished = True
         elif self._all_members_have_testified():
             self._settled_s = now_s + SETTLE_S
         else:
             self._settled_s = None
         text = (
-            f"peer {testimony.peer_id.hex()[:8]}.{testimony.incarnation} on {testimony.hostname} "
-            f"testifies: run {testimony.run_id.hex()[:8]}, generation {testimony.generation}, "
+            f"{who} testifies: run {testimony.run_id.hex()[:8]}, "
+            f"generation {testimony.generation}, "
             f"epoch {testimony.epoch} with {len(testimony.members)} members"
         )
         return [Log("info", text)]
 
     def _all_members_have_testified(self) -> bool:
-        newest = max((t for t, _ in self._testimonies.values()), key=_age)
-        return bool(newest.members) and all(x.peer_id in self._testimonies for x in newest.members)
+        return bool(self._members()) and not self.missing()
+
+    def _members(self) -> list[Testimony]:
+        """Returns who shows the secret that a view knows it by, oldest incarnation first."""
+        return [t for t in self.testimonies() if self._heard[_names(t)].is_member]
 
     # -------------------------------------------------------------- the result
 
     def testimonies(self) -> tuple[Testimony, ...]:
         """Returns what was said, oldest incarnation first."""
-        every = (testimony for testimony, _ in self._testimonies.values())
+        every = (heard.said for heard in self._heard.values())
         return tuple(sorted(every, key=lambda t: t.incarnation))
 
     def record(self) -> Record:
@@ -153,44 +177,55 @@ class Adoption:
                 "no peer testified; are they alive, and is this the address they dial? "
                 "Try again with a longer --wait"
             )
-        runs = sorted({t.run_id.hex() for t in said})
+        members = self._members()
+        runs = sorted({t.run_id.hex() for t in members})
         if len(runs) > 1:
             raise AdoptionError(
                 f"peers of {len(runs)} runs testified ({', '.join(runs)}); "
                 "stop those of all but one, and try again"
             )
-        newest = max(said, key=_age)
-        if not newest.members:
+        if not members:
             raise AdoptionError(
                 "no peer that testified is a member of a view, so there is nothing to go on with; "
                 "start a new run with `pccl coordinator`"
             )
-        believed = [t for t in said if _fits(t, newest)]
-        generation = max(t.generation for t in said) + GENERATIONS_ABOVE
+        newest = max(members, key=_age)
+        believed = [t for t in members if _fits(t, newest)]
         views = _views(believed)
+        generation = max(t.generation for t in believed) + GENERATIONS_ABOVE
+        incarnations = max(_incarnations(believed)) + INCARNATIONS_ABOVE
+        newcomers = [
+            t
+            for t in said
+            if not self._heard[_names(t)].is_member
+            and _fits(t, newest)
+            and t.run_id == newest.run_id
+            and t.generation <= generation
+            and t.incarnation <= incarnations
+        ]
         return Record(
             run_id=newest.run_id,
             lineage=max(t.lineage for t in believed),
             generation=generation,
             min_world=max(t.min_world for t in believed),
-            incarnations=max(_incarnations(said)) + INCARNATIONS_ABOVE,
-            epochs_reserved=max(t.epoch for t in said) + EPOCHS_ABOVE,
+            incarnations=incarnations,
+            epochs_reserved=newest.epoch + EPOCHS_ABOVE,
             flushing=True,
             view=views[-1],
             history=views[:-1][-(VIEWS_MAX - 2) :],
             activation=None,
             note=NO_NOTE,
             carried=(),
-            peers=self._peers(believed, newest),
+            peers=self._peers([*newcomers, *believed], newest),
             adopted=True,
         )
 
     def missing(self) -> tuple[MemberInfo, ...]:
         """Returns the members of the newest view that have not testified."""
-        newest = max(self.testimonies(), key=_age)
-        return tuple(x for x in newest.members if x.peer_id not in self._testimonies)
+        newest = max(self._members(), key=_age)
+        return tuple(x for x in newest.members if _names(x) not in self._heard)
 
-    def _peers(self, believed: list[Testimony], newest: Testimony) -> tuple[AdmittedPeer, ...]:
+    def _peers(self, said: list[Testimony], newest: Testimony) -> tuple[AdmittedPeer, ...]:
         peers = {
             x.incarnation: AdmittedPeer(
                 peer_id=x.peer_id,
@@ -205,18 +240,19 @@ class Adoption:
             )
             for x in newest.members
         }
-        for t in believed:
+        for t in said:  # members after newcomers, whose word counts less
             known = peers.get(t.incarnation)
             peers[t.incarnation] = AdmittedPeer(
                 peer_id=t.peer_id,
                 incarnation=t.incarnation,
                 secret=t.secret,
-                host=known.host if known else t.data_host or self._testimonies[t.peer_id][1],
+                host=known.host if known else t.data_host or self._heard[_names(t)].host,
                 port=t.data_port,
                 host_key=t.host_key,
                 hostname=t.hostname,
                 pid=t.pid,
                 group=known.group if known else 0,
+                was_native=self._heard[_names(t)].is_member,
             )
         return tuple(peers[i] for i in sorted(peers))
 
@@ -226,11 +262,35 @@ def _age(testimony: Testimony) -> tuple[int, int, int]:
     return (testimony.epoch, testimony.generation, -testimony.incarnation)
 
 
+def _names(of: Testimony | MemberInfo) -> _Names:
+    return (of.incarnation, of.peer_id, of.secret)
+
+
+def _told_by(testimony: Testimony) -> Iterator[MemberInfo]:
+    for _, members in _views_of(testimony):
+        yield from members
+
+
+def _views_of(testimony: Testimony) -> Iterator[tuple[int, tuple[MemberInfo, ...]]]:
+    yield from ((v.epoch, v.members) for v in testimony.older if v.epoch < testimony.epoch)
+    yield testimony.epoch, testimony.members
+
+
+def _beyond(testimony: Testimony) -> str:
+    """Names a number above which there is no room for a run to go on; "" if there is none."""
+    counts = (
+        ("generation", testimony.generation, COUNT_MAX),
+        ("lineage", testimony.lineage, COUNT_MAX),
+        ("incarnation", max(_incarnations([testimony])), COUNT_MAX),
+        ("epoch", testimony.epoch, EPOCH_HEARD_MAX),
+    )
+    return next((f"{what} {n}" for what, n, most in counts if n > most), "")
+
+
 def _fits(testimony: Testimony, newest: Testimony) -> bool:
-    """Says whether a testimony shows the secret by which the newest view knows its sender."""
-    known = {x.incarnation: (x.peer_id, x.secret) for x in newest.members}
-    mine = (testimony.peer_id, testimony.secret)
-    return testimony.members == () or known.get(testimony.incarnation, mine) == mine
+    """Says whether the newest view does not know this incarnation by another id or secret."""
+    known = {x.incarnation: _names(x) for x in newest.members}
+    return known.get(testimony.incarnation, _names(testimony)) == _names(testimony)
 
 
 def _views(believed: list[Testimony]) -> tuple[View, ...]:
@@ -238,7 +298,7 @@ def _views(believed: list[Testimony]) -> tuple[View, ...]:
     told: dict[int, tuple[MemberInfo, ...]] = {}
     first_steps: dict[tuple[int, int], int] = {}
     for t in believed:
-        for epoch, members in (*((v.epoch, v.members) for v in t.older), (t.epoch, t.members)):
+        for epoch, members in _views_of(t):
             if members:
                 told.setdefault(epoch, members)
             for x in members:  # whoever does not know a newcomer's first step says the greatest
@@ -256,4 +316,4 @@ def _member(info: MemberInfo, first_step: int) -> Member:
 
 
 def _incarnations(said: Iterable[Testimony]) -> list[int]:
-    return [i for t in said for i in (t.incarnation, *(x.incarnation for x in t.members))]
+    return [i for t in said for i in (t.incarnation, *(x.incarnation for x in _told_by(t)))]

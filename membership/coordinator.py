@@ -200,6 +200,8 @@ class Coordinator:
             self._flushing.advance(now_s)
             self._planning.advance(now_s)
         self._news.tell_all()
+        if self._core.unwritten:
+            self._core.persist()  # last: nothing that is said now rests on it
 
     # -------------------------------------------------------------- connections
 

@@ -126,6 +126,7 @@ class Core:
     abandoned: dict[int, str] = field(default_factory=dict)  # members of a view given up: why
     flush_reasons: list[str] = field(default_factory=list)
     accusations: list[Accusation] = field(default_factory=list)
+    unwritten: bool = False  # an engine has come that the last record does not know of
     witnesses_due: set[int] = field(default_factory=set)  # who may still show that it is old
     outdated: str = ""  # why this journal is older than the run: nothing is decided any more
     counters: Counters = field(default_factory=Counters)
@@ -154,7 +155,7 @@ class Core:
 
     def persist(self) -> None:
         self.epochs_reserved = max(self.epochs_reserved, self.epoch_high + EPOCHS_RESERVED)
-        self.tokens += 1
+        self.tokens, self.unwritten = self.tokens + 1, False
         self.effects.append(Persist(self.tokens, self.record()))
 
     def record(self) -> Record:

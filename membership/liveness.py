@@ -15,6 +15,7 @@ no view excludes it, its next heartbeat brings it back.  One that reported befor
 in the view that the flush made, and costs another one.
 
 Who never had a native connection has nothing to come back for: it goes with its agent connection.
+Nor is it dialled: where it says that it listens nobody has proved.
 
 Invariant: nobody is lost by silence while the coordinator's own absence can explain it: a pause
 moves every lease, and after a restart, or a pause so long that all connections may have been given
@@ -56,10 +57,12 @@ class Liveness:
         profile = core.config.profile
         if core.peers:
             self._leases_not_before_s = core.started_s + profile.reattach_window_s
-        for incarnation in core.peers:
+        for incarnation, peer in core.peers.items():
             first_s = core.started_s + BOOT_PROBE_S
             until_s = self._leases_not_before_s
-            self._doubts[incarnation] = _Doubt(until_s, first_s, PROBE_SLOWEST_S, dialling=False)
+            if peer.was_native:  # where others say that they listen nobody has proved
+                doubt = _Doubt(until_s, first_s, PROBE_SLOWEST_S, dialling=False)
+                self._doubts[incarnation] = doubt
             self._detached[incarnation] = core.started_s
 
     # -------------------------------------------------------------- events
@@ -151,7 +154,7 @@ class Liveness:
 
     def deadline_s(self) -> float | None:
         times = [d.probe_at_s for d in self._doubts.values() if not d.dialling]
-        times += [since + self._grace_s(i) for i, since in self._detached.items()]
+        times += [self._agent_due_s(i, since_s) for i, since_s in self._detached.items()]
         if self._core.peers:
             times.append(self._leases_checked_until_s)
         return min(times, default=None)
@@ -170,16 +173,18 @@ class Liveness:
             elif now_s >= doubt.probe_at_s:
                 self._probe(core.peers[incarnation], doubt, now_s)
         for incarnation, since_s in list(self._detached.items()):
-            if now_s >= since_s + self._grace_s(incarnation):
+            if now_s >= self._agent_due_s(incarnation, since_s):
                 self._detached.pop(incarnation)
                 core.lose(core.peers[incarnation], "its member agent did not come back")
         if now_s >= self._leases_checked_until_s:
             self._check_leases(now_s)
 
-    def _grace_s(self, incarnation: int) -> float:
-        """Returns how long a peer may be without its agent."""
+    def _agent_due_s(self, incarnation: int, since_s: float) -> float:
+        """Returns when the agent of a peer that is without it must be back."""
         peer, grace_s = self._core.peers.get(incarnation), self._core.config.detached_grace_s
-        return min(grace_s, UNPROVEN_GRACE_S) if peer and not peer.was_native else grace_s
+        if peer is None or peer.was_native:
+            return since_s + grace_s
+        return max(since_s + min(grace_s, UNPROVEN_GRACE_S), self._leases_not_before_s)
 
     def _check_leases(self, now_s: float) -> None:
         core = self._core

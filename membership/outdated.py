@@ -6,15 +6,17 @@ A coordinator that was started on an old copy of its journal cannot tell from th
 They have followed a later generation, a view is in force there that this journal has not heard of,
 or they have an incarnation that it never gave.  Who shows such a *sign* is turned away for now and
 never evicted, whether the journal knows it or not: it goes on without a coordinator, and dials
-again.  A *witness* is a peer that the journal, when it was opened, held as a member of a view, or
-at all if it held no view.  A witness that shows a sign and its secret makes the coordinator
-outdated, for whatever is decided on this journal may contradict what was decided since.  Who was
-admitted since is none: anybody can say hello and be given a secret.
+again.  A *witness* is a peer that the journal, when it was opened, held as a member of a view, or,
+if it held no view, as one whose engine had come.  A witness that shows a sign and its secret makes
+the coordinator outdated, for whatever is decided on this journal may contradict what was decided
+since.  Who was admitted since is none: anybody can say hello and be given a secret.
 
 A peer *follows* a coordinator from its first order or PONG on and shows its generation to others,
 so that of a copy that has grown by restarts would be a sign against the right one.  Hence no order
 is given and PONGs name no generation while a witness is *due*: until each has come without a sign,
-or is gone, or has had its time.  A flush would not be decided before either.
+or is gone, or has had its time.  Not due is whom an activated view leaves out, if it has members:
+its machine may be gone already, and others can show the sign.  A flush would not be decided before
+either.
 
 Invariants: the word of who is no witness changes nothing but its own answer; an outdated
 coordinator judges and admits nobody, flushes and plans nothing, and writes nothing; it answers

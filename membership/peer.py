@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from pccl.membership.messages import TEXT_CHARACTERS_MAX
 from pccl.membership.record import AdmittedPeer
 from pccl.membership.view import Member
 from pccl.transport.native_frames import NO_STEP, WaitOn
+
+ENGINE_DUE_S: Final = 3.0
+"""A newcomer whose engine is not there by then makes room in a crowd, and nobody waits for it."""
 
 
 @dataclass(slots=True)
@@ -129,6 +132,10 @@ class Peer:
             pid=self.pid,
             group=self.group,
             excluded_epoch=self.excluded_epoch,
+            was_native=self.was_native,
+            min_world=self.asked[0],
+            on_underflow=self.asked[1],
+            straggler_s=self.asked[2],
         )
 
     @classmethod
@@ -148,7 +155,8 @@ class Peer:
             last_beat_s=now_s,
             admitted_s=now_s,
             member_since_s=now_s,
-            was_native=True,
+            was_native=saved.was_native,
+            asked=(saved.min_world, saved.on_underflow, saved.straggler_s),
             is_witness=is_witness,
         )
 

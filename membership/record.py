@@ -41,6 +41,10 @@ class AdmittedPeer:
     pid: int
     group: int = 0
     excluded_epoch: int = 0
+    was_native: bool = False  # its engine has been here; anybody can say hello
+    min_world: int = 0  # asked for, as are the two below; 0: no opinion
+    on_underflow: int = 0
+    straggler_s: float = 0.0
 
 
 ANY_NAME: Final = ""

@@ -44,9 +44,9 @@ def restore(
         views.append(record.activation.view)
     members = {i for view in views for i in view.incarnations()}
     for saved in record.peers:
-        is_witness = not views or saved.incarnation in members
+        is_member = saved.incarnation in members
+        is_witness = is_member or (not views and saved.was_native)
         peer = Peer.restored(saved, now_s, is_witness=is_witness)
-        if not views:  # one of them may be who asked for it
-            peer.asked = (record.min_world, record.on_underflow, record.straggler_s)
+        peer.was_native = saved.was_native or is_member
         core.peers[saved.incarnation] = peer
     return core

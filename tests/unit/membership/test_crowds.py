@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pccl.base.config import LAN
-from pccl.membership.admission import ENGINE_DUE_S
 from pccl.membership.events import Dialled
 from pccl.membership.liveness import UNPROVEN_GRACE_S
 from pccl.membership.messages import REFUSALS_FOR_NOW, Admitted, Evicted, Refused, World
+from pccl.membership.peer import ENGINE_DUE_S
 from pccl.transport.native_frames import Flush, Welcome
 from tests.unit.membership.hub import Hub
 

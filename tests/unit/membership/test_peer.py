@@ -18,5 +18,9 @@ def test_a_peer_that_is_restored_has_all_that_was_kept_of_it() -> None:
         pid=777,
         group=1,
         excluded_epoch=3,
+        was_native=True,
+        min_world=2,
+        on_underflow=1,
+        straggler_s=0.5,
     )
     assert Peer.restored(saved, 5.0, is_witness=True).admitted() == saved
