@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from pccl.membership import rules
 from pccl.membership.core import Core, Peer
 from pccl.membership.messages import MEMBERS_MAX
+from pccl.membership.peer import ENGINE_DUE_S
 from pccl.membership.plan import Kind, Phase, Plan
 from pccl.membership.record import ANY_NAME
 from pccl.membership.ring import keep_apart
@@ -151,7 +153,20 @@ class Choosing:
         everybody = sum(p.present() for p in core.peers.values())
         if len(group) < everybody and now_s < settled_s:
             return None, settled_s
+        opinion_s = self._opinion_due_s(ready, now_s)
+        if opinion_s is not None:
+            return None, opinion_s
         return self._with_newcomers((), group, now_s), None
+
+    def _opinion_due_s(self, ready: list[Peer], now_s: float) -> float | None:
+        """Returns until when the first view waits for who will decide a rule when its engine is
+        there, which may be slow; strangers, which have none, delay the start only so long."""
+        core = self._core
+        late = [p for p in core.peers.values() if p.agent is not None and rules.may_decide(core, p)]
+        times = [p.admitted_s + ENGINE_DUE_S for p in late]
+        most_s = min(p.entry_since_s for p in ready) + ENGINE_DUE_S
+        due_s = min(max(times, default=now_s), most_s)
+        return due_s if now_s < due_s else None
 
     def _enough(self, ready: list[Peer]) -> list[Peer] | None:
         """Returns those who wait at one entry and are enough to begin, who came first before."""

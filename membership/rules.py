@@ -59,9 +59,18 @@ def conflict(core: Core, asked: tuple[int, int, float]) -> tuple[str, str] | Non
         if ours and theirs and ours != theirs:
             return rule.code, (
                 f"{rule.subject} is {rule.say(ours)} in this run, and this peer asks for "
-                f"{rule.say(theirs)}; all peers must give the same value or none"
+                f"{rule.say(theirs)}; all peers must give the same value or none: connect again "
+                "with the run's value, or leave it out"
             )
     return None
+
+
+def may_decide(core: Core, peer: Peer) -> bool:
+    """Says whether this newcomer's opinion will count once its engine has come."""
+    if peer.was_native or peer.gone is not None or conflict(core, peer.asked) is not None:
+        return False
+    pairs = zip(_RULES, peer.asked, strict=True)
+    return any(asked and not getattr(core, rule.field) for rule, asked in pairs)
 
 
 def said_again(core: Core, peer: Peer) -> None:

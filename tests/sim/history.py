@@ -14,7 +14,7 @@ are those of the protocol's invariants:
     I12      `started`, `in_force`: what was durable or told is in every later record
     I13      durability.py: what is said is on disk before
     I14      `recorded`: an incarnation that was given up is in no later record
-    I15      limits.py: nothing grows with the length of a run
+    I15      verdict.py: nothing grows with the length of a run
     I16-I20  verdict.py, when the faults are over
 
 I10 and I11 follow from I1 and I5, because the model's state is the sequence of its results; I21
