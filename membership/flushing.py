@@ -21,7 +21,7 @@ target) is decided at most once, for `Core.new_epoch` never repeats one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name
@@ -246,7 +246,7 @@ class Flushing:
         for incarnation in outcome.inconsistent:
             core.peers[incarnation].gone = "its report contradicts the others'"
         survivors = [i for i in reports if core.peers[i].present()]
-        outcome = self._stop_below_floor(self._say_why_late(outcome), len(survivors))
+        outcome = self._stop_below_floor(self._say_why_late(outcome, carried), len(survivors))
         self._install(asking, survivors, outcome, carried, now_s)
 
     def _stop_below_floor(self, outcome: Outcome, kept: int) -> Outcome:
@@ -256,12 +256,14 @@ class Flushing:
             return outcome
         return fail_retries(outcome, too_few(kept, core.effective_min_world()))
 
-    def _say_why_late(self, outcome: Outcome) -> Outcome:
+    def _say_why_late(self, outcome: Outcome, carried: tuple[CarriedDecision, ...]) -> Outcome:
         """In a paused view, says of steps past their deadline that they waited for members."""
         core = self._core
         if core.view is None or not core.is_short(core.view):
             return outcome
-        return tell_pause(outcome, len(core.view.members), core.effective_min_world())
+        told = tell_pause(outcome, len(core.view.members), core.effective_min_world())
+        before = {c.decision.step: c.decision for c in carried}  # and the words of then are final
+        return replace(told, decisions=tuple(before.get(d.step, d) for d in told.decisions))
 
     def _views(self) -> list[View]:
         core = self._core

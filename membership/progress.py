@@ -20,7 +20,9 @@ D4.  A member whose post others wait for, and whose own heartbeat says that its 
 late, is a straggler; after the run's `straggler_s` it is excluded: out of the view, but admitted.
 
 Guards: the shell hands in what has arrived before it lets time pass; a pause of the coordinator
-moves these clocks; and when more than half would be to blame, or too few would stay, nobody is.
+moves these clocks.  When more than half would be to blame, nobody is by the word of others; who
+says of itself that it reads nothing goes all the same, unless nobody who is heard would stay.  A
+straggler also stays where too few would be left without it.
 
 Invariant: nobody is blamed by the word of others alone: its own heartbeats, or their absence, say
 the same.
@@ -124,7 +126,8 @@ class Progress:
             since_s = max(peer.moved_s, core.installed_s)
             return now_s >= since_s + factor * self._patience_s(peer, stall_s)
 
-        culprits: dict[int, Peer] = {}
+        culprits: dict[int, Peer] = {}  # by the word of others
+        deaf: dict[int, Peer] = {}  # by their own
         blocked: dict[int, set[bytes]] = {}
         stuck: Peer | None = None
         for peer, other, kind in self._waits(by_id, *_STUCK_KINDS):
@@ -132,7 +135,7 @@ class Progress:
                 continue
             stuck = peer
             if kind == WaitKind.UNREAD:
-                culprits[peer.incarnation] = peer
+                deaf[peer.incarnation] = peer
                 continue
             unheard = self._unheard(other, now_s)
             if unheard or (_waits_for_nobody(other, peer.step) and still(other)):
@@ -144,11 +147,10 @@ class Progress:
                 factor = 1.0 if len(by_id) == 2 else RETRY_FACTOR
                 if _takes_nothing(other) and still(other, factor):
                     culprits[other.incarnation] = other
-        if 2 * len(culprits) > len(by_id):
-            culprits.clear()  # that many at once: rather something that all share
+        culprits = self._braked(by_id, culprits, deaf, now_s)
         for culprit in culprits.values():
             what = "is not heard" if self._unheard(culprit, now_s) else "does nothing about it"
-            if any(wait.kind == WaitKind.UNREAD for wait in culprit.waits):
+            if culprit.incarnation in deaf:
                 what = "reads nothing of what was sent to it"
             core.lose(culprit, f"others wait for it in step {culprit.step}, and it {what}")
         self._blocked = {} if culprits else {i: tuple(sorted(ids)) for i, ids in blocked.items()}
@@ -163,6 +165,20 @@ class Progress:
             core.lose(middle, f"all others wait for it in step {stuck.step}, a second time")
         else:
             core.want_flush(f"step {stuck.step} stands still, and nobody holds it up")
+
+    def _braked(
+        self,
+        by_id: dict[bytes, Peer],
+        accused: dict[int, Peer],
+        deaf: dict[int, Peer],
+        now_s: float,
+    ) -> dict[int, Peer]:
+        """Returns who of the accused, and of those that accuse themselves, goes."""
+        if 2 * len(accused | deaf) > len(by_id):
+            accused = {}  # that many at once: rather something that all share
+        others = (p for p in by_id.values() if p.incarnation not in accused | deaf)
+        somebody_stays = any(not self._unheard(p, now_s) for p in others)
+        return accused | deaf if somebody_stays else accused
 
     def _middle(self, by_id: dict[bytes, Peer]) -> Peer | None:
         """Returns the one member for whom every other waits; None if there is not just one."""

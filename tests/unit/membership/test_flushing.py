@@ -174,19 +174,6 @@ def test_a_step_past_its_deadline_fails_on_all_and_nobody_is_removed() -> None:
         assert install.lost == ()
 
 
-def test_a_failure_that_one_member_has_not_installed_is_repeated_by_the_next_flush() -> None:
-    hub = Hub()
-    a, b, c = hub.members(3)
-    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "late"))
-    for peer in (a, b, c):
-        peer.report(opened(6, 1), watermark=6)
-    a.install()
-    hub.kill(c)
-    a.report(watermark=7)
-    b.report(opened(6, 1, complete=True), watermark=6)
-    assert b.got(Install).decisions == (StepDecision(6, 3, 3, "late"),)
-
-
 def test_accusations_about_a_view_that_is_over_are_ignored() -> None:
     hub = Hub()
     a, b, c = hub.members(3)
@@ -275,34 +262,6 @@ def test_a_step_open_through_many_joins_commits_by_the_view_it_runs_in() -> None
     for step, joiner in enumerate(everybody[3:], 4):
         joiner.report(watermark=step)
     assert a.got(Install).decisions == (StepDecision(3, 1, 0, ""),)
-
-
-def test_a_failure_stays_a_failure_until_all_have_installed_it_also_across_a_restart() -> None:
-    hub = Hub()
-    a, b, c, d = hub.members(4)
-    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "late"))
-    for peer in (a, b, c, d):
-        peer.report(opened(6, 1), watermark=6)
-    a.install()  # its watermark passes the failed step
-    failed = (StepDecision(6, 3, 3, "late"),)
-    hub.kill(d)
-    for peer, watermark in ((a, 7), (b, 6), (c, 6)):
-        peer.report(*([] if peer is a else [opened(6, 1)]), watermark=watermark)
-    assert a.install().decisions == failed
-    hub.start()
-    for peer in (a, b, c):
-        peer.inbox.clear()
-        peer.hello()
-        peer.native_hello()
-    assert b.got(Install).decisions == failed
-    hub.kill(c)
-    a.report(watermark=7)
-    b.report(opened(6, 1, complete=True), watermark=6)
-    assert b.install().decisions == failed
-    a.install()
-    hub.kill(b)
-    a.report(opened(7, 4), watermark=7)
-    assert a.got(Install).decisions == (StepDecision(7, 2, 0, ""),)  # nobody waits for it any more
 
 
 def test_reports_that_blame_every_member_do_not_end_the_run() -> None:

@@ -111,6 +111,43 @@ def test_who_says_that_it_leaves_bytes_unread_is_flushed_out_after_one_patience(
     assert lost([a, c]) == (b.peer_id,)
 
 
+def deaf(peer: FakePeer, other: FakePeer) -> None:
+    """It reads nothing of what the other has sent."""
+    named = (WaitOn(other.peer_id, DATA), WaitOn(other.peer_id, WaitKind.UNREAD))
+    peer.status = {"step": 5, "waiting": Waiting.PEERS, "waits": named}
+
+
+def test_who_says_so_itself_is_flushed_out_also_if_most_do() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+    waits(a, DATA, b)
+    deaf(b, c)
+    deaf(c, a)
+    hub.pass_time(5.75, beating=everybody)
+    assert set(lost([a])) == {b.peer_id, c.peer_id}
+
+
+def test_if_all_say_that_they_read_nothing_nobody_is_flushed_out() -> None:
+    hub = Hub()
+    a, b, c = everybody = hub.members(3)
+    for peer, other in ((a, b), (b, c), (c, a)):
+        deaf(peer, other)
+    hub.pass_time(7.0, beating=everybody)
+    assert a.last(Flush) is None
+
+
+def test_who_reads_nothing_stays_when_only_members_that_are_not_heard_would_be_left() -> None:
+    hub = Hub(profile=WAN)
+    a, b, c = hub.members(3)
+    waits(a, DATA, b)
+    deaf(b, c)
+    deaf(c, a)
+    hub.pass_time(1.0, beating=[a, b, c])
+    hub.pass_time(8.75, beating=[b, c])
+    hub.pass_time(0.75, beating=[a, b, c])
+    assert b.last(Flush) is None
+
+
 def test_who_has_unread_bytes_and_moves_is_only_slow() -> None:
     hub = Hub()
     a, b, c = everybody = hub.members(3)
