@@ -71,6 +71,7 @@ class CoordinatorConfig:
     strike_window_s: float = 30.0
     watch_first_s: float = 60.0  # a link that broke is not trusted for this long; doubles
     watch_max_s: float = 1800.0
+    mass_loss_grace_s: float = 30.0  # a view loses most of its members by silence only after it
     abandon_after_s: float | None = None  # newcomers wait that long for unheard members
     admitted_max: int = 1024
     unproven_max: int = 256  # admitted by a hello alone; a real peer's engine comes in milliseconds

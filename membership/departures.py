@@ -15,7 +15,11 @@ more costs nothing, whatever becomes of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pccl.membership.core import Core, Peer, name
+from pccl.membership.record import Activation
+from pccl.transport.native_frames import Report
 
 LEFT = "left the run"
 
@@ -121,3 +125,22 @@ class Departures:
         if all(p.last_beat_s >= lost_s + heartbeat_s for p in others):
             peer.lost_s = None
             core.want_flush(f"{name(peer)}, while it left: {peer.gone}")
+
+
+def departed(
+    entering: Activation | None, leavers: Sequence[int], reports: Mapping[int, Report]
+) -> tuple[int, ...]:
+    """Returns the leavers among the reporters that the next view is without.
+
+    A step at or after the switch may be committed, or be so by this flush, only if everybody who
+    stays has switched; then who was to leave before it has no place any more.  Somebody who
+    stays is among the reporters, unless nobody was to stay.
+    """
+    if entering is None:
+        return ()
+    staying = [r for i, r in reports.items() if i not in leavers]
+    epoch = entering.view.epoch
+    without = bool(staying) and (
+        all(r.epoch >= epoch for r in staying) or all(r.watermark >= entering.step for r in staying)
+    )
+    return tuple(i for i in leavers if i in reports and (without or reports[i].epoch >= epoch))

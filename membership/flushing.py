@@ -20,14 +20,15 @@ target) is decided at most once, for `Core.new_epoch` never repeats one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide, fail_retries, tell_pause, too_few
+from pccl.membership.departures import departed
+from pccl.membership.mass_loss import Brake
 from pccl.membership.messages import CancelPlan, StepOutcome, Underflow
-from pccl.membership.record import Activation, CarriedDecision, InstallNote
+from pccl.membership.record import CarriedDecision, InstallNote
 from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report
@@ -40,6 +41,7 @@ class _Asking:
     target: int
     started_s: float
     deadline_s: float
+    brake: Brake
     cut_off: bool = False  # nobody could be heard for a whole flush: not the members' fault
     reports: dict[int, Report] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Flushing:
         window_s = core.config.profile.reattach_window_s if core.peers else 0.0
         self._returned_s = core.started_s + window_s
         if core.flushing:
-            self._asking = _Asking(core.new_epoch(), core.started_s, self._returned_s)
+            self._asking = _Asking(core.new_epoch(), core.started_s, self._returned_s, Brake(core))
             self.deadline_s = self._asking.deadline_s
 
     @property
@@ -99,6 +101,7 @@ class Flushing:
         self._returned_s = max(self._returned_s + duration_s, self._core.back_by_s(duration_s))
         if self._asking is not None:
             self._asking.deadline_s += duration_s
+            self._asking.brake.paused(duration_s)
             self.deadline_s = self._asking.deadline_s
 
     # -------------------------------------------------------------- time
@@ -125,6 +128,8 @@ class Flushing:
         asking = self._asking
         if asking is None:
             return
+        answer_by_s = asking.brake.look(self._returned_s, now_s)
+        asking.deadline_s = asking.deadline_s if answer_by_s is None else answer_by_s
         self._pardon(asking, now_s >= asking.deadline_s)
         if not self._stayers():
             self._dissolve()
@@ -141,6 +146,8 @@ class Flushing:
             late = now_s >= asking.deadline_s
             if late and now_s < self._returned_s and awaited:
                 asking.deadline_s = self._returned_s
+            elif late and awaited and (by_s := asking.brake.holds_until_s(now_s)) is not None:
+                asking.deadline_s = by_s
             elif late or not awaited:
                 self._finish(asking, now_s)
 
@@ -156,13 +163,17 @@ class Flushing:
         unheard_s = self.unheard_s(now_s)
         return None if unheard_s is None else self._unheard.why_wait(unheard_s)
 
+    def why_held(self, now_s: float) -> str | None:
+        """Says why this flush waits for longer than others do."""
+        return None if self._asking is None else self._asking.brake.why(now_s)
+
     def _start(self, now_s: float) -> None:
         core = self._core
         target = core.new_epoch()
         by_s = now_s + core.config.profile.flush_timeout_s
         if core.witnesses_due:  # nobody is asked before
             by_s = max(by_s, self._returned_s)
-        self._asking = _Asking(target, now_s, by_s)
+        self._asking = _Asking(target, now_s, by_s, Brake(core))
         core.counters.flushes += 1
         core.log("info", f"flush to epoch {target}: {'; '.join(core.flush_reasons[:4])}")
         core.flushing = True
@@ -198,8 +209,8 @@ class Flushing:
         """Returns the members whose report may still change something."""
         members = [p for p in self._core.members() if p.gone is None]
         silent = [p for p in members if p.silent]
-        # When most are silent at once, the coordinator's own network is the likelier culprit.
-        spare_silent = 2 * len(silent) <= len(members) and not asking.cut_off
+        most = 2 * len(silent) > len(members) or asking.brake.tried
+        spare_silent = not most and not asking.cut_off
         leave_s = self._core.config.leave_report_s
         return [
             p
@@ -215,9 +226,9 @@ class Flushing:
     def _finish(self, asking: _Asking, now_s: float) -> None:
         core = self._core
         reports = {i: asking.reports[i] for i in self._survivors() if i in asking.reports}
-        departed = _departed(core.activation, core.leavers(), reports)
+        gone_on = departed(core.activation, core.leavers(), reports)
         for leaver in [core.peers[i] for i in core.leavers()]:
-            if leaver.gone is None and (leaver.incarnation in departed or core.is_drained(leaver)):
+            if leaver.gone is None and (leaver.incarnation in gone_on or core.is_drained(leaver)):
                 leaver.leaving_s = leaver.leaving_s or now_s
                 reports.pop(leaver.incarnation, None)
         if not reports:  # all were to leave, and those left have gone
@@ -376,22 +387,3 @@ class Flushing:
                 why = f"no answer in time, heard last {silent_s:.1f} s ago; the run went on"
                 text = f"{peer.gone or why}; connect again"
             core.farewell(peer, text)
-
-
-def _departed(
-    entering: Activation | None, leavers: Sequence[int], reports: Mapping[int, Report]
-) -> tuple[int, ...]:
-    """Returns the leavers among the reporters that the next view is without.
-
-    A step at or after the switch may be committed, or be so by this flush, only if everybody who
-    stays has switched; then who was to leave before it has no place any more.  Somebody who
-    stays is among the reporters, unless nobody was to stay.
-    """
-    if entering is None:
-        return ()
-    staying = [r for i, r in reports.items() if i not in leavers]
-    epoch = entering.view.epoch
-    without = bool(staying) and (
-        all(r.epoch >= epoch for r in staying) or all(r.watermark >= entering.step for r in staying)
-    )
-    return tuple(i for i in leavers if i in reports and (without or reports[i].epoch >= epoch))

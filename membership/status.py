@@ -62,6 +62,7 @@ def _document(core: Core, parts: Parts, now_s: float, shown: int) -> dict[str, A
             "target": parts.flushing.target,
             "awaited": parts.flushing.awaited_names()[:shown],
             "unheard_s": None if unheard_s is None else round(unheard_s, 3),
+            "held": parts.flushing.why_held(now_s),
         },
         "plan": parts.planning.describe(),
         "links": parts.links.describe()[:shown],

@@ -116,7 +116,8 @@ def _flush(value: Any) -> str:
     names = ", ".join(map(_text, awaited)) if isinstance(awaited, list) and awaited else "nobody"
     unheard = value.get("unheard_s")
     nobody = "" if unheard is None else f"; no member heard for {_text(unheard)} s"
-    return f"for epoch {_text(value['target'])}, awaits {names}{nobody}"
+    held = "" if value.get("held") is None else f"; {_text(value['held'])}"
+    return f"for epoch {_text(value['target'])}, awaits {names}{nobody}{held}"
 
 
 def _link(row: Mapping[str, Any]) -> str:

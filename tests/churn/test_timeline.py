@@ -54,6 +54,17 @@ def test_two_stopped_peers_of_three_excuse_the_time_they_are_stopped() -> None:
     assert longest([1.9, 14.0], faults) == 6.0  # from 8 on two are healthy
 
 
+def test_most_members_that_cannot_be_heard_excuse_the_time_that_they_cannot() -> None:
+    living = spans(*"abcde")
+    cut = Fault("cut-coordinator", 2.0, 12.0, (), ("host of b", "coord"))
+    stops = [Fault("stop", 2.0, 12.0, (name,)) for name in ("a", "c")]
+    assert longest([1.9, 20.0], stops, living) > 18.0  # two of five
+    assert longest([1.9, 20.0], [*stops, cut], living) == 8.0  # from 12 on all are heard
+    assert longest([1.9, 20.0], [*stops, Fault("block", 2.0, 12.0, ("b",))], living) > 18.0
+    frozen = Fault("freeze", 2.0, 90.0, ("a", "b", "c"))
+    assert longest([1.9, 60.0], [frozen], living) == 60.0 - 2.0 - 45.0
+
+
 def test_a_cut_touches_the_hosts_at_both_its_ends() -> None:
     cut = Fault("cut", 2.0, 12.0, (), ("host of a", "host of b"))
     assert longest([1.9, 14.0], [cut]) == 2.0

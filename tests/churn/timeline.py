@@ -6,7 +6,9 @@ just come cannot go on alone where the members were struck.  The coordinator is 
 is not stopped, and no fault is on its host's network.  The run *must go on* while at least
 `min_world` peers are healthy and, where a decision may be needed, the coordinator is there.  One
 may be needed while something is being done to a peer or a link, and afterwards until a step that
-began later is committed.  So what is done to the coordinator alone excuses nothing.
+began later is committed.  So what is done to the coordinator alone excuses nothing.  Nor must it go
+on while more than half of those that are in cannot be heard, for as long as what silences them
+lasts, MASS_LOSS_S at most: the coordinator doubts its own network then.
 
 Invariant checked: no stretch without a commit during which the run must go on is longer than the
 bar.  A stretch is interrupted by any moment at which the run need not go on, because detection
@@ -29,6 +31,9 @@ from tests.churn.rules import EMULATED
 
 COORDINATOR_HOST = "coord"
 ENTRY_S = 10.0
+MASS_LOSS_S = 45.0  # a lease, and what most of the members are waited for
+SILENCED = frozenset({"stop", "freeze"})
+CUT_OFF = frozenset({"unplug", "cut-coordinator"})
 STOPS = frozenset({"stop", "freeze", "block"})
 ON_LINKS = frozenset({"cut", "cut-coordinator", "unplug", "reset", "loss"}) | EMULATED
 COORDINATOR_FAULTS = frozenset({"coordinator-kill", "coordinator-stop"})
@@ -105,7 +110,7 @@ def _longest(
     """Walks from change to change; returns the begin and length of the longest stretch."""
     living = [s for s in spans if s.begin < end and s.end > begin]
     changes = {begin, end}
-    changes.update(t for f in near for t in (f.at, f.until) if begin < t < end)
+    changes.update(t for f in near for t in (f.at, f.at + MASS_LOSS_S, f.until) if begin < t < end)
     changes.update(t for s in living for t in (s.begin, s.end) if begin < t < end)
     done_to_peers = [f for f in near if f.kind not in COORDINATOR_FAULTS]
     disturbed_at = min((max(f.at, begin) for f in done_to_peers), default=end)
@@ -127,7 +132,17 @@ def must_go_on(
     active = [fault for fault in faults if fault.at <= at < fault.until]
     if disturbed and not _coordinator_there(active):
         return False
+    if _most_silenced(at, spans, active):
+        return False
     return healthy(at, spans, active) >= min_world
+
+
+def _most_silenced(at: float, spans: Sequence[Span], active: Sequence[Fault]) -> bool:
+    lately = [fault for fault in active if at < fault.at + MASS_LOSS_S]
+    stopped = {name for fault in lately if fault.kind in SILENCED for name in fault.processes}
+    cut_off = {host for fault in lately if fault.kind in CUT_OFF for host in fault.hosts}
+    present = [span for span in spans if span.begin <= at < span.end]
+    return 2 * sum(s.process in stopped or s.host in cut_off for s in present) > len(present)
 
 
 def healthy(at: float, spans: Sequence[Span], active: Sequence[Fault]) -> int:

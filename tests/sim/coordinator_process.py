@@ -86,6 +86,7 @@ class CoordinatorProcess(Process):
                 watch_max_s=12.0,
                 detached_grace_s=8.0,
                 abandon_after_s=8.0,
+                mass_loss_grace_s=6.0,
                 plan_backoff_s=0.3,
                 plan_backoff_max_s=2.0,
                 flap_first_s=0.3,

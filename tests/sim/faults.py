@@ -18,6 +18,7 @@ LOOK_AGAIN_S: Final = 0.002
 FOLLOWED_S: Final = 4.0  # then all that can be have found a coordinator that was restarted
 NEWCOMER_GOES_S: Final = 40.0
 COPY_S: Final = 8.5  # above the grace for peers without their agent (`coordinator_process`)
+CUT_OVER_S: Final = 4.0  # then all that were cut off have dialled again
 BATCHES: Final = 12  # a crash between effects comes within so many batches of them
 
 
@@ -173,6 +174,15 @@ def _block_peer(world: World, peer: PeerProcess, fault: Fault) -> None:
             world.block(("data", other.index, peer.index), fault.x)
 
 
+def _c_cut(world: World, fault: Fault) -> None:
+    """The coordinator hears only one of its peers; they hear each other."""
+    for i, peer in enumerate(world.living()):
+        if i:
+            for kind, way in ((k, w) for k in ("agent", "native") for w in WAYS[2]):
+                world.block((kind, peer.index, way), fault.x)
+    world.faults_until_s = max(world.faults_until_s, world.now_s + fault.x + CUT_OVER_S)
+
+
 def _block_data(world: World, peer: PeerProcess, fault: Fault) -> None:
     """The path between two peers is cut; its connection breaks, or just delivers nothing."""
     links = world.links.of(peer)
@@ -216,11 +226,7 @@ def _start(world: World, fault: Fault) -> None:
 
 def _delay(world: World, fault: Fault) -> None:
     world.delay_factor = (0.2, 4.0, 10.0)[fault.a % 3]
-
-    def over() -> None:
-        world.delay_factor = 1.0
-
-    world.at(world.now_s + fault.x, None, over)
+    world.at(world.now_s + fault.x, None, setattr, world, "delay_factor", 1.0)
 
 
 def _c_kill(world: World, fault: Fault) -> None:
@@ -286,11 +292,7 @@ def _c_depose(world: World, fault: Fault) -> None:
         old.stop(fault.x)
     world.listening = None
     start_coordinator(world)
-
-    def end() -> None:
-        old.die(0.0)
-
-    world.at(world.now_s + 2 * fault.x, None, end)
+    world.at(world.now_s + 2 * fault.x, None, old.die, 0.0)
 
 
 def _c_copy(world: World, fault: Fault) -> None:
@@ -362,6 +364,7 @@ _OTHER: Final[dict[str, Callable[[World, Fault], None]]] = {
     "c_cancel": _c_cancel,
     "c_crash": _c_crash,
     "c_stop": _c_stop,
+    "c_cut": _c_cut,
     "c_depose": _c_depose,
     "c_copy": _c_copy,
     "flush_copy": _flush_copy,

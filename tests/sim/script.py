@@ -140,6 +140,8 @@ BLAMELESS: Final = frozenset(("start", "slow", "leave", "drain", "shape", "manif
 """Faults for which nobody may be evicted."""
 CONNECTION_FAULTS: Final = frozenset(("reset_agent", "reset_native", "duplicate"))
 """Losses of single connections to the coordinator: they, too, evict nobody."""
+MASS_LOSS: Final = frozenset(("start", "c_cut"))
+"""For some seconds most members are not heard: that evicts nobody.  Not drawn, but scripted."""
 
 
 def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:

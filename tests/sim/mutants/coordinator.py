@@ -13,6 +13,7 @@ from pccl.membership.coordinator import Coordinator
 from pccl.membership.entering import Entering
 from pccl.membership.flushing import Flushing
 from pccl.membership.liveness import Liveness
+from pccl.membership.mass_loss import Brake
 from pccl.membership.messages import StepOutcome
 from pccl.membership.plan import Plan
 from pccl.membership.planning import Planning
@@ -334,3 +335,16 @@ def everybody_stops(seed: int) -> Script:
 @mutant("newcomers wait for ever for members that stand still", everybody_stops)
 def nobody_is_given_up(p: Patches) -> None:
     p.set(Unheard, "give_up", lambda self, unheard_s, now_s: None)
+
+
+def most_are_cut_off(seed: int) -> Script:
+    """For longer than a lease and a flush, and shorter than the grace."""
+    rng = random.Random(f"{seed} cut off")
+    starts = (Fault(0.1 * i, "start") for i in range(rng.choice((3, 4, 5))))
+    cut = Fault(round(rng.uniform(2.0, 3.0), 3), "c_cut", x=round(rng.uniform(3.5, 5.0), 3))
+    return Script(seed, faults=(*starts, cut))
+
+
+@mutant("a view loses most of its members as soon as they are silent", most_are_cut_off)
+def no_mass_loss_brake(p: Patches) -> None:
+    p.set(Brake, "holds_until_s", lambda self, now_s: None)
