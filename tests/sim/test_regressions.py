@@ -35,6 +35,32 @@ FOUND = {
             Fault(2.575, "c_depose", a=13, b=37, x=0.3795, y=0.2565),
         ),
     ),
+    "a newcomer waited for a drain's deadline, and then for members that nobody heard": Script(
+        seed=70046701,
+        kind="excludes",
+        faults=(
+            Fault(0.3186, "start"),
+            Fault(0.3723, "start"),
+            Fault(2.1287, "freeze", a=2, b=8, x=0.4488, y=0.3093),
+            Fault(2.3339, "drain", a=3, b=8, x=1.1935, y=0.344),
+            Fault(3.1068, "exclude", a=3, b=5, x=0.2366, y=0.0135),
+        ),
+    ),
+    "a newcomer waited behind one whose entry was over since the run had begun anew": Script(
+        seed=85080531,
+        delay_s=0.05,
+        misfit_s=1e9,
+        faults=(
+            Fault(0.179, "start"),
+            Fault(0.2316, "start"),
+            Fault(0.328, "start"),
+            Fault(0.4572, "start"),
+            Fault(1.8962, "kill", b=4, x=0.0741, y=0.7449),
+            Fault(2.2463, "crash", a=1, b=6, x=0.3382, y=0.9767),
+            Fault(2.7808, "kill", a=13, b=5, x=1.058, y=0.4803),
+            Fault(3.2656, "mass", a=2, b=37, x=1.3611, y=0.7114),
+        ),
+    ),
     "a group committed a step in which the results of another one differed": Script(
         seed=3133,
         delay_s=0.001,
