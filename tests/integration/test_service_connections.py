@@ -98,7 +98,7 @@ def test_a_hello_of_another_version_is_told_so() -> None:
             answer = nf.decode(await channel.receive() or b"")
             assert isinstance(answer, nf.RefusedFrame)
             assert answer.code == nf.RefusalCode.PROTOCOL
-            assert "version 200, ours is 3" in answer.text
+            assert f"version 200, ours is {nf.VERSION}" in answer.text
             assert await channel.receive() is None
 
     tell(story())
