@@ -87,7 +87,11 @@ def flush_not_durable(p: Patches) -> None:
     _without(p, flushing=False)
 
 
-@mutant("decisions to be carried are not in the record", only("c_kill", "c_crash", "shape", "kill"))
+# Somebody is told, dies, and the coordinator with it: those who live report what has failed.
+TOLD_AND_DEAD = only("c_crash", "c_kill", "manifest", "shape", "crash_commit", "kill", "mass")
+
+
+@mutant("decisions to be carried are not in the record", TOLD_AND_DEAD)
 def carried_not_durable(p: Patches) -> None:
     def record(self: Core) -> Record:
         whole: Record = before(self)
