@@ -30,10 +30,10 @@ from typing import Final
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.cover import minimum_cover
+from pccl.membership.peer import BEATS_LATE_MAX
 from pccl.transport.native_frames import Route, Routes
 
 RELAYS_TRIED_MAX: Final = 2  # a pair that two relays cannot help is not the relays' fault
-BEATS_LATE_MAX: Final = 3  # heartbeats; who is later than that may be gone
 EDGES_MAX: Final = 4096  # remembered at a time; 1024 members cannot all be broken with all
 STRIKES_KEPT_MAX: Final = 64  # per member within the window
 

@@ -14,13 +14,10 @@ Invariant: a flush takes longer by no more than the grace and the time to dial a
 
 from __future__ import annotations
 
-from typing import Final
-
 from pccl.base.config import REDIAL_MAX_S
 from pccl.membership.core import Core, Peer
+from pccl.membership.peer import BEATS_LATE_MAX
 from pccl.transport.native_frames import SuspectCode
-
-BEATS_LATE_MAX: Final = 3
 
 
 class Brake:

@@ -14,6 +14,9 @@ from pccl.transport.native_frames import NO_STEP, WaitOn
 ENGINE_DUE_S: Final = 3.0
 """A newcomer whose engine is not there by then makes room in a crowd, and nobody waits for it."""
 
+BEATS_LATE_MAX: Final = 3
+"""Heartbeats; who is later than that is not heard, and may be gone."""
+
 
 @dataclass(slots=True)
 class Peer:

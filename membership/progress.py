@@ -34,10 +34,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from pccl.membership.core import Core, Peer, name
+from pccl.membership.peer import BEATS_LATE_MAX
 from pccl.transport.native_frames import NO_STEP, Heartbeat, Waiting, WaitKind
 
 RTTS_MIN: Final = 20  # of any patience: a retransmission or two, and a slow-start
-BEATS_LATE_MAX: Final = 3
 PATIENCE_FACTOR_MAX: Final = 2.0  # for a member whose own control thread runs late
 NAMES_SHOWN_MAX: Final = 8
 _STUCK_KINDS: Final = (WaitKind.DATA, WaitKind.CREDIT, WaitKind.UNREAD)

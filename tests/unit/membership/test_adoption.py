@@ -194,21 +194,28 @@ def go_on_with(record: Record) -> Hub:
     return Hub(disk)
 
 
-def test_a_coordinator_goes_on_with_an_adopted_run_and_loses_no_committed_step() -> None:
-    before = Hub()
-    a, b = before.members(2)
+def adopted(before: Hub, *members: tuple[FakePeer, int]) -> Hub:
+    """Members, each with the epoch in force there, testify and come to the coordinator that
+    goes on."""
     g = Gathering()
-    members = (info_of(a), info_of(b))
-    for peer in (a, b):
-        said = said_by(peer.incarnation, epoch=1, members=members)
+    infos = tuple(info_of(peer) for peer, _ in members)
+    for peer, epoch in members:
+        said = said_by(peer.incarnation, epoch=epoch, members=infos)
         g.dial(
             replace(said, secret=peer.secret, peer_id=peer.peer_id, run_id=before.machine.run_id)
         )
     hub = go_on_with(g.machine.record())
-    for peer in (a, b):
+    for peer, _ in members:
         peer.hub = hub
         peer.hello()
         peer.native_hello()
+    return hub
+
+
+def test_a_coordinator_goes_on_with_an_adopted_run_and_loses_no_committed_step() -> None:
+    before = Hub()
+    a, b = before.members(2)
+    hub = adopted(before, (a, 1), (b, 1))
     assert a.last(Flush) is not None
     a.report(opened(9, 1, complete=True), watermark=9)
     b.report(watermark=10)  # it was told that step 9 committed
@@ -230,18 +237,7 @@ def test_a_step_that_one_member_was_told_to_fail_fails_for_all_after_an_adoption
     b.report(opened(4, 1, complete=True), watermark=4)
     told = a.install()  # b never hears it, and the journal is lost
     assert [(d.step, d.outcome) for d in told.decisions] == [(4, StepOutcome.FAIL)]
-    g = Gathering()
-    members = (info_of(a), info_of(b))
-    for peer, epoch in ((a, told.epoch), (b, 1)):
-        said = said_by(peer.incarnation, epoch=epoch, members=members)
-        g.dial(
-            replace(said, secret=peer.secret, peer_id=peer.peer_id, run_id=before.machine.run_id)
-        )
-    hub = go_on_with(g.machine.record())
-    for peer in (a, b):
-        peer.hub = hub
-        peer.hello()
-        peer.native_hello()
+    adopted(before, (a, told.epoch), (b, 1))
     flush = a.got(Flush)
     failed = (FailedStep(4, SuspectCode.DEADLINE),)
     a.tell(Report(flush.generation, flush.target, told.epoch, False, 0, 5, 5, failed=failed))
