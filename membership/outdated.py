@@ -20,7 +20,8 @@ either.
 
 Invariants: the word of who is no witness changes nothing but its own answer; an outdated
 coordinator judges and admits nobody, flushes and plans nothing, and writes nothing; it answers
-hellos with a refusal and shows its status.
+hellos with a refusal and shows its status, and says nothing else, not even what it had decided
+before and its disk has held since (`still_due`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from typing import Final
 
 from pccl.membership.core import Core, Peer, name, native_text
 from pccl.membership.decide import UnknownView
-from pccl.membership.events import Close, Send, SendNative
-from pccl.membership.messages import REFUSED_FOR_AN_OLD_COPY, Refused
+from pccl.membership.events import Close, Effect, Send, SendNative
+from pccl.membership.messages import REFUSED_FOR_AN_OLD_COPY, Refused, StatusReply
 from pccl.transport.native_frames import RefusalCode, RefusedFrame
 
 ADVICE: Final = (
@@ -38,6 +39,26 @@ ADVICE: Final = (
     "adopt the run: pccl coordinator adopt --journal FILE"
 )
 WITNESS_SHARE: Final = 0.75  # of the time to re-attach; native connections are dialled every 2 s
+
+
+def still_due(effects: list[Effect], outdated: str) -> list[Effect]:
+    """Returns which effects that waited for the disk are to be performed all the same.
+
+    Args:
+        outdated: why the coordinator is outdated, "" if it is not.
+    """
+    return [effect for effect in effects if not _is_said(effect)] if outdated else effects
+
+
+def _is_said(effect: Effect) -> bool:
+    """Says whether an effect is more than a refusal or a status."""
+    match effect:
+        case Send(_, msg):
+            return not isinstance(msg, Refused | StatusReply)
+        case SendNative(_, frame):
+            return not isinstance(frame, RefusedFrame)
+        case _:
+            return False
 
 
 class Outdated:

@@ -29,6 +29,10 @@ class _Watched:
     def urgent(self) -> bool:
         return False  # it decides nothing for anybody
 
+    @property
+    def outdated(self) -> str:
+        return ""
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         return self._told(self._adoption.handle(event, now_s))
 

@@ -48,6 +48,7 @@ from pccl.membership.messages import (
     StatusReply,
     coordinator_codec,
 )
+from pccl.membership.outdated import still_due
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.precedence import Precedence
 from pccl.membership.service_refusals import read, read_first, refuse
@@ -80,6 +81,8 @@ class Machine(Protocol):
     def deadline_s(self) -> float | None: ...
     @property
     def urgent(self) -> bool: ...  # members wait for what it decides next
+    @property
+    def outdated(self) -> str: ...  # why it decides nothing any more
     def handle(self, event: Event, now_s: float) -> list[Effect]: ...
     def on_deadline(self, now_s: float) -> list[Effect]: ...
     def dropped_frame(self) -> None: ...  # a connection sent what is no message; for the count
@@ -229,8 +232,7 @@ class CoordinatorService:
             return
         self._drained = 0
         now_s = self._time()
-        deadline_s = self._machine.deadline_s
-        if deadline_s is not None and now_s >= deadline_s:
+        if (at_s := self._machine.deadline_s) is not None and now_s >= at_s:
             self._perform(self._machine.on_deadline(now_s))
 
     def _overdue(self) -> bool:
@@ -240,8 +242,7 @@ class CoordinatorService:
     def _hand_in(self, event: Event) -> None:
         if isinstance(event, Synced):
             self._outbox.synced(event.token)
-        now_s = self._time()
-        self._perform(self._machine.handle(event, now_s))
+        self._perform(self._machine.handle(event, self._time()))
 
     def _time(self) -> float:
         """Returns the time that the machine may be told.
@@ -269,8 +270,7 @@ class CoordinatorService:
 
     def _note_time(self) -> None:
         now_s = self._clock()
-        gap_s = now_s - self._ticked_s
-        self._ticked_s = now_s
+        gap_s, self._ticked_s = now_s - self._ticked_s, now_s
         if gap_s > PAUSE_MIN_S + TICK_S:
             self._paused_s += gap_s
 
@@ -286,7 +286,7 @@ class CoordinatorService:
                     _log.log(LEVELS[level], "%s", text)
                 case _:
                     self._outbox.send(effect)
-        for effect in self._outbox.release():
+        for effect in still_due(self._outbox.release(), self._machine.outdated):
             self._act(effect)
 
     def _act(self, effect: Effect) -> None:

@@ -102,6 +102,10 @@ class Recorder:
     def urgent(self) -> bool:
         return self._machine.urgent
 
+    @property
+    def outdated(self) -> str:
+        return self._machine.outdated
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         self._prepare()
         effects = self._machine.handle(event, now_s)

@@ -28,6 +28,7 @@ class ScriptedMachine:
     def __init__(self, answer: Callable[[Event], list[Effect]] = lambda event: []) -> None:
         self.deadline_s: float | None = None
         self.urgent = False
+        self.outdated = ""
         self.told: list[Event | str] = []
         self.dropped = 0
         self.answer = answer

@@ -30,12 +30,12 @@ from pccl.membership.events import (
     SendNative,
     Synced,
 )
-from pccl.membership.messages import Admitted, Refused
-from pccl.membership.messages import World as WorldNow
+from pccl.membership.messages import Refused
+from pccl.membership.outdated import still_due
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.record import Record
 from pccl.membership.store import StoreError
-from pccl.transport.native_frames import Pong, RefusedFrame, Welcome
+from pccl.transport.native_frames import RefusedFrame
 from tests.sim.durability import check_is_durable
 from tests.sim.world import Process, Wire, World
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tests.sim.disk import Disk
 
 IDLE_TURNS_MAX: Final = 20  # calls of on_deadline at one moment before it counts as a busy loop
-GREETINGS: Final = Admitted | WorldNow | Welcome | Pong
 UNANSWERED_S: Final = 10.0  # TCP_USER_TIMEOUT
 PAUSE_MIN_S: Final = 0.6  # shorter ones are ordinary scheduling: the shell does not tell them
 
@@ -235,7 +234,7 @@ class CoordinatorProcess(Process):
         self.disk.saved(record)
 
     def _release(self) -> None:
-        for effect in self.outbox.release():
+        for effect in still_due(self.outbox.release(), self.machine.outdated):
             if self.alive:
                 self._act(effect)
 
@@ -273,10 +272,10 @@ class CoordinatorProcess(Process):
                 assert isinstance(said, Refused | RefusedFrame), f"outdated, {self} says {said}"
 
     def check_says(self, message: Any) -> None:
-        """An outdated coordinator only turns away, but for greetings that its disk has held."""
+        """An outdated coordinator only turns away."""
         if self.machine.outdated:
             assert self.may_be_outdated(), f"{self} takes the newest journal for an old copy"
-            turns_away = isinstance(message, Refused | RefusedFrame | GREETINGS)
+            turns_away = isinstance(message, Refused | RefusedFrame)
             assert turns_away, f"outdated, {self} says {message}"
 
     def may_be_outdated(self) -> bool:

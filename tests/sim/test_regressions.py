@@ -237,6 +237,30 @@ FOUND = {
             Fault(3.2325, "kill", a=1, b=11, x=0.0686, y=0.0992),
         ),
     ),
+    "a coordinator that had learnt that its journal is old said what its disk had held": Script(
+        seed=110072669,
+        delay_s=0.001,
+        fsync_s=0.1,
+        think_s=0.3,
+        hasty=True,
+        groups=2,
+        misfit_s=1e9,
+        faults=(
+            Fault(0.0142, "start"),
+            Fault(0.1228, "start"),
+            Fault(0.142, "start"),
+            Fault(0.3411, "start"),
+            Fault(0.9251, "stop", a=42, b=44, x=1.8425, y=0.5306),
+            Fault(1.1468, "block_data", a=38, b=50, x=2.105, y=0.8834),
+            Fault(1.3938, "delay", a=34, b=29, x=0.8438, y=0.4379),
+            Fault(1.5342, "block_data", a=34, b=21, x=0.6864, y=0.9135),
+            Fault(1.6831, "block_data", a=49, b=13, x=0.1999, y=0.9759),
+            Fault(1.8085, "stop", a=5, b=9, x=1.1004, y=0.3329),
+            Fault(2.1334, "kill", a=54, b=36, x=0.6517, y=0.6226),
+            Fault(2.7048, "flush_copy", a=15, b=57, x=2.7562, y=0.8667),
+            Fault(3.078, "flush_copy", a=28, b=57, x=1.2198, y=0.9069),
+        ),
+    ),
 }
 
 

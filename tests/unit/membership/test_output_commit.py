@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pccl.membership.events import Close, Effect, Send, SendNative
+from pccl.membership.messages import Evicted, Refused, StatusReply
+from pccl.membership.outdated import still_due
 from pccl.membership.output_commit import OutputCommit
+from pccl.transport.native_frames import EvictedFrame, Pong, RefusalCode, RefusedFrame
 
 
 def test_without_a_write_everything_is_sent_at_once() -> None:
@@ -79,3 +83,19 @@ def test_sends_keep_their_order_and_never_pass_an_unsynced_write(
         assert all(rests_on[n] > durable for n in rests_on if n not in released)
     outbox.synced(issued)
     assert released + outbox.release() == list(rests_on)
+
+
+def test_what_the_disk_has_held_is_not_said_any_more_but_for_refusals_and_status() -> None:
+    said: list[Effect] = [
+        Send(1, Evicted(2, "")),
+        SendNative(2, EvictedFrame(2, "")),
+        SendNative(2, Pong(2, 1)),
+    ]
+    due: list[Effect] = [
+        Send(1, Refused("generation", "")),
+        Send(3, StatusReply(b"{}")),
+        SendNative(2, RefusedFrame(int(RefusalCode.GENERATION), "")),
+        Close(1),
+    ]
+    assert still_due([*said, *due], "the journal is an old copy") == due
+    assert still_due([*said, *due], "") == [*said, *due]
