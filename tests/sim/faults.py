@@ -82,6 +82,7 @@ def _drain(world: World, peer: PeerProcess, fault: Fault) -> None:
 
     deadline_s = 10.0 * fault.x if fault.y < 0.8 else fault.x / 4
     peer.tell_member(Drain(deadline_s, "drain"))
+    world.drains_until_s = max(world.drains_until_s, world.now_s + deadline_s)
     if not peer.engine.is_member() and deadline_s <= NEWCOMER_GOES_S:
         # No newcomer that counts until it is gone, while frozen members wait to be given up.
         world.faults_until_s = max(world.faults_until_s, world.now_s + deadline_s)

@@ -128,6 +128,7 @@ class World:
         self.nobody_is_safe = False  # a fault touched everybody
         self.quiet = False  # no more faults
         self.faults_until_s = 0.0  # one of them takes so long
+        self.drains_until_s = 0.0  # so long may a member that drains be the only one
         self.delay_factor = 1.0
         self._heap: list[tuple[float, int, Process | None, Callable[..., object], Any]] = []
         self._sequence = 0
