@@ -47,11 +47,11 @@ def still_due(effects: list[Effect], outdated: str) -> list[Effect]:
     Args:
         outdated: why the coordinator is outdated, "" if it is not.
     """
-    return [effect for effect in effects if not _is_said(effect)] if outdated else effects
+    return [effect for effect in effects if not _commits_to_more(effect)] if outdated else effects
 
 
-def _is_said(effect: Effect) -> bool:
-    """Says whether an effect is more than a refusal or a status."""
+def _commits_to_more(effect: Effect) -> bool:
+    """Says whether an effect tells somebody more than a refusal or a status."""
     match effect:
         case Send(_, msg):
             return not isinstance(msg, Refused | StatusReply)

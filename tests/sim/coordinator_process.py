@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tests.sim.disk import Disk
 
 IDLE_TURNS_MAX: Final = 20  # calls of on_deadline at one moment before it counts as a busy loop
+TURNS_AWAY: Final = Refused | RefusedFrame
 UNANSWERED_S: Final = 10.0  # TCP_USER_TIMEOUT
 PAUSE_MIN_S: Final = 0.6  # shorter ones are ordinary scheduling: the shell does not tell them
 
@@ -269,14 +270,13 @@ class CoordinatorProcess(Process):
         for effect in effects if self.machine.outdated else ():
             if isinstance(effect, Send | SendNative):
                 said = effect.msg if isinstance(effect, Send) else effect.frame
-                assert isinstance(said, Refused | RefusedFrame), f"outdated, {self} says {said}"
+                assert isinstance(said, TURNS_AWAY), f"outdated, {self} says {said}"
 
     def check_says(self, message: Any) -> None:
         """An outdated coordinator only turns away."""
         if self.machine.outdated:
             assert self.may_be_outdated(), f"{self} takes the newest journal for an old copy"
-            turns_away = isinstance(message, Refused | RefusedFrame)
-            assert turns_away, f"outdated, {self} says {message}"
+            assert isinstance(message, TURNS_AWAY), f"outdated, {self} says {message}"
 
     def may_be_outdated(self) -> bool:
         deposed = self.disk.generation > self.store.generation
