@@ -13,6 +13,7 @@ Invariants: docs/PROTOCOL.md, "Membership".  Same events, same dice: same effect
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import assert_never
 
@@ -140,6 +141,13 @@ class Coordinator:
         return flush or self._liveness.dials_a_member()
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Takes one event; no deadline passes by it.
+
+        What stood still for a moment has several events before it, all of a time before its next
+        deadline.  If the first of them let the time pass, whoever sent the second had been silent.
+        """
+        if not isinstance(event, Paused):  # that one moves the deadlines
+            now_s = self._before_deadline(now_s)
         self._core.now_s = now_s
         match event:
             case ConnUp(conn, host):
@@ -166,6 +174,12 @@ class Coordinator:
     def on_deadline(self, now_s: float) -> list[Effect]:
         self._core.now_s = now_s
         return self._conclude(now_s)
+
+    def _before_deadline(self, now_s: float) -> float:
+        deadline_s = self.deadline_s
+        if deadline_s is None or now_s < deadline_s:
+            return now_s
+        return max(self._core.now_s, math.nextafter(deadline_s, -math.inf))
 
     def status(self, now_s: float) -> bytes:
         """Returns what `pccl status` shows, a JSON document."""

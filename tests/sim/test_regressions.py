@@ -303,6 +303,21 @@ FOUND = {
             Fault(3.078, "flush_copy", a=28, b=57, x=1.2198, y=0.9069),
         ),
     ),
+    "the first report after a short pause let the flush's time pass before the second": Script(
+        seed=150037755,
+        delay_s=0.05,
+        think_s=0.2,
+        direct=True,
+        hasty=True,
+        misfit_s=2.0,
+        faults=(
+            Fault(0.1973, "start"),
+            Fault(0.223, "start"),
+            Fault(0.3194, "start"),
+            Fault(2.1212, "raise", a=50, b=51, x=0.1774, y=0.8329),
+            Fault(2.3969, "c_stop", a=19, b=30, x=0.2044, y=0.7941),
+        ),
+    ),
 }
 
 

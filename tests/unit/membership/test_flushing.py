@@ -78,6 +78,32 @@ def test_a_member_that_does_not_report_in_time_is_left_out_and_told() -> None:
     )
 
 
+def test_all_reports_that_arrived_in_a_short_pause_count_not_only_the_first() -> None:
+    hub = Hub()
+    a, b, c, d = hub.members(4)
+    hub.kill(d)
+    a.report()
+    hub.pass_time(LAN.flush_timeout_s - 0.25, beating=[a, b, c])
+    hub.now_s += 0.4  # too short to be told as a pause; then three messages are read at once
+    a.beat()
+    b.report()
+    assert a.last(Install) is None, "who is heard first speaks for nobody else"
+    c.report()
+    assert a.got(Install).lost == (d.peer_id,)
+    assert b.last(Evicted) is None and c.last(Evicted) is None
+
+
+def test_leases_that_end_in_a_short_pause_are_judged_by_all_that_has_arrived() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.pass_time(LAN.lease_s - 0.1)
+    hub.now_s += 0.4
+    for peer in (a, b, c):
+        peer.beat()
+    hub.pass_time(1.0, beating=[a, b, c])
+    assert hub.status()["epoch"] == 1 and a.last(Flush) is None
+
+
 def test_without_a_single_report_nothing_is_decided() -> None:
     hub = Hub()
     a, b, c = hub.members(3)
