@@ -281,7 +281,10 @@ class World:
         if last_s < wire.down_until_s:
             wire.down_until_s = last_s
             known_s = max(last_s, self.blocked_until_s((wire.kind, wire.peer.index, "down")))
-            self.at(known_s + 1e-6, wire.peer, wire.on_closed)
+            self.at(known_s + 1e-6, wire.peer, self._end_down, wire)
+
+    def _end_down(self, wire: Wire) -> None:
+        wire.on_closed()  # whose it is now: the end may come with the answer to the dial
 
     def forget_wire(self, wire: Wire) -> None:
         if wire in self.wires:

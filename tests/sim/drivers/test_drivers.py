@@ -12,6 +12,7 @@ from pccl.membership.service_driver import CoordinatorService
 from tests.sim.batch import run_range
 from tests.sim.drivers.run import draw_drivers, run_drivers
 from tests.sim.mutants.catalogue import Patches
+from tests.sim.script import Fault, Script
 
 BATCH = 20
 
@@ -32,6 +33,28 @@ def test_faults_split_no_outcome_and_stop_no_run_with_the_real_event_loops_code(
 @pytest.mark.parametrize("first", range(50_000, 52_000, 200))
 def test_many_more_seeds_find_nothing_in_the_drivers(first: int) -> None:
     check(first, 200)
+
+
+def test_a_connection_that_ends_as_the_dial_is_answered_is_known_to_be_over() -> None:
+    script = Script(
+        seed=170052849,
+        delay_s=0.05,
+        think_s=0.2,
+        open_steps=3,
+        direct=True,
+        hasty=True,
+        misfit_first=True,
+        faults=(
+            Fault(0.1061, "start"),
+            Fault(0.2092, "start"),
+            Fault(0.5624, "start"),
+            Fault(2.0333, "c_copy", a=51, b=21, x=0.0484, y=0.0179),
+            Fault(3.3294, "c_vanish", a=42, b=29, x=0.0361, y=0.9507),
+            Fault(3.3689, "c_vanish", a=34, b=31, x=0.0255, y=0.1673),
+            Fault(3.4377, "c_cancel", a=37, b=23, x=0.4384, y=0.9669),
+        ),
+    )
+    assert not run_drivers(script).failure
 
 
 def test_the_same_seed_is_the_same_run_of_the_drivers() -> None:
