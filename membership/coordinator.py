@@ -13,7 +13,6 @@ Invariants: docs/PROTOCOL.md, "Membership".  Same events, same dice: same effect
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import assert_never
 
@@ -141,13 +140,12 @@ class Coordinator:
         return flush or self._liveness.dials_a_member()
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
-        """Takes one event; no deadline passes by it.
+        """Takes one event.  Once a deadline has come, nothing follows from it before `on_deadline`.
 
-        What stood still for a moment has several events before it, all of a time before its next
-        deadline.  If the first of them let the time pass, whoever sent the second had been silent.
+        Else, where the shell stood still for a moment, the first of several events that wait would
+        let the time pass, and whoever sent the second had been silent.
         """
-        if not isinstance(event, Paused):  # that one moves the deadlines
-            now_s = self._before_deadline(now_s)
+        late = self._is_late(now_s) and not isinstance(event, Paused)  # that moves the deadlines
         self._core.now_s = now_s
         match event:
             case ConnUp(conn, host):
@@ -169,17 +167,15 @@ class Coordinator:
                 pass  # output commit makes durability the shell's matter
             case _:
                 assert_never(event)
-        return self._conclude(now_s)
+        return self._take_effects() if late else self._conclude(now_s)
 
     def on_deadline(self, now_s: float) -> list[Effect]:
         self._core.now_s = now_s
         return self._conclude(now_s)
 
-    def _before_deadline(self, now_s: float) -> float:
+    def _is_late(self, now_s: float) -> bool:
         deadline_s = self.deadline_s
-        if deadline_s is None or now_s < deadline_s:
-            return now_s
-        return max(self._core.now_s, math.nextafter(deadline_s, -math.inf))
+        return deadline_s is not None and now_s >= deadline_s
 
     def status(self, now_s: float) -> bytes:
         """Returns what `pccl status` shows, a JSON document."""
@@ -195,6 +191,9 @@ class Coordinator:
                 self._judge(now_s)
             except UnknownView as error:
                 self._outdated.decides_nothing(error)
+        return self._take_effects()
+
+    def _take_effects(self) -> list[Effect]:
         effects, self._core.effects = self._core.effects, []
         return effects
 

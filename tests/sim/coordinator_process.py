@@ -345,12 +345,13 @@ class CoordinatorProcess(Process):
 
 def _leave_half_open(world: World, wire: Wire) -> None:
     """The peer's kernel learns that the other end is gone when somebody is there again and answers
-    its next heartbeat with a reset, or after a long silence."""
+    its next heartbeat, or what it sends again, with a reset, or after a long silence."""
     wire.up_until_s = wire.down_until_s = world.now_s
     silent_s = world.now_s + UNANSWERED_S
 
     def look() -> None:
-        answered = wire.kind == "native" and not world.host_is_gone
+        says = wire.kind == "native" or wire.last_up_s > wire.up_until_s
+        answered = says and not world.host_is_gone
         if answered or world.now_s >= silent_s:
             world.at(world.now_s, wire.peer, wire.on_closed)
         else:

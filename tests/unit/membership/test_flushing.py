@@ -87,10 +87,26 @@ def test_all_reports_that_arrived_in_a_short_pause_count_not_only_the_first() ->
     hub.now_s += 0.4  # too short to be told as a pause; then three messages are read at once
     a.beat()
     b.report()
-    assert a.last(Install) is None, "who is heard first speaks for nobody else"
     c.report()
+    assert a.last(Install) is None, "the time has come, but nobody has said so"
+    hub.carry_out(hub.machine.on_deadline(hub.now_s))
     assert a.got(Install).lost == (d.peer_id,)
     assert b.last(Evicted) is None and c.last(Evicted) is None
+
+
+def test_a_flush_that_is_asked_for_after_a_short_pause_has_its_whole_time() -> None:
+    hub = Hub()
+    a, b, c = hub.members(3)
+    hub.pass_time(0.25, beating=[a, b, c])
+    assert hub.machine.deadline_s is not None
+    hub.now_s = hub.machine.deadline_s + 0.5
+    c.lose(native=True)
+    hub.kill(c)
+    hub.pass_time(LAN.flush_timeout_s - 0.25, beating=[a, b])
+    assert a.last(Install) is None
+    a.report()
+    b.report()
+    assert a.got(Install).lost == (c.peer_id,)
 
 
 def test_leases_that_end_in_a_short_pause_are_judged_by_all_that_has_arrived() -> None:
