@@ -13,6 +13,7 @@ Invariants: docs/PROTOCOL.md, "Membership".  Same events, same dice: same effect
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import assert_never
 
@@ -98,6 +99,7 @@ class Coordinator:
         now_s: float,
     ) -> None:
         self._core = restore(config, generation, record, token_bytes, now_s)
+        self._judged_s = now_s  # the time that conclusions were drawn for last
         self._outdated = Outdated(self._core)
         self._liveness = Liveness(self._core)
         self._admission = Admission(self._core, self._outdated, self._liveness)
@@ -140,12 +142,12 @@ class Coordinator:
         return flush or self._liveness.dials_a_member()
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
-        """Takes one event.  Once a deadline has come, nothing follows from it before `on_deadline`.
+        """Takes one event; no deadline passes by it, only by `on_deadline`.
 
         Else, where the shell stood still for a moment, the first of several events that wait would
-        let the time pass, and whoever sent the second had been silent.
+        let the time pass, and whoever sent the second would count as silent.
         """
-        late = self._is_late(now_s) and not isinstance(event, Paused)  # that moves the deadlines
+        judged_s = now_s if isinstance(event, Paused) else self._before_deadline(now_s)
         self._core.now_s = now_s
         match event:
             case ConnUp(conn, host):
@@ -167,15 +169,17 @@ class Coordinator:
                 pass  # output commit makes durability the shell's matter
             case _:
                 assert_never(event)
-        return self._take_effects() if late else self._conclude(now_s)
+        return self._conclude(judged_s)
 
     def on_deadline(self, now_s: float) -> list[Effect]:
         self._core.now_s = now_s
         return self._conclude(now_s)
 
-    def _is_late(self, now_s: float) -> bool:
+    def _before_deadline(self, now_s: float) -> float:
         deadline_s = self.deadline_s
-        return deadline_s is not None and now_s >= deadline_s
+        if deadline_s is None or now_s < deadline_s:
+            return now_s
+        return max(self._judged_s, math.nextafter(deadline_s, -math.inf))
 
     def status(self, now_s: float) -> bytes:
         """Returns what `pccl status` shows, a JSON document."""
@@ -186,14 +190,12 @@ class Coordinator:
         self._core.counters.dropped_frames += 1
 
     def _conclude(self, now_s: float) -> list[Effect]:
+        self._judged_s = now_s
         if not self._core.outdated:  # else nothing follows from anything
             try:
                 self._judge(now_s)
             except UnknownView as error:
                 self._outdated.decides_nothing(error)
-        return self._take_effects()
-
-    def _take_effects(self) -> list[Effect]:
         effects, self._core.effects = self._core.effects, []
         return effects
 

@@ -140,7 +140,7 @@ class Flushing:
                     self._dissolve(why)
                     return
                 asking.cut_off = True
-                asking.deadline_s = now_s + core.config.profile.flush_timeout_s
+                asking.deadline_s = core.now_s + core.config.profile.flush_timeout_s
         else:
             awaited = self._awaited(asking, now_s)
             late = now_s >= asking.deadline_s
@@ -170,7 +170,8 @@ class Flushing:
     def _start(self, now_s: float) -> None:
         core = self._core
         target = core.new_epoch()
-        by_s = now_s + core.config.profile.flush_timeout_s
+        # What is judged now may be a moment ago; who is asked has the whole time from now on.
+        by_s = core.now_s + core.config.profile.flush_timeout_s
         if core.witnesses_due:  # nobody is asked before
             by_s = max(by_s, self._returned_s)
         self._asking = _Asking(target, now_s, by_s, Brake(core))

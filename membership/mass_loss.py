@@ -57,7 +57,7 @@ class Brake:
             return None
         if self._told:
             core.log("info", f"{len(members) - missed} of {len(members)} members are heard again")
-        answer_by_s = now_s + REDIAL_MAX_S + core.config.profile.flush_timeout_s
+        answer_by_s = core.now_s + REDIAL_MAX_S + core.config.profile.flush_timeout_s
         return answer_by_s if self._overdue_s is None else min(answer_by_s, self._until_s())
 
     def _is_missed(self, peer: Peer, returned_s: float, now_s: float) -> bool:
