@@ -16,7 +16,7 @@ from typing import Final
 
 from tests.sim.peer_process import PeerProcess
 from tests.sim.script import BLAMELESS, CONNECTION_FAULTS, COORDINATOR_FAULTS, MASS_LOSS
-from tests.sim.world import HASTY, PROFILE, World
+from tests.sim.world import World
 
 STEPS_MORE: Final = 3
 DENSE_S: Final = 0.8  # the shortest lease
@@ -98,8 +98,7 @@ def check_after(world: World) -> None:
 def _in_time(world: World) -> bool:
     """Says whether a member whose connection is lost in a flush can still answer it: it dials and
     greets anew, is asked again, and reports."""
-    profile = HASTY if world.script.hasty else PROFILE
-    return REDIAL_HOPS * 1.5 * world.script.delay_s < profile.flush_timeout_s
+    return REDIAL_HOPS * 1.5 * world.script.delay_s < world.profile.flush_timeout_s
 
 
 def _without_a_pause(losses_s: Sequence[float]) -> bool:
