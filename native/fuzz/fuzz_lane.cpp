@@ -124,7 +124,7 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   const auto width = input.number<std::uint8_t>();
   std::size_t length = 0;
   switch (header.type) {
-    case FrameType::open: length = descriptor_bytes; break;
+    case FrameType::open: length = open_bytes; break;
     case FrameType::seal: length = seal_bytes; break;
     case FrameType::done: length = done_bytes; break;
     case FrameType::ask: break;
@@ -140,11 +140,13 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   const auto given = input.take((style & 64) != 0 ? std::min<std::size_t>(length, 32) : 0);
   if (!given.empty()) std::memcpy(body.data(), given.data(), given.size());
   if (header.type == FrameType::open && work != nullptr && (style & 64) == 0) {
-    encode(work->descriptor, std::span<std::byte, descriptor_bytes>(body.data(), body.size()));
+    const auto count = work->descriptor.count;
+    encode(OpenBody{work->descriptor, count, count},
+           std::span<std::byte, open_bytes>(body.data(), body.size()));
   }
   sign(header, body);
   if (header.type == FrameType::data) {
-    header.payload_hash = xxh3_128(body, header.slice).low;  // the seed is the index in the plan
+    header.payload_hash = xxh3_128(body, slice_seed(header.shard, header.slice)).low;
     if ((width & 128) != 0) header.flags = 0;
   }
   fuzz::Bytes out(header_bytes);

@@ -92,7 +92,7 @@ int main(int argc, char** argv) {
   for (std::size_t i = 0; i < available.count; ++i) {
     const pccl::KernelTable& table = *available.tables[i];
     if (argc > 1 && std::strcmp(argv[1], table.name) != 0) continue;
-    for (std::size_t dtype = 0; dtype < pccl::dtype_count; ++dtype) {
+    for (std::size_t dtype = 0; dtype < pccl::arithmetic_dtype_count; ++dtype) {
       if (argc > 2 && std::strcmp(argv[2], dtype_names[dtype]) != 0) continue;
       for (std::size_t op = 0; op < pccl::reduce_op_count; ++op) bench_op(table, dtype, op, tiles);
     }

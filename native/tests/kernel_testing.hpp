@@ -23,7 +23,7 @@ void for_each_table(F&& f) {
 }
 template <class F>
 void for_each_operation(F&& f) {
-  for (std::uint8_t dtype = 0; dtype < pccl::dtype_count; ++dtype)
+  for (std::uint8_t dtype = 0; dtype < pccl::arithmetic_dtype_count; ++dtype)
     for (std::uint8_t op = 0; op < pccl::reduce_op_count; ++op)
       if (pccl::supported(Dtype{dtype}, ReduceOp{op})) f(Dtype{dtype}, ReduceOp{op});
 }

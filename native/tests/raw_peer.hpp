@@ -43,27 +43,29 @@ class RawPeer {
     wire.write(frames::Frame{hello});
     CHECK(wire.next<frames::Welcome>().has_value());
   }
-  /// Says a frame with its body's hash, unless the test has put another one in.  What a payload is
-  /// hashed with is its slice's place among those of all shards, of which its own has the first.
-  void say(FrameHeader header, std::span<const std::byte> body = {},
-           std::uint32_t first_slice = 0) {
+  /// Says a frame with its body's hash, unless the test has put another one in.
+  void say(FrameHeader header, std::span<const std::byte> body = {}) {
     const std::uint64_t given = header.payload_hash;
     sign(header, body);
     if (given != 0) {
       header.payload_hash = given;
     } else if (header.type == FrameType::data) {
-      header.payload_hash = xxh3_128(body, first_slice + header.slice).low;
+      header.payload_hash = xxh3_128(body, slice_seed(header.shard, header.slice)).low;
     }
     std::array<std::byte, header_bytes> front;
     encode(header, front);
     wire.write(front.data(), front.size());
     if (!body.empty()) wire.write(body.data(), body.size());
   }
-  void open(Epoch epoch, StepId step, Tag tag, const Descriptor& descriptor) {
+  void open(Epoch epoch, StepId step, Tag tag, const OpenBody& opened) {
     FrameHeader header{.type = FrameType::open, .epoch = epoch, .step = step, .tag = tag};
-    std::array<std::byte, descriptor_bytes> body;
-    encode(descriptor, body);
+    std::array<std::byte, open_bytes> body;
+    encode(opened, body);
     say(header, body);
+  }
+  /// Of an operation that has the same size everywhere.
+  void open(Epoch epoch, StepId step, Tag tag, const Descriptor& descriptor) {
+    open(epoch, step, tag, OpenBody{descriptor, descriptor.count, descriptor.count});
   }
   void seal(Epoch epoch, StepId step, Digest manifest, std::uint64_t operations) {
     std::array<std::byte, seal_bytes> body;

@@ -263,7 +263,7 @@ void contribute(RawPeer& raw, Epoch epoch, StepId step, float value, bool whole 
     header.slice = slice;
     header.descriptor = static_cast<std::uint32_t>(summed.digest());
     const std::vector<float> payload(slice_elements(plan, plan.shards[1], slice), value);
-    raw.say(header, std::as_bytes(std::span(payload)), plan.shards[0].slices);
+    raw.say(header, std::as_bytes(std::span(payload)));
   }
 }
 

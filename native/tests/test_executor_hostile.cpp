@@ -212,7 +212,7 @@ TEST(a_lane_that_breaks_the_protocol_is_dropped_and_nothing_else_is_harmed) {
     const rig::Bytes zeros(std::min(slice, 4 * count / 2 - done));
     FrameHeader header = contribution(step);
     header.slice = index;
-    raw.say(header, zeros, plan_of_two().shards[0].slices);
+    raw.say(header, zeros);
     done += static_cast<std::uint32_t>(zeros.size());
   }
   std::size_t results = 0;

@@ -40,7 +40,7 @@ std::vector<Flip> all_flips() {
     const auto some = flips_of(type, phase, payload);
     for (std::size_t i = 0; i < some.size(); i += check::sanitized ? 3 : 1) all.push_back(some[i]);
   };
-  add(FrameType::open, Phase::reduce, descriptor_bytes);
+  add(FrameType::open, Phase::reduce, open_bytes);
   add(FrameType::data, Phase::reduce, 4000);
   add(FrameType::data, Phase::gather, 4000);
   add(FrameType::seal, Phase::reduce, seal_bytes);

@@ -39,7 +39,8 @@ Plan plan_of(PlanRequest asked, std::uint16_t rank) {
   return pccl::make_plan(asked);
 }
 bool same(const Shard& left, const Shard& right) {
-  return left.offset == right.offset && left.count == right.count && left.slices == right.slices;
+  return left.input == right.input && left.output == right.output && left.count == right.count &&
+         left.slices == right.slices && left.name == right.name;
 }
 /// A compact picture of a transfer, so that a whole plan can be compared at once.
 struct Picture {
@@ -72,7 +73,7 @@ TEST(one_rank_alone_finishes_its_only_shard_and_sends_nothing) {
       const Plan plan = pccl::make_plan(request(algorithm, 1, count));
       CHECK(plan.transfers.empty());
       CHECK(plan.finishes == std::vector<std::uint8_t>{1});
-      CHECK(plan.shards.size() == 1 && plan.shards[0].offset == 0);
+      CHECK(plan.shards.size() == 1 && plan.shards[0].input == 0);
       CHECK(plan.shards[0].count == count);
     }
   }
@@ -137,10 +138,10 @@ TEST(shards_cover_all_elements_once_and_start_on_cache_lines) {
           std::uint64_t slices = 0;
           bool aligned = true;
           for (const Shard& shard : plan.shards) {
-            CHECK(shard.offset == covered);
+            CHECK(shard.input == covered && shard.output == covered);
             covered += shard.count;
             slices += shard.slices;
-            aligned = aligned && (shard.offset * bytes % 64 == 0 || shard.offset == count);
+            aligned = aligned && (shard.input * bytes % 64 == 0 || shard.input == count);
             std::uint64_t in_slices = 0;
             if (shard.slices > 0) {
               in_slices = std::uint64_t{shard.slices - 1U} * plan.slice_count +

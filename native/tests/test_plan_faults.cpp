@@ -336,9 +336,14 @@ TEST(plans_that_cut_the_elements_differently_are_found) {
   };
   check_wrong([](Plan& plan) { plan.slice_count /= 2; });
   check_wrong([](Plan& plan) { plan.slice_count = 0; });
-  check_wrong([](Plan& plan) { plan.count += 1; });
+  check_wrong([](Plan& plan) { plan.input[0] += 1; });
+  check_wrong([](Plan& plan) { plan.output[0] += 1; });
+  check_wrong([](Plan& plan) { plan.input.clear(); });
   check_wrong([](Plan& plan) { plan.shards[1].count -= 1; });
-  check_wrong([](Plan& plan) { plan.shards[1].offset += 1; });
+  check_wrong([](Plan& plan) { plan.shards[1].input += 1; });
+  check_wrong([](Plan& plan) { plan.shards[1].output += 1; });
+  check_wrong([](Plan& plan) { plan.root = 1; });
+  check_wrong([](Plan& plan) { plan.collective = pccl::Collective::all_gather; });
   check_wrong([](Plan& plan) { plan.shards.pop_back(); });
   check_wrong([](Plan& plan) { plan.shards[0].slices += 1; });
   check_wrong([](Plan& plan) { plan.ordered = !plan.ordered; });
@@ -347,7 +352,8 @@ TEST(plans_that_cut_the_elements_differently_are_found) {
   check_wrong([](Plan& plan) { plan.finishes.clear(); });
   check_wrong([](Plan& plan) {
     plan.shards[0].count += 16;
-    plan.shards[1].offset += 16;
+    plan.shards[1].input += 16;
+    plan.shards[1].output += 16;
     plan.shards[1].count -= 16;
   });
 }

@@ -27,7 +27,7 @@ constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, 0, Algorithm::direct, 1
 
 std::uint32_t good_length(FrameType type) {
   switch (type) {
-    case FrameType::open: return descriptor_bytes;
+    case FrameType::open: return open_bytes;
     case FrameType::data: return 4096;
     case FrameType::seal: return seal_bytes;
     case FrameType::done: return done_bytes;
@@ -104,44 +104,53 @@ TEST(every_field_of_a_header_survives_the_wire) {
 
 TEST(a_header_has_the_bytes_that_the_protocol_page_says) {
   CHECK(hex(bytes_of(sample(FrameType::data))) ==
-        "7063020204030201181716151413121124232221343332314241010154535251"
-        "0010000064636261000000000000f83f78777675747372710000000072041327");
+        "7063030204030201181716151413121124232221343332314241010154535251"
+        "0010000064636261000000000000f83f78777675747372710000000058bc8b00");
   FrameHeader open{.type = FrameType::open, .epoch = 3, .step = 7, .tag = 2};
   std::array<std::byte, descriptor_bytes> descriptor;
   encode(averaged, descriptor);
-  sign(open, descriptor);
+  std::array<std::byte, open_bytes> opened;
+  encode(OpenBody{averaged, 1u << 20, 1u << 20}, opened);
+  sign(open, opened);
   open.descriptor = static_cast<std::uint32_t>(averaged.digest());
   open.weight = 2.0;
   CHECK(hex(bytes_of(open)) ==
-        "7063020103000000070000000000000002000000000000000000000100000000"
-        "180000006354ec8c0000000000000040ca7a22e4dc0db1770000000089f23d1d");
+        "7063030103000000070000000000000002000000000000000000000100000000"
+        "30000000697c0cd100000000000000409579a7ba545764eb000000009a1c2858");
   FrameHeader seal{.type = FrameType::seal, .epoch = 3, .step = 7};
   std::array<std::byte, seal_bytes> sealed;
   encode(SealBody{{0x0102030405060708, 0x1112131415161718}, 0x2122232425262728}, sealed);
   sign(seal, sealed);
   CHECK(hex(bytes_of(seal)) ==
-        "7063020303000000070000000000000000000000000000000000000100000000"
-        "1800000000000000000000000000f03f7626095ce0364044000000001f695878");
+        "7063030303000000070000000000000000000000000000000000000100000000"
+        "1800000000000000000000000000f03f7626095ce0364044000000008cf2b5bf");
   FrameHeader done{.type = FrameType::done, .epoch = 3, .step = 7};
   std::array<std::byte, done_bytes> finished;
   encode(DoneBody{{0x0102030405060708, 0x1112131415161718},
                   {0x3132333435363738, 0x4142434445464748}}, finished);
   sign(done, finished);
   CHECK(hex(bytes_of(done)) ==
-        "7063020403000000070000000000000000000000000000000000000100000000"
-        "2000000000000000000000000000f03f79415aef23c72c99000000009a4e270b");
+        "7063030403000000070000000000000000000000000000000000000100000000"
+        "2000000000000000000000000000f03f79415aef23c72c99000000001ecc3146");
   FrameHeader have{.type = FrameType::have, .epoch = 3, .step = 7, .tag = 2};
   have.shard = 1;
   have.phase = Phase::gather;
   sign(have, std::array{std::byte{5}, std::byte{6}, std::byte{7}});
   have.descriptor = open.descriptor;
   CHECK(hex(bytes_of(have)) ==
-        "7063020503000000070000000000000002000000000000000100010100000000"
-        "030000006354ec8c000000000000f03fbba8de2b15cb3717000000000ef39c6b");
+        "7063030503000000070000000000000002000000000000000100010100000000"
+        "03000000697c0cd1000000000000f03fbba8de2b15cb371700000000d226617e");
   CHECK(hex(bytes_of(FrameHeader{.type = FrameType::ask})) ==
-        "7063020600000000000000000000000000000000000000000000000000000000"
-        "0000000000000000000000000000f03f000000000000000000000000d20e31b2");
-  CHECK(hex(descriptor) == "010100020100000000001000000000000000000000000000");
+        "7063030600000000000000000000000000000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000d10d11da");
+  CHECK(hex(descriptor) == "0101000201000000000010000000000000000000000000000000000000000000");
+  Descriptor scatter{Dtype::c64, ReduceOp::sum, 0, Algorithm::automatic, 0, false,
+                     Collective::scatter, true, {}};
+  for (std::uint8_t i = 0; i < 16; ++i) scatter.root.bytes[i] = static_cast<std::uint8_t>(0xa0 + i);
+  std::array<std::byte, open_bytes> scattered;
+  encode(OpenBody{scatter, 5, 0}, scattered);
+  CHECK(hex(scattered) ==
+        "0d000000000601000000000000000000a0a1a2a3a4a5a6a7a8a9aaabacadaeaf05000000000000000000000000000000");
 }
 
 TEST(every_flipped_bit_of_a_control_frames_body_is_noticed) {
@@ -178,7 +187,7 @@ TEST(another_magic_version_type_phase_or_flag_is_refused_though_its_check_is_rig
   CHECK(accepted(forged(header, 0, std::uint16_t{0x6370})));
   CHECK(!accepted(forged(header, 0, std::uint16_t{0x7063})));
   for (unsigned version = 0; version < 256; ++version) {
-    CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 2));
+    CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 3));
   }
   CHECK(!accepted(forged(header, 3, std::uint8_t{0})));
   for (unsigned type = 7; type < 256; ++type) {
@@ -200,7 +209,7 @@ TEST(each_type_has_the_lengths_it_can_have_and_no_other) {
     return accepted(bytes_of(header));
   };
   for (std::uint32_t length = 0; length < 128; ++length) {
-    CHECK(lengths(FrameType::open, length) == (length == 24));
+    CHECK(lengths(FrameType::open, length) == (length == 48));
     CHECK(lengths(FrameType::seal, length) == (length == 24));
     CHECK(lengths(FrameType::done, length) == (length == 32));
     CHECK(lengths(FrameType::ask, length) == (length == 0));
@@ -231,7 +240,7 @@ TEST(descriptors_survive_the_wire_and_differ_in_their_digests) {
   std::vector<std::uint64_t> digests;
   for (unsigned dtype = 0; dtype < dtype_count; ++dtype) {
     for (unsigned op = 0; op < reduce_op_count; ++op) {
-      for (unsigned algorithm = 0; algorithm <= 3; ++algorithm) {
+      for (unsigned algorithm = 0; algorithm < algorithm_count; ++algorithm) {
         for (const bool deterministic : {false, true}) {
           const Descriptor sent{static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), 0,
                                 static_cast<Algorithm>(algorithm), 1ull << 40, deterministic};
@@ -257,14 +266,44 @@ TEST(a_descriptor_of_unknown_numbers_is_refused) {
     Descriptor got;
     return decode(bytes, got);
   };
-  CHECK(with(0, 12) == Status::ok);
-  CHECK(with(0, 13) == Status::protocol);
+  CHECK(with(0, 19) == Status::ok);
+  CHECK(with(0, 20) == Status::protocol);
   CHECK(with(1, 4) == Status::ok);
   CHECK(with(1, 5) == Status::protocol);
-  CHECK(with(3, 3) == Status::ok);
-  CHECK(with(3, 4) == Status::protocol);
+  CHECK(with(3, 5) == Status::ok);
+  CHECK(with(3, 6) == Status::protocol);
   CHECK(with(4, 1) == Status::ok);
   CHECK(with(4, 2) == Status::protocol);
+  CHECK(with(5, 8) == Status::ok);
+  CHECK(with(5, 9) == Status::protocol);
+  CHECK(with(6, 1) == Status::ok);
+  CHECK(with(6, 2) == Status::protocol);
+}
+
+TEST(every_field_of_a_descriptor_is_in_its_digest_and_survives_the_wire) {
+  Descriptor other{.collective = Collective::scatter};
+  Descriptor uneven{.uneven = true};
+  Descriptor rooted;
+  rooted.root.bytes[15] = 1;
+  for (const Descriptor& sent : {other, uneven, rooted}) {
+    CHECK(sent.digest() != Descriptor{}.digest());
+    std::array<std::byte, open_bytes> bytes;
+    encode(OpenBody{sent, 3, 4}, bytes);
+    OpenBody got;
+    CHECK(decode(bytes, got) == Status::ok);
+    CHECK(got.descriptor == sent && got.sends == 3 && got.receives == 4);
+  }
+}
+
+TEST(frames_of_unequal_parts_fit_only_who_counts_on_the_same_sizes) {
+  const OpenBody even{{}, 3, 4};
+  CHECK(even.digest() == even.mirrored().digest());
+  CHECK(even.digest() == Descriptor{}.digest());
+  const OpenBody mine{{.uneven = true}, 3, 4};
+  const OpenBody theirs{{.uneven = true}, 4, 3};
+  CHECK(mine.digest() == theirs.mirrored().digest());
+  CHECK(mine.digest() != theirs.digest());
+  CHECK(mine.digest() != (OpenBody{{.uneven = true}, 3, 5}).digest());
 }
 
 TEST(the_bodies_of_seal_and_done_survive_the_wire) {

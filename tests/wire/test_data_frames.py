@@ -21,7 +21,7 @@ NATIVE_TEST = Path(__file__).parents[2] / "native" / "tests" / "test_wire.cpp"
 
 FIELDS = {  # name: format and default, in the order of the bytes
     "magic": ("H", 0x6370),
-    "version": ("B", 2),
+    "version": ("B", 3),
     "type": ("B", None),
     "epoch": ("I", 0),
     "step": ("Q", 0),

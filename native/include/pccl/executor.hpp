@@ -49,6 +49,8 @@ struct StepRecord {
   std::vector<Link*> peers;       // by that rank; null for this peer
   std::vector<Link*> everyone;    // the other participants, of all groups: DONE goes to them
   std::vector<PeerId> contributors;
+  std::vector<std::pair<PeerId, Incarnation>> present;     // the attempt's, of the own group
+  std::vector<std::pair<PeerId, Incarnation>> begun_with;  // the first attempt's: ranks are of it
   std::vector<std::unique_ptr<Operation>> operations;
   std::unordered_map<Tag, Operation*> by_tag;
   std::size_t completed = 0;
@@ -96,7 +98,8 @@ class Executor final : public FrameSink {
   std::optional<StepId> begin(std::uint64_t name_hash);
   /// Why begin() will go on saying no; an exclusion is told once.
   Refusal refusal() noexcept { return machine_ ? machine_->refusal() : Refusal::none; }
-  /// usage: the step is not open, sealed, or has this tag already.
+  /// usage: the step is not open, sealed, or has this tag already, or the sizes of the parts are
+  /// not one for each of its members.
   Status post(const Posted& posted);
   Status seal(StepId step);
   [[nodiscard]] StepRecord* record(StepId step) noexcept;
@@ -162,7 +165,7 @@ class Executor final : public FrameSink {
   using Key = std::tuple<Epoch, StepId, Tag>;
   struct EarlyFrame { Link* link; FrameHeader header; Buffer buffer; };
   struct EarlyOperation {
-    std::vector<std::pair<Link*, Descriptor>> opens;
+    std::vector<std::pair<Link*, OpenBody>> opens;
     std::vector<EarlyFrame> frames;
   };
   struct EarlySeal { Link* link; SealBody body; };
@@ -173,7 +176,7 @@ class Executor final : public FrameSink {
   void on_end(StepRecord& record);
   void start_operation(StepRecord& record, Operation& operation);
   void replay(StepRecord& record, Operation& operation);
-  void check_open(StepRecord& record, Operation& operation, Link& link, const Descriptor& theirs);
+  void check_open(StepRecord& record, Operation& operation, Link& link, const OpenBody& theirs);
   void check_seals(StepRecord& record);
   void accuse(StepRecord& record, Link& link, std::string text);
   void completed(StepRecord& record, Operation& operation);
@@ -184,7 +187,7 @@ class Executor final : public FrameSink {
   void purge_early();
   Operation* find(const FrameHeader& header, StepRecord** record) noexcept;
   Status stage(Link& link, const FrameHeader& header, Placement& placement);
-  Status on_open(Link& link, const FrameHeader& header, const Descriptor& theirs);
+  Status on_open(Link& link, const FrameHeader& header, const OpenBody& theirs);
   Status on_control(Link& link, const FrameHeader& header, const Placement& placement);
   // Each queues one control frame and returns its bytes on the wire.
   std::size_t post_open(Link& link, const Operation& operation);
@@ -211,7 +214,8 @@ class Executor final : public FrameSink {
   void lose_silent(Link& link, double now_s, const Wanted& wanted);
   void check_links_up();
   std::size_t pump_link(Link& link, double now_s);
-  std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Descriptor& what);
+  std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Posted& posted);
+  void refuse(StepRecord& record, std::string text);
 
   PeerId self_;
   std::uint16_t lanes_wanted_;

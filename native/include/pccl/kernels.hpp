@@ -36,7 +36,7 @@ struct Kernels {
 /// One implementation of all kernels.
 struct KernelTable {
   const char* name;  // "scalar", "avx2", "avx512"
-  Kernels entries[dtype_count][reduce_op_count];
+  Kernels entries[arithmetic_dtype_count][reduce_op_count];
 };
 
 /// The scalar reference that the others are tested against.
@@ -48,11 +48,14 @@ KernelTables available_kernels() noexcept;
 const KernelTable& active_kernels() noexcept;
 
 inline const Kernels& kernels(Dtype dtype, ReduceOp op) noexcept {
+  static constexpr Kernels none{};
+  if (static_cast<std::uint8_t>(dtype) >= arithmetic_dtype_count) return none;
   return active_kernels().entries[static_cast<std::size_t>(dtype)][static_cast<std::size_t>(op)];
 }
-/// False for combinations without meaning (average of bool).
+/// False for combinations without meaning: average of bool, anything of what is only moved.
 constexpr bool supported(Dtype dtype, ReduceOp op) noexcept {
-  return !(dtype == Dtype::boolean && op == ReduceOp::avg);
+  return static_cast<std::uint8_t>(dtype) < arithmetic_dtype_count &&
+         !(dtype == Dtype::boolean && op == ReduceOp::avg);
 }
 
 }  // namespace pccl

@@ -44,7 +44,7 @@ struct Placement {
 /// What is on its way out.
 struct OutgoingFrame {
   std::array<std::byte, header_bytes> header;
-  std::array<std::byte, 32> small;     // body of a control frame
+  std::array<std::byte, open_bytes> small;     // body of a control frame
   const std::byte* payload = nullptr;  // into the operation's memory, `small` or `buffer`
   std::uint32_t length = 0;
   bool in_small = false;

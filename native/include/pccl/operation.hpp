@@ -1,11 +1,15 @@
-// native/include/pccl/operation.hpp — one posted all-reduce, and its attempts.
+// native/include/pccl/operation.hpp — one posted operation, and its attempts.
 //
 // An attempt walks a plan, slice by slice: incoming contributions are folded into the slice's
 // accumulator, a finished slice goes out, a finished slice that comes in is copied.  The
-// accumulator
-// is the output itself where element types allow and order does not matter, else a pooled tile.
-// What an in-place result overwrites is first saved to the undo block, so that undo() can give the
-// input back until the step commits.
+// accumulator is the output itself where element types allow and order does not matter, else a
+// pooled tile; a result that has no place in the output here stays in such a tile until the attempt
+// ends, for a lane may die and the slice be asked for again.  One's own elements are copied to
+// their place in the output when they are first sent.
+//
+// What a result overwrites of the caller's input is first saved to the undo block, so that undo()
+// can give the input back until the step commits; of a broadcast in place that is what receivers
+// had in the array.
 //
 // Invariants: a (transfer, slice) is applied at most once per attempt; no byte of the caller's
 // memory is touched while !running().
@@ -37,7 +41,9 @@ struct CompiledPlan {
   Plan plan;
   std::vector<std::uint32_t> first_slice;  // per shard: its slices' place among all
   std::uint32_t slices = 0;                // of all shards
+  std::uint64_t results = 0;               // of those with a place in the output
   std::vector<std::uint16_t> reduces;      // per shard: contributions this rank folds per slice
+  std::vector<std::uint8_t> sends_input;   // per shard: this rank sends it as it stands
   /// The receive of (phase, shard, peer), or -1.
   [[nodiscard]] int receive_of(Phase phase, std::uint16_t shard, std::uint16_t peer) const noexcept;
   [[nodiscard]] int send_of(Phase phase, std::uint16_t shard, std::uint16_t peer) const noexcept;
@@ -64,6 +70,9 @@ struct Posted {
   const std::byte* input = nullptr;
   std::byte* output = nullptr;  // may be the input
   double weight = 1.0;
+  /// Parts of unequal size: see PlanRequest.  Empty where they are equal.
+  std::vector<std::uint64_t> send_counts{};
+  std::vector<std::uint64_t> receive_counts{};
 };
 
 class Operation {
@@ -111,6 +120,8 @@ class Operation {
   void lacks(const Lacking& lacking) const;
   [[nodiscard]] SendQueue& queue(std::uint16_t peer) noexcept { return queues_[peer]; }
   [[nodiscard]] FrameHeader header(FrameType type) const noexcept;
+  /// What OPEN says to that peer.  running() is assumed.
+  [[nodiscard]] OpenBody open_body(std::uint16_t peer) const noexcept;
 
   std::uint32_t group = 0;           // of the attempt, as every frame of it says
   std::vector<std::uint8_t> opened;  // by plan rank: its OPEN came
@@ -130,6 +141,7 @@ class Operation {
     std::uint16_t turn = 0;       // ordered: next rank to fold
     std::uint16_t in_flight = 0;  // built frames that read this slice's input or accumulator
     bool saved = false;           // in the undo block
+    bool settled = false;         // one's own, and at its place
     bool final = false;
     double partial_weight = 0;    // ring: of the accumulator, this rank's own included
     std::uint64_t hash = 0;       // of the final bytes
@@ -138,31 +150,56 @@ class Operation {
   [[nodiscard]] std::uint32_t index(std::uint16_t shard, std::uint32_t slice) const noexcept {
     return plan_->first_slice[shard] + slice;
   }
-  [[nodiscard]] std::uint64_t offset(std::uint16_t shard, std::uint32_t slice) const noexcept;
+  /// Whether this rank's output has a place for the shard.
+  [[nodiscard]] bool lands(std::uint16_t shard) const noexcept {
+    return plan_->plan.shards[shard].output != no_place;
+  }
+  [[nodiscard]] std::uint64_t place(std::uint64_t begin, std::uint32_t slice) const noexcept {
+    return (begin + std::uint64_t{slice} * plan_->plan.slice_count) * element_bytes_;
+  }
+  [[nodiscard]] std::uint64_t input_offset(std::uint16_t shard, std::uint32_t slice) const noexcept {
+    return place(plan_->plan.shards[shard].input, slice);
+  }
+  [[nodiscard]] std::uint64_t output_offset(std::uint16_t shard,
+                                            std::uint32_t slice) const noexcept {
+    return place(plan_->plan.shards[shard].output, slice);
+  }
+  [[nodiscard]] std::uint64_t seed(std::uint16_t shard, std::uint32_t slice) const noexcept {
+    return slice_seed(plan_->plan.shards[shard].name, slice);
+  }
   [[nodiscard]] std::uint64_t elements(std::uint16_t shard, std::uint32_t slice) const noexcept;
   [[nodiscard]] std::uint32_t length(const Transfer& transfer, std::uint32_t slice) const noexcept;
   [[nodiscard]] bool in_place() const noexcept { return posted_.output == posted_.input; }
-  [[nodiscard]] bool accumulates_in_output() const noexcept;
+  [[nodiscard]] bool overwrites(const std::byte* begin, std::uint64_t bytes) const noexcept;
+  [[nodiscard]] bool needs_undo() const noexcept;
+  void lay_out();
+  [[nodiscard]] bool accumulates_in_output(std::uint16_t shard) const noexcept;
   [[nodiscard]] double weight_sum(const SliceState& slice) const noexcept;
 
-  Status save(std::uint16_t shard, std::uint32_t slice) noexcept;
+  void save(std::uint16_t shard, std::uint32_t slice) noexcept;
   Status fold(const Transfer& transfer, std::uint32_t slice, const std::byte* data,
               double weight);
   Status fold_ordered(std::uint16_t shard, std::uint32_t slice);
   void fold_or_starve(std::uint16_t shard, std::uint32_t slice);
-  Status finish(std::uint16_t shard, std::uint32_t slice) noexcept;
+  /// Memory for a result that cannot stay where it is accumulated; false: there is none.
+  bool take_result(std::uint16_t shard, std::uint32_t slice, Buffer& result) noexcept;
+  void finish(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept;
+  void settle_own(std::uint16_t shard, std::uint32_t slice) noexcept;
+  void compare_signatures() noexcept;
   void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
   void run_next(const Transfer& transfer, std::uint32_t slice);
   void enqueue(std::uint16_t transfer, std::uint32_t slice);
   const std::byte* original(std::uint16_t shard, std::uint32_t slice) const noexcept;
-  Status finish_alone() noexcept;
+  void settle_kept() noexcept;
 
   Posted posted_;
   Environment& environment_;
   const Kernels& kernels_;
   std::uint32_t element_bytes_;
   std::uint32_t accumulator_bytes_;
-  std::uint64_t bytes_;
+  std::uint64_t bytes_;              // of the larger space
+  const std::byte* kept_ = nullptr;  // what undo() gives back lies there
+  std::uint64_t kept_bytes_ = 0;
 
   bool running_ = false;
   Epoch epoch_ = 0;
@@ -170,6 +207,9 @@ class Operation {
   std::vector<Link*> peers_;
   std::vector<SendQueue> queues_;
   std::vector<double> weights_;
+  std::uint32_t signature_ = 0;           // what frames say that they belong to
+  std::vector<std::uint32_t> says_;       // uneven: to each peer
+  std::vector<std::uint32_t> expects_;    // and of it
   std::vector<TransferState> transfers_;
   std::vector<SliceState> slices_;
   std::unordered_map<std::uint64_t, Buffer> staged_;  // ordered: by slice and rank
@@ -199,7 +239,7 @@ void Operation::report_received(std::uint16_t from, const Emit& emit) const {
       if (received[slice] != 0) bitmap[slice / 8] |= static_cast<std::byte>(1u << (slice % 8));
     }
     FrameHeader frame = header(FrameType::have);
-    frame.shard = transfer.shard;
+    frame.shard = plan_->plan.shards[transfer.shard].name;
     frame.phase = transfer.phase;
     frame.length = static_cast<std::uint32_t>(bitmap.size());
     emit(frame, std::span<const std::byte>(bitmap));

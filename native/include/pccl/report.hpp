@@ -28,6 +28,7 @@ enum class SuspectCode : std::uint8_t {
   none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
   underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
   left = 8,  // on no wire: the peer that leaves says it to its own program
+  view_changed = 9,  // an operation means nothing among the members that there are now
 };
 
 /// A step that the members have failed, as this peer was told.

@@ -13,7 +13,7 @@ namespace pccl {
 
 /// The first 8 hexadecimal digits, as everywhere in pccl's messages.
 std::string short_name(const PeerId& peer);
-/// "all_reduce(sum, f32[1024])".
+/// "all_reduce(sum, f32[1024])", "broadcast(i8[7], root 0a1b2c3d)".
 std::string describe(const Descriptor& descriptor);
 
 }  // namespace pccl

@@ -31,6 +31,11 @@ inline constexpr std::uint32_t have_bytes_max = 256 * 1024;  // 2 Mi slices: 512
 
 inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash holds XXH3-128's low half
 
+/// What the payload of DATA is hashed with: another slice's bytes are no good here.
+constexpr std::uint64_t slice_seed(std::uint16_t shard, std::uint32_t slice) noexcept {
+  return std::uint64_t{shard} << 32U | slice;
+}
+
 struct FrameHeader {
   FrameType type = FrameType::data;
   Epoch epoch = 0;
@@ -42,12 +47,13 @@ struct FrameHeader {
   std::uint8_t flags = 0;
   std::uint32_t slice = 0;
   std::uint32_t length = 0;
-  std::uint32_t descriptor = 0;  // low half of Descriptor::digest()
+  std::uint32_t descriptor = 0;  // low half of OpenBody::digest()
   double weight = 1.0;           // of what a reduce frame carries (a partial sum's is a sum)
   std::uint64_t payload_hash = 0;
 };
 
-/// What an operation is; equal on all its participants.
+/// What an operation is; equal on all its participants.  `count`: elements of the whole or, where
+/// there are parts, of one part; 0 if they are `uneven`, for nobody needs to know all of them.
 struct Descriptor {
   Dtype dtype = Dtype::f32;
   ReduceOp op = ReduceOp::sum;
@@ -55,12 +61,27 @@ struct Descriptor {
   Algorithm algorithm = Algorithm::automatic;
   std::uint64_t count = 0;
   bool deterministic = false;
+  Collective collective = Collective::all_reduce;
+  bool uneven = false;  // parts have sizes of their own, compared pair by pair
+  PeerId root{};        // zeros without one; by name, since ranks belong to a view
 
   friend bool operator==(const Descriptor&, const Descriptor&) = default;
   [[nodiscard]] std::uint64_t digest() const noexcept;
 };
 
-inline constexpr std::size_t descriptor_bytes = 24;
+/// The body of OPEN: what one peer has for the other and expects of it, in elements.
+struct OpenBody {
+  Descriptor descriptor;
+  std::uint64_t sends = 0;
+  std::uint64_t receives = 0;
+  /// What frames of the operation say they belong to: its low half is FrameHeader::descriptor.
+  [[nodiscard]] std::uint64_t digest() const noexcept;
+  /// The same as the other end should see it.
+  [[nodiscard]] OpenBody mirrored() const noexcept { return {descriptor, receives, sends}; }
+};
+
+inline constexpr std::size_t descriptor_bytes = 32;
+inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
 inline constexpr std::size_t done_bytes = 32;
 
@@ -82,6 +103,8 @@ void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) n
 Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept;
 void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes> out) noexcept;
 Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& out) noexcept;
+void encode(const OpenBody& body, std::span<std::byte, open_bytes> out) noexcept;
+Status decode(std::span<const std::byte, open_bytes> bytes, OpenBody& out) noexcept;
 void encode(const SealBody& body, std::span<std::byte, seal_bytes> out) noexcept;
 void decode(std::span<const std::byte, seal_bytes> bytes, SealBody& out) noexcept;
 void encode(const DoneBody& body, std::span<std::byte, done_bytes> out) noexcept;

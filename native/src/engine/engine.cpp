@@ -198,8 +198,9 @@ void Engine::post(const Posted& posted, bool last) {
     }
     const bool more = pump(monotonic_s());
     // Whoever posts the last operation mostly waits next, and then moves the frames itself.
-    const std::uint64_t bytes = posted.descriptor.count * size_of(posted.descriptor.dtype);
-    const bool large = bytes > small_operation_bytes;
+    const Descriptor& what = posted.descriptor;
+    const bool large =
+        what.uneven || what.count * size_of(what.dtype) > small_operation_bytes;
     if (more || (large && !last)) attend();
     tell_decided();
   });

@@ -7,12 +7,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "exec/admissible.hpp"
 #include "pccl/xxh3.hpp"
 
 namespace pccl {
 namespace {
-
-constexpr std::size_t plans_max = 256;
 
 /// Digest of (tag, digest) pairs in tag order: what a step posted, or what came out of it.
 template <class Value>
@@ -63,6 +62,7 @@ Status Executor::post(const Posted& posted) {
     return Status::usage;
   }
   if (step->state == StepState::failed) return Status::ok;  // its end tells why
+  if (!fits(posted, step->begun_with.size())) return Status::usage;
   auto& operation = *step->operations.emplace_back(
       std::make_unique<Operation>(posted, environment_));
   step->by_tag[posted.tag] = &operation;
@@ -152,6 +152,7 @@ void Executor::on_start(const Start& effect) {
   step.peers.clear();
   step.everyone.clear();
   step.contributors.clear();
+  step.present.clear();
   for (const Member& member : machine_->participants(effect.step)) {
     const bool self = member.peer == self_;
     Link* link = self ? nullptr : &link_to(member.peer, member.incarnation, 0);
@@ -160,7 +161,9 @@ void Executor::on_start(const Start& effect) {
     if (self) step.rank = static_cast<std::uint16_t>(step.peers.size());
     step.peers.push_back(link);
     step.contributors.push_back(member.peer);
+    step.present.emplace_back(member.peer, member.incarnation);
   }
+  if (step.begun_with.empty()) step.begun_with = step.present;
   for (const auto& operation : step.operations) start_operation(step, *operation);
   if (!step.sealed) return;
   step.sealed = false;  // seal() again, towards the new participants
@@ -169,9 +172,11 @@ void Executor::on_start(const Start& effect) {
 
 void Executor::start_operation(StepRecord& step, Operation& operation) {
   const Posted& posted = operation.posted();
+  if (std::string obstacle = obstacle_to(step, posted); !obstacle.empty()) {
+    return refuse(step, std::move(obstacle));
+  }
   operation.group = machine_->group();
-  const Status status =
-      operation.start(step.epoch, plan_for(step, posted.descriptor), step.peers);
+  const Status status = operation.start(step.epoch, plan_for(step, posted), step.peers);
   if (status != Status::ok) {
     host_.suspect({step.epoch, step.id, SuspectCode::local, {self_},
                    "a peer has no memory for the undo copy of an operation"});
@@ -292,35 +297,6 @@ void Executor::on_end(StepRecord& step) {
   step.by_tag.clear();
   seals_.erase({step.epoch, step.id});
   host_.step_decided(step);
-}
-
-std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
-                                                       const Descriptor& what) {
-  PlanRequest request;
-  request.algorithm = what.algorithm;
-  request.rank = step.rank;
-  request.size = static_cast<std::uint16_t>(step.peers.size());
-  request.count = what.count;
-  request.element_bytes = static_cast<std::uint32_t>(size_of(what.dtype));
-  request.accumulator_bytes =
-      static_cast<std::uint32_t>(size_of(accumulator_of(what.dtype, what.op)));
-  request.ordered = what.deterministic;
-  request.one_host = std::all_of(step.peers.begin(), step.peers.end(), [](const Link* link) {
-    return link == nullptr || link->same_host;
-  });
-  std::uint64_t words[4] = {request.count,
-                            std::uint64_t{request.rank} << 32 | request.size,
-                            std::uint64_t{request.element_bytes} << 32 | request.accumulator_bytes,
-                            std::uint64_t{static_cast<std::uint8_t>(request.algorithm)} << 1 |
-                                (request.ordered ? 1u : 0u) |
-                                (request.one_host ? std::uint64_t{1} << 32 : 0u)};
-  std::string key(reinterpret_cast<const char*>(words), sizeof words);
-  auto it = plans_.find(key);
-  if (it == plans_.end()) {
-    if (plans_.size() >= plans_max) plans_.clear();
-    it = plans_.emplace(std::move(key), std::make_shared<CompiledPlan>(make_plan(request))).first;
-  }
-  return it->second;
 }
 
 }  // namespace pccl

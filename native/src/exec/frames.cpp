@@ -15,6 +15,11 @@ namespace {
 constexpr std::size_t early_operations_max = 65536;
 constexpr std::size_t early_seals_max = 1024;
 
+std::string pair_sizes(const OpenBody& body) {
+  return " with " + std::to_string(body.sends) + " elements for the other and " +
+         std::to_string(body.receives) + " expected of it";
+}
+
 }  // namespace
 
 Operation* Executor::find(const FrameHeader& header, StepRecord** found) noexcept {
@@ -128,8 +133,8 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
   if (!intact(header, body)) return Status::protocol;
   switch (header.type) {
     case FrameType::open: {
-      Descriptor theirs;
-      const auto bytes = std::span<const std::byte, descriptor_bytes>(body, descriptor_bytes);
+      OpenBody theirs;
+      const auto bytes = std::span<const std::byte, open_bytes>(body, open_bytes);
       if (const Status status = decode(bytes, theirs); status != Status::ok) return status;
       return on_open(link, header, theirs);
     }
@@ -175,7 +180,7 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
   return Status::protocol;
 }
 
-Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor& theirs) {
+Status Executor::on_open(Link& link, const FrameHeader& header, const OpenBody& theirs) {
   StepRecord* step = nullptr;
   if (Operation* operation = find(header, &step)) {
     check_open(*step, *operation, link, theirs);
@@ -195,16 +200,20 @@ Status Executor::on_open(Link& link, const FrameHeader& header, const Descriptor
 }
 
 void Executor::check_open(StepRecord& step, Operation& operation, Link& link,
-                          const Descriptor& theirs) {
+                          const OpenBody& theirs) {
   const int from = operation.rank_of(link);
-  if (from < 0) return;
+  if (from < 0 || !operation.running()) return;
   const auto rank = static_cast<std::uint16_t>(from);
-  const Descriptor& ours = operation.posted().descriptor;
-  if (theirs != ours) {
+  const OpenBody ours = operation.open_body(rank);
+  const bool sizes_differ = ours.sends != theirs.receives || ours.receives != theirs.sends;
+  if (theirs.descriptor != ours.descriptor || sizes_differ) {
+    const auto words = [&](const OpenBody& body) {
+      return describe(body.descriptor) + (body.descriptor.uneven ? pair_sizes(body) : "");
+    };
     accuse(step, link,
            "tag " + std::to_string(operation.posted().tag) + ": peer " + short_name(self_) +
-               " posted " + describe(ours) + ", peer " + short_name(link.peer) + " posted " +
-               describe(theirs));
+               " posted " + words(ours) + ", peer " + short_name(link.peer) + " posted " +
+               words(theirs));
     return;
   }
   if (operation.opened[rank] == 0) ++counters_.controls_handled;
@@ -239,7 +248,8 @@ void Executor::check_seals(StepRecord& step) {
         if (link != seal.link) continue;
         ++opened;
         text = "tag " + std::to_string(std::get<2>(key)) + ": peer " + short_name(self_) +
-               " posted nothing, peer " + short_name(link->peer) + " posted " + describe(theirs) +
+               " posted nothing, peer " + short_name(link->peer) + " posted " +
+               describe(theirs.descriptor) +
                (text.empty() ? "" : "; " + text);
       }
     }
@@ -283,8 +293,10 @@ void Executor::send_haves(Link& link) {
 }
 
 std::size_t Executor::post_open(Link& link, const Operation& operation) {
-  std::array<std::byte, descriptor_bytes> body;
-  encode(operation.posted().descriptor, body);
+  const int to = operation.rank_of(link);
+  if (to < 0 || !operation.running()) return 0;
+  std::array<std::byte, open_bytes> body;
+  encode(operation.open_body(static_cast<std::uint16_t>(to)), body);
   link.post(operation.header(FrameType::open), body, buffers_);
   return header_bytes + body.size();
 }

@@ -1,4 +1,4 @@
-// native/src/exec/operation.cpp — life of an operation: plan look-ups, attempts, frames out.
+// native/src/exec/operation.cpp — life of an operation: plan look-ups, attempts, undo.
 // Ownership: see operation.hpp.
 // Threads:   under the engine's turn.
 // Errors:    Status.
@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "pccl/xxh3.hpp"
 
@@ -25,18 +26,21 @@ int find(const std::vector<std::pair<std::uint64_t, std::uint16_t>>& sorted,
 
 }  // namespace
 
-CompiledPlan::CompiledPlan(Plan made) : plan(std::move(made)), reduces(plan.shards.size(), 0) {
+CompiledPlan::CompiledPlan(Plan made)
+    : plan(std::move(made)), reduces(plan.shards.size(), 0), sends_input(plan.shards.size(), 0) {
   first_slice.reserve(plan.shards.size());
   for (const Shard& shard : plan.shards) {
     first_slice.push_back(slices);
     slices += shard.slices;
+    if (shard.output != no_place) results += shard.slices;
   }
   for (std::size_t i = 0; i < plan.transfers.size(); ++i) {
     const Transfer& transfer = plan.transfers[i];
-    const auto key = key_of(transfer.phase, transfer.shard, transfer.peer);
+    const auto key = key_of(transfer.phase, plan.shards[transfer.shard].name, transfer.peer);
     const auto entry = std::pair{key, static_cast<std::uint16_t>(i)};
     (transfer.kind == TransferKind::send ? sends_ : receives_).push_back(entry);
     if (transfer.kind == TransferKind::receive_reduce) ++reduces[transfer.shard];
+    if (transfer.source == Source::input) sends_input[transfer.shard] = 1;
   }
   std::sort(receives_.begin(), receives_.end());
   std::sort(sends_.begin(), sends_.end());
@@ -57,14 +61,10 @@ Operation::Operation(const Posted& posted, Environment& environment)
       element_bytes_(static_cast<std::uint32_t>(size_of(posted.descriptor.dtype))),
       accumulator_bytes_(static_cast<std::uint32_t>(
           size_of(accumulator_of(posted.descriptor.dtype, posted.descriptor.op)))),
-      bytes_(posted.descriptor.count * element_bytes_) {}
+      bytes_(posted.descriptor.count * element_bytes_),
+      signature_(static_cast<std::uint32_t>(posted.descriptor.digest())) {}
 
 Operation::~Operation() { stop(); }
-
-std::uint64_t Operation::offset(std::uint16_t shard, std::uint32_t slice) const noexcept {
-  const Plan& plan = plan_->plan;
-  return (plan.shards[shard].offset + std::uint64_t{slice} * plan.slice_count) * element_bytes_;
-}
 
 std::uint64_t Operation::elements(std::uint16_t shard, std::uint32_t slice) const noexcept {
   return slice_elements(plan_->plan, plan_->plan.shards[shard], slice);
@@ -76,9 +76,10 @@ std::uint32_t Operation::length(const Transfer& transfer, std::uint32_t slice) c
   return static_cast<std::uint32_t>(elements(transfer.shard, slice) * each);
 }
 
-bool Operation::accumulates_in_output() const noexcept {
-  return !plan_->plan.ordered && accumulator_of(posted_.descriptor.dtype, posted_.descriptor.op) ==
-                                     posted_.descriptor.dtype;
+bool Operation::accumulates_in_output(std::uint16_t shard) const noexcept {
+  return !plan_->plan.ordered && lands(shard) &&
+         accumulator_of(posted_.descriptor.dtype, posted_.descriptor.op) ==
+             posted_.descriptor.dtype;
 }
 
 double Operation::weight_sum(const SliceState& slice) const noexcept {
@@ -95,14 +96,56 @@ FrameHeader Operation::header(FrameType type) const noexcept {
   frame.step = posted_.step;
   frame.tag = posted_.tag;
   frame.group = group;
-  frame.descriptor = static_cast<std::uint32_t>(posted_.descriptor.digest());
+  frame.descriptor = signature_;
   frame.weight = posted_.weight;
   return frame;
+}
+
+OpenBody Operation::open_body(std::uint16_t peer) const noexcept {
+  return {posted_.descriptor, elements_to(plan_->plan, peer), elements_from(plan_->plan, peer)};
+}
+
+void Operation::compare_signatures() noexcept {
+  says_.clear();
+  expects_.clear();
+  if (!posted_.descriptor.uneven) return;
+  for (std::uint16_t peer = 0; peer < plan_->plan.size; ++peer) {
+    const OpenBody body = open_body(peer);
+    says_.push_back(static_cast<std::uint32_t>(body.digest()));
+    expects_.push_back(static_cast<std::uint32_t>(body.mirrored().digest()));
+  }
 }
 
 int Operation::rank_of(const Link& link) const noexcept {
   const auto it = std::find(peers_.begin(), peers_.end(), &link);
   return it == peers_.end() ? -1 : static_cast<int>(it - peers_.begin());
+}
+
+bool Operation::overwrites(const std::byte* begin, std::uint64_t bytes) const noexcept {
+  return begin < kept_ + kept_bytes_ && kept_ < begin + bytes;
+}
+
+bool Operation::needs_undo() const noexcept {
+  for (std::uint16_t shard = 0; shard < plan_->plan.shards.size(); ++shard) {
+    const Shard& s = plan_->plan.shards[shard];
+    if (s.output == no_place || s.count == 0) continue;
+    const std::byte* target = posted_.output + s.output * element_bytes_;
+    const bool stays = plan_->plan.finishes[shard] != 0 && plan_->reduces[shard] == 0;
+    if (!stays && overwrites(target, s.count * element_bytes_)) return true;
+  }
+  return false;
+}
+
+/// Sizes of this attempt's spaces, and of what is to be kept of them.
+void Operation::lay_out() {
+  const Plan& p = plan_->plan;
+  const auto bytes = [&](const std::vector<std::uint64_t>& parts) {
+    return std::accumulate(parts.begin(), parts.end(), std::uint64_t{0}) * element_bytes_;
+  };
+  const std::uint64_t output_bytes = bytes(p.output);
+  bytes_ = std::max(bytes(p.input), output_bytes);
+  kept_ = posted_.input;
+  kept_bytes_ = in_place() && p.input.empty() ? output_bytes : bytes(p.input);
 }
 
 Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
@@ -112,11 +155,13 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
   plan_ = std::move(plan);
   peers_ = std::move(peers);
   const Plan& p = plan_->plan;
+  lay_out();
+  compare_signatures();
   opened.assign(p.size, 0);
   weights_.assign(p.size, 0.0);
   weights_[p.rank] = posted_.weight;
   digest_ = {};
-  finals_left_ = plan_->slices;
+  finals_left_ = plan_->results;
   counted = false;
   slices_.clear();
   slices_.resize(plan_->slices);
@@ -124,12 +169,11 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
   queues_.clear();
   queues_.resize(p.size);
   for (SendQueue& queue : queues_) queue.operation = this;
-  if (in_place() && !undo_ && bytes_ > 0 && p.size > 1) {
+  if (!undo_ && p.size > 1 && needs_undo()) {
     undo_ = environment_.undo.take(bytes_);
     if (!undo_) return Status::exhausted;
   }
   running_ = true;
-  if (p.size == 1) return finish_alone();
   for (std::size_t i = 0; i < p.transfers.size(); ++i) {
     const Transfer& transfer = p.transfers[i];
     const std::uint32_t slices = p.shards[transfer.shard].slices;
@@ -148,20 +192,20 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
   for (std::uint16_t peer = 0; peer < p.size; ++peer) {
     if (!queues_[peer].empty()) peers_[peer]->list(queues_[peer]);
   }
+  settle_kept();
   return Status::ok;
 }
 
-Status Operation::finish_alone() noexcept {
-  // The result of one contribution is that contribution, whatever its weight.
-  if (!in_place() && bytes_ > 0) std::memcpy(posted_.output, posted_.input, bytes_);
+/// What goes to nobody is at its place from the start.  The result of one contribution is that
+/// contribution, whatever its weight.
+void Operation::settle_kept() noexcept {
   for (std::uint16_t shard = 0; shard < plan_->plan.shards.size(); ++shard) {
+    const bool own = plan_->plan.finishes[shard] != 0 && plan_->reduces[shard] == 0;
+    if (!own || plan_->sends_input[shard] != 0) continue;
     for (std::uint32_t slice = 0; slice < plan_->plan.shards[shard].slices; ++slice) {
-      const std::size_t length = elements(shard, slice) * element_bytes_;
-      finalize(shard, slice,
-               xxh3_128({posted_.output + offset(shard, slice), length}, index(shard, slice)));
+      settle_own(shard, slice);
     }
   }
-  return Status::ok;
 }
 
 void Operation::stop() noexcept {
@@ -177,130 +221,31 @@ void Operation::stop() noexcept {
 }
 
 void Operation::undo() noexcept {
-  if (!in_place() || !undo_ || plan_ == nullptr) return;
+  if (!undo_ || plan_ == nullptr) return;
   for (std::uint16_t shard = 0; shard < plan_->plan.shards.size(); ++shard) {
     for (std::uint32_t slice = 0; slice < plan_->plan.shards[shard].slices; ++slice) {
       SliceState& state = slices_[index(shard, slice)];
       if (!state.saved) continue;
-      const std::uint64_t at = offset(shard, slice);
+      const std::uint64_t at = output_offset(shard, slice);
       std::memcpy(posted_.output + at, undo_.data() + at, elements(shard, slice) * element_bytes_);
       state.saved = false;
     }
   }
 }
 
-Status Operation::save(std::uint16_t shard, std::uint32_t slice) noexcept {
+void Operation::save(std::uint16_t shard, std::uint32_t slice) noexcept {
   SliceState& state = slices_[index(shard, slice)];
-  if (!in_place() || state.saved) return Status::ok;
-  const std::uint64_t at = offset(shard, slice);
-  UndoArena::save(undo_.data() + at, posted_.output + at, elements(shard, slice) * element_bytes_);
+  if (!undo_ || state.saved) return;
+  const std::uint64_t at = output_offset(shard, slice);
+  const std::uint64_t bytes = elements(shard, slice) * element_bytes_;
+  if (!overwrites(posted_.output + at, bytes)) return;
+  UndoArena::save(undo_.data() + at, posted_.output + at, bytes);
   state.saved = true;
-  return Status::ok;
 }
 
 const std::byte* Operation::original(std::uint16_t shard, std::uint32_t slice) const noexcept {
-  const bool saved = slices_[index(shard, slice)].saved;
-  return (saved ? undo_.data() : posted_.input) + offset(shard, slice);
-}
-
-std::uint32_t Operation::frame_bytes(const SendItem& item) const noexcept {
-  return length(plan_->plan.transfers[item.transfer], item.slice);
-}
-
-Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) noexcept {
-  const Transfer& transfer = plan_->plan.transfers[item.transfer];
-  SliceState& slice = slices_[index(transfer.shard, item.slice)];
-  const std::uint64_t count = elements(transfer.shard, item.slice);
-  frame.length = length(transfer, item.slice);
-  frame.operation = this;
-  frame.transfer = item.transfer;
-  frame.slice = item.slice;
-  const bool weighted = posted_.descriptor.op == ReduceOp::avg;
-  switch (transfer.source) {
-    case Source::input:
-      frame.payload = original(transfer.shard, item.slice);
-      if (transfer.element == Element::accumulator &&
-          (weighted || accumulator_bytes_ != element_bytes_)) {
-        frame.buffer = environment_.buffers.take(frame.length);
-        if (!frame.buffer) return Status::exhausted;
-        kernels_.lift(frame.buffer.data(), frame.payload, count, posted_.weight);
-        frame.payload = frame.buffer.data();
-      } else {
-        ++slice.in_flight;
-      }
-      break;
-    case Source::accumulator:
-      // The result is back from beyond the peer, so the peer has had this: an old HAVE asked.
-      if (slice.final) return Status::closed;
-      if (!accumulates_in_output()) ++slice.in_flight;
-      frame.payload = accumulates_in_output() ? posted_.output + offset(transfer.shard, item.slice)
-                                              : slice.accumulator.data();
-      break;
-    case Source::output:
-    case Source::none:
-      frame.payload = posted_.output + offset(transfer.shard, item.slice);
-      break;
-  }
-  FrameHeader head = header(FrameType::data);
-  head.shard = transfer.shard;
-  head.phase = transfer.phase;
-  head.slice = item.slice;
-  head.length = frame.length;
-  if (transfer.source == Source::accumulator) head.weight = slice.partial_weight;
-  head.flags = flag_hashed;
-  if (transfer.source == Source::output) {
-    head.payload_hash = slice.hash;  // known from the result's digest
-  } else {
-    const std::uint64_t seed = index(transfer.shard, item.slice);
-    head.payload_hash = xxh3_128({frame.payload, frame.length}, seed).low;
-  }
-  encode(head, frame.header);
-  transfers_[item.transfer].lane[item.slice] = lane + 1;
-  wire_bytes += header_bytes + frame.length;
-  environment_.progress += frame.length;
-  return Status::ok;
-}
-
-void Operation::sent(const OutgoingFrame& frame) {
-  const Transfer& transfer = plan_->plan.transfers[frame.transfer];
-  SliceState& slice = slices_[index(transfer.shard, frame.slice)];
-  if (transfer.source == Source::accumulator && !accumulates_in_output()) {
-    if (--slice.in_flight == 0 && slice.final) slice.accumulator = Buffer{};
-    return;
-  }
-  if (transfer.source != Source::input || frame.buffer) return;
-  --slice.in_flight;
-  // An exchange overwrites the input only after the last peer was sent it.
-  if (plan_->plan.ordered && slice.in_flight == 0 && !slice.final) {
-    fold_or_starve(transfer.shard, frame.slice);
-    if (complete()) environment_.finished_by_send.emplace_back(posted_.step, posted_.tag);
-  }
-}
-
-void Operation::enqueue(std::uint16_t transfer, std::uint32_t slice) {
-  const Transfer& t = plan_->plan.transfers[transfer];
-  SendQueue& queue = queues_[t.peer];
-  (t.phase == Phase::gather ? queue.results : queue.inputs).push_back({transfer, slice});
-  peers_[t.peer]->list(queue);
-}
-
-void Operation::run_next(const Transfer& transfer, std::uint32_t slice) {
-  for (const std::uint16_t next : transfer.next) {
-    if (--transfers_[next].needs[slice] == 0) enqueue(next, slice);
-  }
-}
-
-void Operation::have(const FrameHeader& head, std::uint16_t from, const std::byte* bitmap) {
-  const int found = plan_->send_of(head.phase, head.shard, from);
-  if (!running_ || found < 0) return;
-  auto& lanes = transfers_[static_cast<std::size_t>(found)].lane;
-  if (head.length != (lanes.size() + 7) / 8) return;
-  for (std::uint32_t slice = 0; slice < lanes.size(); ++slice) {
-    const bool arrived = (std::to_integer<unsigned>(bitmap[slice / 8]) >> (slice % 8) & 1u) != 0;
-    if (arrived || lanes[slice] == 0 || peers_[from]->has_lane(lanes[slice] - 1)) continue;
-    lanes[slice] = 0;
-    enqueue(static_cast<std::uint16_t>(found), slice);
-  }
+  if (slices_[index(shard, slice)].saved) return undo_.data() + output_offset(shard, slice);
+  return posted_.input + input_offset(shard, slice);
 }
 
 }  // namespace pccl

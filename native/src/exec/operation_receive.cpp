@@ -14,24 +14,23 @@ namespace pccl {
 Status Operation::place(const FrameHeader& head, std::uint16_t from,
                         Placement& placement) noexcept {
   if (!running_ || head.epoch != epoch_) return Status::ok;  // stale: discarded
-  if (head.descriptor != static_cast<std::uint32_t>(posted_.descriptor.digest())) {
+  if (head.descriptor != (expects_.empty() ? signature_ : expects_[from])) {
     return Status::ok;  // its OPEN tells both sides what differs
   }
   if (head.group != group) return Status::protocol;
-  if (head.shard >= plan_->plan.shards.size()) return Status::protocol;
   const int found = plan_->receive_of(head.phase, head.shard, from);
   if (found < 0) return Status::protocol;
   const auto number = static_cast<std::uint16_t>(found);
   const Transfer& transfer = plan_->plan.transfers[number];
-  if (head.slice >= plan_->plan.shards[head.shard].slices) return Status::protocol;
+  if (head.slice >= plan_->plan.shards[transfer.shard].slices) return Status::protocol;
   if (head.length != length(transfer, head.slice)) return Status::protocol;
   if (transfers_[number].received[head.slice] != 0) return Status::ok;  // sent twice: discarded
   placement.operation = this;
   placement.transfer = number;
   if (transfer.kind == TransferKind::receive_copy) {
-    (void)save(head.shard, head.slice);
+    save(transfer.shard, head.slice);
     placement.kind = Placement::Kind::direct;
-    placement.target = posted_.output + offset(head.shard, head.slice);
+    placement.target = posted_.output + output_offset(transfer.shard, head.slice);
     return Status::ok;
   }
   placement.kind = Placement::Kind::tile;
@@ -46,9 +45,9 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
   TransferState& state = transfers_[placement.transfer];
   std::uint8_t& received = state.received[head.slice];
   if (received != 0) return Status::ok;  // the other copy was faster
-  const std::uint64_t seed = index(head.shard, head.slice);
+  const std::uint16_t shard = transfer.shard;
   const bool copy = transfer.kind == TransferKind::receive_copy;
-  const Digest digest = xxh3_128({placement.target, head.length}, seed);
+  const Digest digest = xxh3_128({placement.target, head.length}, seed(shard, head.slice));
   if (digest.low != head.payload_hash) {
     return Status::protocol;  // damaged on the way: the lane ends and the slice comes again
   }
@@ -57,19 +56,20 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
   environment_.progress += head.length;
   if (copy) {
     if (placement.kind != Placement::Kind::direct) {
-      (void)save(head.shard, head.slice);
-      std::memcpy(posted_.output + offset(head.shard, head.slice), placement.target, head.length);
+      save(shard, head.slice);
+      std::memcpy(posted_.output + output_offset(shard, head.slice), placement.target,
+                  head.length);
     }
-    finalize(head.shard, head.slice, digest);
+    finalize(shard, head.slice, digest);
     run_next(transfer, head.slice);
     return Status::ok;
   }
   weights_[from] = head.weight;
   if (plan_->plan.ordered) {
-    const std::uint64_t key = std::uint64_t{index(head.shard, head.slice)} << 16 | from;
+    const std::uint64_t key = std::uint64_t{index(shard, head.slice)} << 16 | from;
     staged_[key] = std::move(placement.buffer);
-    ++slices_[index(head.shard, head.slice)].folded;
-    fold_or_starve(head.shard, head.slice);
+    ++slices_[index(shard, head.slice)].folded;
+    fold_or_starve(shard, head.slice);
     return Status::ok;
   }
   const Status folded = fold(transfer, head.slice, placement.target, head.weight);
@@ -85,12 +85,15 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
   const std::uint16_t shard = transfer.shard;
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
-  const std::byte* input = posted_.input + offset(shard, slice);
-  std::byte* output = posted_.output + offset(shard, slice);
+  const std::byte* input = posted_.input + input_offset(shard, slice);
   const bool first = state.folded == 0;
-  std::byte* accumulator = output;
-  if (accumulates_in_output()) {
-    if (first) (void)save(shard, slice);
+  const bool last = state.folded + 1 == plan_->reduces[shard] && plan_->plan.finishes[shard] != 0;
+  Buffer result;
+  if (last && !take_result(shard, slice, result)) return Status::exhausted;
+  std::byte* accumulator = nullptr;
+  if (accumulates_in_output(shard)) {
+    if (first) save(shard, slice);
+    accumulator = posted_.output + output_offset(shard, slice);
   } else {
     if (first) state.accumulator = environment_.buffers.take(count * accumulator_bytes_);
     if (!state.accumulator) return Status::exhausted;
@@ -98,8 +101,8 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
   }
   const bool partial = transfer.element == Element::accumulator;
   if (partial) state.partial_weight = weight + posted_.weight;
-  if (first && kernels_.combine != nullptr && accumulator == output && !partial) {
-    kernels_.combine(output, input, data, count);
+  if (first && kernels_.combine != nullptr && !partial) {
+    kernels_.combine(accumulator, input, data, count);
   } else {
     if (first) kernels_.lift(accumulator, input, count, posted_.weight);
     if (partial) {
@@ -109,9 +112,7 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
     }
   }
   ++state.folded;
-  if (state.folded == plan_->reduces[shard] && plan_->plan.finishes[shard] != 0) {
-    if (const Status status = finish(shard, slice); status != Status::ok) return status;
-  }
+  if (last) finish(shard, slice, std::move(result));
   run_next(transfer, slice);
   return Status::ok;
 }
@@ -141,13 +142,15 @@ Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
   }
   if (in_place() && state.in_flight != 0) return Status::ok;  // sent() comes back here
   const std::uint64_t count = elements(shard, slice);
+  Buffer result;
+  if (!take_result(shard, slice, result)) return Status::exhausted;
   state.accumulator = environment_.buffers.take(count * accumulator_bytes_);
   if (!state.accumulator) return Status::exhausted;
   std::byte* accumulator = state.accumulator.data();
   const std::uint64_t key = std::uint64_t{index(shard, slice)} << 16;
   for (std::uint16_t rank = 0; rank < plan.size; ++rank) {
     Buffer theirs;
-    const std::byte* data = posted_.input + offset(shard, slice);
+    const std::byte* data = posted_.input + input_offset(shard, slice);
     if (rank != plan.rank) {
       theirs = std::move(staged_[key | rank]);
       staged_.erase(key | rank);
@@ -159,7 +162,7 @@ Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
       kernels_.fold(accumulator, data, count, weights_[rank]);
     }
   }
-  if (const Status status = finish(shard, slice); status != Status::ok) return status;
+  finish(shard, slice, std::move(result));
   for (const Transfer& transfer : plan.transfers) {
     if (transfer.kind == TransferKind::receive_reduce && transfer.shard == shard) {
       run_next(transfer, slice);
@@ -168,27 +171,44 @@ Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
   return Status::ok;
 }
 
-Status Operation::finish(std::uint16_t shard, std::uint32_t slice) noexcept {
+bool Operation::take_result(std::uint16_t shard, std::uint32_t slice, Buffer& result) noexcept {
+  if (lands(shard) || accumulator_bytes_ == element_bytes_) return true;
+  result = environment_.buffers.take(elements(shard, slice) * element_bytes_);
+  return static_cast<bool>(result);
+}
+
+/// `result`: as take_result() made it.
+void Operation::finish(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept {
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
-  std::byte* output = posted_.output + offset(shard, slice);
-  if (!accumulates_in_output()) {
-    (void)save(shard, slice);
-    kernels_.lower(output, state.accumulator.data(), count, weight_sum(state));
-    state.accumulator = Buffer{};
-  } else if (posted_.descriptor.op == ReduceOp::avg) {
-    kernels_.lower(output, output, count, weight_sum(state));
+  const bool weighted = posted_.descriptor.op == ReduceOp::avg;
+  std::byte* output = nullptr;
+  if (!lands(shard)) {
+    output = result ? result.data() : state.accumulator.data();
+    if (result || weighted) {
+      kernels_.lower(output, state.accumulator.data(), count, weight_sum(state));
+    }
+    if (result) state.accumulator = std::move(result);
+  } else {
+    output = posted_.output + output_offset(shard, slice);
+    if (!accumulates_in_output(shard)) {
+      save(shard, slice);
+      kernels_.lower(output, state.accumulator.data(), count, weight_sum(state));
+      state.accumulator = Buffer{};
+    } else if (weighted) {
+      kernels_.lower(output, output, count, weight_sum(state));
+    }
   }
-  finalize(shard, slice, xxh3_128({output, count * element_bytes_}, index(shard, slice)));
-  return Status::ok;
+  finalize(shard, slice, xxh3_128({output, count * element_bytes_}, seed(shard, slice)));
 }
 
 void Operation::finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept {
   SliceState& state = slices_[index(shard, slice)];
   state.final = true;
   state.hash = digest.low;
+  if (!lands(shard)) return;
   if (state.in_flight == 0) state.accumulator = Buffer{};  // else sent() gives it back
-  digest_.add(digest);
+  if (same_result(posted_.descriptor.collective)) digest_.add(digest);
   --finals_left_;
 }
 

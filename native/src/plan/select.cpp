@@ -1,17 +1,12 @@
-// native/src/plan/select.cpp — which algorithm, how large a slice, where the shards lie.
+// native/src/plan/select.cpp — which algorithm, how large a slice.
 //
-// Theory: all three look only at what the ranks agree on (never at `rank`), so every rank comes to
-// the same answer without asking.  Shares are doubles: their running sum is formed in rank order
-// and only divided, multiplied and rounded, which IEEE 754 makes the same on every machine.
+// Theory: both look only at what the ranks agree on (never at `rank`, nor at unequal parts, of which
+// a rank may know its own only), so every rank comes to the same answer without asking.
 //
-// Ownership: the plan belongs to the caller.
+// Ownership: plain values.
 // Threads:   pure functions.
-// Errors:    none for valid arguments (asserted).  Shares that are negative, not finite, all zero
-//            or of the wrong number count as equal, on all ranks alike.
+// Errors:    none.
 #include <algorithm>
-#include <cassert>
-#include <cmath>
-#include <numeric>
 
 #include "build.hpp"
 
@@ -33,57 +28,12 @@ constexpr std::uint64_t one_host_ring_bytes_min = 512 * 1024;
 // make more system calls (measured at 1 MiB).
 constexpr std::uint64_t slices_per_shard = 2;
 
-// Shards and slices start on a cache line when the buffer does: no line has two writers.
-constexpr std::uint32_t line_bytes = 64;
+// Up to this size a root talks to everybody itself: one latency, and bytes that are soon sent.
+constexpr std::uint64_t rooted_flat_bytes_max = 64 * 1024;
+// From so many ranks on the root's sends, one after the other, cost more than the tree's levels.
+constexpr std::uint16_t tree_size_min = 9;
 
-constexpr std::uint64_t slices_max = std::uint64_t{1} << 31;
-
-std::uint64_t ceil_div(std::uint64_t value, std::uint64_t divisor) {
-  return value / divisor + (value % divisor != 0 ? 1 : 0);
-}
-
-/// The fewest elements whose bytes are a multiple of a line.
-std::uint32_t line_elements(std::uint32_t element_bytes) {
-  return line_bytes / std::gcd(line_bytes, element_bytes);
-}
-
-/// Sum of the shares, or 0 if they do not say how to divide.
-double usable_total(std::span<const double> shares, std::uint16_t size) {
-  if (shares.size() != size) return 0;
-  double total = 0;
-  for (const double share : shares) {
-    if (!(share >= 0)) return 0;
-    total += share;
-  }
-  return std::isfinite(total) ? total : 0;
-}
-
-/// Cuts into `size` shards at multiples of a line; their lines differ from the shares by rounding.
-std::vector<Shard> split(const PlanRequest& request, std::span<const double> shares) {
-  const std::uint64_t unit = line_elements(request.element_bytes);
-  const std::uint64_t units = ceil_div(request.count, unit);
-  const double total = usable_total(shares, request.size);
-  std::vector<Shard> shards(request.size);
-  std::uint64_t begin = 0;
-  double sum = 0;
-  for (std::uint32_t rank = 0; rank < request.size; ++rank) {
-    std::uint64_t end_unit = units * (rank + 1) / request.size;
-    if (total > 0) {
-      sum += shares[rank];
-      const double exact = static_cast<double>(units) * (sum / total);
-      end_unit = static_cast<std::uint64_t>(std::round(exact));
-    }
-    const std::uint64_t end = std::min(request.count, end_unit * unit);
-    shards[rank] = {.offset = begin, .count = end - begin, .slices = 0};
-    begin = end;
-  }
-  return shards;
-}
-
-}  // namespace
-
-Algorithm choose_algorithm(const PlanRequest& request) noexcept {
-  if (request.algorithm != Algorithm::automatic) return request.algorithm;
+Algorithm choose_all_reduce(const PlanRequest& request) noexcept {
   if (request.size <= 1) return Algorithm::exchange;
   const std::uint64_t sends = request.size - 1U;
   const std::uint64_t limit = sends == 1 ? exchange_pair_bytes_max : exchange_sent_bytes_max;
@@ -95,60 +45,69 @@ Algorithm choose_algorithm(const PlanRequest& request) noexcept {
   return ring ? Algorithm::ring : Algorithm::direct;
 }
 
+/// Bytes of what every rank gets (all_gather: of one part).
+Algorithm choose_other(const PlanRequest& request) noexcept {
+  const bool small = request.count <= rooted_flat_bytes_max / request.element_bytes;
+  const bool part_fills_ring =
+      request.count >= one_host_ring_bytes_min / request.size / request.element_bytes;
+  switch (request.collective) {
+    case Collective::all_gather:
+      return request.one_host && request.size > 2 && !request.uneven && part_fills_ring
+                 ? Algorithm::ring
+                 : Algorithm::direct;
+    case Collective::broadcast:
+      if (request.size > 2 && !small) return Algorithm::direct;
+      return request.size >= tree_size_min ? Algorithm::tree : Algorithm::flat;
+    case Collective::reduce:
+      return request.size > 2 && !small ? Algorithm::direct : Algorithm::flat;
+    default: return Algorithm::direct;
+  }
+}
+
+/// Elements of the longest shard, as far as all ranks know it; no limit where they may not.
+std::uint64_t longest_shard(const PlanRequest& request, Algorithm algorithm) noexcept {
+  if (request.uneven) return ~std::uint64_t{0};
+  const bool in_parts = may_be_uneven(request.collective);
+  const bool whole = in_parts || algorithm == Algorithm::exchange ||
+                     algorithm == Algorithm::flat || algorithm == Algorithm::tree ||
+                     request.size <= 1;
+  return whole ? request.count : plan::ceil_div(request.count, request.size);
+}
+
+/// A pipeline gains nothing where no transfer of a slice waits for another rank's.
+bool pipelined(const PlanRequest& request, Algorithm algorithm) noexcept {
+  switch (request.collective) {
+    case Collective::all_reduce:
+    case Collective::reduce_scatter: return true;
+    case Collective::all_gather: return algorithm == Algorithm::ring;
+    case Collective::broadcast:
+    case Collective::reduce: return algorithm != Algorithm::flat;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+Algorithm choose_algorithm(const PlanRequest& request) noexcept {
+  if (request.algorithm != Algorithm::automatic) return request.algorithm;
+  return request.collective == Collective::all_reduce ? choose_all_reduce(request)
+                                                      : choose_other(request);
+}
+
 std::uint32_t choose_slice_count(const PlanRequest& request, Algorithm algorithm) noexcept {
   const std::uint32_t widest = std::max(request.element_bytes, request.accumulator_bytes);
   const std::uint64_t most = std::max(slice_bytes_max / widest, 1U);
-  const bool whole = algorithm == Algorithm::exchange || request.size <= 1;
-  const std::uint64_t shard_count = whole ? request.count : ceil_div(request.count, request.size);
+  const std::uint64_t shard_count = longest_shard(request, algorithm);
   // A pipeline gains nothing when the whole operation is one message to each peer.
-  const bool one_slice = algorithm == Algorithm::exchange && shard_count <= most;
+  const bool one_slice = !pipelined(request, algorithm) ||
+                         (algorithm == Algorithm::exchange && shard_count <= most);
   const std::uint64_t least =
       std::min<std::uint64_t>(slice_bytes_min / request.element_bytes, most);
   const std::uint64_t wanted =
       one_slice ? most : std::clamp(shard_count / slices_per_shard, least, most);
-  const std::uint64_t line = line_elements(request.element_bytes);
+  const std::uint64_t line = plan::line_elements(request.element_bytes);
   const std::uint64_t aligned = wanted / line * line;
   return static_cast<std::uint32_t>(std::max<std::uint64_t>(aligned, std::min(line, most)));
-}
-
-Plan make_plan(const PlanRequest& request) {
-  assert(request.size >= 1 && request.size <= 1024 && request.rank < request.size);
-  assert(request.element_bytes > 0 && request.element_bytes <= slice_bytes_max);
-  assert(request.accumulator_bytes > 0 && request.accumulator_bytes <= slice_bytes_max);
-  Plan made;
-  made.algorithm = choose_algorithm(request);
-  made.rank = request.rank;
-  made.size = request.size;
-  made.count = request.count;
-  made.slice_count = choose_slice_count(request, made.algorithm);
-  // Exchange: all ranks compute every element and must agree.  Ring: one receive per accumulator,
-  // so the order is the ring's in every run, and there is nothing to put in order.
-  made.ordered = made.algorithm == Algorithm::exchange ||
-                 (made.algorithm == Algorithm::direct && request.ordered);
-  if (request.size == 1 || made.algorithm == Algorithm::exchange) {
-    made.shards = {{.offset = 0, .count = request.count, .slices = 0}};
-    made.finishes = {1};
-  } else {
-    const bool follows_shares = made.algorithm == Algorithm::direct;
-    made.shards = split(request, follows_shares ? request.shares : std::span<const double>{});
-    made.finishes.assign(request.size, 0);
-    made.finishes[request.rank] = 1;
-  }
-  [[maybe_unused]] std::uint64_t slices_total = 0;
-  for (Shard& shard : made.shards) {
-    const std::uint64_t slices = ceil_div(shard.count, made.slice_count);
-    shard.slices = static_cast<std::uint32_t>(slices);
-    slices_total += slices;
-  }
-  assert(slices_total <= slices_max);
-  if (request.size == 1) return made;
-  switch (made.algorithm) {
-    case Algorithm::exchange: plan::plan_exchange(made); break;
-    case Algorithm::ring: plan::plan_ring(made); break;
-    case Algorithm::automatic:
-    case Algorithm::direct: plan::plan_direct(made); break;
-  }
-  return made;
 }
 
 }  // namespace pccl

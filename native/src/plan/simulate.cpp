@@ -7,6 +7,7 @@
 // Errors:    in Simulation::error; the first found ends the run.
 #include <algorithm>
 
+#include "belonging.hpp"
 #include "simulator.hpp"
 
 namespace pccl {
@@ -21,15 +22,16 @@ constexpr std::uint64_t runs_max = std::uint64_t{1} << 26;
 bool Simulator::lay_out() {
   const std::size_t size = plans_.size();
   std::uint64_t slices = 0;
-  for (const Shard& shard : plans_[0].shards) {
-    first_slice_.push_back(slices);
-    slices += shard.slices;
-  }
-  slices_all_ = slices;
-  words_ = (size + 63) / 64;
   std::uint64_t runs = 0;
-  duties_.resize(size * plans_[0].shards.size());
+  words_ = (size + 63) / 64;
   for (const Plan& plan : plans_) {
+    first_shard_.push_back(first_slice_.size());
+    duties_.resize(duties_.size() + plan.shards.size());
+    for (std::uint16_t shard = 0; shard < plan.shards.size(); ++shard) {
+      first_slice_.push_back(slices);
+      slices += plan.shards[shard].slices;
+      duty(plan.rank, shard).finishes = plan.finishes[shard] != 0;
+    }
     for (const Transfer& transfer : plan.transfers) {
       first_run_.push_back(runs);
       rank_of_.push_back(plan.rank);
@@ -38,11 +40,8 @@ bool Simulator::lay_out() {
       if (transfer.kind == TransferKind::receive_reduce) ++own.folds;
       if (transfer.source == Source::accumulator) ++own.forwards;
     }
-    for (std::uint16_t shard = 0; shard < plan.shards.size(); ++shard) {
-      duty(plan.rank, shard).finishes = plan.finishes[shard] != 0;
-    }
   }
-  if (runs > runs_max || slices * size * words_ > runs_max) {
+  if (runs > runs_max || slices * words_ > runs_max) {
     return fail("rank 0: the plans have too many slices to be simulated");
   }
   unran_ = runs;
@@ -53,23 +52,22 @@ bool Simulator::lay_out() {
       runs_.resize(runs_.size() + plan.shards[transfer.shard].slices, waiting);
     }
   }
-  states_.resize(slices * size);
-  masks_.resize(slices * size * words_);
+  states_.resize(slices);
+  masks_.resize(slices * words_);
   ports_.resize(size);
   return true;
 }
 
 /// Queues what needs nothing: slice by slice, so that all peers have the first before the second.
 bool Simulator::start() {
-  std::uint32_t slices_most = 0;
-  for (const Shard& shard : plans_[0].shards) slices_most = std::max(slices_most, shard.slices);
   for (const Plan& plan : plans_) {
+    std::uint32_t slices_most = 0;
+    for (const Shard& shard : plan.shards) slices_most = std::max(slices_most, shard.slices);
     for (std::uint16_t shard = 0; shard < plan.shards.size(); ++shard) {
       const ShardDuty& own = duty(plan.rank, shard);
       if (!own.finishes || own.folds != 0) continue;
       for (std::uint32_t slice = 0; slice < plan.shards[shard].slices; ++slice) {
-        const std::size_t state = state_index(plan.rank, shard, slice);
-        contributors(state)[plan.rank / 64U] |= std::uint64_t{1} << (plan.rank % 64U);
+        take_input(plan, shard, slice);
         if (!finish(plan, shard, slice)) return false;
       }
     }
@@ -90,8 +88,8 @@ bool Simulator::send(std::uint16_t rank, std::uint16_t index, std::uint32_t slic
   const Plan& plan = plans_[rank];
   const Transfer& transfer = plan.transfers[index];
   const SliceState& state = states_[state_index(rank, transfer.shard, slice)];
-  // The operation may be in place.
-  if (transfer.source == Source::input && state.written) {
+  // The operation may be in place; what is copied from there is still the same.
+  if (transfer.source == Source::input && state.written && reduces(plan.collective)) {
     return fail(plan, index, slice, "the input is already overwritten");
   }
   const std::uint64_t bytes = message_bytes(plan, transfer, slice);
@@ -137,14 +135,14 @@ bool Simulator::receive(std::uint16_t rank, std::uint16_t index, std::uint32_t s
   result_.time_s = std::max(result_.time_s, done_s);
   run_of(rank, index, slice).ran = true;
   --unran_;
-  if (reduces) {
-    if (!fold(plan, index, slice)) return false;
-  } else {
-    SliceState& state = states_[state_index(rank, transfer.shard, slice)];
-    if (state.written) return fail(plan, index, slice, "the output is written twice");
-    state.written = true;
-  }
+  if (reduces ? !fold(plan, index, slice) : !copy(plan, index, slice)) return false;
   return satisfy(plan, transfer, slice, done_s);
+}
+
+void Simulator::take_input(const Plan& plan, std::uint16_t shard, std::uint32_t slice) {
+  const std::size_t here = state_index(plan.rank, shard, slice);
+  contributors(here)[plan.rank / 64U] |= std::uint64_t{1} << (plan.rank % 64U);
+  states_[here].place = plan.shards[shard].input + std::uint64_t{slice} * plan.slice_count;
 }
 
 /// Adds what the message contains to the slice's accumulator, which starts with one's own input.
@@ -156,16 +154,23 @@ bool Simulator::fold(const Plan& plan, std::uint16_t index, std::uint32_t slice)
   std::uint64_t* held = contributors(here);
   if (!state.accumulated) {
     state.accumulated = true;
-    held[plan.rank / 64U] |= std::uint64_t{1} << (plan.rank % 64U);
+    take_input(plan, shard, slice);
     std::uint32_t& live = ports_[plan.rank].accumulators;
     result_.accumulators_max = std::max(result_.accumulators_max, ++live);
   }
-  const Transfer& sender = plans_[transfer.peer].transfers[partner(plan.rank, index)];
-  const std::uint64_t* theirs = contributors(state_index(transfer.peer, shard, slice));
+  const Plan& from = plans_[transfer.peer];
+  const Transfer& sender = from.transfers[partner(plan.rank, index)];
+  const std::size_t there = state_index(transfer.peer, sender.shard, slice);
+  const std::uint64_t* theirs = contributors(there);
+  const bool alone = sender.source == Source::input;
+  const std::uint64_t place = alone ? from.shards[sender.shard].input +
+                                          std::uint64_t{slice} * from.slice_count
+                                    : states_[there].place;
+  if (place != state.place) return fail(plan, index, slice, "is added to what lies elsewhere");
   for (std::size_t word = 0; word < words_; ++word) {
     const bool own_word = transfer.peer / 64U == word;
-    const std::uint64_t alone = own_word ? std::uint64_t{1} << (transfer.peer % 64U) : 0;
-    const std::uint64_t adds = sender.source == Source::input ? alone : theirs[word];
+    const std::uint64_t single = own_word ? std::uint64_t{1} << (transfer.peer % 64U) : 0;
+    const std::uint64_t adds = alone ? single : theirs[word];
     if ((held[word] & adds) != 0) return fail(plan, index, slice, "a contribution comes twice");
     held[word] |= adds;
   }
@@ -175,16 +180,51 @@ bool Simulator::fold(const Plan& plan, std::uint16_t index, std::uint32_t slice)
   return finish(plan, shard, slice);
 }
 
+bool Simulator::copy(const Plan& plan, std::uint16_t index, std::uint32_t slice) {
+  const Transfer& transfer = plan.transfers[index];
+  const std::size_t here = state_index(plan.rank, transfer.shard, slice);
+  if (states_[here].written) return fail(plan, index, slice, "the output is written twice");
+  const Plan& from = plans_[transfer.peer];
+  const Transfer& sender = from.transfers[partner(plan.rank, index)];
+  const std::size_t there = state_index(transfer.peer, sender.shard, slice);
+  if (sender.source == Source::input) take_input(from, sender.shard, slice);
+  states_[here].place = states_[there].place;
+  std::copy_n(contributors(there), words_, contributors(here));
+  return check_written(plan, transfer.shard, slice);
+}
+
 bool Simulator::finish(const Plan& plan, std::uint16_t shard, std::uint32_t slice) {
-  const std::size_t here = state_index(plan.rank, shard, slice);
-  for (std::size_t rank = 0; rank < plans_.size(); ++rank) {
-    if ((contributors(here)[rank / 64] >> (rank % 64) & 1U) == 0) {
-      return fail_slice(plan, shard, slice,
-                        "is finished without the contribution of rank " + std::to_string(rank));
-    }
+  if (states_[state_index(plan.rank, shard, slice)].written) {
+    return fail_slice(plan, shard, slice, "is written twice");
   }
-  if (states_[here].written) return fail_slice(plan, shard, slice, "is written twice");
+  return check_written(plan, shard, slice);
+}
+
+/// Compares the value with what the collective means by that place, and says that it is there.
+bool Simulator::check_written(const Plan& plan, std::uint16_t shard, std::uint32_t slice) {
+  const std::size_t here = state_index(plan.rank, shard, slice);
   states_[here].written = true;
+  const auto contains = [&](std::size_t rank) {
+    return (contributors(here)[rank / 64] >> (rank % 64) & 1U) != 0;
+  };
+  const std::uint64_t at = plan.shards[shard].output;
+  // A result without a place here is on its way to one: it is looked at again there.
+  const bool lies_here = at != no_place;
+  Belonging due{.exists = true, .sum = reduces(plan.collective), .rank = 0, .place = 0, .rest = 0};
+  if (lies_here) due = belonging(plans_, plan.rank, at + std::uint64_t{slice} * plan.slice_count);
+  for (std::size_t rank = 0; rank < plans_.size(); ++rank) {
+    const bool wanted = due.sum || rank == due.rank;
+    if (contains(rank) == wanted) continue;
+    if (!wanted) return fail_slice(plan, shard, slice, "holds what belongs elsewhere");
+    const char* what = due.sum ? "is finished without the contribution of rank "
+                               : "does not hold the elements of rank ";
+    return fail_slice(plan, shard, slice, what + std::to_string(rank));
+  }
+  if (!lies_here) return true;
+  const std::uint64_t elements = slice_elements(plan, plan.shards[shard], slice);
+  if (!due.exists || due.rest < elements || due.place != states_[here].place) {
+    return fail_slice(plan, shard, slice, "holds elements of another place");
+  }
   return true;
 }
 
@@ -244,6 +284,7 @@ bool Simulator::nothing_left() {
     for (std::uint16_t shard = 0; shard < plan.shards.size(); ++shard) {
       for (std::uint32_t slice = 0; slice < plan.shards[shard].slices; ++slice) {
         if (states_[state_index(plan.rank, shard, slice)].written) continue;
+        if (plan.shards[shard].output == no_place) continue;
         return fail_slice(plan, shard, slice, "is never written");
       }
     }

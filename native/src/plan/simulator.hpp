@@ -1,7 +1,8 @@
 // native/src/plan/simulator.hpp — the state of one symbolic run of all ranks' plans.
 //
-// Theory: a value is the set of ranks whose input it contains.  Folding two sets that meet is a
-// contribution counted twice; an output that is not the full set is one forgotten.  Since every
+// Theory: a value is the set of ranks whose input it contains, and the place in those inputs that it
+// comes from.  Folding two sets that meet is a contribution counted twice; an output that is not
+// what belonging.hpp says is one forgotten, or put in a wrong place.  Since every
 // transfer runs exactly once per slice, what has not run when no message is left waits in a circle.
 // Time: a rank has one send port and one receive port, each doing one message after the other; the
 // first byte arrives one latency after it was sent, reduction keeps the receive port busy.
@@ -30,7 +31,8 @@ struct SliceState {
   std::uint16_t folds = 0;     // contributions and partial sums received
   std::uint16_t forwards = 0;  // sends of the accumulator that have left
   bool accumulated = false;
-  bool written = false;  // the output is final: every output is checked when it is written
+  bool written = false;     // the output is final: every output is checked when it is written
+  std::uint64_t place = 0;  // in the inputs of those contained
 };
 
 /// What a rank's plan says about one shard.
@@ -75,8 +77,11 @@ class Simulator {
   bool happen(const Event& event);
   bool send(std::uint16_t rank, std::uint16_t index, std::uint32_t slice, double ready_s);
   bool receive(std::uint16_t rank, std::uint16_t index, std::uint32_t slice, double time_s);
+  void take_input(const Plan& plan, std::uint16_t shard, std::uint32_t slice);
   bool fold(const Plan& plan, std::uint16_t index, std::uint32_t slice);
+  bool copy(const Plan& plan, std::uint16_t index, std::uint32_t slice);
   bool finish(const Plan& plan, std::uint16_t shard, std::uint32_t slice);
+  bool check_written(const Plan& plan, std::uint16_t shard, std::uint32_t slice);
   bool satisfy(const Plan& plan, const Transfer& transfer, std::uint32_t slice, double time_s);
   bool nothing_left();
   std::uint32_t waits_for(std::uint32_t waiting, std::uint32_t slice) const;
@@ -107,10 +112,10 @@ class Simulator {
     return runs_[first_run_[number(rank, index)] + slice];
   }
   std::size_t state_index(std::uint16_t rank, std::uint16_t shard, std::uint32_t slice) const {
-    return rank * slices_all_ + first_slice_[shard] + slice;
+    return first_slice_[first_shard_[rank] + shard] + slice;
   }
   ShardDuty& duty(std::uint16_t rank, std::uint16_t shard) {
-    return duties_[std::size_t{rank} * plans_[0].shards.size() + shard];
+    return duties_[first_shard_[rank] + shard];
   }
   std::uint64_t* contributors(std::size_t state) { return masks_.data() + state * words_; }
   std::uint64_t message_bytes(const Plan& plan, const Transfer& transfer,
@@ -130,14 +135,14 @@ class Simulator {
   Pairing pairing_;
   std::vector<std::uint16_t> rank_of_;      // per transfer number
   std::vector<std::size_t> first_run_;      // per transfer number, into runs_
-  std::vector<std::size_t> first_slice_;    // per shard, into a rank's slices
+  std::vector<std::size_t> first_shard_;    // per rank, into all ranks' shards
+  std::vector<std::size_t> first_slice_;    // per rank and shard, into states_
   std::vector<Run> runs_;
   std::vector<SliceState> states_;          // per rank and slice
   std::vector<std::uint64_t> masks_;        // words_ per rank and slice
   std::vector<ShardDuty> duties_;           // per rank and shard
   std::vector<Ports> ports_;                // per rank
   std::size_t words_ = 0;
-  std::size_t slices_all_ = 0;  // of one rank
   std::uint64_t unran_ = 0;
   std::uint64_t sequence_ = 0;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;

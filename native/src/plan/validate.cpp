@@ -5,6 +5,9 @@
 #include "validate.hpp"
 
 #include <algorithm>
+#include <numeric>
+
+#include "belonging.hpp"
 
 namespace pccl::plan {
 namespace {
@@ -15,15 +18,22 @@ std::string on_rank(const Plan& plan, const std::string& what) {
   return "rank " + std::to_string(plan.rank) + ": " + what;
 }
 
-/// Shards are contiguous, cover the elements and have the slices that slice_count makes of them.
+std::uint64_t total(const std::vector<std::uint64_t>& parts) {
+  return std::accumulate(parts.begin(), parts.end(), std::uint64_t{0});
+}
+
+/// Shards lie in the spaces, cover the output once, and have the slices that slice_count makes.
 std::string check_cut(const Plan& plan) {
-  std::uint64_t covered = 0;
+  if (plan.finishes.size() != plan.shards.size()) return on_rank(plan, "finishes is not per shard");
+  const std::uint64_t input = total(plan.input);
+  std::vector<std::size_t> by_output;
   for (std::size_t index = 0; index < plan.shards.size(); ++index) {
     const Shard& shard = plan.shards[index];
     const std::string name = "shard " + std::to_string(index);
-    if (shard.offset != covered) return on_rank(plan, name + " does not start where the last ends");
-    if (shard.count > plan.count - covered) return on_rank(plan, name + " is too long");
-    covered += shard.count;
+    if (shard.output != no_place) by_output.push_back(index);
+    if (shard.input != no_place && (shard.input > input || shard.count > input - shard.input)) {
+      return on_rank(plan, name + " is not in the input");
+    }
     if (shard.count == 0 && shard.slices == 0) continue;
     const std::uint64_t whole = plan.slice_count == 0 ? 0 : shard.count / plan.slice_count;
     const bool rest = plan.slice_count != 0 && shard.count % plan.slice_count != 0;
@@ -31,18 +41,27 @@ std::string check_cut(const Plan& plan) {
       return on_rank(plan, name + " has a wrong number of slices");
     }
   }
-  if (covered != plan.count) return on_rank(plan, "the shards do not cover the elements");
-  if (plan.finishes.size() != plan.shards.size()) return on_rank(plan, "finishes is not per shard");
+  std::ranges::stable_sort(by_output, {}, [&](std::size_t index) {
+    return plan.shards[index].output;
+  });
+  const std::uint64_t output = total(plan.output);
+  std::uint64_t covered = 0;
+  for (const std::size_t index : by_output) {
+    const Shard& shard = plan.shards[index];
+    const std::string name = "shard " + std::to_string(index);
+    if (shard.output != covered) return on_rank(plan, name + " does not start where the last ends");
+    if (shard.count > output - covered) return on_rank(plan, name + " is too long");
+    covered += shard.count;
+  }
+  if (covered != output) return on_rank(plan, "the shards do not cover the elements");
   return {};
 }
 
 std::string check_agreement(const Plan& plan, const Plan& reference) {
-  const bool same_cut = std::ranges::equal(
-      plan.shards, reference.shards, [](const Shard& left, const Shard& right) {
-        return left.offset == right.offset && left.count == right.count &&
-               left.slices == right.slices;
-      });
-  if (!same_cut || plan.count != reference.count || plan.slice_count != reference.slice_count) {
+  if (plan.collective != reference.collective || plan.root != reference.root) {
+    return on_rank(plan, "does something else than rank 0, or for another root");
+  }
+  if (plan.slice_count != reference.slice_count) {
     return on_rank(plan, "cuts the elements otherwise than rank 0");
   }
   if (plan.algorithm != reference.algorithm || plan.ordered != reference.ordered) {
@@ -58,12 +77,22 @@ std::string check_transfer(const Plan& plan, const Transfer& transfer) {
   if (transfer.peer >= plan.size || transfer.peer == plan.rank) return "has no such peer";
   if (transfer.shard >= plan.shards.size()) return "has no such shard";
   if (sends == (transfer.source == Source::none)) return "has a wrong source";
-  if (sends && gathers != (transfer.source == Source::output)) {
+  const Shard& shard = plan.shards[transfer.shard];
+  const bool verbatim = transfer.source == Source::input && !reduces(plan.collective);
+  if (sends && gathers != (transfer.source == Source::output || verbatim)) {
     return "reads a source of the other phase";
+  }
+  if (transfer.source == Source::input && shard.input == no_place) return "reads no input";
+  if (transfer.kind == TransferKind::receive_copy && shard.output == no_place) {
+    return "has no place to be copied to";
+  }
+  if (transfer.kind == TransferKind::receive_reduce && shard.input == no_place) {
+    return "has nothing to be added to";
   }
   if (!sends && gathers != (transfer.kind == TransferKind::receive_copy)) {
     return "is of a kind of the other phase";
   }
+  if (!gathers && !reduces(plan.collective)) return "reduces what is to be copied";
   if (gathers && transfer.element != Element::plain) return "gathers unfinished elements";
   if (transfer.source == Source::accumulator && transfer.element != Element::accumulator) {
     return "rounds a partial sum";
@@ -79,12 +108,23 @@ bool fills(const Plan& plan, const Transfer& receive, const Transfer& send) {
   return send.source == Source::output && receive.kind == TransferKind::receive_copy;
 }
 
-/// Contributions that a rank accumulates are finished there or sent on.
+/// Contributions that a rank accumulates are finished there or sent on, and so are results.
 std::string check_use(const Plan& plan) {
   std::vector<bool> used(plan.shards.size(), false);
-  for (std::size_t shard = 0; shard < used.size(); ++shard) used[shard] = plan.finishes[shard] != 0;
+  std::vector<bool> wanted(plan.shards.size(), false);
+  for (std::size_t shard = 0; shard < used.size(); ++shard) {
+    used[shard] = plan.finishes[shard] != 0;
+    wanted[shard] = plan.shards[shard].output != no_place;
+  }
   for (const Transfer& transfer : plan.transfers) {
     if (transfer.source == Source::accumulator) used[transfer.shard] = true;
+    if (transfer.source == Source::output) wanted[transfer.shard] = true;
+  }
+  for (std::size_t shard = 0; shard < used.size(); ++shard) {
+    const std::string name = "shard " + std::to_string(shard);
+    if (plan.finishes[shard] == 0) continue;
+    if (!wanted[shard]) return on_rank(plan, name + " is finished for nobody");
+    if (plan.shards[shard].input == no_place) return on_rank(plan, name + " is made of nothing");
   }
   for (std::size_t index = 0; index < plan.transfers.size(); ++index) {
     const Transfer& transfer = plan.transfers[index];
@@ -134,9 +174,11 @@ std::string check_needs(const Plan& plan) {
   return {};
 }
 
-std::uint64_t key(std::uint32_t from, std::uint32_t to, const Transfer& transfer) {
+std::uint64_t key(std::uint32_t from, std::uint32_t to, const Plan& plan,
+                  const Transfer& transfer) {
   const std::uint64_t phase = transfer.phase == Phase::gather ? 1 : 0;
-  return std::uint64_t{from} << 48U | std::uint64_t{to} << 32U | phase << 16U | transfer.shard;
+  return std::uint64_t{from} << 48U | std::uint64_t{to} << 32U | phase << 16U |
+         plan.shards[transfer.shard].name;
 }
 
 /// A transfer under the name that both its ends give it.
@@ -175,7 +217,7 @@ std::string check_plans(std::span<const Plan> plans) {
     if (std::string error = check_use(plan); !error.empty()) return error;
     if (std::string error = check_needs(plan); !error.empty()) return error;
   }
-  return {};
+  return check_spaces(plans);
 }
 
 Pairing pair_transfers(std::span<const Plan> plans) {
@@ -188,9 +230,9 @@ Pairing pair_transfers(std::span<const Plan> plans) {
     for (std::uint16_t index = 0; index < plan.transfers.size(); ++index, ++number) {
       const Transfer& transfer = plan.transfers[index];
       if (transfer.kind == TransferKind::send) {
-        sends.push_back({key(plan.rank, transfer.peer, transfer), number, plan.rank, index});
+        sends.push_back({key(plan.rank, transfer.peer, plan, transfer), number, plan.rank, index});
       } else {
-        receives.push_back({key(transfer.peer, plan.rank, transfer), number, plan.rank, index});
+        receives.push_back({key(transfer.peer, plan.rank, plan, transfer), number, plan.rank, index});
       }
     }
   }
@@ -216,6 +258,13 @@ Pairing pair_transfers(std::span<const Plan> plans) {
     if (plans[receive.rank].transfers[receive.index].element !=
         plan.transfers[send.index].element) {
       pairing.error = describe(plan, send.index) + " is received there as the other element";
+      return pairing;
+    }
+    const Plan& other = plans[receive.rank];
+    const Shard& here = plan.shards[plan.transfers[send.index].shard];
+    const Shard& there = other.shards[other.transfers[receive.index].shard];
+    if (here.count != there.count) {
+      pairing.error = describe(plan, send.index) + " is of another length there";
       return pairing;
     }
     pairing.partner[send.number] = receive.number;

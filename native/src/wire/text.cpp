@@ -22,6 +22,13 @@ const char* name_of(Dtype dtype) noexcept {
     case Dtype::i64: return "i64";
     case Dtype::u64: return "u64";
     case Dtype::boolean: return "bool";
+    case Dtype::c64: return "complex64";
+    case Dtype::c128: return "complex128";
+    case Dtype::f8_e4m3fn: return "float8_e4m3fn";
+    case Dtype::f8_e5m2: return "float8_e5m2";
+    case Dtype::f8_e4m3fnuz: return "float8_e4m3fnuz";
+    case Dtype::f8_e5m2fnuz: return "float8_e5m2fnuz";
+    case Dtype::f8_e8m0fnu: return "float8_e8m0fnu";
   }
   return "?";
 }
@@ -43,8 +50,25 @@ const char* name_of(Algorithm algorithm) noexcept {
     case Algorithm::exchange: return ", algorithm=exchange";
     case Algorithm::direct: return ", algorithm=direct";
     case Algorithm::ring: return ", algorithm=ring";
+    case Algorithm::flat: return ", algorithm=flat";
+    case Algorithm::tree: return ", algorithm=tree";
   }
   return "";
+}
+
+const char* name_of(Collective collective) noexcept {
+  switch (collective) {
+    case Collective::all_reduce: return "all_reduce";
+    case Collective::reduce_scatter: return "reduce_scatter";
+    case Collective::all_gather: return "all_gather";
+    case Collective::broadcast: return "broadcast";
+    case Collective::reduce: return "reduce";
+    case Collective::gather: return "gather";
+    case Collective::scatter: return "scatter";
+    case Collective::all_to_all: return "all_to_all";
+    case Collective::barrier: return "barrier";
+  }
+  return "?";
 }
 
 }  // namespace
@@ -60,9 +84,22 @@ std::string short_name(const PeerId& peer) {
 }
 
 std::string describe(const Descriptor& descriptor) {
-  return std::string("all_reduce(") + name_of(descriptor.op) + ", " + name_of(descriptor.dtype) +
-         "[" + std::to_string(descriptor.count) + "]" + name_of(descriptor.algorithm) +
-         (descriptor.deterministic ? ", deterministic" : "") + ")";
+  const Collective kind = descriptor.collective;
+  std::string text = name_of(kind);
+  text += '(';
+  if (kind == Collective::barrier) return text += ')';
+  if (reduces(kind)) text.append(name_of(descriptor.op)).append(", ");
+  text += name_of(descriptor.dtype);
+  if (descriptor.uneven) {
+    text += ", parts of unequal size";
+  } else {
+    text.append("[").append(std::to_string(descriptor.count)).append("]");
+    if (may_be_uneven(kind)) text += " per rank";
+  }
+  if (rooted(kind)) text.append(", root ").append(short_name(descriptor.root));
+  text += name_of(descriptor.algorithm);
+  if (descriptor.deterministic) text += ", deterministic";
+  return text += ')';
 }
 
 }  // namespace pccl

@@ -16,7 +16,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "wire integers are copied as they are");
 
 constexpr std::uint16_t magic = 0x6370;  // "pc"
-constexpr std::uint8_t version = 2;
+constexpr std::uint8_t version = 3;
 constexpr std::size_t checked_bytes = 60;  // the check covers what is in front of it
 
 template <class T>
@@ -38,7 +38,7 @@ std::uint32_t check_of(const std::byte* bytes) noexcept {
 /// The longest payload each type may have; 0 for a type that does not exist.
 std::uint32_t length_max(std::uint8_t type) noexcept {
   switch (static_cast<FrameType>(type)) {
-    case FrameType::open: return descriptor_bytes;
+    case FrameType::open: return open_bytes;
     case FrameType::data: return slice_bytes_max;
     case FrameType::seal: return seal_bytes;
     case FrameType::done: return done_bytes;
@@ -51,7 +51,7 @@ std::uint32_t length_max(std::uint8_t type) noexcept {
 /// Control payloads have one size only.
 bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
   switch (static_cast<FrameType>(type)) {
-    case FrameType::open: return length == descriptor_bytes;
+    case FrameType::open: return length == open_bytes;
     case FrameType::seal: return length == seal_bytes;
     case FrameType::done: return length == done_bytes;
     case FrameType::ask: return length == 0;
@@ -78,6 +78,14 @@ bool intact(const FrameHeader& header, const std::byte* body) noexcept {
 
 std::uint64_t Descriptor::digest() const noexcept {
   std::byte bytes[descriptor_bytes];
+  encode(*this, bytes);
+  return xxh3_64(bytes);
+}
+
+std::uint64_t OpenBody::digest() const noexcept {
+  // Where parts are even the descriptor says it all.
+  if (!descriptor.uneven) return descriptor.digest();
+  std::byte bytes[open_bytes];
   encode(*this, bytes);
   return xxh3_64(bytes);
 }
@@ -142,7 +150,10 @@ void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes>
   put(p, 2, descriptor.codec);
   put(p, 3, static_cast<std::uint8_t>(descriptor.algorithm));
   put(p, 4, static_cast<std::uint8_t>(descriptor.deterministic ? 1 : 0));
+  put(p, 5, static_cast<std::uint8_t>(descriptor.collective));
+  put(p, 6, static_cast<std::uint8_t>(descriptor.uneven ? 1 : 0));
   put(p, 8, descriptor.count);
+  std::memcpy(p + 16, descriptor.root.bytes.data(), descriptor.root.bytes.size());
 }
 
 Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& out) noexcept {
@@ -150,8 +161,10 @@ Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& ou
   const auto dtype = get<std::uint8_t>(p, 0);
   const auto op = get<std::uint8_t>(p, 1);
   const auto algorithm = get<std::uint8_t>(p, 3);
-  if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3 ||
-      get<std::uint8_t>(p, 4) > 1) {
+  const auto collective = get<std::uint8_t>(p, 5);
+  if (dtype >= dtype_count || op >= reduce_op_count || algorithm >= algorithm_count ||
+      collective >= collective_count || get<std::uint8_t>(p, 4) > 1 ||
+      get<std::uint8_t>(p, 6) > 1) {
     return Status::protocol;
   }
   out.dtype = static_cast<Dtype>(dtype);
@@ -159,8 +172,23 @@ Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& ou
   out.codec = get<std::uint8_t>(p, 2);
   out.algorithm = static_cast<Algorithm>(algorithm);
   out.deterministic = get<std::uint8_t>(p, 4) != 0;
+  out.collective = static_cast<Collective>(collective);
+  out.uneven = get<std::uint8_t>(p, 6) != 0;
   out.count = get<std::uint64_t>(p, 8);
+  std::memcpy(out.root.bytes.data(), p + 16, out.root.bytes.size());
   return Status::ok;
+}
+
+void encode(const OpenBody& body, std::span<std::byte, open_bytes> out) noexcept {
+  encode(body.descriptor, out.first<descriptor_bytes>());
+  put(out.data(), descriptor_bytes, body.sends);
+  put(out.data(), descriptor_bytes + 8, body.receives);
+}
+
+Status decode(std::span<const std::byte, open_bytes> bytes, OpenBody& out) noexcept {
+  out.sends = get<std::uint64_t>(bytes.data(), descriptor_bytes);
+  out.receives = get<std::uint64_t>(bytes.data(), descriptor_bytes + 8);
+  return decode(bytes.first<descriptor_bytes>(), out.descriptor);
 }
 
 void encode(const SealBody& body, std::span<std::byte, seal_bytes> out) noexcept {

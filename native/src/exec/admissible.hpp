@@ -1,0 +1,23 @@
+// native/src/exec/admissible.hpp — whether an operation has a meaning in an attempt of its step.
+//
+// Theory: ranks, roots and sizes are those of the view that the step began in.  An operation whose
+// shape depends on the view means nothing among other members; one with a root needs it alive.
+// All members of an attempt see the same members, and those that began the step earlier the same
+// ones before, so they come to the same answer, and none of them lets such an attempt complete.
+//
+// Ownership: plain values.
+// Threads:   under the engine's turn.
+// Errors:    a text for people, empty if nothing is in the way.
+#pragma once
+
+#include <string>
+
+#include "pccl/executor.hpp"
+
+namespace pccl {
+
+/// The counts are one for each rank, or as few as the collective needs of this one.
+[[nodiscard]] bool fits(const Posted& posted, std::size_t size) noexcept;
+[[nodiscard]] std::string obstacle_to(const StepRecord& step, const Posted& posted);
+
+}  // namespace pccl
