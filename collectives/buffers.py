@@ -70,10 +70,10 @@ def describe_pair(array: Any, out: Any | None) -> tuple[Buffer, Buffer]:
     """
     source = describe(array)
     if out is None or out is array:
-        _require_writable(source, "the array", "pass out=, or a writable copy")
+        require_writable(source, "the array", "pass out=, or a writable copy")
         return source, source
     target = describe(out, name="out")
-    _require_writable(target, "out", "pass a writable array")
+    require_writable(target, "out", "pass a writable array")
     if target.dtype is not source.dtype or target.shape != source.shape:
         raise UsageError(
             f"out is {_words(target)}, the array {_words(source)}; shape and dtype must be equal"
@@ -199,7 +199,8 @@ def _not_contiguous(name: str, remedy: str) -> UsageError:
     return UsageError(f"{name} is not contiguous (row-major); make a contiguous copy: {remedy}")
 
 
-def _require_writable(buffer: Buffer, name: str, remedy: str) -> None:
+def require_writable(buffer: Buffer, name: str, remedy: str) -> None:
+    """Raises UsageError if a result cannot be put there."""
     if not buffer.writable:
         raise UsageError(f"{name} is read-only and would receive the result; {remedy}")
 

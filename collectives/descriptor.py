@@ -8,22 +8,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pccl.collectives.collective import Collective
 from pccl.collectives.dtypes import Dtype
 from pccl.collectives.ops import Algorithm, ReduceOp
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Everything that must agree on all peers about one all-reduce."""
+    """Everything that must agree on all peers about one operation, but its root.
+
+    `count`: elements of the whole or, where every rank has a part, of one part; 0 if they are
+    `uneven`, of sizes that are compared pair by pair.
+    """
 
     dtype: Dtype
     count: int
-    op: ReduceOp
+    op: ReduceOp = ReduceOp.SUM
     deterministic: bool = False
     algorithm: Algorithm = Algorithm.AUTOMATIC
+    collective: Collective = Collective.ALL_REDUCE
+    uneven: bool = False
 
     def __str__(self) -> str:
-        words = [f"all_reduce({self.op.label}, {self.dtype.label}[{self.count}]"]
+        if self.collective is Collective.BARRIER:
+            return "barrier()"
+        op = f"{self.op.label}, " if self.collective.reduces else ""
+        size = "" if self.uneven else f"[{self.count}]"
+        words = [f"{self.collective.label}({op}{self.dtype.label}{size}"]
         if self.deterministic:
             words.append("deterministic")
         if self.algorithm is not Algorithm.AUTOMATIC:

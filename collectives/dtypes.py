@@ -26,14 +26,29 @@ class Dtype(IntEnum):
     I64 = 10
     U64 = 11
     BOOL = 12
+    # Elements that are only moved: no reduction knows them.
+    C64 = 13
+    C128 = 14
+    F8_E4M3FN = 15
+    F8_E5M2 = 16
+    F8_E4M3FNUZ = 17
+    F8_E5M2FNUZ = 18
+    F8_E8M0FNU = 19
 
     @property
     def label(self) -> str:
         """The short name people see, for example `f32`."""
         return self.name.lower()
 
+    @property
+    def has_arithmetic(self) -> bool:
+        return self <= Dtype.BOOL
 
-SUPPORTED: Final = "f64 f32 f16 bf16, all integers of 8 to 64 bits, and bool"
+
+SUPPORTED: Final = (
+    "f64 f32 f16 bf16, all integers of 8 to 64 bits, bool, complex64, complex128 and the 8-bit "
+    "floats"
+)
 
 ITEM_BYTES: Final[dict[Dtype, int]] = {
     Dtype.F64: 8,
@@ -49,6 +64,13 @@ ITEM_BYTES: Final[dict[Dtype, int]] = {
     Dtype.I64: 8,
     Dtype.U64: 8,
     Dtype.BOOL: 1,
+    Dtype.C64: 8,
+    Dtype.C128: 16,
+    Dtype.F8_E4M3FN: 1,
+    Dtype.F8_E5M2: 1,
+    Dtype.F8_E4M3FNUZ: 1,
+    Dtype.F8_E5M2FNUZ: 1,
+    Dtype.F8_E8M0FNU: 1,
 }
 
 # By numpy's kind and item size, so that `long` and `long long` are one.
@@ -65,13 +87,24 @@ _BY_KIND: Final[dict[tuple[str, int], Dtype]] = {
     ("i", 8): Dtype.I64,
     ("u", 8): Dtype.U64,
     ("b", 1): Dtype.BOOL,
+    ("c", 8): Dtype.C64,
+    ("c", 16): Dtype.C128,
+}
+
+# As torch and ml_dtypes call them, with their size.
+_BY_NAME: Final[dict[tuple[str, int], Dtype]] = {
+    ("bfloat16", 2): Dtype.BF16,
+    ("float8_e4m3fn", 1): Dtype.F8_E4M3FN,
+    ("float8_e5m2", 1): Dtype.F8_E5M2,
+    ("float8_e4m3fnuz", 1): Dtype.F8_E4M3FNUZ,
+    ("float8_e5m2fnuz", 1): Dtype.F8_E5M2FNUZ,
+    ("float8_e8m0fnu", 1): Dtype.F8_E8M0FNU,
 }
 
 _TORCH_NAMES: Final[dict[str, Dtype]] = {
     "float64": Dtype.F64,
     "float32": Dtype.F32,
     "float16": Dtype.F16,
-    "bfloat16": Dtype.BF16,
     "int8": Dtype.I8,
     "uint8": Dtype.U8,
     "int16": Dtype.I16,
@@ -81,15 +114,17 @@ _TORCH_NAMES: Final[dict[str, Dtype]] = {
     "int64": Dtype.I64,
     "uint64": Dtype.U64,
     "bool": Dtype.BOOL,
-}
+    "complex64": Dtype.C64,
+    "complex128": Dtype.C128,
+} | {name: dtype for (name, _), dtype in _BY_NAME.items()}
 
 
 _numpy_cache: dict[Any, Dtype | None] = {}
-_CACHE_MAX: Final = 256  # structured dtypes are endless; the supported ones are 13
+_CACHE_MAX: Final = 256  # structured dtypes are endless; the supported ones are 20
 
 
 def of_numpy(dtype: Any) -> Dtype | None:
-    """Returns the Dtype of a numpy dtype (ml_dtypes' bfloat16 included), None if unsupported.
+    """Returns the Dtype of a numpy dtype (those of ml_dtypes included), None if unsupported.
 
     A dtype of the other byte order is unsupported.
     """
@@ -99,10 +134,9 @@ def of_numpy(dtype: Any) -> Dtype | None:
         pass
     found: Dtype | None = None
     if dtype.isnative:
-        if dtype.name == "bfloat16" and dtype.itemsize == 2:
-            found = Dtype.BF16
-        else:
-            found = _BY_KIND.get((dtype.kind, dtype.itemsize))
+        found = _BY_NAME.get((dtype.name, dtype.itemsize)) or _BY_KIND.get(
+            (dtype.kind, dtype.itemsize)
+        )
     if len(_numpy_cache) < _CACHE_MAX:
         _numpy_cache[dtype] = found
     return found

@@ -40,6 +40,8 @@ _ALGORITHMS: Final = {
     "direct": Algorithm.DIRECT,
     "ring": Algorithm.RING,
 }
+COMPLEX_PARTS: Final = {Dtype.C64: Dtype.F32, Dtype.C128: Dtype.F64}
+"""What a complex number is two of, so that sums and averages are sums and averages of these."""
 _E = TypeVar("_E", ReduceOp, Algorithm)
 
 
@@ -71,7 +73,12 @@ def check_weight(weight: float, op: ReduceOp) -> float:
 
 
 def check_meaning(dtype: Dtype, op: ReduceOp) -> None:
-    """Raises UsageError for the one combination without meaning."""
+    """Raises UsageError for combinations without meaning."""
+    if not dtype.has_arithmetic:
+        raise UsageError(
+            f"{dtype.label} has no reductions here, its elements are only moved; "
+            + ("op='sum' and op='avg' work" if dtype in COMPLEX_PARTS else "convert it to f32")
+        )
     if dtype is Dtype.BOOL and op is ReduceOp.AVG:
         raise UsageError("bool has no average; use op='sum' for 'any', op='prod' for 'all'")
 

@@ -25,8 +25,11 @@ Two refinements:
   an attempt of an epoch older than `views` (before the latest flush) that is not carried is never
   committed.
 * A step that cannot end well is failed for everybody instead of being run again for ever: one
-  whose deadline passed or whose participants disagree about the operation, and, after
-  `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing.
+  whose deadline passed or whose participants disagree about the operation; after
+  `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing; and one that holds an operation
+  whose shape depends on the members (`OpenStep.bound`) when one of those is gone.  What the reports
+  cannot show (an operation that is posted later, a root that is lost) those who would have to run
+  it say by a SUSPECT: no participant completes such an attempt.
 
 Against views that lack the one of an attempt nothing can be decided: `decide` refuses, for that
 attempt may have committed.
@@ -41,6 +44,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pccl.base.ids import short_id
 from pccl.membership.messages import (
     DECISIONS_MAX,
     TEXT_CHARACTERS_MAX,
@@ -335,11 +339,33 @@ def _judge(
         if any(len({o.digest for o in group.values()}) > 1 for group in results):
             return _judge_corruption(results, step, corrupt_attempts)
         return _Verdict(_decision(step, StepOutcome.COMMIT))
-    for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE):
+    for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE, SuspectCode.VIEW_CHANGED):
         accused = _words(accusations, step, code)
         if accused is not None:
             return _Verdict(_decision(step, StepOutcome.FAIL, code, accused))
+    gone = _bound_to(by_epoch, held)
+    if gone:
+        return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.VIEW_CHANGED, gone))
     return _Verdict(_decision(step, StepOutcome.RETRY))
+
+
+def _bound_to(by_epoch: Mapping[int, View], held: Mapping[int, OpenStep | None]) -> str:
+    """Says who is missing of a step that can only be done by the members it was posted for: those
+    of one group."""
+    for i, attempt in held.items():
+        view = by_epoch.get(attempt.epoch) if attempt is not None and attempt.bound else None
+        if attempt is None or view is None:
+            continue
+        group_of = {m.incarnation: m.group for m in view.members}
+        names = {m.incarnation: short_id(m.peer_id) for m in view.members}
+        together = [j for j in view.participants(attempt.step) if group_of[j] == group_of.get(i)]
+        missing = [names[j] for j in together if j not in held]
+        if missing:
+            return (
+                f"the step holds operations whose shapes depend on the {len(together)} members "
+                f"of epoch {view.epoch}, and peer {', '.join(missing)} is gone; post them again"
+            )
+    return ""
 
 
 def _words(accusations: Sequence[Accusation], step: int, code: SuspectCode) -> str | None:

@@ -10,10 +10,12 @@ from pccl.arguments import check_number, check_seconds
 from pccl.base.clock import Deadline
 from pccl.base.errors import DeadlineExceeded, Left, PcclError, UsageError
 from pccl.collectives.ops import Algorithm, ReduceOp
+from pccl.collectives.placed import Request
 from pccl.membership.agent import Standing
 from pccl.membership.messages import DRAIN_S_MAX, TEXT_CHARACTERS_MAX
 from pccl.outcome import Outcome, Peer
 from pccl.session import Session
+from pccl.standalone import Collectives, end_empty
 from pccl.step import Step, check_all_reduce
 from pccl.view import View
 from pccl.work import Work
@@ -21,7 +23,7 @@ from pccl.work import Work
 POLL_S = 0.25  # how often wait_for looks at the engine's view, which changes without a message
 
 
-class Communicator:
+class Communicator(Collectives):
     """One process's seat in a fault-tolerant group.
 
     Get one from `pccl.connect(...)` and leave with `with` or `close()`.  The others go on without
@@ -201,6 +203,30 @@ class Communicator:
             return ticket.finish()
         except PcclError as error:
             if not ticket.sealed:  # begun, but never to be completed by this peer
+                session.leave_after(error)
+            raise
+        except BaseException as error:
+            session.leave_after(error)
+            raise
+
+    def _run(self, request: Request, async_op: bool, timeout_s: float | None) -> Work:
+        session = self._session
+        session.check()
+        ticket = session.begin(request.name, self._timeout(timeout_s))
+        try:
+            try:
+                placed = request.place(ticket.seat)
+                session.check_free(placed.source, placed.target)
+            except UsageError:
+                end_empty(ticket)
+                raise
+            ticket.post_collective(placed, 0, last=True)
+            work = Work(ticket, placed.result)
+            if not async_op:
+                work.wait()
+            return work
+        except PcclError as error:
+            if not ticket.sealed:
                 session.leave_after(error)
             raise
         except BaseException as error:

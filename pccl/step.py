@@ -17,6 +17,7 @@ from pccl.base.errors import PcclError, UsageError
 from pccl.collectives.buffers import Buffer, describe_pair
 from pccl.collectives.descriptor import Descriptor
 from pccl.collectives.ops import (
+    COMPLEX_PARTS,
     Algorithm,
     ReduceOp,
     check_meaning,
@@ -24,13 +25,16 @@ from pccl.collectives.ops import (
     parse_algorithm,
     parse_op,
 )
+from pccl.collectives.placed import Request
+from pccl.collectives.requests import as_floats
 from pccl.outcome import Outcome
 from pccl.session import Session
+from pccl.step_collectives import StepCollectives
 from pccl.ticket import Ticket
 from pccl.work import Work
 
 
-class Step:
+class Step(StepCollectives):
     """A block of operations that commit or are retried as one; get it from `comm.step()`."""
 
     def __init__(self, session: Session, name: str, timeout_s: float) -> None:
@@ -108,6 +112,7 @@ class Step:
         Args:
             array: numpy array, torch CPU tensor or other shared memory; C-contiguous; element
                 count, dtype, op and tag alike on all members.  Borrowed until the step ends.
+                Complex numbers have sum and avg, 8-bit floats nothing.
             op: sum, avg (or mean), prod (or product), min or max.
             tag: names the operation within the step; None numbers operations in program order.
             weight: of this peer's contribution to an avg; finite, not negative.
@@ -121,15 +126,28 @@ class Step:
         Raises:
             UsageError: an argument is not as described; nothing was sent or changed.
         """
-        ticket = self._begun()
-        if ticket.sealed or self._session.closed:
-            self._session.check()
-            raise UsageError("the step has ended; post operations inside its block")
+        ticket = self._open()
         work = check_all_reduce(array, op, weight, out, deterministic, algorithm)
         number = ticket.choose_tag(tag)
         self._session.check_free(work.source, work.target)
         ticket.post(work.descriptor, work.source, work.target, number, work.weight)
         return Work(ticket, array if out is None else out)
+
+    def _post(self, request: Request, tag: int | None) -> Work:
+        ticket = self._open()
+        placed = request.place(ticket.seat)
+        number = ticket.choose_tag(tag)
+        self._session.check_free(placed.source, placed.target)
+        ticket.post_collective(placed, number)
+        return Work(ticket, placed.result)
+
+    def _open(self) -> Ticket:
+        """Returns the ticket of a step that takes operations.  Raises UsageError after its end."""
+        ticket = self._begun()
+        if ticket.sealed or self._session.closed:
+            self._session.check()
+            raise UsageError("the step has ended; post operations inside its block")
+        return ticket
 
     def _begun(self) -> Ticket:
         if self._ticket is None:
@@ -164,6 +182,10 @@ def check_all_reduce(
     checked_weight = check_weight(weight, reduce_op)
     plan = parse_algorithm(algorithm)
     source, target = describe_pair(array, out)
+    if source.dtype in COMPLEX_PARTS:
+        in_place = target is source
+        source = as_floats(source, reduce_op)
+        target = source if in_place else as_floats(target, reduce_op)
     check_meaning(source.dtype, reduce_op)
     descriptor = Descriptor(source.dtype, source.count, reduce_op, bool(deterministic), plan)
     return CheckedAllReduce(descriptor, source, target, checked_weight)

@@ -23,10 +23,12 @@ from pccl.base.errors import (
     PcclError,
     StepFailed,
     UsageError,
+    ViewChanged,
     WorldTooSmall,
 )
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.descriptor import Descriptor
+from pccl.collectives.placed import Placed, Seat
 from pccl.outcome import Outcome
 from pccl.transport import engine_api
 from pccl.transport.engine_api import STEP_COMMITTED, STEP_OPEN, BegunStep, StepResult
@@ -106,6 +108,38 @@ class Ticket:
             self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self.spans.add(source, target)
+
+    def post_collective(self, placed: Placed, tag: int, last: bool = False) -> None:
+        """As `post`, of an operation that has been placed in this step's view."""
+        self._buffers.append((placed.source, placed.target))  # first, as in post
+        what = placed.descriptor
+        self.session.engine.post_collective(
+            self.begun.step,
+            tag,
+            int(what.collective),
+            placed.source.address,
+            placed.target.address,
+            what.count,
+            int(what.dtype),
+            int(what.op),
+            placed.weight,
+            what.deterministic,
+            placed.root,
+            what.uneven,
+            placed.send_counts,
+            placed.receive_counts,
+            last,
+        )
+        if last:
+            self.sealed = True
+            self._deadline = Deadline(self.timeout_s)
+        self._tags.add(tag)
+        self.spans.add(placed.source, placed.target)
+
+    @property
+    def seat(self) -> Seat:
+        """Where this peer stands in the view that the step began in."""
+        return Seat(self.begun.rank, self.begun.world_size, bytes(self.session.peer_id))
 
     def seal(self) -> None:
         """Says that no operation follows; the step may now commit."""
@@ -234,6 +268,8 @@ def failure_of(code: int, text: str, step: int) -> PcclError:
             return DeadlineExceeded(f"step {step}: {text}")
         case SuspectCode.UNDERFLOW:
             return WorldTooSmall(text, step=step)
+        case SuspectCode.VIEW_CHANGED:
+            return ViewChanged(text, step=step)
         case SuspectCode.EXCLUDED:
             return Excluded(text, step=step)
         case engine_api.STEP_LEFT_CODE:

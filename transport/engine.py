@@ -79,7 +79,7 @@ class Engine:
     """The native engine, with typed results and errors.
 
     One per connection to a run; it owns the listening port, the data lanes and the native threads
-    until `close`.  Memory passed to `post_all_reduce` must live until the step is released or the
+    until `close`.  Memory passed to `post_...` must live until the step is released or the
     engine is closed.
 
     Raises:
@@ -233,6 +233,45 @@ class Engine:
                 weight,
                 deterministic,
                 algorithm,
+                last,
+            )
+        except self._error_type as error:
+            raise self._mapped(error, deciding=True) from error
+
+    def post_collective(
+        self,
+        step: int,
+        tag: int,
+        collective: int,
+        input_address: int,
+        output_address: int,
+        count: int,
+        dtype: int,
+        op: int,
+        weight: float,
+        deterministic: bool,
+        root: int | bytes,
+        uneven: bool,
+        send_counts: Sequence[int],
+        receive_counts: Sequence[int],
+        last: bool = False,
+    ) -> None:
+        try:
+            self._native.post_collective(
+                step,
+                tag,
+                collective,
+                input_address,
+                output_address,
+                count,
+                dtype,
+                op,
+                weight,
+                deterministic,
+                root,
+                uneven,
+                send_counts,
+                receive_counts,
                 last,
             )
         except self._error_type as error:

@@ -140,6 +140,24 @@ class EngineLike(Protocol):
         algorithm: int,
         last: bool = False,
     ) -> None: ...
+    def post_collective(
+        self,
+        step: int,
+        tag: int,
+        collective: int,
+        input_address: int,
+        output_address: int,
+        count: int,
+        dtype: int,
+        op: int,
+        weight: float,
+        deterministic: bool,
+        root: int | bytes,
+        uneven: bool,
+        send_counts: Sequence[int],
+        receive_counts: Sequence[int],
+        last: bool = False,
+    ) -> None: ...
     def seal(self, step: int) -> None: ...
     def wait_step(self, step: int, timeout_s: float) -> bool: ...
     def step_result(self, step: int) -> StepResult: ...

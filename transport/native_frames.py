@@ -25,6 +25,7 @@ from pccl.transport.native_kinds import (
     Kind,
     Reader,
     list_of,
+    one_of,
     struct_of,
     unsigned,
 )
@@ -76,7 +77,7 @@ class WaitKind(IntEnum):
 
 
 class SuspectCode(IntEnum):
-    """Why a peer asks for a flush, and why a step failed: the last two only that."""
+    """Why a peer asks for a flush, and why a step failed: 6 and 7 only that."""
 
     DESCRIPTOR = 1
     DIGEST = 2
@@ -85,6 +86,7 @@ class SuspectCode(IntEnum):
     LOCAL = 5
     UNDERFLOW = 6
     EXCLUDED = 7
+    VIEW_CHANGED = 9  # 8 is the native core's own, for a program that has left
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class OpenStep:
     manifest: bytes
     digest: bytes
     name_hash: int
+    bound: bool = False  # holds an operation that means nothing among other members
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +256,13 @@ class UnknownVersion(RemoteError):
     """The frame is of another protocol version; a HELLO is then answered with REFUSED."""
 
 
-_FLAGS = unsigned("B", 0, 7)
+_FLAGS = unsigned("B", 0, 15)
+_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED))
 
 
 def _write_open_step(value: OpenStep) -> bytes:
-    flags = (1 if value.sealed else 0) | (2 if value.complete else 0) | (4 if value.waiting else 0)
+    flags = (1 if value.sealed else 0) | (2 if value.complete else 0)
+    flags |= (4 if value.waiting else 0) | (8 if value.bound else 0)
     return b"".join(
         (
             U64.write(value.step),
@@ -273,15 +278,14 @@ def _write_open_step(value: OpenStep) -> bytes:
 def _read_open_step(reader: Reader) -> OpenStep:
     step, epoch, flags = U64.read(reader), U32.read(reader), _FLAGS.read(reader)
     manifest, digest, name_hash = ID.read(reader), ID.read(reader), U64.read(reader)
-    return OpenStep(
-        step, epoch, bool(flags & 1), bool(flags & 2), bool(flags & 4), manifest, digest, name_hash
-    )
+    sealed, complete, waiting, bound = (bool(flags & bit) for bit in (1, 2, 4, 8))
+    return OpenStep(step, epoch, sealed, complete, waiting, manifest, digest, name_hash, bound)
 
 
 _OPEN_STEP = Kind(_write_open_step, _read_open_step)
 _IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
 _WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 4)))
-_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, 8)))
+_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, 9)))
 _ROUTES = list_of(struct_of(Route, ID, ID))
 _WAITING = unsigned("B", 0, 3)
 
@@ -294,7 +298,7 @@ _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),
     (7, Report, (U64, U32, U32, BOOL, U64, U64, U64, _STEPS, _OPEN_STEPS, _FAILED)),
-    (8, Suspect, (U32, U64, unsigned("B", 1, 5), _IDS, TEXT)),
+    (8, Suspect, (U32, U64, _SUSPECTED, _IDS, TEXT)),
     (9, EvictedFrame, (U64, TEXT)),
     (10, PeerBeat, (U32, U64, U64)),
     (11, Routes, (U64, U32, _ROUTES)),

@@ -10,7 +10,7 @@ value out of range, and a Reader never reads past its end.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,6 +60,18 @@ def unsigned(code: str, low: int = 0, high: int | None = None) -> Kind:
         lambda value: layout.pack(check(value)),
         lambda reader: check(layout.unpack(reader.take(layout.size))[0]),
     )
+
+
+def one_of(code: str, values: Collection[int]) -> Kind:
+    """An unsigned that is one of these."""
+    kind = unsigned(code, min(values), max(values))
+
+    def check(value: int) -> int:
+        if value not in values:
+            raise ValueError(f"{value} is none of {', '.join(map(str, values))}")
+        return value
+
+    return Kind(lambda value: kind.write(check(value)), lambda reader: check(kind.read(reader)))
 
 
 def _write_id(value: bytes) -> bytes:

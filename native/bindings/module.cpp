@@ -5,11 +5,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
 #include <system_error>
+#include <variant>
 
 #include "pccl/clock.hpp"
 #include "pccl/engine.hpp"
@@ -197,6 +199,37 @@ void post_all_reduce(Engine& engine, StepId step, Tag tag, std::uintptr_t input,
   engine.post(posted, last);
 }
 
+/// Any collective.  `root`: a rank of the view that the step began in, or the name of a member; -1
+/// without one.
+void post_collective(Engine& engine, StepId step, Tag tag, unsigned collective,
+                     std::uintptr_t input, std::uintptr_t output, std::uint64_t count,
+                     unsigned dtype, unsigned op, double weight, bool deterministic,
+                     const std::variant<int, nb::bytes>& root, bool uneven,
+                     std::vector<std::uint64_t> send_counts,
+                     std::vector<std::uint64_t> receive_counts, bool last) {
+  if (collective >= collective_count || dtype >= dtype_count || op >= reduce_op_count) {
+    throw nb::value_error("unknown collective, dtype or op");
+  }
+  Posted posted{step, tag, {}, reinterpret_cast<const std::byte*>(input),
+                reinterpret_cast<std::byte*>(output), weight};
+  posted.descriptor = {static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), 0,
+                       Algorithm::automatic, count, deterministic,
+                       static_cast<Collective>(collective), uneven, {}};
+  if (reduces(posted.descriptor.collective) &&
+      !supported(posted.descriptor.dtype, posted.descriptor.op)) {
+    throw nb::value_error("this operation has no meaning for this dtype");
+  }
+  if (const auto* rank = std::get_if<int>(&root)) {
+    posted.root_rank = *rank;
+  } else {
+    posted.descriptor.root = to_bytes16<PeerIdKind>(std::get<nb::bytes>(root), "root");
+  }
+  posted.send_counts = std::move(send_counts);
+  posted.receive_counts = std::move(receive_counts);
+  nb::gil_scoped_release release;
+  engine.post(posted, last);
+}
+
 void admit(Engine& engine, const nb::bytes& run_id, Incarnation incarnation,
            const nb::bytes& secret, Generation generation, const std::string& host,
            std::uint16_t port, double heartbeat_s, double lease_s) {
@@ -276,6 +309,10 @@ void bind_steps(nb::class_<Engine>& engine) {
       .def("post_all_reduce", &post_all_reduce, "step"_a, "tag"_a, "input_address"_a,
            "output_address"_a, "count"_a, "dtype"_a, "op"_a, "weight"_a, "deterministic"_a,
            "algorithm"_a, "last"_a = false)
+      .def("post_collective", &post_collective, "step"_a, "tag"_a, "collective"_a,
+           "input_address"_a, "output_address"_a, "count"_a, "dtype"_a, "op"_a, "weight"_a,
+           "deterministic"_a, "root"_a, "uneven"_a, "send_counts"_a, "receive_counts"_a,
+           "last"_a = false)
       .def("seal", &Engine::seal, "step"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("wait_step", &wait_step, "step"_a, "timeout_s"_a)
       .def("step_result", &step_result, "step"_a)

@@ -91,7 +91,8 @@ nb::dict to_python(const Report& report) {
   nb::list open;
   for (const OpenStep& step : report.open) {
     open.append(nb::make_tuple(step.step, step.epoch, step.sealed, step.complete, step.waiting,
-                               to_python(step.manifest), to_python(step.digest), step.name_hash));
+                               to_python(step.manifest), to_python(step.digest), step.name_hash,
+                               step.bound));
   }
   dict["open"] = open;
   nb::list failed;
@@ -140,6 +141,7 @@ void bind_outcome(nb::module_& module) {
         new (self) Machine(to_peer(peer), incarnation);
       }, "peer_id"_a, "incarnation"_a)
       .def("begin", &begin, "name_hash"_a)
+      .def("bind", &Machine::bind, "step"_a)
       .def("seal", [](Machine& self, StepId step, const nb::bytes& manifest) {
         Effects effects;
         self.seal(step, to_digest(manifest), effects);

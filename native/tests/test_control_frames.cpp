@@ -39,7 +39,7 @@ std::vector<Vector> vectors() {
   status.down = {id<PeerId>(7), id<PeerId>(8)};
   status.relayed = {id<PeerId>(11)};
   Report report{1, 2, 3, true, 4, 5, 6, {7, 8}, {}, {}};
-  report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13});
+  report.open.push_back({9, 10, true, false, true, digest(11), digest(12), 13, true});
   report.failed.push_back({4, SuspectCode::deadline});
   return {
       {frames::Hello{Purpose::data_lane, id<RunId>(1), id<PeerId>(2), 3, id<Secret>(4), 5, 6, 7},
@@ -55,8 +55,8 @@ std::vector<Vector> vectors() {
       {frames::Pong{9, 10}, "0f000000c78d5a5ca83bfc9cc1050409000000000000000a000000"},
       {frames::Flush{11, 12}, "0f0000005f696be92ecab537c106040b000000000000000c000000"},
       {report,
-       "800000006ec28c6f2333f035c10704010000000000000002000000030000000104000000000000000500000000"
-       "0000000600000000000000020007000000000000000800000000000000010009000000000000000a000000050b"
+       "80000000842e09979bad58d9c10704010000000000000002000000030000000104000000000000000500000000"
+       "0000000600000000000000020007000000000000000800000000000000010009000000000000000a0000000d0b"
        "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0d00000000000000010004000000"
        "0000000003"},
       {Suspect{1, 2, SuspectCode::deadline, {id<PeerId>(4)}, "late"},
@@ -192,9 +192,9 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[3].frame, 74, 0)));    // kind of a wait
   CHECK(refused(with(all[3].frame, 74, 5)));
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
-  CHECK(refused(with(all[6].frame, 76, 8)));    // flags of the open step
+  CHECK(refused(with(all[6].frame, 76, 16)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code
-  CHECK(refused(with(all[7].frame, 15, 6)));
+  for (const unsigned code : {6u, 7u, 8u, 10u}) CHECK(refused(with(all[7].frame, 15, code)));
 }
 
 TEST(bad_utf8_is_refused_on_the_way_in) {

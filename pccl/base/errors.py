@@ -12,10 +12,10 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     ├── DeadlineExceeded     nothing failed, but time ran out (also a TimeoutError)   [retryable]
     ├── PeerLost             a peer vanished in the middle                            [retryable]
     ├── StaleView            the operation belongs to an older epoch                  [retryable]
-    ├── ViewChanged          the members changed, and the operation depends on them   [retryable]
     ├── StepFailed           all members decided that this step cannot succeed
     │   ├── DescriptorMismatch   peers posted different operations under one tag
     │   ├── CorruptResult        peers hold different results, attempt after attempt
+    │   ├── ViewChanged          the members changed, and the operation needs them  [retryable]
     │   ├── WorldTooSmall        fewer members than min_world, and nobody waits     [retryable]
     │   └── Excluded             the others did not wait any longer for this peer   [retryable]
     ├── Left                 this process has left the run, as it had asked to
@@ -107,21 +107,6 @@ class StaleView(PcclError):
         self.current_epoch = current_epoch
 
 
-class ViewChanged(PcclError):
-    """The members changed during an operation whose meaning depends on them; post it again."""
-
-    retryable = True
-
-    def __init__(
-        self,
-        reason: str = "the members changed during the operation; post it again",
-        *,
-        epoch: int = 0,
-    ) -> None:
-        super().__init__(reason)
-        self.epoch = epoch
-
-
 class StepFailed(PcclError):
     """All members decided that a step cannot succeed; every input is as it was before the step."""
 
@@ -141,6 +126,13 @@ class DescriptorMismatch(StepFailed):
 
 class CorruptResult(StepFailed):
     """Peers computed different results attempt after attempt: suspect memory or a processor."""
+
+
+class ViewChanged(StepFailed):
+    """The members changed during a step with an operation whose shape or root depends on them:
+    every input is as it was.  Look at the view again and post what fits it."""
+
+    retryable = True
 
 
 class WorldTooSmall(StepFailed):

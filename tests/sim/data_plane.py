@@ -43,6 +43,8 @@ class Attempt:
     __slots__ = (
         "accused",
         "began_s",
+        "begun_with",
+        "bound",
         "buffer",
         "complete",
         "contributions",
@@ -74,6 +76,8 @@ class Attempt:
         self.manifest = MANIFESTS[0]
         self.participants: tuple[int, ...] = ()  # of all groups: whose DONEs it takes
         self.mates: tuple[int, ...] = ()  # those of the own group: who reduce
+        self.begun_with: tuple[int, ...] = ()  # the first attempt's
+        self.bound = False  # to those: among others the operation means nothing
         self.rank = 0
         self.posts: set[int] = set()  # whose OPEN is here
         self.input = 0  # what the program gave
@@ -82,6 +86,10 @@ class Attempt:
         self.ready: set[int] = set()  # shards whose result is in the buffer
         self.contributions: dict[int, dict[int, int]] = {}  # shard: sender: value
         self.said = 0  # the own shard's result; said again it has the hash of the first time
+
+    @property
+    def misplaced(self) -> bool:
+        return self.bound and self.mates != self.begun_with
 
 
 class DataPlane:
@@ -99,11 +107,14 @@ class DataPlane:
 
     # ------------------------------------------------------------ the program
 
-    def post(self, step: int, shape: int, manifest: bytes) -> None:
+    def post(self, step: int, shape: int, manifest: bytes, *, bound: bool = False) -> None:
         attempt = self.open.get(step)
         if attempt is None:
             return  # it has failed meanwhile
         attempt.posted, attempt.shape, attempt.manifest = True, shape, manifest
+        attempt.bound = bound
+        if bound:
+            self.engine.machine.bind(step)
         attempt.input = unit(self.engine.incarnation)
         attempt.buffer = [attempt.input]
         if attempt.started and not self.is_fenced():
@@ -134,6 +145,7 @@ class DataPlane:
                 if m.first_step <= step and m.group == self.peer.group
             ]
         )
+        attempt.begun_with = attempt.begun_with or attempt.mates
         attempt.rank = attempt.mates.index(self.engine.incarnation)
         attempt.contributions.clear()
         attempt.ready.clear()
@@ -154,6 +166,7 @@ class DataPlane:
     def committed(self, step: int) -> None:
         attempt = self.open.pop(step)
         assert attempt.complete, f"{self.peer} committed step {step} without a result"
+        assert not attempt.misplaced, f"{self.peer} committed step {step} among others than its own"
         self.world.note("{} commits step {}", self.peer, step)
         if not self.engine.installing:
             self.world.history.all_done(self.peer, attempt.epoch, step, attempt.participants)
@@ -207,6 +220,8 @@ class DataPlane:
 
     def _run(self, step: int, attempt: Attempt) -> None:
         """The operation starts: the own contribution goes out, early frames are applied."""
+        if self._refuses(step, attempt):
+            return
         attempt.given = value = attempt.buffer[0] // scale(len(attempt.buffer), 0)
         count = self._shards(attempt)
         attempt.buffer = [value * scale(count, shard) for shard in range(count)]
@@ -220,6 +235,17 @@ class DataPlane:
         for frame in self.early.pop((attempt.epoch, step), ()):
             self.receive(frame)
         self._fold(step, attempt)
+
+    def _refuses(self, step: int, attempt: Attempt) -> bool:
+        """Says whether the operation means nothing among those that there are now."""
+        if not attempt.misplaced:
+            return False
+        if not attempt.accused:
+            attempt.accused = True
+            text = f"step {step} was posted for {attempt.begun_with}"
+            suspect = Suspect(attempt.epoch, step, SuspectCode.VIEW_CHANGED, (), text)
+            self.engine.control.suspect(suspect)
+        return True
 
     def _say_open(self, step: int, attempt: Attempt, other: int) -> None:
         own, links = self.engine.incarnation, self.world.links
@@ -239,7 +265,7 @@ class DataPlane:
         """A link is (again) up: everything that may have been lost is said again."""
         for step, attempt in list(self.open.items()):
             running = attempt.started and attempt.posted and not self.is_fenced()
-            if running and other in attempt.mates:
+            if running and not attempt.misplaced and other in attempt.mates:
                 self._say_open(step, attempt, other)
                 for shard in sorted(attempt.ready):
                     if self.direct and shard == attempt.rank:

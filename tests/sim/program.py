@@ -118,7 +118,8 @@ class Program:
         data = self.peer.engine.data
         shape, self.next_shape = self.next_shape, 0
         manifest, self.next_manifest = self.next_manifest or shape, 0
-        data.post(step, shape, MANIFESTS[manifest])
+        every = self.world.script.bound_steps
+        data.post(step, shape, MANIFESTS[manifest], bound=every > 0 and step % every == 0)
         if self.peer.alive and self.peer.engine.failed is None:
             data.seal(step)
 

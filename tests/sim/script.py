@@ -72,6 +72,7 @@ class Script:
     groups: int = 1  # of peers that reduce among themselves
     misfit_s: float = 0.0  # so long some newcomers wait at an entry that members do not come to
     misfit_first: bool = False  # but for the first step of those that start early
+    bound_steps: int = 0  # every so many steps one depends on its members; 0: none
     faults: tuple[Fault, ...] = ()
 
     def without(self, dropped: set[int]) -> Script:
@@ -187,6 +188,7 @@ def draw(seed: int, kind: str = "", *, only: Sequence[str] = ()) -> Script:
         on_underflow=_underflow(rng, kind),
         misfit_s=rng.choice((2.0, 5.0, EVER)) if rng.random() < 0.15 else 0.0,
         misfit_first=not calm and rng.random() < 0.5,
+        bound_steps=(0, 0, 0, 2, 3)[seed % 5],  # not drawn, which would change the rest
         faults=tuple(sorted(faults)),
     )
 

@@ -25,6 +25,7 @@ PLAIN: Final[tuple[tuple[str, Any], ...]] = (
     ("direct", False),
     ("hasty", False),
     ("open_steps", 1),
+    ("bound_steps", 0),
     ("step_deadline_s", 1e9),
     ("delay_s", 0.005),
     ("fsync_s", 0.003),

@@ -98,9 +98,9 @@ class Executor final : public FrameSink {
   std::optional<StepId> begin(std::uint64_t name_hash);
   /// Why begin() will go on saying no; an exclusion is told once.
   Refusal refusal() noexcept { return machine_ ? machine_->refusal() : Refusal::none; }
-  /// usage: the step is not open, sealed, or has this tag already, or the sizes of the parts are
-  /// not one for each of its members.
-  Status post(const Posted& posted);
+  /// usage: the step is not open, sealed, or has this tag already, the root is no member of it, or
+  /// the sizes of the parts are not one for each of its members.
+  Status post(Posted posted);
   Status seal(StepId step);
   [[nodiscard]] StepRecord* record(StepId step) noexcept;
   void release(StepId step);

@@ -70,6 +70,7 @@ struct Posted {
   const std::byte* input = nullptr;
   std::byte* output = nullptr;  // may be the input
   double weight = 1.0;
+  int root_rank = -1;  // in the view that the step began in, for descriptor.root; -1: it is set
   /// Parts of unequal size: see PlanRequest.  Empty where they are equal.
   std::vector<std::uint64_t> send_counts{};
   std::vector<std::uint64_t> receive_counts{};
@@ -112,7 +113,10 @@ class Operation {
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
   [[nodiscard]] Epoch epoch() const noexcept { return epoch_; }
   [[nodiscard]] bool running() const noexcept { return running_; }
-  [[nodiscard]] bool complete() const noexcept { return running_ && finals_left_ == 0; }
+  /// All results are here and, where those do not show it, all others have posted their side.
+  [[nodiscard]] bool complete() const noexcept {
+    return running_ && finals_left_ == 0 && opens_left_ == 0;
+  }
   [[nodiscard]] Digest digest() const noexcept { return digest_; }
   [[nodiscard]] int rank_of(const Link& link) const noexcept;
   /// Calls `lacking(rank)` for each peer that still owes slices; some may be named twice.
@@ -120,11 +124,15 @@ class Operation {
   void lacks(const Lacking& lacking) const;
   [[nodiscard]] SendQueue& queue(std::uint16_t peer) noexcept { return queues_[peer]; }
   [[nodiscard]] FrameHeader header(FrameType type) const noexcept;
+  /// Its OPEN came and fits; false: it had come before.
+  bool open(std::uint16_t peer) noexcept;
+  [[nodiscard]] bool opened(std::uint16_t peer) const noexcept {
+    return peer < opened_.size() && opened_[peer] != 0;
+  }
   /// What OPEN says to that peer.  running() is assumed.
   [[nodiscard]] OpenBody open_body(std::uint16_t peer) const noexcept;
 
   std::uint32_t group = 0;           // of the attempt, as every frame of it says
-  std::vector<std::uint8_t> opened;  // by plan rank: its OPEN came
   std::uint64_t wire_bytes = 0;      // over all attempts
   bool counted = false;              // the executor has seen it complete in this attempt
 
@@ -215,6 +223,8 @@ class Operation {
   std::unordered_map<std::uint64_t, Buffer> staged_;  // ordered: by slice and rank
   bool starved_ = false;                              // ordered: some slice found no memory
   std::uint64_t finals_left_ = 0;
+  std::vector<std::uint8_t> opened_;  // by plan rank
+  std::uint32_t opens_left_ = 0;      // that completion waits for
   Digest digest_;
   UndoBlock undo_;
 };

@@ -108,6 +108,8 @@ class OutcomeMachine {
   std::optional<StepId> begin(std::uint64_t name_hash, Effects& effects);
   /// Why begin() will go on saying no.  Tells of an exclusion once.
   Refusal refusal() noexcept;
+  /// An operation was posted that means nothing among other members: the report says so.
+  void bind(StepId step) noexcept;
   /// The last operation was posted.
   void seal(StepId step, Digest manifest, Effects& effects);
   /// All results are here (and the step is sealed); ignored for an older attempt or while frozen.
@@ -170,6 +172,7 @@ class OutcomeMachine {
     bool waiting = false;   // retried, not started yet
     bool sealed = false;
     bool complete = false;
+    bool bound = false;
     Digest manifest;
     Digest digest;
     std::uint32_t group = 0;

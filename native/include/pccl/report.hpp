@@ -22,6 +22,7 @@ struct OpenStep {
   Digest manifest;
   Digest digest;
   std::uint64_t name_hash = 0;
+  bool bound = false;    // holds an operation that means nothing among other members
 };
 
 enum class SuspectCode : std::uint8_t {

@@ -80,6 +80,7 @@ class Reader {
     get(value.low);
     get(value.high);
   }
+  void require(bool condition) noexcept { good_ = good_ && condition; }
   std::uint8_t between(std::uint8_t low, std::uint8_t high) noexcept {
     std::uint8_t value = 0;
     get(value);

@@ -15,6 +15,7 @@ constexpr std::uint8_t flag_sealed = 1;
 constexpr std::uint8_t flag_complete = 2;
 constexpr std::uint8_t flag_waiting = 4;
 constexpr std::size_t failed_step_bytes = 8 + 1;
+constexpr std::uint8_t flag_bound = 8;
 constexpr std::size_t wait_bytes = 16 + 1;
 constexpr std::size_t route_bytes = 16 + 16;
 
@@ -117,7 +118,8 @@ void write(Writer& out, const OpenStep& open) {
   out.put(open.epoch);
   out.put(static_cast<std::uint8_t>((open.sealed ? flag_sealed : 0) |
                                     (open.complete ? flag_complete : 0) |
-                                    (open.waiting ? flag_waiting : 0)));
+                                    (open.waiting ? flag_waiting : 0) |
+                                    (open.bound ? flag_bound : 0)));
   out.put(open.manifest);
   out.put(open.digest);
   out.put(open.name_hash);
@@ -125,10 +127,11 @@ void write(Writer& out, const OpenStep& open) {
 void read(Reader& in, OpenStep& open) {
   in.get(open.step);
   in.get(open.epoch);
-  const std::uint8_t flags = in.between(0, flag_sealed | flag_complete | flag_waiting);
+  const std::uint8_t flags = in.between(0, 15);  // any of the four
   open.sealed = (flags & flag_sealed) != 0;
   open.complete = (flags & flag_complete) != 0;
   open.waiting = (flags & flag_waiting) != 0;
+  open.bound = (flags & flag_bound) != 0;
   in.get(open.manifest);
   in.get(open.digest);
   in.get(open.name_hash);
@@ -168,8 +171,14 @@ void read(Reader& in, Report& report) {
   for (FailedStep& failed : report.failed) {
     in.get(failed.step);
     failed.code =
-        static_cast<SuspectCode>(in.between(0, static_cast<std::uint8_t>(SuspectCode::left)));
+        static_cast<SuspectCode>(in.between(0, static_cast<std::uint8_t>(SuspectCode::view_changed)));
   }
+}
+
+/// The others are reasons of a step's failure only, or say nothing.
+bool may_be_suspected(SuspectCode code) noexcept {
+  return code == SuspectCode::view_changed ||
+         (code != SuspectCode::none && code <= SuspectCode::local);
 }
 
 void write(Writer& out, const Suspect& suspect) {
@@ -182,8 +191,9 @@ void write(Writer& out, const Suspect& suspect) {
 void read(Reader& in, Suspect& suspect) {
   in.get(suspect.epoch);
   in.get(suspect.step);
-  suspect.code =
-      static_cast<SuspectCode>(in.between(1, static_cast<std::uint8_t>(SuspectCode::local)));
+  suspect.code = static_cast<SuspectCode>(
+      in.between(1, static_cast<std::uint8_t>(SuspectCode::view_changed)));
+  in.require(may_be_suspected(suspect.code));
   in.peers(suspect.peers, peers_max);
   in.text(suspect.text, text_bytes_max);
 }
@@ -245,8 +255,7 @@ Status fits(const Frame& frame) noexcept {
   }
   const Suspect* suspect = std::get_if<Suspect>(&frame);
   if (suspect == nullptr) return Status::ok;
-  const bool reason = suspect->code != SuspectCode::none && suspect->code <= SuspectCode::local;
-  return reason ? Status::ok : Status::usage;
+  return may_be_suspected(suspect->code) ? Status::ok : Status::usage;
 }
 
 template <class Message>

@@ -194,7 +194,9 @@ void Engine::post(const Posted& posted, bool last) {
     if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
     if (executor_.post(posted) != Status::ok ||
         (last && executor_.seal(posted.step) != Status::ok)) {
-      throw EngineFailure("usage", "the step is over or sealed, or has an operation with this tag");
+      throw EngineFailure("usage",
+                          "the step is over or sealed, has an operation with this tag, or the root "
+                          "or the sizes do not fit its members");
     }
     const bool more = pump(monotonic_s());
     // Whoever posts the last operation mostly waits next, and then moves the frames itself.

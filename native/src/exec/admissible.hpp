@@ -18,6 +18,8 @@ namespace pccl {
 
 /// The counts are one for each rank, or as few as the collective needs of this one.
 [[nodiscard]] bool fits(const Posted& posted, std::size_t size) noexcept;
+/// Turns the root's rank into its name; false: there is no such member, or no need of a root.
+[[nodiscard]] bool name_root(Posted& posted, const StepRecord& step) noexcept;
 [[nodiscard]] std::string obstacle_to(const StepRecord& step, const Posted& posted);
 
 }  // namespace pccl

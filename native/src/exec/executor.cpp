@@ -55,14 +55,15 @@ std::optional<StepId> Executor::begin(std::uint64_t name_hash) {
   return id;
 }
 
-Status Executor::post(const Posted& posted) {
+Status Executor::post(Posted posted) {
   StepRecord* step = record(posted.step);
   if (step == nullptr || step->state == StepState::committed || step->sealed ||
       step->by_tag.contains(posted.tag)) {
     return Status::usage;
   }
   if (step->state == StepState::failed) return Status::ok;  // its end tells why
-  if (!fits(posted, step->begun_with.size())) return Status::usage;
+  if (!fits(posted, step->begun_with.size()) || !name_root(posted, *step)) return Status::usage;
+  if (bound(posted.descriptor.collective)) machine_->bind(posted.step);
   auto& operation = *step->operations.emplace_back(
       std::make_unique<Operation>(posted, environment_));
   step->by_tag[posted.tag] = &operation;

@@ -185,6 +185,7 @@ Status Executor::on_open(Link& link, const FrameHeader& header, const OpenBody& 
   if (Operation* operation = find(header, &step)) {
     check_open(*step, *operation, link, theirs);
     check_seals(*step);
+    completed(*step, *operation);
     return Status::ok;
   }
   if (over(header)) return Status::ok;
@@ -216,8 +217,7 @@ void Executor::check_open(StepRecord& step, Operation& operation, Link& link,
                words(theirs));
     return;
   }
-  if (operation.opened[rank] == 0) ++counters_.controls_handled;
-  operation.opened[rank] = 1;
+  if (operation.open(rank)) ++counters_.controls_handled;
   link.open(operation.queue(rank));
 }
 
@@ -234,7 +234,7 @@ void Executor::check_seals(StepRecord& step) {
     for (const auto& operation : step.operations) {
       const int from = operation->rank_of(*seal.link);
       if (from < 0) return;
-      if (operation->opened[static_cast<std::size_t>(from)] != 0) {
+      if (operation->opened(static_cast<std::uint16_t>(from))) {
         ++opened;
       } else {
         text = "tag " + std::to_string(operation->posted().tag) + ": peer " + short_name(self_) +

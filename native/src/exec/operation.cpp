@@ -116,6 +116,13 @@ void Operation::compare_signatures() noexcept {
   }
 }
 
+bool Operation::open(std::uint16_t peer) noexcept {
+  if (opened_[peer] != 0) return false;
+  opened_[peer] = 1;
+  if (opens_left_ > 0) --opens_left_;
+  return true;
+}
+
 int Operation::rank_of(const Link& link) const noexcept {
   const auto it = std::find(peers_.begin(), peers_.end(), &link);
   return it == peers_.end() ? -1 : static_cast<int>(it - peers_.begin());
@@ -157,7 +164,9 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
   const Plan& p = plan_->plan;
   lay_out();
   compare_signatures();
-  opened.assign(p.size, 0);
+  opened_.assign(p.size, 0);
+  // An all-reduce has something of everybody in its result.
+  opens_left_ = posted_.descriptor.collective == Collective::all_reduce ? 0 : p.size - 1U;
   weights_.assign(p.size, 0.0);
   weights_[p.rank] = posted_.weight;
   digest_ = {};

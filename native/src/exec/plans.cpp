@@ -34,6 +34,17 @@ bool fits(const Posted& posted, std::size_t size) noexcept {
   }
 }
 
+bool name_root(Posted& posted, const StepRecord& step) noexcept {
+  Descriptor& what = posted.descriptor;
+  const int rank = posted.root_rank;
+  if (!rooted(what.collective)) return rank < 0 && what.root == PeerId{};
+  if (rank >= 0) {
+    if (static_cast<std::size_t>(rank) >= step.begun_with.size()) return false;
+    what.root = step.begun_with[static_cast<std::size_t>(rank)].first;
+  }
+  return is_among(step.begun_with, what.root);
+}
+
 std::string obstacle_to(const StepRecord& step, const Posted& posted) {
   const Descriptor& what = posted.descriptor;
   const auto words = [&](const PeerId& gone) {

@@ -53,8 +53,9 @@ void Executor::tell_waits(const StepRecord& step, std::vector<WaitOn>& waits,
   for (const auto& operation : step.operations) {
     if (operation->complete()) continue;
     complete = false;
-    for (std::size_t rank = 0; rank < owes.size() && rank < operation->opened.size(); ++rank) {
-      if (operation->opened[rank] == 0) owes[rank] |= unopened;
+    if (!operation->running()) continue;  // it can run no more, and waits for the coordinator
+    for (std::uint16_t rank = 0; rank < owes.size(); ++rank) {
+      if (step.peers[rank] != nullptr && !operation->opened(rank)) owes[rank] |= unopened;
     }
     operation->lacks([&](std::uint16_t rank) { owes[rank] |= lacking; });
   }

@@ -157,6 +157,10 @@ void OutcomeMachine::start_waiting(Effects& effects) {
   }
 }
 
+void OutcomeMachine::bind(StepId id) noexcept {
+  if (const auto it = open_.find(id); it != open_.end()) it->second.bound = true;
+}
+
 void OutcomeMachine::seal(StepId id, Digest manifest, Effects&) {
   const auto it = open_.find(id);
   if (it == open_.end()) return;
@@ -246,7 +250,7 @@ Report OutcomeMachine::fence(Generation generation, Epoch target) {
   report.committed.assign(committed_.begin(), committed_.end());
   for (const auto& [id, step] : open_) {
     report.open.push_back({id, step.epoch, step.sealed, step.complete, step.waiting, step.manifest,
-                           step.digest, step.name_hash});
+                           step.digest, step.name_hash, step.bound});
   }
   for (const auto& [id, code] : failed_) report.failed.push_back({id, code});
   return report;

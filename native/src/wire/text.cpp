@@ -22,13 +22,13 @@ const char* name_of(Dtype dtype) noexcept {
     case Dtype::i64: return "i64";
     case Dtype::u64: return "u64";
     case Dtype::boolean: return "bool";
-    case Dtype::c64: return "complex64";
-    case Dtype::c128: return "complex128";
-    case Dtype::f8_e4m3fn: return "float8_e4m3fn";
-    case Dtype::f8_e5m2: return "float8_e5m2";
-    case Dtype::f8_e4m3fnuz: return "float8_e4m3fnuz";
-    case Dtype::f8_e5m2fnuz: return "float8_e5m2fnuz";
-    case Dtype::f8_e8m0fnu: return "float8_e8m0fnu";
+    case Dtype::c64: return "c64";
+    case Dtype::c128: return "c128";
+    case Dtype::f8_e4m3fn: return "f8_e4m3fn";
+    case Dtype::f8_e5m2: return "f8_e5m2";
+    case Dtype::f8_e4m3fnuz: return "f8_e4m3fnuz";
+    case Dtype::f8_e5m2fnuz: return "f8_e5m2fnuz";
+    case Dtype::f8_e8m0fnu: return "f8_e8m0fnu";
   }
   return "?";
 }

@@ -246,3 +246,23 @@ def nothing_said_again(p: Patches) -> None:
 @mutant("a member expects every name", of_kind("joins", misfit_s=EVER))
 def every_name_expected(p: Patches) -> None:
     p.set(SimEngine, "entry_within", lambda self, name: 1)
+
+
+@mutant(
+    "a step that depends on its members runs again among others",
+    only("kill", "crash", "start", "slow", bound_steps=2, step_deadline_s=1e9),
+)
+def bound_step_runs_again(p: Patches) -> None:
+    p.set(DataPlane, "_refuses", lambda self, step, attempt: False)
+
+
+@mutant(
+    "nobody says that a step cannot run among those that are left",
+    only("kill", "crash", "start", "slow", bound_steps=2, step_deadline_s=1e9),
+)
+def refusal_untold(p: Patches) -> None:
+    def _refuses(self: DataPlane, step: int, attempt: Attempt) -> bool:
+        attempt.accused = attempt.accused or attempt.misplaced
+        return before(self, step, attempt)
+
+    before = p.set(DataPlane, "_refuses", _refuses)

@@ -74,4 +74,4 @@ def test_a_lost_peer_and_a_stale_view_say_under_which_epoch() -> None:
 def test_errors_without_arguments_say_what_to_do() -> None:
     assert "connect" in str(Closed())
     assert "child" in str(Forked())
-    assert "again" in str(ViewChanged())
+    assert str(ViewChanged("peer 01 is gone", step=3)) == "step 3: peer 01 is gone"

@@ -49,6 +49,12 @@ def test_bool_has_no_average() -> None:
         check_meaning(Dtype.BOOL, ReduceOp.AVG)
 
 
+@pytest.mark.parametrize("dtype", [Dtype.C64, Dtype.F8_E5M2])
+def test_what_is_only_moved_has_no_reductions(dtype: Dtype) -> None:
+    with pytest.raises(UsageError, match=f"{dtype.label} has no reductions"):
+        check_meaning(dtype, ReduceOp.MAX)
+
+
 def test_a_descriptor_reads_like_the_call_it_describes() -> None:
     plain = Descriptor(Dtype.F32, 1 << 20, ReduceOp.SUM)
     special = Descriptor(Dtype.BF16, 3, ReduceOp.AVG, True, Algorithm.RING)

@@ -126,6 +126,7 @@ class FakeEngine:
         self.interrupt_next_wait: BaseException | None = None
         self.closed = False
         self.notices: list[int] = []
+        self.collectives: list[tuple[Any, ...]] = []  # posted, and not carried out
 
     def begin_step(self, name: str, timeout_s: float) -> BegunStep:
         self.check()
@@ -160,6 +161,12 @@ class FakeEngine:
             mine = self.run.steps[step].posts.setdefault(self.peer_id, {})
             mine[tag] = Post(source, target, op, weight)
         if last:
+            self.seal(step)
+
+    def post_collective(self, step: int, tag: int, *what: Any) -> None:
+        self.check()
+        self.collectives.append((step, tag, *what[:-1]))
+        if what[-1]:
             self.seal(step)
 
     def seal(self, step: int) -> None:

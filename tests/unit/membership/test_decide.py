@@ -72,6 +72,36 @@ def test_a_step_not_begun_at_one_survivor_runs_again() -> None:
     assert outcome_of(decide([THREE], {A: COMPLETE, B: report()})) is StepOutcome.RETRY
 
 
+def test_a_step_bound_to_its_members_fails_when_one_is_gone_and_runs_again_when_none_is() -> None:
+    bound = report(replace(held(complete=False), bound=True))
+    lost = decide([THREE], {A: bound, B: INCOMPLETE})
+    assert outcome_of(lost) is StepOutcome.FAIL
+    assert lost.decisions[0].code == SuspectCode.VIEW_CHANGED
+    assert "the 3 members of epoch 3, and peer 03030303 is gone" in lost.decisions[0].text
+    everybody = decide([THREE], {A: bound, B: bound, C: INCOMPLETE})
+    assert outcome_of(everybody) is StepOutcome.RETRY
+
+
+def test_a_bound_step_that_may_have_committed_commits_whoever_is_gone() -> None:
+    bound = report(replace(held(complete=True), bound=True))
+    assert outcome_of(decide([THREE], {A: bound, B: bound})) is StepOutcome.COMMIT
+    assert outcome_of(decide([THREE], {A: bound, B: COMMITTED})) is StepOutcome.COMMIT
+
+
+def test_a_step_is_bound_to_the_members_of_its_group_only() -> None:
+    views = [view(member(A), member(B), replace(member(C), group=1), replace(member(D), group=1))]
+    bound = report(replace(held(complete=False), bound=True))
+    assert outcome_of(decide(views, {A: bound, B: bound, C: INCOMPLETE})) is StepOutcome.RETRY
+    assert outcome_of(decide(views, {A: bound, C: bound, D: bound})) is StepOutcome.FAIL
+
+
+def test_a_step_that_cannot_run_among_those_left_fails_by_their_word() -> None:
+    told = [Accusation(STEP, SuspectCode.VIEW_CHANGED, "the root is gone")]
+    outcome = decide([THREE], {A: INCOMPLETE, B: INCOMPLETE}, accusations=told)
+    assert outcome_of(outcome) is StepOutcome.FAIL
+    assert outcome.decisions[0].code == SuspectCode.VIEW_CHANGED
+
+
 def test_one_that_knows_of_the_commit_is_enough() -> None:
     outcome = decide([THREE], {A: COMMITTED, B: COMPLETE})
     assert outcome_of(outcome) is StepOutcome.COMMIT

@@ -1,0 +1,186 @@
+// native/tests/test_collective_faults.cpp — collectives that are fenced at any moment: inputs come
+// back, those that can run again do, and those that mean nothing among fewer members end for all.
+// Ownership: each test owns its world.
+// Threads:   one per rank, and the test's main thread as the coordinator.
+// Errors:    CHECKs.
+#include <random>
+
+#include "collective_world.hpp"
+#include "control_rig.hpp"
+
+using namespace world;
+
+namespace {
+
+constexpr std::size_t large = 300'000;
+
+bool retried(Collective kind) { return !bound(kind) && kind != Collective::barrier; }
+
+/// Waits until bytes have moved at some engine, then a little longer, so that fences fall anywhere.
+void wait_for_bytes(World& world, std::uint64_t some, std::uint32_t extra_us) {
+  const double deadline_s = monotonic_s() + 10;
+  const auto moved = [&] {
+    std::uint64_t sum = 0;
+    for (const auto& engine : world.engines) sum += engine->stats().progress;
+    return sum;
+  };
+  while (moved() < some && monotonic_s() < deadline_s) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::microseconds(extra_us));
+}
+
+}  // namespace
+
+TEST(a_fence_at_any_moment_gives_every_input_back_and_the_next_attempt_is_exact) {
+  std::mt19937 dice(11);
+  for (const Collective kind : every_collective) {
+    for (const bool in_place : {false, true}) {
+      World world(3);
+      Epoch epoch = 1;
+      world.install(epoch, world.everybody());
+      for (int round = 0; round < (check::sanitized ? 3 : 8); ++round, ++epoch) {
+        const Case what{.kind = kind, .size = 3, .root = 1, .count = large, .in_place = in_place};
+        std::vector<std::unique_ptr<Side>> sides;
+        std::vector<StepId> steps;
+        for (const std::size_t rank : world.everybody()) {
+          sides.push_back(std::make_unique<Side>(what, rank));
+          steps.push_back(world.engines[rank]->begin_step("step", 20).step);
+          world.engines[rank]->post(sides[rank]->posted(steps[rank], 0));
+          world.engines[rank]->seal(steps[rank]);
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(dice() % 3000));
+        bool all_complete = true;
+        std::vector<Report> reports;
+        for (const auto& engine : world.engines) {
+          reports.push_back(engine->fence_for_test(1, epoch + 1));
+          if (reports.back().open.empty()) continue;  // it has committed
+          CHECK(reports.back().open[0].bound == bound(kind));
+          all_complete = all_complete && reports.back().open[0].complete;
+        }
+        // The recovery rule: undone unless all hold it.
+        const Decision decision{steps[0], all_complete ? Verdict::commit : Verdict::fail,
+                                SuspectCode::deadline, "late"};
+        world.install(epoch + 1, world.everybody(), {decision});
+        for (const std::size_t rank : world.everybody()) {
+          CHECK(world.engines[rank]->wait_step(steps[rank], 10));
+          const StepResult result = world.engines[rank]->result(steps[rank]);
+          if (result.state == StepState::failed) CHECK(sides[rank]->kept());
+          if (result.state == StepState::committed) CHECK(sides[rank]->right(world.everybody()));
+          world.engines[rank]->release(steps[rank]);
+        }
+      }
+      const Case again{.kind = kind, .size = 3, .root = 2, .count = 5'000, .in_place = in_place};
+      World::all(world.everybody(), [&](std::size_t rank) {
+        Side side(again, rank);
+        CHECK(run_side(*world.engines[rank], side).state == StepState::committed);
+        CHECK(side.right(world.everybody()));
+      });
+    }
+  }
+}
+
+TEST(what_does_not_depend_on_the_lost_member_runs_again_without_it) {
+  for (const Collective kind : every_collective) {
+    if (!retried(kind)) continue;
+    for (const bool in_place : {false, true}) {
+      World world(4);
+      world.install(1, world.everybody());
+      const std::vector<std::size_t> survivors{0, 1, 2};
+      const Case what{.kind = kind, .size = 4, .root = 1, .count = large, .in_place = in_place};
+      std::vector<std::unique_ptr<Side>> sides;
+      for (std::size_t rank = 0; rank < 4; ++rank) {
+        sides.push_back(std::make_unique<Side>(what, rank));
+      }
+      // Rank 3 posts nothing; the others get as far as they can, and then it is flushed out.
+      std::thread coordinator([&] {
+        wait_for_bytes(world, 1, 1500);
+        for (const std::size_t rank : survivors) (void)world.engines[rank]->fence_for_test(1, 2);
+        world.install(2, survivors, {{0, Verdict::retry, SuspectCode::none, {}}});
+      });
+      World::all(survivors, [&](std::size_t rank) {
+        const StepResult result = run_side(*world.engines[rank], *sides[rank]);
+        CHECK(result.state == StepState::committed && result.retries == 1);
+        CHECK(result.contributors.size() == 3);
+        CHECK(sides[rank]->right(survivors));
+      });
+      coordinator.join();
+    }
+  }
+}
+
+namespace {
+
+/// Rank 2 of three is flushed out; returns what each survivor tells the coordinator of the retry.
+std::vector<Suspect> told_after_a_loss(const Case& what, bool post_late) {
+  rig::Gate gate;
+  World world(3, 1, gate.port());
+  std::vector<rig::Wire> wires;  // of those that have something to say
+  std::vector<rig::Wire> silent;
+  for (std::size_t i = 0; i < 3; ++i) {
+    rig::Wire wire = gate.accept();
+    const auto hello = wire.next<frames::Hello>();
+    wire.write(frames::Frame{frames::Welcome{1}});
+    (hello && hello->peer == peer_id(2) ? silent : wires).push_back(std::move(wire));
+  }
+  world.install(1, world.everybody());
+  const std::vector<std::size_t> survivors{0, 1};
+  std::vector<std::unique_ptr<Side>> sides;
+  StepId step = 0;
+  const auto post_all = [&] {
+    for (const std::size_t rank : survivors) {
+      world.engines[rank]->post(sides[rank]->posted(step, 0));
+      world.engines[rank]->seal(step);
+    }
+  };
+  for (const std::size_t rank : survivors) {
+    sides.push_back(std::make_unique<Side>(what, rank));
+    step = world.engines[rank]->begin_step("step", 20).step;
+  }
+  if (!post_late) post_all();
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  for (const std::size_t rank : survivors) (void)world.engines[rank]->fence_for_test(1, 2);
+  world.install(2, survivors, {{step, Verdict::retry, SuspectCode::none, {}}});
+  if (post_late) post_all();
+  std::vector<Suspect> told;
+  for (rig::Wire& wire : wires) {
+    if (const auto said = wire.next<Suspect>()) told.push_back(*said);
+  }
+  for (const std::size_t rank : survivors) {
+    const Report report = world.engines[rank]->fence_for_test(1, 3);
+    CHECK(report.open.size() == 1 && !report.open[0].complete);
+  }
+  world.install(3, survivors, {{step, Verdict::fail, SuspectCode::view_changed, "gone"}});
+  for (const std::size_t rank : survivors) {
+    CHECK(world.engines[rank]->wait_step(step, 10));
+    CHECK(world.engines[rank]->result(step).state == StepState::failed);
+    CHECK(world.engines[rank]->result(step).code == SuspectCode::view_changed);
+    CHECK(sides[rank]->kept());
+  }
+  return told;
+}
+
+}  // namespace
+
+TEST(what_depends_on_a_lost_member_is_run_by_nobody_and_told_by_all) {
+  for (const Collective kind : every_collective) {
+    if (!bound(kind)) continue;
+    for (const bool late : {false, true}) {
+      for (const bool in_place : {false, true}) {
+        const auto told = told_after_a_loss(
+            {.kind = kind, .size = 3, .root = 1, .count = large, .in_place = in_place}, late);
+        CHECK(told.size() == 2);
+        for (const Suspect& said : told) {
+          CHECK(said.code == SuspectCode::view_changed && said.epoch == 2);
+          CHECK(said.text.find("03000000 is gone") != std::string::npos);
+        }
+      }
+    }
+  }
+}
+
+TEST(without_its_root_a_rooted_collective_is_run_by_nobody) {
+  for (const Collective kind : {Collective::broadcast, Collective::reduce}) {
+    const auto told = told_after_a_loss({.kind = kind, .size = 3, .root = 2, .count = large}, false);
+    CHECK(told.size() == 2);
+    for (const Suspect& said : told) CHECK(said.code == SuspectCode::view_changed);
+  }
+}
