@@ -162,9 +162,13 @@ def test_the_data_frames_have_the_types_and_sizes_that_the_protocol_lists() -> N
     table = list(rows("type", "name", "payload"))
     assert numbers == {row[1].lower(): int(row[0]) for row in table}
     payload = {row[1]: row[2] for row in table}
-    for name, constant in (("OPEN", "descriptor"), ("SEAL", "seal"), ("DONE", "done")):
+    for name, constant in (("SEAL", "seal"), ("DONE", "done")):
         (size,) = re.findall(rf"{constant}_bytes = (\d+);", header)
         assert payload[name].startswith(f"{size} bytes")
+    (size,) = re.findall(r"descriptor_bytes = (\d+);", header)
+    assert f"Descriptor, {size} bytes:" in PROTOCOL
+    (more,) = re.findall(r"open_bytes = descriptor_bytes \+ (\d+);", header)
+    assert payload["OPEN"].startswith(f"{int(size) + int(more)} bytes")
 
 
 def test_the_eager_budget_is_the_one_that_the_protocol_names() -> None:
@@ -206,7 +210,7 @@ def test_every_python_example_compiles(path: Path) -> None:
 
 
 def test_the_readme_shows_a_program_and_names_only_what_is_public() -> None:
-    (block,) = re.findall(
+    block, *_ = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
     )
     used = {

@@ -179,7 +179,8 @@ TEST(what_depends_on_a_lost_member_is_run_by_nobody_and_told_by_all) {
 
 TEST(without_its_root_a_rooted_collective_is_run_by_nobody) {
   for (const Collective kind : {Collective::broadcast, Collective::reduce}) {
-    const auto told = told_after_a_loss({.kind = kind, .size = 3, .root = 2, .count = large}, false);
+    const Case what{.kind = kind, .size = 3, .root = 2, .count = large};
+    const auto told = told_after_a_loss(what, false);
     CHECK(told.size() == 2);
     for (const Suspect& said : told) CHECK(said.code == SuspectCode::view_changed);
   }

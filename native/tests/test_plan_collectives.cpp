@@ -1,4 +1,4 @@
-// native/tests/test_plan_collectives.cpp — the plans of all collectives but all-reduce: sound at every
+// native/tests/test_plan_collectives.cpp — plans of all collectives but all-reduce: sound at every
 // size, count and root, as cheap as they claim to be, and found out when they are broken.
 // Ownership: plain values.
 // Threads:   one.

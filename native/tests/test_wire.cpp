@@ -150,7 +150,8 @@ TEST(a_header_has_the_bytes_that_the_protocol_page_says) {
   std::array<std::byte, open_bytes> scattered;
   encode(OpenBody{scatter, 5, 0}, scattered);
   CHECK(hex(scattered) ==
-        "0d000000000601000000000000000000a0a1a2a3a4a5a6a7a8a9aaabacadaeaf05000000000000000000000000000000");
+        "0d000000000601000000000000000000a0a1a2a3a4a5a6a7a8a9aaabacadaeaf"
+        "05000000000000000000000000000000");
 }
 
 TEST(every_flipped_bit_of_a_control_frames_body_is_noticed) {

@@ -165,7 +165,8 @@ class Operation {
   [[nodiscard]] std::uint64_t place(std::uint64_t begin, std::uint32_t slice) const noexcept {
     return (begin + std::uint64_t{slice} * plan_->plan.slice_count) * element_bytes_;
   }
-  [[nodiscard]] std::uint64_t input_offset(std::uint16_t shard, std::uint32_t slice) const noexcept {
+  [[nodiscard]] std::uint64_t input_offset(std::uint16_t shard,
+                                           std::uint32_t slice) const noexcept {
     return place(plan_->plan.shards[shard].input, slice);
   }
   [[nodiscard]] std::uint64_t output_offset(std::uint16_t shard,

@@ -1,10 +1,10 @@
 // native/include/pccl/plan.hpp — who sends what to whom in a collective, as data.
 //
 // Theory: an operation has an input space and an output space, each in one part or in one part per
-// rank; a rank may lack either.  What moves together is a shard: it has a place in the input, in the
-// output, in both or in none of a rank's spaces, and is cut into slices of at most `slice_count`
-// elements (the last may be shorter; an empty shard has no slices).  A plan holds one rank's
-// transfers, each standing for all slices of one shard.  For a slice, a transfer may run once
+// rank; a rank may lack either.  What moves together is a shard: it has a place in the input,
+// in the output, in both or in none of a rank's spaces, and is cut into slices of at most
+// `slice_count` elements (the last may be shorter; an empty shard has no slices).  A plan holds one
+// rank's transfers, each standing for all slices of one shard.  For a slice, a transfer may run once
 // `needs` others of the same plan have run for the same slice index of the same shard; running it
 // satisfies one need of each in `next`.  Receives of Phase::reduce are folded into the accumulator
 // of the slice; those of Phase::gather are copied into the output.  When all receive_reduce of a
@@ -22,8 +22,8 @@
 // The others:
 //   reduce_scatter  direct, without the second half.
 //   all_gather      direct, without the first half; a ring on one machine.
-//   broadcast       flat: the root sends all to all.  tree: binomial.  direct: the root sends shard j
-//                   to rank j, which sends it to all: every byte leaves the root once.
+//   broadcast       flat: the root sends all to all.  tree: binomial.  direct: the root sends
+//                   shard j to rank j, which sends it to all: every byte leaves the root once.
 //   reduce          flat: all send to the root.  direct: as reduce_scatter, then to the root.
 //   gather, scatter, all_to_all   direct: one shard for each pair.
 //

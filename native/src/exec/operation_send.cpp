@@ -1,4 +1,4 @@
-// native/src/exec/operation_send.cpp — frames out: what they carry, and what follows when they left.
+// native/src/exec/operation_send.cpp — frames out: what they carry, what follows when they left.
 // Ownership: see operation.hpp.
 // Threads:   under the engine's turn.
 // Errors:    exhausted without memory: the frame stays queued.

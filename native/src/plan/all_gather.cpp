@@ -1,8 +1,8 @@
 // native/src/plan/all_gather.cpp — every rank's part goes to all: directly, or round a ring.
 //
-// Theory: shard j is rank j's input.  Direct costs one latency.  A ring keeps one stream per rank in
-// flight, so that on one machine slices are still cached when they are read; a rank passes on what
-// comes from the one before it until the next one is its owner.
+// Theory: shard j is rank j's input.  Direct costs one latency.  A ring keeps one stream per rank
+// in flight, so that on one machine slices are still cached when they are read; a rank passes on
+// what comes from the one before it until the next one is its owner.
 //
 // Ownership: see build.hpp.
 // Threads:   pure function.

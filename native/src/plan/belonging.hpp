@@ -1,9 +1,9 @@
-// native/src/plan/belonging.hpp — what belongs where in the outputs, said without any plan's shards.
+// native/src/plan/belonging.hpp — what belongs where in the outputs, without any plan's shards.
 //
-// Theory: an output is one part, or one per rank; so is an input.  Part j of an output in parts comes
-// from rank j, an undivided one from the root, or is the sum over all ranks.  Of an input in parts
-// rank q gets part q, of an undivided one all of it.  That is the whole of what a collective means;
-// who sends what to whom must come to it in the end.
+// Theory: an output is one part, or one per rank; so is an input.  Part j of an output in parts
+// comes from rank j, an undivided one from the root, or is the sum over all ranks.  Of an input in
+// parts rank q gets part q, of an undivided one all of it.  That is the whole of what a collective
+// means; who sends what to whom must come to it in the end.
 //
 // Ownership: the plans are borrowed during the call.
 // Threads:   pure functions.

@@ -1,10 +1,10 @@
 // native/src/plan/broadcast.cpp — what the root has goes to all.
 //
 // Theory: flat, the root sends everything to everybody: one latency, size-1 times the bytes.  Tree:
-// with ranks counted from the root, rank v > 0 hears from v without its highest bit, and passes on to
-// all v + 2^k < size with 2^k > v: log2(size) latencies, as many sends at the root.  Direct: shard j
-// goes to rank j, which passes it on to all others but the root: two latencies, and every byte leaves
-// the root once (but for its own shard, which it must send to all itself).
+// with ranks counted from the root, rank v > 0 hears from v without its highest bit, and passes on
+// to all v + 2^k < size with 2^k > v: log2(size) latencies, as many sends at the root.  Direct:
+// shard j goes to rank j, which passes it on to all others but the root: two latencies, and every
+// byte leaves the root once (but for its own shard, which it must send to all itself).
 //
 // Ownership: see build.hpp.
 // Threads:   pure function.

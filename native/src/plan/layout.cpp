@@ -1,8 +1,8 @@
 // native/src/plan/layout.cpp — the spaces of a rank, and where its shards lie in them.
 //
-// Theory: shares are doubles; their running sum is formed in rank order and only divided, multiplied
-// and rounded, which IEEE 754 makes the same on every machine.  A rank lists the shards that it
-// touches, and all that has its place in its spaces is in one of them.
+// Theory: shares are doubles; their running sum is formed in rank order and only divided,
+// multiplied and rounded, which IEEE 754 makes the same on every machine.  A rank lists the
+// shards that it touches, and all that has its place in its spaces is in one of them.
 //
 // Ownership: the plan belongs to the caller.
 // Threads:   pure functions.

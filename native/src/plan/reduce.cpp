@@ -1,8 +1,8 @@
 // native/src/plan/reduce.cpp — contributions become one value at the root.
 //
-// Theory: flat, all send to the root, which folds them: one latency.  Direct: rank j folds shard j and
-// sends the result to the root, so that folding is shared and the root takes in about twice the bytes
-// whatever the number of ranks.
+// Theory: flat, all send to the root, which folds them: one latency.  Direct: rank j folds shard j
+// and sends the result to the root, so that folding is shared and the root takes in about twice the
+// bytes whatever the number of ranks.
 //
 // Ownership: see build.hpp.
 // Threads:   pure function.

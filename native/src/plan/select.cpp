@@ -1,7 +1,7 @@
 // native/src/plan/select.cpp — which algorithm, how large a slice.
 //
-// Theory: both look only at what the ranks agree on (never at `rank`, nor at unequal parts, of which
-// a rank may know its own only), so every rank comes to the same answer without asking.
+// Theory: both look only at what the ranks agree on (never at `rank`, nor at unequal parts, of
+// which a rank may know its own only), so every rank comes to the same answer without asking.
 //
 // Ownership: plain values.
 // Threads:   pure functions.

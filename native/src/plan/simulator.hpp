@@ -1,7 +1,7 @@
 // native/src/plan/simulator.hpp — the state of one symbolic run of all ranks' plans.
 //
-// Theory: a value is the set of ranks whose input it contains, and the place in those inputs that it
-// comes from.  Folding two sets that meet is a contribution counted twice; an output that is not
+// Theory: a value is the set of ranks whose input it contains, and the place in those inputs that
+// it comes from.  Folding two sets that meet is a contribution counted twice; an output that is not
 // what belonging.hpp says is one forgotten, or put in a wrong place.  Since every
 // transfer runs exactly once per slice, what has not run when no message is left waits in a circle.
 // Time: a rank has one send port and one receive port, each doing one message after the other; the

@@ -232,7 +232,8 @@ Pairing pair_transfers(std::span<const Plan> plans) {
       if (transfer.kind == TransferKind::send) {
         sends.push_back({key(plan.rank, transfer.peer, plan, transfer), number, plan.rank, index});
       } else {
-        receives.push_back({key(transfer.peer, plan.rank, plan, transfer), number, plan.rank, index});
+        receives.push_back(
+            {key(transfer.peer, plan.rank, plan, transfer), number, plan.rank, index});
       }
     }
   }

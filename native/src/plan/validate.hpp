@@ -2,7 +2,8 @@
 //
 // Theory: a set of plans is well formed if the ranks agree on what they do and on its sizes, every
 // transfer is of a possible kind, every send waits for all that fills what it reads, and sends and
-// receives pair up one to one by (from, to, phase, name of the shard).  What is left for a run is order and arithmetic.
+// receives pair up one to one by (from, to, phase, name of the shard).  What is left for a
+// run is order and arithmetic.
 //
 // Ownership: plain values.
 // Threads:   pure functions.
