@@ -47,7 +47,7 @@ def reduce(
     whose = check_root(root)
     source, reduce_op, share = _contribution(array, op, weight)
     descriptor = Descriptor(
-        source.dtype, source.count, reduce_op, deterministic, collective=Collective.REDUCE
+        source.dtype, source.count, reduce_op, bool(deterministic), collective=Collective.REDUCE
     )
 
     def place(seat: Seat) -> Placed:
@@ -73,7 +73,7 @@ def reduce_scatter(
         source.dtype,
         source.count,
         reduce_op,
-        deterministic,
+        bool(deterministic),
         collective=Collective.REDUCE_SCATTER,
         uneven=rows is not None,
     )

@@ -7,7 +7,9 @@
 // Ownership: everything is made anew for each input.
 // Threads:   one.
 // Errors:    abort.
+#include <algorithm>
 #include <map>
+#include <numeric>
 #include <string>
 
 #include "fuzz/pieces.hpp"
@@ -67,44 +69,81 @@ struct Setting {
 };
 
 struct Work {
-  Descriptor descriptor;
+  Posted posted;  // but for its step and tag
+  Plan plan;
   fuzz::Bytes input;
   fuzz::Bytes before;
   fuzz::Bytes output;
+  std::size_t own = 0;  // in place: where in the input the output begins
   bool in_place = false;
 };
 
+std::size_t bytes_of(const Work& work, const std::vector<std::uint64_t>& parts) {
+  return std::accumulate(parts.begin(), parts.end(), std::size_t{0}) *
+         size_of(work.posted.descriptor.dtype);
+}
+
+/// The plan that the engine will make: rank 1 of 3.
+Plan plan_of(const Work& work) {
+  const Descriptor& what = work.posted.descriptor;
+  PlanRequest request;
+  request.collective = what.collective;
+  request.algorithm = what.algorithm;
+  request.rank = 1;
+  request.size = 3;
+  request.root = static_cast<std::uint16_t>(std::max(work.posted.root_rank, 0));
+  request.count = what.count;
+  request.element_bytes = static_cast<std::uint32_t>(size_of(what.dtype));
+  request.accumulator_bytes =
+      reduces(what.collective)
+          ? static_cast<std::uint32_t>(size_of(accumulator_of(what.dtype, what.op)))
+          : request.element_bytes;
+  request.ordered = what.deterministic;
+  request.uneven = what.uneven;
+  request.send_counts = work.posted.send_counts;
+  request.receive_counts = work.posted.receive_counts;
+  return make_plan(request);
+}
+
 Work work_of(fuzz::Pieces& input) {
   Work work;
+  Descriptor& what = work.posted.descriptor;
   const auto kind = input.number<std::uint8_t>();
+  const auto which = input.number<std::uint8_t>();
+  what.collective = static_cast<Collective>(which % collective_count);
   const auto dtype = static_cast<Dtype>(kind % dtype_count);
   const auto op = static_cast<ReduceOp>(input.number<std::uint8_t>() % reduce_op_count);
-  work.descriptor.dtype = supported(dtype, op) ? dtype : Dtype::f32;
-  work.descriptor.op = supported(work.descriptor.dtype, op) ? op : ReduceOp::sum;
-  work.descriptor.algorithm = static_cast<Algorithm>(kind / dtype_count % 4);
-  work.descriptor.count = input.number<std::uint16_t>() % 2000;
-  work.descriptor.deterministic = (kind & 0x80) != 0;
-  work.in_place = (kind & 1) != 0;
-  work.input.assign(work.descriptor.count * size_of(work.descriptor.dtype), std::byte{1});
-  work.before = work.input;
-  if (!work.in_place) work.output.resize(work.input.size());
+  const bool fits = supported(dtype, op) || !reduces(what.collective);
+  what.dtype = fits ? dtype : Dtype::f32;
+  what.op = supported(what.dtype, op) ? op : ReduceOp::sum;
+  what.algorithm = static_cast<Algorithm>(kind / dtype_count % algorithm_count);
+  what.count = input.number<std::uint16_t>() % 2000;
+  what.deterministic = (kind & 0x80) != 0;
+  if (rooted(what.collective)) work.posted.root_rank = which / collective_count % 3;
+  what.uneven = what.collective == Collective::all_to_all && (which & 0x80) != 0;
+  if (what.uneven) {
+    const std::uint64_t some = what.count;
+    work.posted.send_counts = {some / 3, 5, some};
+    work.posted.receive_counts = {some, 5, 0};
+    what.count = 0;
+  }
+  work.plan = plan_of(work);
+  work.input.assign(bytes_of(work, work.plan.input), std::byte{1});
+  work.output.assign(bytes_of(work, work.plan.output), std::byte{2});
+  const bool whole = what.collective == Collective::all_reduce ||
+                     (what.collective == Collective::reduce && work.posted.root_rank == 1);
+  const bool part = what.collective == Collective::reduce_scatter;
+  work.in_place = (kind & 1) != 0 && (whole || part);
+  if (part) work.own = work.output.size();
+  if (work.in_place) work.output.clear();
+  work.before = what.collective == Collective::broadcast ? work.output : work.input;
   return work;
 }
 
 /// The lengths that slices of this operation have, so that some frames fit.
 std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
-  PlanRequest request;
-  request.algorithm = work.descriptor.algorithm;
-  request.rank = 1;
-  request.size = 3;
-  request.count = work.descriptor.count;
-  request.element_bytes = static_cast<std::uint32_t>(size_of(work.descriptor.dtype));
-  request.accumulator_bytes = static_cast<std::uint32_t>(
-      size_of(accumulator_of(work.descriptor.dtype, work.descriptor.op)));
-  request.ordered = work.descriptor.deterministic;
-  const Plan plan = make_plan(request);
-  if (shard >= plan.shards.size()) return 0;
-  return static_cast<std::uint32_t>(slice_elements(plan, plan.shards[shard], 0));
+  if (shard >= work.plan.shards.size() || work.plan.shards[shard].slices == 0) return 0;
+  return static_cast<std::uint32_t>(slice_elements(work.plan, work.plan.shards[shard], 0));
 }
 
 fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
@@ -119,7 +158,16 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   header.slice = (style & 8) != 0 ? input.number<std::uint32_t>() : 0;
   header.weight = (style & 16) != 0 ? input.number<double>() : 1.0;
   const Work* work = header.tag < works.size() ? &works[header.tag] : nullptr;
-  header.descriptor = work != nullptr ? static_cast<std::uint32_t>(work->descriptor.digest())
+  const auto from = static_cast<std::uint16_t>(style & 128 ? 0 : 2);
+  OpenBody said;
+  if (work != nullptr) {
+    said = {work->posted.descriptor, elements_from(work->plan, from),
+            elements_to(work->plan, from)};
+    if (rooted(said.descriptor.collective)) {
+      said.descriptor.root = id(static_cast<std::uint8_t>(work->posted.root_rank + 1));
+    }
+  }
+  header.descriptor = work != nullptr ? static_cast<std::uint32_t>(said.digest())
                                       : input.number<std::uint32_t>();
   const auto width = input.number<std::uint8_t>();
   std::size_t length = 0;
@@ -140,9 +188,7 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   const auto given = input.take((style & 64) != 0 ? std::min<std::size_t>(length, 32) : 0);
   if (!given.empty()) std::memcpy(body.data(), given.data(), given.size());
   if (header.type == FrameType::open && work != nullptr && (style & 64) == 0) {
-    const auto count = work->descriptor.count;
-    encode(OpenBody{work->descriptor, count, count},
-           std::span<std::byte, open_bytes>(body.data(), body.size()));
+    encode(said, std::span<std::byte, open_bytes>(body.data(), body.size()));
   }
   sign(header, body);
   if (header.type == FrameType::data) {
@@ -171,9 +217,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto post = [&] {
     for (Tag tag = 0; tag < works.size(); ++tag) {
       Work& work = works[tag];
-      std::byte* output = work.in_place ? work.input.data() : work.output.data();
-      fuzz::require(executor.post({*step, tag, work.descriptor, work.input.data(), output, 1.0}) ==
-                    Status::ok);
+      Posted posted = work.posted;
+      posted.step = *step;
+      posted.tag = tag;
+      posted.input = work.input.empty() ? nullptr : work.input.data();
+      posted.output = work.output.empty() ? nullptr : work.output.data();
+      if (work.in_place && !work.input.empty()) posted.output = work.input.data() + work.own;
+      if (posted.descriptor.collective == Collective::broadcast) posted.input = posted.output;
+      fuzz::require(executor.post(posted) == Status::ok);
     }
     if ((plan & 64) != 0) fuzz::require(executor.seal(*step) == Status::ok);
   };
@@ -204,7 +255,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static_cast<void>(executor.install(setting.view, setting.entries, 0,
                                      {{*step, Verdict::fail, SuspectCode::deadline, "late"}}, 1));
   for (const Work& work : works) {
-    if (work.in_place) fuzz::require(work.input == work.before);
+    const bool received = work.posted.descriptor.collective == Collective::broadcast;
+    fuzz::require((received ? work.output : work.input) == work.before);
   }
   return 0;
 }

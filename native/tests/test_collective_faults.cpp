@@ -7,6 +7,7 @@
 
 #include "collective_world.hpp"
 #include "control_rig.hpp"
+#include "fragile_world.hpp"
 
 using namespace world;
 
@@ -184,4 +185,62 @@ TEST(without_its_root_a_rooted_collective_is_run_by_nobody) {
     CHECK(told.size() == 2);
     for (const Suspect& said : told) CHECK(said.code == SuspectCode::view_changed);
   }
+}
+
+namespace {
+
+/// One step of every collective at once, with every lane of the world in danger.
+void run_all(FragileWorld& world, std::size_t count, bool uneven) {
+  World::all(world.everybody(), [&](std::size_t rank) {
+    Engine& engine = *world.engines[rank];
+    std::vector<Side> sides;
+    for (const Collective kind : every_collective) {
+      sides.emplace_back(Case{.kind = kind, .size = 3, .root = 1, .count = count,
+                              .uneven = uneven && may_be_uneven(kind), .in_place = true},
+                         rank);
+    }
+    const BegunStep begun = engine.begin_step("step", 30);
+    for (Tag tag = 0; tag < sides.size(); ++tag) engine.post(sides[tag].posted(begun.step, tag));
+    engine.seal(begun.step);
+    const bool decided = engine.wait_step(begun.step, 30);
+    CHECK(decided);
+    if (!decided) return engine.fail("test", "the step stands still");
+    CHECK(engine.result(begun.step).state == StepState::committed);
+    CHECK(engine.result(begun.step).retries == 0);
+    for (const Side& side : sides) CHECK(side.right(world.everybody()));
+    engine.release(begun.step);
+  });
+}
+
+}  // namespace
+
+TEST(lanes_that_die_in_the_middle_of_any_collective_lose_nothing) {
+  for (const std::uint16_t lanes : {std::uint16_t{1}, std::uint16_t{3}}) {
+    FragileWorld world(3, lanes);
+    for (int round = 0; round < (check::sanitized ? 4 : 12); ++round) {
+      for (const std::size_t rank : {1u, 2u}) world.proxies[rank]->cut();  // nobody dials rank 0
+      run_all(world, 150'001, round % 2 == 1);
+    }
+    std::printf("  %d lanes: %d cuts\n", int{lanes}, world.cuts());
+    CHECK(world.cuts() > 0);
+  }
+}
+
+TEST(a_flipped_bit_in_what_is_only_copied_costs_a_lane_and_no_element) {
+  FragileWorld world(3);
+  run_all(world, 50'000, false);
+  int turned = 0;
+  constexpr std::size_t places[] = {24, 28, header_bytes, header_bytes + 999};
+  for (const std::size_t at : places) {
+    for (const FrameType type : {FrameType::data, FrameType::open}) {
+      if (type == FrameType::open && at > header_bytes) continue;
+      world.proxies[1]->flip({type, Phase::gather, at, 5});
+      run_all(world, 50'000, true);
+      turned = world.proxies[1]->flips();
+    }
+  }
+  CHECK(turned >= 6);
+  std::uint64_t refused = 0;
+  for (const auto& engine : world.engines) refused += engine->stats().executor.lanes_refused;
+  CHECK(refused + 1 >= static_cast<std::uint64_t>(turned));
 }

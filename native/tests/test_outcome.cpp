@@ -55,6 +55,18 @@ TEST(a_step_commits_when_every_participant_is_done_and_not_before) {
   CHECK(peer.did.empty());
 }
 
+TEST(a_bound_step_is_reported_as_such_also_when_it_runs_again) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == StepId{0} && peer.begin() == StepId{1});
+  peer.machine.bind(1);
+  peer.machine.bind(9);  // not open: nothing to say of it
+  for (const Epoch target : {Epoch{2}, Epoch{3}}) {
+    const Report report = peer.machine.fence(1, target);
+    CHECK(report.open.size() == 2 && !report.open[0].bound && report.open[1].bound);
+    CHECK(peer.install(view_of(target, {{0}, {1}})) == Status::ok);
+  }
+}
+
 TEST(dones_may_come_before_the_step_begins_or_completes) {
   Peer peer = pair_of(0, 1);
   peer.done(1, 0, 1);

@@ -186,6 +186,17 @@ TEST(every_byte_of_gather_scatter_and_all_to_all_travels_once) {
             .bytes_sent_total == 30 * part);
 }
 
+TEST(an_algorithm_that_a_collective_does_not_have_is_chosen_anew) {
+  for (const Algorithm algorithm : {Algorithm::exchange, Algorithm::ring, Algorithm::flat,
+                                    Algorithm::tree}) {
+    for (const Collective kind : all) {
+      for (const std::uint64_t count : {100u, 100'000u}) {
+        check_sound({.collective = kind, .size = 5, .count = count, .algorithm = algorithm});
+      }
+    }
+  }
+}
+
 TEST(a_barrier_moves_nothing) {
   for (const Plan& plan : plans_of({.collective = Collective::barrier, .size = 5})) {
     CHECK(plan.shards.empty() && plan.transfers.empty());

@@ -4,14 +4,14 @@
 // rank; a rank may lack either.  What moves together is a shard: it has a place in the input,
 // in the output, in both or in none of a rank's spaces, and is cut into slices of at most
 // `slice_count` elements (the last may be shorter; an empty shard has no slices).  A plan holds one
-// rank's transfers, each standing for all slices of one shard.  For a slice, a transfer may run once
-// `needs` others of the same plan have run for the same slice index of the same shard; running it
-// satisfies one need of each in `next`.  Receives of Phase::reduce are folded into the accumulator
-// of the slice; those of Phase::gather are copied into the output.  When all receive_reduce of a
+// rank's transfers, each standing for all slices of one shard.  For a slice, a transfer may run
+// once `needs` others of the same plan have run for the same slice index of the same shard; running
+// it satisfies one need of each in `next`.  Receives of Phase::reduce are folded into the slice's
+// accumulator; those of Phase::gather are copied into the output.  When all receive_reduce of a
 // shard have run for a slice and `finishes[shard]` is set, the rank lowers the accumulator into its
 // output ("finishes" it), and only then do the sends run that need them; without a place in the
-// output it keeps the result in the accumulator's memory until it has sent it.  A shard that is
-// finished without any receive_reduce is the rank's own input, copied where it differs in place.
+// output the result stays where it was accumulated.  A shard that is finished without any
+// receive_reduce is the rank's own input, copied where its two places differ.
 //
 // All-reduce:
 //   exchange  one shard, everybody sends its input to everybody, all finish it; rank order.
@@ -113,7 +113,8 @@ struct PlanRequest {
 inline constexpr std::uint32_t slice_bytes_max = 256 * 1024;  // payload of one frame
 inline constexpr std::uint32_t slice_bytes_min = 64 * 1024;   // below it, headers and wake-ups win
 
-/// What `automatic` becomes: the same on all ranks, since it looks only at what they agree on.
+/// What `automatic`, or one that the collective does not have, becomes: the same on all ranks, since
+/// it looks only at what they agree on.
 Algorithm choose_algorithm(const PlanRequest& request) noexcept;
 /// Elements per slice: a slice never exceeds slice_bytes_max, as dtype or as accumulator.
 std::uint32_t choose_slice_count(const PlanRequest& request, Algorithm algorithm) noexcept;

@@ -86,10 +86,25 @@ bool pipelined(const PlanRequest& request, Algorithm algorithm) noexcept {
   }
 }
 
+/// There is such a plan.
+bool exists(Collective collective, Algorithm algorithm) noexcept {
+  switch (algorithm) {
+    case Algorithm::automatic: return false;
+    case Algorithm::exchange: return collective == Collective::all_reduce;
+    case Algorithm::direct: return true;
+    case Algorithm::ring:
+      return collective == Collective::all_reduce || collective == Collective::all_gather;
+    case Algorithm::flat:
+      return collective == Collective::broadcast || collective == Collective::reduce;
+    case Algorithm::tree: return collective == Collective::broadcast;
+  }
+  return false;
+}
+
 }  // namespace
 
 Algorithm choose_algorithm(const PlanRequest& request) noexcept {
-  if (request.algorithm != Algorithm::automatic) return request.algorithm;
+  if (exists(request.collective, request.algorithm)) return request.algorithm;
   return request.collective == Collective::all_reduce ? choose_all_reduce(request)
                                                       : choose_other(request);
 }

@@ -263,6 +263,7 @@ def bound_step_runs_again(p: Patches) -> None:
 def refusal_untold(p: Patches) -> None:
     def _refuses(self: DataPlane, step: int, attempt: Attempt) -> bool:
         attempt.accused = attempt.accused or attempt.misplaced
-        return before(self, step, attempt)
+        refuses: bool = before(self, step, attempt)
+        return refuses
 
     before = p.set(DataPlane, "_refuses", _refuses)

@@ -99,7 +99,7 @@ def test_a_bad_argument_sends_nothing_and_spoils_nothing() -> None:
     comm, engine, _ = sit(FakeRun(), b"one")
     x = np.ones((4, 4))
     with comm.step() as step:
-        for bad in (x[:, 1], [1.0], np.zeros(2, complex)):
+        for bad in (x[:, 1], [1.0], np.zeros(2, np.clongdouble)):
             with pytest.raises(pccl.UsageError):
                 step.all_reduce(bad)
         step.all_reduce(x)
