@@ -99,7 +99,8 @@ TEST(what_does_not_depend_on_the_lost_member_runs_again_without_it) {
       });
       World::all(survivors, [&](std::size_t rank) {
         const StepResult result = run_side(*world.engines[rank], *sides[rank]);
-        CHECK(result.state == StepState::committed && result.retries == 1);
+        // One that a busy machine kept from beginning before the fence has nothing to retry.
+        CHECK(result.state == StepState::committed && result.retries <= 1);
         CHECK(result.contributors.size() == 3);
         CHECK(sides[rank]->right(survivors));
       });
