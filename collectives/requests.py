@@ -46,6 +46,7 @@ def reduce(
 ) -> Request:
     whose = check_root(root)
     source, reduce_op, share = _contribution(array, op, weight)
+    dtype = describe(array).dtype
     descriptor = Descriptor(
         source.dtype, source.count, reduce_op, bool(deterministic), collective=Collective.REDUCE
     )
@@ -54,7 +55,7 @@ def reduce(
         if not seat.is_root(whose):
             return Placed(descriptor, source, NOTHING, None, share, whose)
         result = array if out is None else out
-        target = source if result is array else _target(out, source.dtype, source.count)
+        target = source if result is array else _target(out, dtype, source.count, reduce_op)
         if result is array:
             require_writable(source, "the root's array", "pass out=, or a writable copy")
         _check_apart(source, target, same=True)
@@ -68,7 +69,7 @@ def reduce_scatter(
 ) -> Request:
     rows = None if counts is None else check_counts(counts, "counts")
     source, reduce_op, share = _contribution(array, op, weight)
-    shape = describe(array).shape
+    dtype, shape = describe(array).dtype, source.shape
     name = Descriptor(
         source.dtype,
         source.count,
@@ -85,7 +86,7 @@ def reduce_scatter(
         own = seat.rank
         # In floats where elements are complex numbers; shapes stay those of the caller.
         result = _result(array, out, (part_rows[own], *shape[1:]))
-        target = _target(result, source.dtype, parts[own])
+        target = _target(result, dtype, parts[own], reduce_op)
         _check_apart(source, target, at=sum(parts[:own]))
         sizes = () if rows is None else parts
         count = 0 if sizes else parts[own]
@@ -310,22 +311,26 @@ def _result(array: Any, out: Any, shape: tuple[int, ...]) -> Any:
         return out
     torch: Any = sys.modules.get("torch")
     dtype = getattr(array, "dtype", None)
-    if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
-        return torch.empty(shape, dtype=dtype)
-    import numpy  # only here: torch programs may do without
+    try:
+        if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        import numpy  # only here: torch programs may do without
 
-    if isinstance(array, numpy.ndarray):
-        return numpy.empty(shape, dtype)
+        if isinstance(array, numpy.ndarray):
+            return numpy.empty(shape, dtype)
+    except (ValueError, OverflowError, TypeError, RuntimeError) as error:
+        raise UsageError(f"no array of shape {list(shape)} can be made: {error}") from error
     raise UsageError("pass out=: pccl makes numpy arrays and torch tensors only")
 
 
-def _target(out: Any, dtype: Dtype, count: int | None = None) -> Buffer:
+def _target(out: Any, dtype: Dtype, count: int | None = None, op: ReduceOp | None = None) -> Buffer:
+    """Returns where a result of that dtype goes; with `op`, as floats where the input is."""
     target = describe(out, name="out")
     require_writable(target, "out", "pass a writable array")
-    if target.dtype in COMPLEX_PARTS and COMPLEX_PARTS[target.dtype] is dtype:
-        target = as_floats(target, ReduceOp.SUM)
     if target.dtype is not dtype:
         raise UsageError(f"out has dtype {target.dtype.label}, the array {dtype.label}")
+    if op is not None:
+        target = as_floats(target, op)
     if count is not None and target.count != count:
         raise UsageError(f"out has {target.count} elements, the result has {count}")
     return target
@@ -333,7 +338,7 @@ def _target(out: Any, dtype: Dtype, count: int | None = None) -> Buffer:
 
 def _check_apart(whole: Buffer, part: Buffer, at: int | None = None, *, same: bool = False) -> None:
     """Memory may be shared only where the part is exactly its place in the whole."""
-    if not whole.overlaps(part):
+    if not whole.count or not part.count or not whole.overlaps(part):
         return
     begin = 0 if at is None else at
     placed = whole.address + begin * ITEM_BYTES[whole.dtype]

@@ -217,10 +217,10 @@ class Communicator(Collectives):
             try:
                 placed = request.place(ticket.seat)
                 session.check_free(placed.source, placed.target)
-            except UsageError:
+                ticket.post_collective(placed, 0, last=True)
+            except (UsageError, ValueError, MemoryError):
                 end_empty(ticket)
                 raise
-            ticket.post_collective(placed, 0, last=True)
             work = Work(ticket, placed.result)
             if not async_op:
                 work.wait()

@@ -220,6 +220,65 @@ TEST(what_does_not_fit_the_step_is_refused_before_anything_is_sent) {
   CHECK(engine.stats().progress == 0);
 }
 
+TEST(counts_that_contradict_each_other_or_no_memory_can_hold_are_refused) {
+  World world(2);
+  world.install(1, world.everybody());
+  std::vector<float> data(8);
+  const BegunStep begun = world.engines[0]->begin_step("step", 20);
+  const auto refused = [&](Collective kind, std::vector<std::uint64_t> sends,
+                           std::vector<std::uint64_t> receives, int root = -1) {
+    Posted posted{begun.step, 0, {}, nullptr, nullptr, 1.0, root, std::move(sends),
+                  std::move(receives)};
+    posted.input = posted.output = reinterpret_cast<std::byte*>(data.data());
+    posted.descriptor.collective = kind;
+    posted.descriptor.uneven = !posted.send_counts.empty() || !posted.receive_counts.empty();
+    if (!posted.descriptor.uneven) posted.descriptor.count = std::uint64_t{1} << 60;
+    try {
+      world.engines[0]->post(posted);
+    } catch (const EngineFailure& failure) {
+      return failure.code() == "usage";
+    }
+    return false;
+  };
+  constexpr std::uint64_t huge = std::uint64_t{1} << 62;
+  CHECK(refused(Collective::all_to_all, {2, 1}, {1, 1}));           // of oneself
+  CHECK(refused(Collective::all_to_all, {1, huge}, {1, huge}));
+  CHECK(refused(Collective::all_to_all, {huge, huge}, {huge, huge}));  // wraps round to 0
+  CHECK(refused(Collective::gather, {1}, {2, 1}, 0));               // the root's own
+  CHECK(refused(Collective::gather, {1}, {}, 0));                   // a root without an output
+  CHECK(refused(Collective::gather, {1}, {1, 1}, 1));               // another with one
+  CHECK(refused(Collective::scatter, {2, 1}, {1}, 0));
+  CHECK(refused(Collective::scatter, {}, {1}, 0));
+  CHECK(refused(Collective::scatter, {1, 1}, {1}, 1));
+  CHECK(refused(Collective::reduce_scatter, {1, 1}, {1}));
+  CHECK(refused(Collective::all_gather, {1}, {1, 1}));
+  CHECK(refused(Collective::broadcast, {1, 1}, {}, 0));             // has no parts
+  CHECK(refused(Collective::all_gather, {}, {}));                   // 2^62 bytes of each
+}
+
+TEST(a_member_that_comes_in_later_counts_neither_in_rank_nor_in_size) {
+  World world(3);
+  View view = world.view_of(1, world.everybody(), Pause::none);
+  view.members[0].first_step = 5;
+  const std::vector<std::size_t> early{1, 2};
+  for (const std::size_t rank : early) {
+    world.engines[rank]->install(view, world.entries_of(world.everybody()), 0, {});
+  }
+  World::all(early, [&](std::size_t rank) {
+    Engine& engine = *world.engines[rank];
+    const BegunStep begun = engine.begin_step("step", 20);
+    CHECK(begun.rank == static_cast<int>(rank) - 1 && begun.world_size == 2 && begun.epoch == 1);
+    Side side({.kind = Collective::all_gather, .size = 2, .count = 100},
+              static_cast<std::size_t>(begun.rank));
+    engine.post(side.posted(begun.step, 0));
+    engine.seal(begun.step);
+    CHECK(engine.wait_step(begun.step, 20));
+    CHECK(engine.result(begun.step).state == StepState::committed);
+    CHECK(side.right({0, 1}));
+    engine.release(begun.step);
+  });
+}
+
 // ---- disagreement
 
 namespace {

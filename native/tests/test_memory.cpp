@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "engine_world.hpp"
+#include "collective_world.hpp"
 
 namespace {
 
@@ -113,11 +113,79 @@ void fail_at(long number, Algorithm algorithm) {
   }
 }
 
+/// One step that holds every collective, in equal and unequal parts.
+void run_every_collective(World& world, std::vector<Side>& sides, std::size_t rank,
+                          std::atomic<bool>& somebody_failed) {
+  Engine& engine = *world.engines[rank];
+  const auto made = [&] {
+    std::vector<Posted> all;
+    for (Side& side : sides) all.push_back(side.posted(0, static_cast<Tag>(all.size())));
+    return all;
+  }();
+  exempt = false;
+  try {
+    const BegunStep begun = engine.begin_step("step", 5);
+    for (Posted posted : made) {
+      posted.step = begun.step;
+      engine.post(posted);
+    }
+    engine.seal(begun.step);
+    bool decided = false;
+    for (int i = 0; i < 200 && !decided && !somebody_failed; ++i) {
+      decided = engine.wait_step(begun.step, 0.05);
+    }
+    exempt = true;
+    if (!decided) return;
+    CHECK(engine.result(begun.step).state == StepState::committed);
+    for (const Side& side : sides) CHECK(side.right(world.everybody()));
+  } catch (const EngineFailure& failure) {
+    exempt = somebody_failed = true;
+    CHECK(failure.code() == "memory");
+    for (const Side& side : sides) CHECK(side.kept());
+  } catch (const std::bad_alloc&) {  // the caller's own
+    exempt = somebody_failed = true;
+  }
+}
+
+/// Two engines; from their first step on, the allocation after `number` others fails.
+void fail_collectives_at(long number) {
+  exempt = true;
+  std::vector<std::vector<Side>> sides(2);
+  for (const std::size_t rank : {0u, 1u}) {
+    for (const Collective kind : every_collective) {
+      for (const bool uneven : {false, true}) {
+        if (uneven && !may_be_uneven(kind)) continue;
+        sides[rank].emplace_back(Case{.kind = kind, .size = 2, .root = 1, .count = 3'000,
+                                      .uneven = uneven, .in_place = true},
+                                 rank);
+      }
+    }
+  }
+  World world(2);
+  world.install(1, world.everybody());
+  std::atomic<bool> somebody_failed{false};
+  allowed.store(number);
+  World::all(world.everybody(), [&](std::size_t rank) {
+    exempt = true;
+    run_every_collective(world, sides[rank], rank, somebody_failed);
+  });
+  allowed.store(-1);
+}
+
 TEST(an_allocation_that_fails_ends_the_engine_and_never_its_host) {
   for (const Algorithm algorithm : {Algorithm::direct, Algorithm::exchange}) {
     for (long number = 0; number < 150; ++number) fail_at(number, algorithm);
   }
   CHECK(refused > 100);
+}
+
+TEST(an_allocation_that_fails_in_any_collective_ends_the_engine_and_gives_inputs_back) {
+  const long before = refused;
+  const long most = check::sanitized ? 300 : 1'500;
+  for (long number = 0; number < most; number += check::sanitized ? 7 : 3) {
+    fail_collectives_at(number);
+  }
+  CHECK(refused - before > 40);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -208,6 +209,7 @@ def misfit(comm: pccl.Communicator, index: int, count: int) -> None:
         lambda: comm.all_gather(odd, out=np.empty(3, np.float32)),
         lambda: comm.broadcast(odd, root=-1),
         lambda: comm.scatter(None, 0),
+        lambda: comm.broadcast(odd, root=bytes(16)),
     )
     for call in calls:
         try:
@@ -278,6 +280,37 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
     tell(done=True)
 
 
+def changing(comm: pccl.Communicator, index: int, count: int) -> None:
+    """Operations that depend on the members, while some are killed and others come in."""
+    asked = threading.Event()
+    threading.Thread(target=lambda: sys.stdin.readline() and asked.set(), daemon=True).start()
+    name = bytes(comm.peer_id)
+    ended = over = 0
+    while not over:
+        mine = np.frombuffer(name + bytes([asked.is_set()]), np.uint8)
+        try:
+            with comm.step("changing") as step:
+                n, rank = step.world_size, step.rank
+                rows = step.all_gather(mine)
+                sums = step.reduce_scatter(np.arange(n * 5_000).reshape(n, -1))
+                sent = np.repeat(rank * 100 + np.arange(n)[:, None], 3_000, axis=1)
+                exchanged = step.all_to_all(sent)
+                x = np.full(40_000, float(rank))
+                step.broadcast(x, root=n - 1)
+        except pccl.ViewChanged:
+            ended += 1
+            continue
+        there = [bytes(peer) for peer in step.outcome.contributors]
+        assert [row.tobytes()[:-1] for row in rows.result] == there and there[rank] == name
+        assert (sums.result == n * (np.arange(5_000) + rank * 5_000)).all()
+        assert (exchanged.result == np.arange(n)[:, None] * 100 + rank).all()
+        assert (x == n - 1).all()
+        over = int(rows.result[:, -1].any())
+        tell(number=step.number, size=n)
+        time.sleep(0.005)
+    tell(done=True, ended=ended)
+
+
 PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
     "exact": exact,
     "uneven": uneven,
@@ -285,6 +318,7 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
     "mismatch": mismatch,
     "misfit": misfit,
     "killed": killed,
+    "changing": changing,
 }
 
 
@@ -293,7 +327,8 @@ def main() -> int:
     try:
         with pccl.connect(address, timeout_s=20, step_timeout_s=60) as comm:
             comm.wait_for(int(count), timeout_s=30)
-            assert len(comm.all_reduce(np.ones(1)).contributors) == int(count)
+            if program != "changing":
+                assert len(comm.all_reduce(np.ones(1)).contributors) == int(count)
             PROGRAMS[program](comm, int(index), int(count))
     except pccl.PcclError as error:
         tell(failure=type(error).__name__, text=str(error))

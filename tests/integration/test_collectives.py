@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_arguments_that_do_not_fit_the_view_are_refused_and_the_run_goes_on(coun
         peers = run.start("misfit", count)
         for peer in peers:
             told = peer.fact_with("told")["told"]
-            assert len(told) == 7
+            assert len(told) == 8 and "the root" in told[7]
             assert "divisible" in told[0] and "divisible" in told[1] and "no rank" in told[2]
         assert [peer.end() for peer in peers] == [0] * count
 
@@ -90,3 +91,18 @@ def test_a_peer_killed_right_after_it_posted_leaves_the_others_of_one_mind(
 ) -> None:
     for fact in kill(monkeypatch, kind, "posted", root):
         assert fact["kept"] if fact["ended"] == "ViewChanged" else fact["right"]
+
+
+def test_what_depends_on_the_members_follows_them_while_they_are_killed_and_join() -> None:
+    with Run(PROGRAM) as run:
+        peers = run.start("changing", 3)
+        witness = peers[0]
+        for _ in range(3):
+            witness.until("size", 3)
+            peers.append(run.start_newcomer("changing"))
+            witness.until("size", 4)
+            peers.pop(1).send(signal.SIGKILL)
+        witness.until("size", 3)
+        witness.ask_to_end()
+        assert all(peer.fact_with("done") for peer in peers)
+        assert [peer.end() for peer in peers] == [0, 0, 0]

@@ -67,7 +67,7 @@ struct EngineConfig {
 struct BegunStep {
   StepId step = 0;
   Epoch epoch = 0;
-  int rank = 0;  // it and the world size are of the own group
+  int rank = 0;  // it and the world size are of the own group's participants
   int world_size = 0;
 };
 
@@ -181,6 +181,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   bool pump(double now_s) noexcept;
   bool drive(Lock& turn, StepId step, double deadline_s) noexcept;
   BegunStep begin_or_wait(Lock& turn, const std::string& name, double deadline_s);
+  BegunStep begun(StepId step);
   void after_change() noexcept;
   void attend() noexcept;  // the reactor thread, or who drives in its place, has work
   void tell_decided() noexcept;

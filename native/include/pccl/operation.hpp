@@ -104,7 +104,7 @@ class Operation {
   void report_received(std::uint16_t from, const Emit& emit) const;
 
   // --- frames out ---
-  Status build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) noexcept;
+  Status build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame);
   void sent(const OutgoingFrame& frame);
   [[nodiscard]] std::uint32_t frame_bytes(const SendItem& item) const noexcept;
 
@@ -193,13 +193,13 @@ class Operation {
   /// Memory for a result that cannot stay where it is accumulated; false: there is none.
   bool take_result(std::uint16_t shard, std::uint32_t slice, Buffer& result) noexcept;
   void finish(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept;
-  void settle_own(std::uint16_t shard, std::uint32_t slice) noexcept;
-  void compare_signatures() noexcept;
+  void settle_own(std::uint16_t shard, std::uint32_t slice);
+  void compare_signatures();
   void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
   void run_next(const Transfer& transfer, std::uint32_t slice);
   void enqueue(std::uint16_t transfer, std::uint32_t slice);
   const std::byte* original(std::uint16_t shard, std::uint32_t slice) const noexcept;
-  void settle_kept() noexcept;
+  void settle_kept();
 
   Posted posted_;
   Environment& environment_;

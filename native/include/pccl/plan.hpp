@@ -113,8 +113,8 @@ struct PlanRequest {
 inline constexpr std::uint32_t slice_bytes_max = 256 * 1024;  // payload of one frame
 inline constexpr std::uint32_t slice_bytes_min = 64 * 1024;   // below it, headers and wake-ups win
 
-/// What `automatic`, or one that the collective does not have, becomes: the same on all ranks, since
-/// it looks only at what they agree on.
+/// What `automatic`, or one that the collective does not have, becomes: the same on all ranks,
+/// since it looks only at what they agree on.
 Algorithm choose_algorithm(const PlanRequest& request) noexcept;
 /// Elements per slice: a slice never exceeds slice_bytes_max, as dtype or as accumulator.
 std::uint32_t choose_slice_count(const PlanRequest& request, Algorithm algorithm) noexcept;

@@ -182,8 +182,7 @@ BegunStep Engine::begin_or_wait(Lock& turn, const std::string& name, double dead
     if (const auto id = executor_.begin(hash)) {
       leave_entry(turn);
       decided_ = false;
-      const OutcomeMachine& machine = *executor_.machine();
-      return {*id, machine.view().epoch, machine.rank(), machine.group_size()};
+      return begun(*id);
     }
     refuse_begin(turn);
     const OutcomeMachine* machine = executor_.machine();
@@ -199,6 +198,16 @@ BegunStep Engine::begin_or_wait(Lock& turn, const std::string& name, double dead
     attend();
     changed_.wait_for(turn, std::chrono::duration<double>(left_s));
   }
+}
+
+/// A view may hold members that come in at a later step: they do not count here.
+BegunStep Engine::begun(StepId step) {
+  const OutcomeMachine& machine = *executor_.machine();
+  const StepRecord& record = *executor_.record(step);
+  const std::size_t size = record.begun_with.size();
+  // One that the others have failed already begins among nobody.
+  if (size == 0) return {step, machine.view().epoch, machine.rank(), machine.group_size()};
+  return {step, record.epoch, record.rank, static_cast<int>(size)};
 }
 
 void Engine::refuse_begin(const Lock& turn) {

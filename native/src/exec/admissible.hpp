@@ -16,10 +16,11 @@
 
 namespace pccl {
 
-/// The counts are one for each rank, or as few as the collective needs of this one.
-[[nodiscard]] bool fits(const Posted& posted, std::size_t size) noexcept;
 /// Turns the root's rank into its name; false: there is no such member, or no need of a root.
 [[nodiscard]] bool name_root(Posted& posted, const StepRecord& step) noexcept;
+/// The counts are one for each rank, or as few as the collective needs of this one, what a rank has
+/// for itself is what it gets of itself, and all of it can lie in memory.  The root is named.
+[[nodiscard]] bool fits(const Posted& posted, const StepRecord& step, const PeerId& self) noexcept;
 [[nodiscard]] std::string obstacle_to(const StepRecord& step, const Posted& posted);
 
 }  // namespace pccl

@@ -62,7 +62,7 @@ Status Executor::post(Posted posted) {
     return Status::usage;
   }
   if (step->state == StepState::failed) return Status::ok;  // its end tells why
-  if (!fits(posted, step->begun_with.size()) || !name_root(posted, *step)) return Status::usage;
+  if (!name_root(posted, *step) || !fits(posted, *step, self_)) return Status::usage;
   if (bound(posted.descriptor.collective)) machine_->bind(posted.step);
   auto& operation = *step->operations.emplace_back(
       std::make_unique<Operation>(posted, environment_));

@@ -105,7 +105,7 @@ OpenBody Operation::open_body(std::uint16_t peer) const noexcept {
   return {posted_.descriptor, elements_to(plan_->plan, peer), elements_from(plan_->plan, peer)};
 }
 
-void Operation::compare_signatures() noexcept {
+void Operation::compare_signatures() {
   says_.clear();
   expects_.clear();
   if (!posted_.descriptor.uneven) return;
@@ -207,7 +207,7 @@ Status Operation::start(Epoch epoch, std::shared_ptr<const CompiledPlan> plan,
 
 /// What goes to nobody is at its place from the start.  The result of one contribution is that
 /// contribution, whatever its weight.
-void Operation::settle_kept() noexcept {
+void Operation::settle_kept() {
   for (std::uint16_t shard = 0; shard < plan_->plan.shards.size(); ++shard) {
     const bool own = plan_->plan.finishes[shard] != 0 && plan_->reduces[shard] == 0;
     if (!own || plan_->sends_input[shard] != 0) continue;

@@ -14,7 +14,7 @@ std::uint32_t Operation::frame_bytes(const SendItem& item) const noexcept {
   return length(plan_->plan.transfers[item.transfer], item.slice);
 }
 
-Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) noexcept {
+Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) {
   const Transfer& transfer = plan_->plan.transfers[item.transfer];
   SliceState& slice = slices_[index(transfer.shard, item.slice)];
   const std::uint64_t count = elements(transfer.shard, item.slice);
@@ -91,7 +91,7 @@ void Operation::sent(const OutgoingFrame& frame) {
 }
 
 /// This rank's own elements, to which nothing is added, come to their place in the output.
-void Operation::settle_own(std::uint16_t shard, std::uint32_t slice) noexcept {
+void Operation::settle_own(std::uint16_t shard, std::uint32_t slice) {
   SliceState& state = slices_[index(shard, slice)];
   if (state.settled || !lands(shard)) return;
   state.settled = true;

@@ -12,27 +12,32 @@ namespace pccl {
 namespace {
 
 constexpr std::size_t plans_max = 256;
+constexpr std::uint64_t space_bytes_max = std::uint64_t{1} << 62;  // sums of such are exact
 
-bool is_among(const std::vector<std::pair<PeerId, Incarnation>>& members, const PeerId& peer) {
-  return std::any_of(members.begin(), members.end(),
-                     [&](const auto& member) { return member.first == peer; });
+using Members = std::vector<std::pair<PeerId, Incarnation>>;
+using Counts = std::vector<std::uint64_t>;
+
+/// As many as there are members: it is none of them.
+std::size_t place_of(const Members& members, const PeerId& peer) noexcept {
+  const auto found = std::find_if(members.begin(), members.end(),
+                                  [&](const auto& member) { return member.first == peer; });
+  return static_cast<std::size_t>(found - members.begin());
+}
+
+bool is_among(const Members& members, const PeerId& peer) noexcept {
+  return place_of(members, peer) < members.size();
+}
+
+bool addressable(const Counts& counts, std::size_t item_bytes) noexcept {
+  std::uint64_t left = space_bytes_max / item_bytes;
+  return std::all_of(counts.begin(), counts.end(), [&](std::uint64_t count) {
+    const bool room = count <= left;
+    left -= room ? count : 0;
+    return room;
+  });
 }
 
 }  // namespace
-
-bool fits(const Posted& posted, std::size_t size) noexcept {
-  const std::size_t sends = posted.send_counts.size();
-  const std::size_t receives = posted.receive_counts.size();
-  if (!posted.descriptor.uneven) return sends == 0 && receives == 0;
-  switch (posted.descriptor.collective) {
-    case Collective::reduce_scatter: return sends == size && receives == 0;
-    case Collective::all_gather: return receives == size && sends == 0;
-    case Collective::gather: return sends == 1 && (receives == size || receives == 0);
-    case Collective::scatter: return receives == 1 && (sends == size || sends == 0);
-    case Collective::all_to_all: return sends == size && receives == size;
-    default: return false;
-  }
-}
 
 bool name_root(Posted& posted, const StepRecord& step) noexcept {
   Descriptor& what = posted.descriptor;
@@ -43,6 +48,34 @@ bool name_root(Posted& posted, const StepRecord& step) noexcept {
     what.root = step.begun_with[static_cast<std::size_t>(rank)].first;
   }
   return is_among(step.begun_with, what.root);
+}
+
+bool fits(const Posted& posted, const StepRecord& step, const PeerId& self) noexcept {
+  const Descriptor& what = posted.descriptor;
+  const Counts& sends = posted.send_counts;
+  const Counts& receives = posted.receive_counts;
+  const std::size_t size = step.begun_with.size();
+  const std::size_t own = place_of(step.begun_with, self);
+  const std::size_t item = size_of(what.dtype);
+  if (own == size) return false;
+  if (!what.uneven) {
+    return sends.empty() && receives.empty() && what.count <= space_bytes_max / item / size;
+  }
+  if (!addressable(sends, item) || !addressable(receives, item)) return false;
+  const bool is_root = what.root == self;
+  switch (what.collective) {
+    case Collective::reduce_scatter: return sends.size() == size && receives.empty();
+    case Collective::all_gather: return receives.size() == size && sends.empty();
+    case Collective::gather:
+      if (sends.size() != 1 || receives.size() != (is_root ? size : 0)) return false;
+      return !is_root || receives[own] == sends[0];
+    case Collective::scatter:
+      if (receives.size() != 1 || sends.size() != (is_root ? size : 0)) return false;
+      return !is_root || sends[own] == receives[0];
+    case Collective::all_to_all:
+      return sends.size() == size && receives.size() == size && sends[own] == receives[own];
+    default: return false;
+  }
 }
 
 std::string obstacle_to(const StepRecord& step, const Posted& posted) {
@@ -89,9 +122,7 @@ std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
     return link == nullptr || link->same_host;
   });
   if (rooted(what.collective)) {
-    const auto root = std::find_if(step.present.begin(), step.present.end(),
-                                   [&](const auto& member) { return member.first == what.root; });
-    request.root = static_cast<std::uint16_t>(root - step.present.begin());
+    request.root = static_cast<std::uint16_t>(place_of(step.present, what.root));
   }
   if (what.uneven) {  // hardly ever twice the same
     request.uneven = true;

@@ -89,6 +89,29 @@ def test_complex_numbers_are_summed_as_twice_as_many_floats() -> None:
         to_root(z, op="max")
 
 
+def test_out_is_of_the_dtype_of_the_array_also_where_one_is_two_of_the_other() -> None:
+    z = np.ones(6, np.complex64)
+    assert at(to_root(z, 1, np.empty(6, np.complex64))).target.count == 12
+    for array, out in ((z, np.empty(12, np.float32)), (X, np.empty(6, np.complex64))):
+        with pytest.raises(UsageError, match="out has dtype"):
+            at(to_root(array, 1, out))
+    with pytest.raises(UsageError, match="out has dtype c64, the array f32"):
+        at(requests.all_gather(X[:2], np.empty(3, np.complex64), None))
+
+
+def test_an_empty_part_overlaps_nothing() -> None:
+    whole = np.empty((3, 4), np.float32)
+    assert at(requests.all_to_all(whole, whole[1:1], [3, 0, 0], [0, 0, 0])).target.count == 0
+    assert at(requests.all_gather(whole[2, 2:2], whole[1:1], None)).source.count == 0
+
+
+def test_a_result_that_no_memory_can_hold_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for array in (np.empty((0, 4)), torch.empty(0, 4)):
+        with pytest.raises(UsageError, match="can be made"):
+            at(requests.all_to_all(array, None, [0, 0, 0], [1 << 62, 0, 1 << 62]))
+
+
 def test_an_all_gather_makes_room_for_all_in_rank_order() -> None:
     placed = at(requests.all_gather(X.reshape(3, 4), None, None))
     assert placed.result.shape == (3, 3, 4) and placed.descriptor.count == 12

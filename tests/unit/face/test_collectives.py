@@ -82,6 +82,28 @@ def test_arguments_that_do_not_fit_the_view_end_a_stand_alone_step_for_all(
     assert comm.all_gather(odd).shape == (2, 3)  # the next step runs
 
 
+def test_what_the_engine_refuses_of_a_stand_alone_operation_ends_its_step_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    comm, engine, run = alone()
+
+    def refuse(*_: object) -> None:
+        raise pccl.UsageError("the root does not fit its members")
+
+    with monkeypatch.context() as patched, pytest.raises(pccl.UsageError, match="the root"):
+        patched.setattr(engine, "post_collective", refuse)
+        comm.broadcast(np.ones(3), root=b"somebody else...")
+    assert run.steps[0].sealed == {engine.peer_id} and not comm.closed
+    assert comm.broadcast(np.ones(3)).world_size == 1
+
+
+def test_a_result_for_which_there_is_no_memory_costs_the_step_and_not_the_seat() -> None:
+    comm, _, run = alone()
+    with pytest.raises((MemoryError, pccl.UsageError)):
+        comm.all_to_all(np.empty((0, 4)), None, [0], [1 << 50])
+    assert run.steps[0].sealed and not comm.closed
+
+
 def test_memory_in_use_by_another_operation_is_refused() -> None:
     comm, _, _ = alone()
     x = np.arange(4.0)
