@@ -283,7 +283,12 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
 def changing(comm: pccl.Communicator, index: int, count: int) -> None:
     """Operations that depend on the members, while some are killed and others come in."""
     asked = threading.Event()
-    threading.Thread(target=lambda: sys.stdin.readline() and asked.set(), daemon=True).start()
+
+    def listen() -> None:
+        if sys.stdin.readline():
+            asked.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     name = bytes(comm.peer_id)
     ended = over = 0
     while not over:
