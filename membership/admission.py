@@ -180,6 +180,7 @@ class Admission:
             hostname=msg.hostname,
             pid=msg.pid,
             group=msg.group,
+            seat=msg.seat,
             asked=asked,
             came_from=core.conns[conn].host,
             last_beat_s=now_s,

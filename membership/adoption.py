@@ -237,6 +237,7 @@ class Adoption:
                 hostname="",
                 pid=0,
                 group=x.group,
+                seat=x.seat,
             )
             for x in newest.members
         }
@@ -253,6 +254,7 @@ class Adoption:
                 pid=t.pid,
                 group=known.group if known else 0,
                 was_native=self._heard[_names(t)].is_member,
+                seat=known.seat if known else 0,
             )
         return tuple(peers[i] for i in sorted(peers))
 

@@ -51,6 +51,7 @@ class AgentConfig:
     host_key: int
     min_world: int
     group: int = 0
+    seat: int = 0
     on_underflow: int = 0  # an Underflow; 0 = no opinion
     straggler_s: float = 0.0  # 0 = no opinion
     connect_timeout_s: float
@@ -254,6 +255,7 @@ class MemberAgent:
             host_key=config.host_key,
             min_world=config.min_world,
             group=config.group,
+            seat=config.seat,
             on_underflow=config.on_underflow,
             straggler_s=config.straggler_s,
             hostname=socket.gethostname()[:255],

@@ -84,8 +84,11 @@ class Choosing:
             return None
         by_incarnation = {m.incarnation: m for m in view.members}
         order: list[int] = []
-        for _, ring in groupby(view.members, key=lambda m: m.group):
-            order += keep_apart([m.incarnation for m in ring], apart)
+        for _, group in groupby(view.members, key=lambda m: m.group):
+            ring = list(group)
+            seated = any(m.seat for m in ring)  # their programs count on these ranks
+            in_a_row = [m.incarnation for m in ring]
+            order += in_a_row if seated else keep_apart(in_a_row, apart)
         members = tuple(by_incarnation[i] for i in order)
         return None if members == view.members else self._held(Kind.REORDER, view, members, now_s)
 
@@ -209,5 +212,5 @@ class Choosing:
 
 
 def in_order(members: Sequence[Member]) -> tuple[Member, ...]:
-    """Returns members in rank order: group by group, and within one as they came."""
-    return tuple(sorted(members, key=lambda m: m.group))
+    """Returns members in rank order: group by group, and within one by seat, and as they came."""
+    return tuple(sorted(members, key=lambda m: (m.group, m.seat == 0, m.seat)))

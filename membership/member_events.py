@@ -40,6 +40,7 @@ class Identity:
     host_key: int
     min_world: int = 0  # 0 = no opinion
     group: int = 0
+    seat: int = 0  # 0: none; else 1 for the one who sits first
     on_underflow: int = 0
     straggler_s: float = 0.0
     run_id: bytes = b""  # b"" = whatever run the coordinator has
@@ -63,6 +64,7 @@ class Identity:
             pid=self.pid,
             secret=b"" if admitted is None else admitted.secret,
             group=self.group,
+            seat=self.seat,
             on_underflow=self.on_underflow,
             straggler_s=self.straggler_s,
         )

@@ -19,6 +19,7 @@ HOST_CHARACTERS_MAX: Final = 255  # the longest DNS name
 TEXT_CHARACTERS_MAX: Final = 2048  # of a reason for people
 STATUS_BYTES_MAX: Final = 200_000  # of one status document; the codec's limit is 262,144
 GROUP_MAX: Final = MEMBERS_MAX - 1
+SEAT_MAX: Final = MEMBERS_MAX
 DRAIN_S_MAX: Final = 86_400.0  # longer than any notice a machine gives before it goes
 STRAGGLER_WAIT: Final = -1.0  # as an opinion: whoever is slow is waited for
 OLDER_VIEWS_MAX: Final = 16  # as many as a coordinator remembers
@@ -71,6 +72,7 @@ class MemberInfo:
     host_key: int  # equal for peers on the same machine
     first_step: int  # first step this member takes part in
     group: int = 0  # members of one group reduce among themselves
+    seat: int = 0  # where in the rank order: before higher ones and those without (0)
 
     def __post_init__(self) -> None:
         check_id(self.peer_id, "peer_id")
@@ -78,6 +80,7 @@ class MemberInfo:
         check_text(self.host, "host", HOST_CHARACTERS_MAX)
         demand(1 <= self.port <= 65535, f"port {self.port}")
         demand(self.group <= GROUP_MAX, f"group {self.group} is above {GROUP_MAX}")
+        demand(self.seat <= SEAT_MAX, f"seat {self.seat} is above {SEAT_MAX}")
 
 
 @struct

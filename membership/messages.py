@@ -38,6 +38,7 @@ from pccl.membership.message_parts import GROUP_MAX as GROUP_MAX
 from pccl.membership.message_parts import ID_BYTES as ID_BYTES
 from pccl.membership.message_parts import MEMBERS_MAX as MEMBERS_MAX
 from pccl.membership.message_parts import NAME_CHARACTERS_MAX as NAME_CHARACTERS_MAX
+from pccl.membership.message_parts import SEAT_MAX as SEAT_MAX
 from pccl.membership.message_parts import STATUS_BYTES_MAX as STATUS_BYTES_MAX
 from pccl.membership.message_parts import STRAGGLER_WAIT as STRAGGLER_WAIT
 from pccl.membership.message_parts import TEXT_CHARACTERS_MAX as TEXT_CHARACTERS_MAX

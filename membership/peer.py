@@ -49,6 +49,7 @@ class Peer:
     down: tuple[bytes, ...] = ()
     relayed: tuple[bytes, ...] = ()
     group: int = 0
+    seat: int = 0
     asked: tuple[int, int, float] = (0, 0, 0.0)  # min_world, on_underflow, straggler_s; 0: any
     entry: str | None = None  # waits at an entry of this name
     entry_since_s: float = 0.0
@@ -120,6 +121,7 @@ class Peer:
             host_key=self.host_key,
             first_step=first_step,
             group=self.group,
+            seat=self.seat,
         )
 
     def admitted(self) -> AdmittedPeer:
@@ -134,6 +136,7 @@ class Peer:
             hostname=self.hostname,
             pid=self.pid,
             group=self.group,
+            seat=self.seat,
             excluded_epoch=self.excluded_epoch,
             was_native=self.was_native,
             min_world=self.asked[0],
@@ -154,6 +157,7 @@ class Peer:
             hostname=saved.hostname,
             pid=saved.pid,
             group=saved.group,
+            seat=saved.seat,
             excluded_epoch=saved.excluded_epoch,
             last_beat_s=now_s,
             admitted_s=now_s,

@@ -12,6 +12,7 @@ from pccl.membership.message_parts import (
     MEMBERS_MAX,
     NAME_CHARACTERS_MAX,
     OLDER_VIEWS_MAX,
+    SEAT_MAX,
     TEXT_CHARACTERS_MAX,
     MemberInfo,
     Underflow,
@@ -46,9 +47,11 @@ class Hello:
     group: int = 0  # of peers that reduce among themselves
     on_underflow: int = 0  # an Underflow; 0 = no opinion
     straggler_s: float = 0.0  # STRAGGLER_WAIT, or exclude after so long; 0 = no opinion
+    seat: int = 0  # where in the rank order: before higher ones and those without (0)
 
     def __post_init__(self) -> None:
         demand(self.group <= GROUP_MAX, f"group {self.group} is above {GROUP_MAX}")
+        demand(self.seat <= SEAT_MAX, f"seat {self.seat} is above {SEAT_MAX}")
         demand(self.on_underflow <= max(Underflow), f"on_underflow {self.on_underflow}")
         demand(len(self.secret) in (0, ID_BYTES), f"secret has {len(self.secret)} bytes")
         demand(len(self.run_id) in (0, ID_BYTES), f"run_id has {len(self.run_id)} bytes")

@@ -45,6 +45,7 @@ class AdmittedPeer:
     min_world: int = 0  # asked for, as are the two below; 0: no opinion
     on_underflow: int = 0
     straggler_s: float = 0.0
+    seat: int = 0
 
 
 ANY_NAME: Final = ""

@@ -36,6 +36,7 @@ class Member:
     host_key: int
     first_step: int
     group: int = 0  # of those that reduce among themselves
+    seat: int = 0  # it sits before all of its group with a higher one or none (0)
 
     def info(self) -> MemberInfo:
         return MemberInfo(
@@ -47,6 +48,7 @@ class Member:
             host_key=self.host_key,
             first_step=self.first_step,
             group=self.group,
+            seat=self.seat,
         )
 
 

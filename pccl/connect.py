@@ -32,7 +32,7 @@ from pccl.communicator import Communicator
 from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
-from pccl.membership.messages import GROUP_MAX
+from pccl.membership.messages import GROUP_MAX, SEAT_MAX
 from pccl.outcome import Peer
 from pccl.session import WAIT_QUIET_S, Session
 from pccl.transport.address import (
@@ -58,6 +58,7 @@ def connect(
     on_underflow: Literal["wait", "alone", "raise"] | None = None,
     straggler: Literal["wait"] | float | None = None,
     peer_group: int = 0,
+    seat: int | None = None,
     drain_on_sigterm_s: float | None = None,
     timeout_s: float = 60.0,
     listen: str | None = None,
@@ -80,6 +81,8 @@ def connect(
         straggler: "wait" for who is slow, or exclude it when others have waited so many seconds,
             0.1 or more: it is told Excluded and may come in again; alike on all peers, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
+        seat: members are ranked by seat, those without one after them as they came; for programs
+            of a fixed world, whose ranks then are their seats.
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
             that was there is called too, and put back on close.  A second SIGTERM does what it
             would have done without this: by default it ends the process at once.
@@ -108,6 +111,7 @@ def connect(
         host_key=this_host_key(),
         min_world=optional_number("min_world", min_world, 1, MIN_WORLD_MAX),
         group=check_number("peer_group", peer_group, 0, GROUP_MAX),
+        seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
         on_underflow=parse_underflow(on_underflow),
         straggler_s=parse_straggler(straggler),
         connect_timeout_s=check_seconds("timeout_s", timeout_s),

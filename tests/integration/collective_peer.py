@@ -35,6 +35,12 @@ def summed(count: int, size: int, to: int = 0) -> Any:
     return sum((values(rank, size, to=to) for rank in range(count)), np.zeros(size, np.float32))
 
 
+def seated(comm: pccl.Communicator, index: int, count: int) -> None:
+    assert comm.rank == count - 1 - index
+    gathered = comm.all_gather(np.array([comm.rank]))
+    assert gathered.ravel().tolist() == list(range(count))
+
+
 def exact(comm: pccl.Communicator, index: int, count: int) -> None:
     """Stand-alone, with made and given outputs, in place; every rank as the root."""
     rank = comm.view.rank
@@ -324,13 +330,15 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
     "misfit": misfit,
     "killed": killed,
     "changing": changing,
+    "seated": seated,
 }
 
 
 def main() -> int:
     address, program, index, count = sys.argv[1:5]
     try:
-        with pccl.connect(address, timeout_s=20, step_timeout_s=60) as comm:
+        seat = int(count) - 1 - int(index) if program == "seated" else None
+        with pccl.connect(address, timeout_s=20, step_timeout_s=60, seat=seat) as comm:
             comm.wait_for(int(count), timeout_s=30)
             if program != "changing":
                 assert len(comm.all_reduce(np.ones(1)).contributors) == int(count)

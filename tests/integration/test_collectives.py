@@ -22,6 +22,12 @@ def test_results_are_exact_on_every_peer(program: str, count: int) -> None:
         assert [peer.end() for peer in peers] == [0] * count
 
 
+def test_peers_with_seats_are_ranked_by_them_however_they_came() -> None:
+    with Run(PROGRAM) as run:
+        peers = run.start("seated", 4)
+        assert [peer.end() for peer in peers] == [0] * 4
+
+
 def test_operations_that_do_not_fit_together_are_told_to_all_with_both_and_inputs_stay() -> None:
     with Run(PROGRAM) as run:
         peers = run.start("mismatch", 3)
