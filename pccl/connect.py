@@ -81,8 +81,7 @@ def connect(
         straggler: "wait" for who is slow, or exclude it when others have waited so many seconds,
             0.1 or more: it is told Excluded and may come in again; alike on all peers, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
-        seat: members are ranked by seat, those without one after them as they came; for programs
-            of a fixed world, whose ranks then are their seats.
+        seat: members are ranked by seat, others after them as they came; for a fixed world.
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
             that was there is called too, and put back on close.  A second SIGTERM does what it
             would have done without this: by default it ends the process at once.
@@ -121,7 +120,6 @@ def connect(
     return admit(
         MemberAgent(config, partial(make_engine, config, lanes, spin_us)),
         config,
-        Peer(config.peer_id),
         step_timeout_s=step_timeout_s,
         drain_on_sigterm_s=drain_on_sigterm_s,
     )
@@ -130,7 +128,6 @@ def connect(
 def admit(
     agent: MemberAgent,
     config: AgentConfig,
-    peer_id: Peer,
     *,
     step_timeout_s: float,
     drain_on_sigterm_s: float | None = None,
@@ -149,7 +146,9 @@ def admit(
         if standing.admitted is None:
             raise _refusal(agent, config)
         assert agent.seat is not None
-        session = Session(agent.seat.engine, agent, peer_id, step_timeout_s=step_timeout_s)
+        session = Session(
+            agent.seat.engine, agent, Peer(config.peer_id), step_timeout_s=step_timeout_s
+        )
         communicator = Communicator(session)
     finally:
         if session is None:

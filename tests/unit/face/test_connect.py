@@ -17,7 +17,6 @@ from pccl.connect import admit, seat_of
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership import messages as m
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
-from pccl.outcome import Peer
 from pccl.transport.address import Address, parse_addresses
 from pccl.transport.channel import Channel
 from tests.unit.face.fake_run import FakeEngine, FakeRun
@@ -157,7 +156,7 @@ def connect_to(address: str, engine: WatchedEngine, timeout_s: float = 10.0) -> 
         coordinator_grace_s=30.0,
     )
     agent = MemberAgent(config, lambda local_host: Seat(engine, local_host, 4000))
-    return admit(agent, config, Peer(engine.peer_id), step_timeout_s=10.0)
+    return admit(agent, config, step_timeout_s=10.0)
 
 
 def agent_threads() -> list[str]:
@@ -258,7 +257,7 @@ def test_an_engine_that_cannot_listen_is_the_callers_error(coordinators: Any) ->
         coordinator_grace_s=30.0,
     )
     with pytest.raises(pccl.UsageError, match="not here"):
-        admit(MemberAgent(config, no_seat), config, Peer(b"p" * 16), step_timeout_s=1.0)
+        admit(MemberAgent(config, no_seat), config, step_timeout_s=1.0)
     assert agent_threads() == []
 
 
