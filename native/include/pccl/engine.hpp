@@ -46,11 +46,11 @@ class EngineFailure : public std::runtime_error {
 struct EngineEvent {
   enum class Kind : std::uint8_t {
     at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
-    refused, coordinator, followed, decided, failed,
+    refused, coordinator, followed, decided, letter, failed,
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
-  std::uint64_t step = 0;    // or generation
+  std::uint64_t step = 0;    // or generation, or letter
   std::string text;
   std::vector<PeerId> peers;
 };
@@ -85,6 +85,9 @@ struct EngineStats {
   ExecutorCounters executor;
   ControlCounters control;
   std::size_t open_steps = 0;
+  std::size_t open_letters = 0;
+  std::uint64_t letters_sent = 0;
+  std::uint64_t letters_received = 0;
   std::size_t links = 0;
   std::size_t lanes = 0;
   std::uint64_t progress = 0;
@@ -134,6 +137,18 @@ class Engine final : private ControlHost, private ExecutorHost {
   void release(StepId step);
   void propose_failure(StepId step, SuspectCode code, const std::string& text);
   void notify_when_decided(StepId step);
+
+  // --- messages: called by the program ---
+  /// Its memory is borrowed until the letter has ended; `posted.deadline_s` is set from
+  /// `timeout_s`, and then it ends by itself.
+  LetterId post(PostedLetter posted, double timeout_s);
+  /// False: the time is over and the letter is still open.
+  bool wait_letter(LetterId letter, double timeout_s);
+  Letter letter(LetterId letter);
+  void cancel_letter(LetterId letter);
+  void release_letter(LetterId letter);
+  void notify_when_ended(LetterId letter);
+
   EngineStats stats();
   void close() noexcept;
   /// What a FLUSH does, for tests that play the coordinator.
@@ -163,6 +178,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void dial(DialRequest request, bool again) override;
   void forget(PeerId peer, Incarnation incarnation) override;
   void step_decided(const StepRecord& record) override;
+  void letter_ended(const Letter& letter) override;
   void switched(Epoch epoch, StepId step) override;
   void left(Epoch epoch, StepId step) override;
   void links_up(Epoch epoch) override;
@@ -179,7 +195,11 @@ class Engine final : private ControlHost, private ExecutorHost {
   void handle(Lock& turn, std::span<const Poller::Event> events) noexcept;
   void handle_each(Lock& turn, std::span<const Poller::Event> events);
   bool pump(double now_s) noexcept;
-  bool drive(Lock& turn, StepId step, double deadline_s) noexcept;
+  /// True once `done()`, or the engine has failed.
+  template <class Done>
+  bool drive(Lock& turn, const Done& done, double deadline_s) noexcept;
+  template <class Done>
+  bool drive_or_wait(Lock& turn, const Done& done, double deadline_s);
   BegunStep begin_or_wait(Lock& turn, const std::string& name, double deadline_s);
   BegunStep begun(StepId step);
   void after_change() noexcept;

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "pccl/control.hpp"
+#include "pccl/letters.hpp"
 #include "pccl/link.hpp"
 #include "pccl/operation.hpp"
 #include "pccl/outcome.hpp"
@@ -72,6 +73,7 @@ class ExecutorHost {
   virtual void dial(DialRequest request, bool again) = 0;
   virtual void forget(PeerId peer, Incarnation incarnation) = 0;  // stop dialling
   virtual void step_decided(const StepRecord& record) = 0;
+  virtual void letter_ended(const Letter& letter) = 0;
   virtual void switched(Epoch epoch, StepId step) = 0;
   virtual void left(Epoch epoch, StepId step) = 0;
   virtual void links_up(Epoch epoch) = 0;
@@ -90,7 +92,18 @@ struct ExecutorCounters {
   std::uint64_t lanes_silent = 0;      // given up because nothing came back through them
 };
 
-class Executor final : public FrameSink {
+/// A message that a program sends, or is ready to receive.
+struct PostedLetter {
+  bool sends = false;
+  int rank = -1;                  // of the other end in the view in force; -1: see `peer`
+  std::optional<PeerId> peer;     // its name; neither: from any
+  Tag tag = 0;
+  Content what;
+  std::byte* memory = nullptr;    // a send only reads it
+  double deadline_s = 0;
+};
+
+class Executor final : public FrameSink, private LettersHost {
  public:
   Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host);
 
@@ -104,6 +117,11 @@ class Executor final : public FrameSink {
   Status seal(StepId step);
   [[nodiscard]] StepRecord* record(StepId step) noexcept;
   void release(StepId step);
+
+  /// 0: the other end is no other member of the own group, or the size is beyond all limits; the
+  /// text says so.
+  LetterId post(const PostedLetter& posted, std::string& obstacle);
+  [[nodiscard]] Letters& letters() noexcept { return letters_; }
 
   // --- the coordinator, by way of the engine ---
   void admit(Incarnation incarnation);
@@ -155,7 +173,8 @@ class Executor final : public FrameSink {
   /// The planned view needs a link to that peer.
   [[nodiscard]] bool prepares(PeerId peer, Incarnation incarnation) const noexcept;
   [[nodiscard]] bool has_output() const noexcept;
-  /// This peer has left as planned, and others do not have all yet that it has to say.
+  /// This peer has left as planned, or has answered to messages, and others do not have all yet
+  /// that it has to say.
   [[nodiscard]] bool owes_words() const noexcept;
   [[nodiscard]] std::size_t lane_count() const noexcept;
   [[nodiscard]] std::size_t link_count() const noexcept { return links_.size(); }
@@ -214,6 +233,13 @@ class Executor final : public FrameSink {
   void lose_silent(Link& link, double now_s, const Wanted& wanted);
   void check_links_up();
   std::size_t pump_link(Link& link, double now_s);
+  // LettersHost
+  void say(Correspondent& to, FrameHeader header, std::span<const std::byte> body) override;
+  void has_chunks(Correspondent& to) noexcept override;
+  void let_go(Correspondent& to, LetterId letter) noexcept override;
+  void ended(const Letter& letter) override { host_.letter_ended(letter); }
+  void tell_letters();
+  Status hear_of_letter(Link& link, const FrameHeader& header, const std::byte* body);
   std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Posted& posted);
   void refuse(StepRecord& record, std::string text);
 
@@ -226,6 +252,7 @@ class Executor final : public FrameSink {
   Environment environment_{buffers_, undo_};
   ExecutorCounters counters_;
   std::optional<OutcomeMachine> machine_;
+  Letters letters_;
   std::map<std::pair<PeerId, Incarnation>, std::unique_ptr<Link>> links_;
   std::unordered_map<std::uint32_t, Link*> lane_links_;
   std::uint32_t next_lane_ = 1;

@@ -31,12 +31,14 @@ struct Placement {
     discard,  // stale or unwanted: read and forgotten
     control,  // a control frame's body, in the lane's own small buffer
     tile,     // a pooled buffer, applied when whole
-    direct,   // straight into an operation's output
+    direct,   // straight into an operation's output, or a letter's memory
     early,    // a pooled buffer, kept until the operation is posted
+    staged,   // a pooled buffer: a chunk of a message that nobody receives yet
   };
   Kind kind = Kind::discard;
   std::byte* target = nullptr;
   Operation* operation = nullptr;
+  LetterId letter = 0;
   std::uint16_t transfer = 0;
   Buffer buffer;
 };
@@ -50,6 +52,7 @@ struct OutgoingFrame {
   bool in_small = false;
   Buffer buffer;
   Operation* operation = nullptr;  // null for control frames, and once it let go
+  LetterId letter = 0;             // likewise
   std::uint16_t transfer = 0;
   std::uint32_t slice = 0;
 };
@@ -96,6 +99,8 @@ class Lane {
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.
   void let_go(const Operation& operation, BufferPool& buffers) noexcept;
+  /// The same for the memory of a letter.
+  void let_go(LetterId letter, BufferPool& buffers) noexcept;
 
   /// Looks what has been acknowledged since; called a few times a second.  `expecting`: a step
   /// runs, so what lies unread matters too.
@@ -114,9 +119,9 @@ class Lane {
     out_.clear();
   }
 
-  /// Bytes staged for an early frame that is not whole yet.
-  [[nodiscard]] std::uint32_t early_in_progress() const noexcept {
-    return in_payload_ && placement_.kind == Placement::Kind::early ? header_.length : 0;
+  /// Bytes of a frame of that kind that is not whole yet.
+  [[nodiscard]] std::uint32_t in_progress(Placement::Kind kind) const noexcept {
+    return in_payload_ && placement_.kind == kind ? header_.length : 0;
   }
 
   const bool relayed;  // through a third peer
@@ -133,6 +138,8 @@ class Lane {
   Status fill(std::size_t wanted_payload, bool& empty) noexcept;
   Status accept_header(Link& link, FrameSink& sink);
   Status take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty);
+  template <class Holds>
+  void let_go_where(const Holds& holds, BufferPool& buffers) noexcept;
   [[nodiscard]] std::size_t buffered() const noexcept { return inbox_end_ - inbox_begin_; }
 
   Fd socket_;

@@ -1,8 +1,8 @@
 // native/include/pccl/link.hpp — everything this peer has towards one other: lanes and send queues.
 //
-// Order of frames: control frames first, then operations whose whole buffer is small, then the
-// others in turn, one frame each, so a large operation never holds up a small one by more than the
-// frame under way.  An operation that the other side has not posted yet may send its eager budget;
+// Order of frames: control frames first, then operations and messages that are small as a whole,
+// then the others in turn, one frame each, so a large one never holds up a small one by more than
+// the frame under way.  Operations and messages take turns.  An operation that the other side has not posted yet may send its eager budget;
 // the rest waits for the other side's OPEN.
 //
 // Ownership: owns its lanes; send queues belong to operations, which unlist them before they go.
@@ -18,6 +18,7 @@
 
 #include "pccl/control.hpp"
 #include "pccl/lane.hpp"
+#include "pccl/outbox.hpp"
 #include "pccl/types.hpp"
 #include "pccl/wire.hpp"
 
@@ -29,6 +30,8 @@ inline constexpr std::uint64_t eager_link_bytes = 8u << 20;
 inline constexpr double down_after_s = 0.5;
 /// Operations up to this size overtake larger ones.
 inline constexpr std::uint64_t small_operation_bytes = 64 * 1024;
+
+struct Correspondent;
 
 struct SendItem {
   std::uint16_t transfer = 0;
@@ -89,10 +92,14 @@ class Link final : public FrameSource {
   bool damaged = false;             // a lane has brought a damaged frame: none of them is trusted
   bool dirty = false;               // has output that was not pumped yet
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted
+  EagerBudget eager{eager_link_bytes};
+  Correspondent* mail = nullptr;    // whoever makes the link makes it
+  bool owes_answers = false;        // RECEIVED or REFUSED was said, and may not have arrived
 
  private:
   [[nodiscard]] bool may_send(const SendQueue& queue) const noexcept;
   bool next_of(std::deque<SendQueue*>& queues, std::uint32_t lane, OutgoingFrame& frame);
+  bool next_chunk(bool small, std::uint32_t lane, OutgoingFrame& frame);
 
   // Far above what the open steps of a correct peer need: one frame per operation and transfer.
   static constexpr std::size_t control_frames_max = 1u << 20;
@@ -100,7 +107,7 @@ class Link final : public FrameSource {
   std::deque<SendQueue*> small_;
   std::deque<SendQueue*> bulk_;
   std::vector<SendQueue*> waiting_;  // beyond their eager budget
-  std::uint64_t eager_outstanding_ = 0;
+  bool messages_turn_ = false;
 };
 
 }  // namespace pccl

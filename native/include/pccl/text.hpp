@@ -15,5 +15,7 @@ namespace pccl {
 std::string short_name(const PeerId& peer);
 /// "all_reduce(sum, f32[1024])", "broadcast(i8[7], root 0a1b2c3d)".
 std::string describe(const Descriptor& descriptor);
+/// "f32[1024]".
+std::string describe(const Content& what);
 
 }  // namespace pccl

@@ -16,6 +16,7 @@ namespace pccl {
 using Epoch = std::uint32_t;       // one per view and per abort; only grows
 using StepId = std::uint64_t;      // a step's number in program order
 using Tag = std::uint32_t;         // an operation's number inside its step
+using LetterId = std::uint64_t;    // a message that this program sends or receives; 0: none
 using Generation = std::uint64_t;  // one per coordinator start
 using Incarnation = std::uint64_t; // one per admission of a process
 

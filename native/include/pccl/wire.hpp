@@ -6,6 +6,7 @@
 //            operation are checked by the executor, against the posted operation, before a write.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,16 +25,34 @@ enum class FrameType : std::uint8_t {
   done = 4,  // the step's results are all here: manifest and result digest
   have = 5,  // which slices of one transfer have arrived (a lane died)
   ask = 6,   // please send your `have`s (a lane died)
+  // Of messages from one program to another, which belong to no step:
+  offer = 7,       // a message is to be sent: what it is
+  message = 8,     // one chunk of it
+  grant = 9,       // it is being received: all of it may come
+  received = 10,   // all of it is where it was to go
+  refused = 11,    // it will not be received: why, and what was expected
+  withdrawn = 12,  // the sender has forgotten it
+  held = 13,       // which of its chunks have arrived (a lane died)
 };
 
 inline constexpr std::size_t header_bytes = 64;
 inline constexpr std::uint32_t have_bytes_max = 256 * 1024;  // 2 Mi slices: 512 GiB a shard
+
+inline constexpr std::uint32_t chunk_bytes_max = 256 * 1024;
+/// As many chunks as one HELD can name.
+inline constexpr std::uint64_t message_bytes_max =
+    std::uint64_t{have_bytes_max} * 8 * chunk_bytes_max;
 
 inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash holds XXH3-128's low half
 
 /// What the payload of DATA is hashed with: another slice's bytes are no good here.
 constexpr std::uint64_t slice_seed(std::uint16_t shard, std::uint32_t slice) noexcept {
   return std::uint64_t{shard} << 32U | slice;
+}
+
+/// The same for MESSAGE.
+constexpr std::uint64_t chunk_seed(std::uint64_t number, std::uint32_t chunk) noexcept {
+  return number << 32U | chunk;
 }
 
 struct FrameHeader {
@@ -80,6 +99,42 @@ struct OpenBody {
   [[nodiscard]] OpenBody mirrored() const noexcept { return {descriptor, receives, sends}; }
 };
 
+/// What a message is made of; both ends must say the same.
+struct Content {
+  Dtype dtype = Dtype::u8;
+  std::uint64_t count = 0;
+
+  friend bool operator==(const Content&, const Content&) = default;
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return count * size_of(dtype); }
+  [[nodiscard]] std::uint32_t chunks() const noexcept {
+    return static_cast<std::uint32_t>((bytes() + chunk_bytes_max - 1) / chunk_bytes_max);
+  }
+  [[nodiscard]] std::uint32_t chunk_bytes(std::uint32_t chunk) const noexcept {
+    const std::uint64_t begin = std::uint64_t{chunk} * chunk_bytes_max;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(chunk_bytes_max, bytes() - begin));
+  }
+};
+
+/// The body of OFFER.  `eager`: the first chunk comes without a grant.  `after`: the message before
+/// this one that is not settled, 0 if there is none; those between are over and never come.
+struct OfferBody {
+  Content what;
+  bool eager = false;
+  std::uint64_t after = 0;
+};
+
+enum class RefusalCode : std::uint8_t {
+  differs = 1,   // something else was expected
+  given_up = 2,  // whoever received it does not any more
+};
+
+struct RefusedBody {
+  Content expected;
+  RefusalCode code = RefusalCode::differs;
+};
+
+inline constexpr std::size_t offer_bytes = 24;
+inline constexpr std::size_t refused_bytes = 16;
 inline constexpr std::size_t descriptor_bytes = 32;
 inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
@@ -109,5 +164,9 @@ void encode(const SealBody& body, std::span<std::byte, seal_bytes> out) noexcept
 void decode(std::span<const std::byte, seal_bytes> bytes, SealBody& out) noexcept;
 void encode(const DoneBody& body, std::span<std::byte, done_bytes> out) noexcept;
 void decode(std::span<const std::byte, done_bytes> bytes, DoneBody& out) noexcept;
+void encode(const OfferBody& body, std::span<std::byte, offer_bytes> out) noexcept;
+Status decode(std::span<const std::byte, offer_bytes> bytes, OfferBody& out) noexcept;
+void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) noexcept;
+Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept;
 
 }  // namespace pccl

@@ -266,10 +266,12 @@ EngineStats Engine::stats() {
   check_usable();
   const ControlCounters control = control_->counters();
   const Lock turn = take_turn();
+  const Letters& letters = executor_.letters();
   return {executor_.counters(),  control,
-          executor_.open_steps(), executor_.link_count(),
-          executor_.lane_count(), executor_.progress(),
-          executor_.environment().buffers.bytes_in_use()};
+          executor_.open_steps(), letters.open(),
+          letters.sends_done,     letters.receives_done,
+          executor_.link_count(), executor_.lane_count(),
+          executor_.progress(),   executor_.environment().buffers.bytes_in_use()};
 }
 
 // --- the control thread's callbacks ---

@@ -120,15 +120,13 @@ void Engine::run_reactor() noexcept {
   }
 }
 
-bool Engine::drive(Lock& turn, StepId step, double deadline_s) noexcept {
+template <class Done>
+bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
   std::array<Poller::Event, events_max> events;
   driving_ = true;
   double now_s = monotonic_s();
   double spin_until_s = now_s + spin_s_;
-  const auto decided = [&] {
-    const StepRecord* record = executor_.record(step);
-    return record == nullptr || record->state != StepState::open || !failed_code_.empty();
-  };
+  const auto decided = [&] { return done() || !failed_code_.empty(); };
   while (!decided() && now_s < deadline_s) {
     const bool more = pump(now_s);
     if (decided()) break;
@@ -143,30 +141,52 @@ bool Engine::drive(Lock& turn, StepId step, double deadline_s) noexcept {
     if (count > 0) spin_until_s = now_s + spin_s_;
   }
   driving_ = false;
-  const bool busy = pump(now_s) || executor_.open_steps() > 0 || executor_.has_output();
+  const bool open = executor_.open_steps() > 0 || executor_.letters().open() > 0;
+  const bool busy = pump(now_s) || open || executor_.has_output();
   linger_until_s_ = busy ? 0 : now_s + linger_s;
   if (busy) standby_.notify_one();
   changed_.notify_all();  // another waiting caller may drive now
   return decided();
 }
 
-bool Engine::wait_step(StepId step, double timeout_s) {
-  check_usable();
-  const double deadline_s = monotonic_s() + timeout_s;
-  Lock turn = take_turn();
+/// Waits for what is done by moving the frames, or while another caller moves them.
+template <class Done>
+bool Engine::drive_or_wait(Lock& turn, const Done& done, double deadline_s) {
   for (;;) {
-    const StepRecord* record = executor_.record(step);
-    if (record == nullptr) throw EngineFailure("usage", "no such step");
-    if (record->state != StepState::open) return true;
+    if (done()) return true;
     if (!failed_code_.empty()) throw EngineFailure(failed_code_, failed_text_);
     const double left_s = deadline_s - monotonic_s();
     if (left_s <= 0) return false;
     if (driving_) {
       changed_.wait_for(turn, std::chrono::duration<double>(left_s));
     } else {
-      (void)drive(turn, step, deadline_s);
+      (void)drive(turn, done, deadline_s);
     }
   }
+}
+
+bool Engine::wait_step(StepId step, double timeout_s) {
+  check_usable();
+  const double deadline_s = monotonic_s() + timeout_s;
+  Lock turn = take_turn();
+  if (executor_.record(step) == nullptr) throw EngineFailure("usage", "no such step");
+  const auto decided = [&] {
+    const StepRecord* record = executor_.record(step);
+    return record == nullptr || record->state != StepState::open;
+  };
+  return drive_or_wait(turn, decided, deadline_s);
+}
+
+bool Engine::wait_letter(LetterId id, double timeout_s) {
+  check_usable();
+  const double deadline_s = monotonic_s() + timeout_s;
+  Lock turn = take_turn();
+  if (executor_.letters().find(id) == nullptr) throw EngineFailure("usage", "no such message");
+  const auto ended = [&] {
+    const Letter* letter = executor_.letters().find(id);
+    return letter == nullptr || letter->state != LetterState::open;
+  };
+  return drive_or_wait(turn, ended, deadline_s);
 }
 
 BegunStep Engine::begin_step(const std::string& name, double timeout_s) {
@@ -287,6 +307,11 @@ void Engine::forget(PeerId peer, Incarnation incarnation) {
 void Engine::step_decided(const StepRecord& record) {
   decided_ = true;
   if (record.notify) emit({EngineEvent::Kind::decided, 0, record.id, {}, {}});
+}
+
+void Engine::letter_ended(const Letter& letter) {
+  decided_ = true;
+  if (letter.notify) emit({EngineEvent::Kind::letter, 0, letter.id, {}, {}});
 }
 
 void Engine::switched(Epoch epoch, StepId step) {

@@ -34,7 +34,11 @@ Digest digest_of(std::vector<std::pair<Tag, Value>> entries) {
 }  // namespace
 
 Executor::Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host)
-    : self_(self), lanes_wanted_(lanes), host_key_(host_key), host_(host) {}
+    : self_(self),
+      lanes_wanted_(lanes),
+      host_key_(host_key),
+      host_(host),
+      letters_(self, *this) {}
 
 void Executor::admit(Incarnation incarnation) {
   if (!machine_) machine_.emplace(self_, incarnation);
@@ -132,9 +136,11 @@ void Executor::perform(Effects effects) {
       on_start(*start);
     } else if (const auto* switched = std::get_if<Switched>(&effect)) {
       preparing_ = 0;
+      tell_letters();
       host_.switched(switched->epoch, switched->step);
     } else if (const auto* left = std::get_if<Left>(&effect)) {
       preparing_ = 0;
+      letters_.end_all(LetterEnd::left);
       host_.left(left->epoch, left->step);
     } else if (const auto* accuse = std::get_if<Accuse>(&effect)) {
       host_.suspect(accuse->suspicion);

@@ -33,6 +33,12 @@ Operation* Executor::find(const FrameHeader& header, StepRecord** found) noexcep
 Status Executor::place(Link& link, const FrameHeader& header, Placement& placement) {
   ++counters_.frames_received;
   if (abandoned_) return Status::ok;
+  if (header.type == FrameType::message) {
+    const Status status = letters_.place(*link.mail, header, link.early_bytes, eager_link_bytes,
+                                         buffers_, placement);
+    if (placement.kind == Placement::Kind::discard) ++counters_.frames_discarded;
+    return status;
+  }
   if (header.type != FrameType::data) {
     placement.kind = Placement::Kind::control;
     // Its body may arrive in pieces while another lane's does: memory of its own.
@@ -81,9 +87,11 @@ Status Executor::stage(Link& link, const FrameHeader& header, Placement& placeme
 }
 
 Status Executor::delivered(Link& link, const FrameHeader& header, Placement& placement) {
-  if (abandoned_) return Status::ok;
+  if (abandoned_ || placement.kind == Placement::Kind::discard) return Status::ok;
+  if (header.type == FrameType::message) return letters_.delivered(*link.mail, header, placement);
   switch (placement.kind) {
-    case Placement::Kind::discard: return Status::ok;
+    case Placement::Kind::discard:
+    case Placement::Kind::staged: return Status::ok;
     case Placement::Kind::control: return on_control(link, header, placement);
     case Placement::Kind::early: {
       StepRecord* step = nullptr;
@@ -175,7 +183,9 @@ Status Executor::on_control(Link& link, const FrameHeader& header, const Placeme
       if (link.flooded()) return Status::protocol;
       resynchronise(link, false);
       return Status::ok;
-    case FrameType::data: break;
+    case FrameType::data:
+    case FrameType::message: break;
+    default: return hear_of_letter(link, header, body);
   }
   return Status::protocol;
 }
@@ -341,6 +351,7 @@ void Executor::resynchronise(Link& link, bool ask) {
     for (const SendDone& done : machine_->sent()) (void)post_done(link, done);
   }
   send_haves(link);
+  letters_.resynchronise(*link.mail);
   if (!ask) return;
   FrameHeader header;
   header.type = FrameType::ask;

@@ -205,7 +205,8 @@ void Executor::take_out(Link& link, Lane& lane) {
   host_.unwatch(lane);
   lane_links_.erase(lane.id());
   lane.drain([](const OutgoingFrame& frame) { frame.operation->sent(frame); });
-  link.early_bytes -= lane.early_in_progress();
+  link.early_bytes -= lane.in_progress(Placement::Kind::early);
+  link.mail->staging -= lane.in_progress(Placement::Kind::staged);
   std::erase_if(link.lanes, [&](const auto& held) { return held.get() == &lane; });
 }
 
@@ -224,6 +225,7 @@ void Executor::tick(double now_s) {
   if (now_s < next_tick_s_) return;
   next_tick_s_ = now_s + tick_s;
   if (!machine_) return;
+  letters_.expire(now_s);
   feed_starved();
   mark_needed(now_s);
   bool expecting = false;

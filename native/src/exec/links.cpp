@@ -16,7 +16,10 @@ constexpr double stranger_age_s = 15.0;
 
 Link& Executor::link_to(PeerId peer, Incarnation incarnation, double now_s) {
   auto& slot = links_[{peer, incarnation}];
-  if (!slot) slot = std::make_unique<Link>(peer, incarnation, now_s);
+  if (!slot) {
+    slot = std::make_unique<Link>(peer, incarnation, now_s);
+    slot->mail = &letters_.meet(peer, incarnation, slot->eager, slot.get());
+  }
   return *slot;
 }
 
@@ -101,6 +104,7 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
   Effects effects;
   const Status status = machine_->install(view, committed_below, decisions, effects);
   perform(std::move(effects));
+  tell_letters();
   purge_early();
   drop_strangers(now_s);
   return status;
@@ -111,6 +115,7 @@ void Executor::exclude(Generation generation, Epoch epoch, const std::string& te
   Effects effects;
   machine_->exclude(generation, epoch, text, effects);
   perform(std::move(effects));
+  if (machine_->rank() < 0) letters_.end_all(LetterEnd::excluded);
   purge_early();
 }
 
@@ -172,6 +177,7 @@ void Executor::drop_strangers(double now_s) {
       std::erase(step.everyone, &link);
     }
     std::erase(prepared_, &link);
+    letters_.forget(*link.mail);
     host_.forget(link.peer, link.incarnation);
     it = links_.erase(it);
   }
@@ -194,6 +200,7 @@ void Executor::cut() noexcept {
 
 void Executor::abandon() noexcept {
   abandoned_ = true;
+  letters_.end_all(LetterEnd::closed);
   for (auto& [id, step] : steps_) {
     if (step.state != StepState::open) continue;
     for (const auto& operation : step.operations) {
@@ -213,10 +220,10 @@ bool Executor::has_output() const noexcept {
 }
 
 bool Executor::owes_words() const noexcept {
-  if (!machine_ || !machine_->has_left()) return false;
-  return std::any_of(links_.begin(), links_.end(), [](const auto& entry) {
+  if (!machine_) return false;
+  return std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
     const Link& link = *entry.second;
-    return link.up() && (link.has_output() ||
+    return (machine_->has_left() || link.owes_answers) && link.up() && (link.has_output() ||
                          std::any_of(link.lanes.begin(), link.lanes.end(),
                                      [](const auto& lane) { return !lane->delivered(); }));
   });

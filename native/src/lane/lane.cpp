@@ -222,38 +222,46 @@ bool Lane::delivered() const noexcept {
          (::ioctl(socket_.get(), SIOCOUTQ, &unacknowledged) != 0 || unacknowledged == 0);
 }
 
-void Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
-  if (in_payload_ && placement_.operation == &operation) {
-    // Tiles of the lane's own stay; only memory of the operation is left alone.
-    placement_.kind = Placement::Kind::discard;
-    placement_.target = nullptr;
-    placement_.operation = nullptr;
-    placement_.buffer = Buffer{};
+/// `holds`: a placement or a frame is about what is let go of.
+template <class Holds>
+void Lane::let_go_where(const Holds& holds, BufferPool& buffers) noexcept {
+  if (in_payload_ && holds(placement_)) {
+    // Tiles of the lane's own stay; only memory of others is left alone.
+    placement_ = Placement{};
   }
   for (std::size_t i = 0; i < out_.size(); ++i) {
     OutgoingFrame& frame = out_[i];
-    if (frame.operation != &operation) continue;
-    if (i == 0 && out_done_ > 0) {
-      if (!frame.buffer) {
-        Buffer copy = buffers.take(frame.length);
-        if (!copy) {
-          // What was begun cannot be finished: the lane ends, as soon as somebody looks at it.
-          (void)::shutdown(socket_.get(), SHUT_RDWR);
-          out_done_ = 0;
-          out_.pop_front();
-          --i;
-          continue;
-        }
-        std::memcpy(copy.data(), frame.payload, frame.length);
-        frame.payload = copy.data();
-        frame.buffer = std::move(copy);
-      }
-      frame.operation = nullptr;
-    } else {
+    if (!holds(frame)) continue;
+    if (i > 0 || out_done_ == 0) {
       out_.erase(out_.begin() + static_cast<std::ptrdiff_t>(i));
       --i;
+      continue;
     }
+    if (!frame.buffer) {
+      Buffer copy = buffers.take(frame.length);
+      if (!copy) {
+        // What was begun cannot be finished: the lane ends, as soon as somebody looks at it.
+        (void)::shutdown(socket_.get(), SHUT_RDWR);
+        out_done_ = 0;
+        out_.pop_front();
+        --i;
+        continue;
+      }
+      std::memcpy(copy.data(), frame.payload, frame.length);
+      frame.payload = copy.data();
+      frame.buffer = std::move(copy);
+    }
+    frame.operation = nullptr;
+    frame.letter = 0;
   }
+}
+
+void Lane::let_go(const Operation& operation, BufferPool& buffers) noexcept {
+  let_go_where([&](const auto& held) { return held.operation == &operation; }, buffers);
+}
+
+void Lane::let_go(LetterId letter, BufferPool& buffers) noexcept {
+  let_go_where([&](const auto& held) { return held.letter == letter; }, buffers);
 }
 
 }  // namespace pccl

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pccl/letters.hpp"
 #include "pccl/operation.hpp"
+#include "pccl/xxh3.hpp"
 
 namespace pccl {
 
@@ -22,7 +24,8 @@ std::size_t Link::direct_lanes() const noexcept {
 }
 
 bool Link::has_output() const noexcept {
-  return !control_.empty() || !small_.empty() || !bulk_.empty();
+  return !control_.empty() || !small_.empty() || !bulk_.empty() ||
+         (mail != nullptr && mail->outbox.has_chunks());
 }
 
 bool Link::stands_still(double now_s, double patience_s) const noexcept {
@@ -49,7 +52,7 @@ void Link::list(SendQueue& queue) {
 
 void Link::unlist(SendQueue& queue) noexcept {
   if (!queue.opened) {
-    eager_outstanding_ -= queue.eager;
+    eager.give(queue.eager);
     queue.eager = 0;
   }
   if (!queue.listed) return;
@@ -62,7 +65,7 @@ void Link::unlist(SendQueue& queue) noexcept {
 void Link::open(SendQueue& queue) {
   if (!queue.opened) {
     queue.opened = true;
-    eager_outstanding_ -= queue.eager;
+    eager.give(queue.eager);
   }
   // The link's budget may have room again for others as well.
   std::vector<SendQueue*> waiting;
@@ -97,8 +100,7 @@ bool Link::may_send(const SendQueue& queue) const noexcept {
   if (queue.opened) return true;
   const SendItem& item = queue.results.empty() ? queue.inputs.front() : queue.results.front();
   const std::uint64_t bytes = queue.operation->frame_bytes(item);
-  return queue.eager + bytes <= eager_operation_bytes &&
-         eager_outstanding_ + bytes <= eager_link_bytes;
+  return queue.eager + bytes <= eager_operation_bytes && eager.fits(bytes);
 }
 
 bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
@@ -119,7 +121,7 @@ bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
     items.pop_front();
     if (built == Status::ok && !queue.opened) {
       queue.eager += frame.length;
-      eager_outstanding_ += frame.length;
+      eager.take(frame.length);
     }
     if (queue.empty()) {
       queue.listed = false;
@@ -138,7 +140,34 @@ bool Link::next(std::uint32_t lane, OutgoingFrame& frame) {
     control_.pop_front();
     return true;
   }
-  return next_of(small_, lane, frame) || next_of(bulk_, lane, frame);
+  messages_turn_ = !messages_turn_;
+  for (const bool small : {true, false}) {
+    auto& operations = small ? small_ : bulk_;
+    if (messages_turn_ && next_chunk(small, lane, frame)) return true;
+    if (next_of(operations, lane, frame)) return true;
+    if (!messages_turn_ && next_chunk(small, lane, frame)) return true;
+  }
+  return false;
+}
+
+bool Link::next_chunk(bool small, std::uint32_t lane, OutgoingFrame& frame) {
+  Chunk chunk;
+  if (mail == nullptr || !mail->outbox.next(small, lane, chunk)) return false;
+  FrameHeader header;
+  header.type = FrameType::message;
+  header.epoch = mail->inbox.era;
+  header.step = chunk.number;
+  header.tag = chunk.tag;
+  header.slice = chunk.index;
+  header.length = chunk.length;
+  header.flags = flag_hashed;
+  header.payload_hash =
+      xxh3_128({chunk.data, chunk.length}, chunk_seed(chunk.number, chunk.index)).low;
+  encode(header, frame.header);
+  frame.payload = chunk.data;
+  frame.length = chunk.length;
+  frame.letter = chunk.letter;
+  return true;
 }
 
 void Link::sent(const OutgoingFrame& frame) { frame.operation->sent(frame); }

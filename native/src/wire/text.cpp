@@ -102,4 +102,8 @@ std::string describe(const Descriptor& descriptor) {
   return text += ')';
 }
 
+std::string describe(const Content& what) {
+  return std::string(name_of(what.dtype)) + "[" + std::to_string(what.count) + "]";
+}
+
 }  // namespace pccl

@@ -4,6 +4,7 @@
 // Errors:    decode returns Status::protocol.
 #include "pccl/wire.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -35,30 +36,37 @@ std::uint32_t check_of(const std::byte* bytes) noexcept {
   return static_cast<std::uint32_t>(xxh3_64({bytes, checked_bytes}));
 }
 
-/// The longest payload each type may have; 0 for a type that does not exist.
-std::uint32_t length_max(std::uint8_t type) noexcept {
-  switch (static_cast<FrameType>(type)) {
-    case FrameType::open: return open_bytes;
-    case FrameType::data: return slice_bytes_max;
-    case FrameType::seal: return seal_bytes;
-    case FrameType::done: return done_bytes;
-    case FrameType::have: return have_bytes_max;
-    case FrameType::ask: return 1;
-  }
-  return 0;
-}
-
-/// Control payloads have one size only.
+/// Most bodies have one size only; false for a type that does not exist.
 bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
   switch (static_cast<FrameType>(type)) {
     case FrameType::open: return length == open_bytes;
     case FrameType::seal: return length == seal_bytes;
     case FrameType::done: return length == done_bytes;
-    case FrameType::ask: return length == 0;
-    case FrameType::data:
-    case FrameType::have: return length > 0 && length <= length_max(type);
+    case FrameType::offer: return length == offer_bytes;
+    case FrameType::refused: return length == refused_bytes;
+    case FrameType::ask:
+    case FrameType::grant:
+    case FrameType::received:
+    case FrameType::withdrawn: return length == 0;
+    case FrameType::data: return length > 0 && length <= slice_bytes_max;
+    case FrameType::message: return length > 0 && length <= chunk_bytes_max;
+    case FrameType::have:
+    case FrameType::held: return length > 0 && length <= have_bytes_max;
   }
   return false;
+}
+
+/// Reads and checks what a message is made of.
+Status get_content(const std::byte* p, Content& out) noexcept {
+  const auto dtype = get<std::uint8_t>(p, 0);
+  if (dtype >= dtype_count) return Status::protocol;
+  out.dtype = static_cast<Dtype>(dtype);
+  out.count = get<std::uint64_t>(p, 8);
+  return out.count <= message_bytes_max / size_of(out.dtype) ? Status::ok : Status::protocol;
+}
+
+bool is_zero(const std::byte* begin, const std::byte* end) noexcept {
+  return std::all_of(begin, end, [](std::byte byte) { return byte == std::byte{0}; });
 }
 
 }  // namespace
@@ -122,7 +130,7 @@ Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& heade
   const auto type = get<std::uint8_t>(p, 3);
   const auto phase = get<std::uint8_t>(p, 26);
   const auto length = get<std::uint32_t>(p, 32);
-  if (length_max(type) == 0 || !length_fits(type, length) || phase > 1) return Status::protocol;
+  if (!length_fits(type, length) || phase > 1) return Status::protocol;
   header.type = static_cast<FrameType>(type);
   header.epoch = get<Epoch>(p, 4);
   header.step = get<StepId>(p, 8);
@@ -212,6 +220,40 @@ void encode(const DoneBody& body, std::span<std::byte, done_bytes> out) noexcept
 void decode(std::span<const std::byte, done_bytes> bytes, DoneBody& out) noexcept {
   out.manifest = {get<std::uint64_t>(bytes.data(), 0), get<std::uint64_t>(bytes.data(), 8)};
   out.digest = {get<std::uint64_t>(bytes.data(), 16), get<std::uint64_t>(bytes.data(), 24)};
+}
+
+void encode(const OfferBody& body, std::span<std::byte, offer_bytes> out) noexcept {
+  std::byte* p = out.data();
+  std::memset(p, 0, offer_bytes);
+  put(p, 0, static_cast<std::uint8_t>(body.what.dtype));
+  put(p, 1, static_cast<std::uint8_t>(body.eager ? 1 : 0));
+  put(p, 8, body.what.count);
+  put(p, 16, body.after);
+}
+
+Status decode(std::span<const std::byte, offer_bytes> bytes, OfferBody& out) noexcept {
+  const std::byte* p = bytes.data();
+  const auto eager = get<std::uint8_t>(p, 1);
+  if (eager > 1 || !is_zero(p + 2, p + 8)) return Status::protocol;
+  out.eager = eager != 0;
+  out.after = get<std::uint64_t>(p, 16);
+  return get_content(p, out.what);
+}
+
+void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) noexcept {
+  std::byte* p = out.data();
+  std::memset(p, 0, refused_bytes);
+  put(p, 0, static_cast<std::uint8_t>(body.expected.dtype));
+  put(p, 1, static_cast<std::uint8_t>(body.code));
+  put(p, 8, body.expected.count);
+}
+
+Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept {
+  const std::byte* p = bytes.data();
+  const auto code = get<std::uint8_t>(p, 1);
+  if (code < 1 || code > 2 || !is_zero(p + 2, p + 8)) return Status::protocol;
+  out.code = static_cast<RefusalCode>(code);
+  return get_content(p, out.expected);
 }
 
 }  // namespace pccl

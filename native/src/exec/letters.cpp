@@ -1,0 +1,77 @@
+// native/src/exec/letters.cpp — messages between programs: which link, which members, which lanes.
+// Ownership: see executor.hpp.
+// Threads:   under the engine's turn.
+// Errors:    a text for what the program has asked for; Status::protocol ends the lane.
+#include <algorithm>
+
+#include "pccl/executor.hpp"
+
+namespace pccl {
+
+LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
+  if (!machine_ || machine_->rank() < 0) {
+    obstacle = "this peer is no member yet: its first step brings it into the run";
+    return 0;
+  }
+  if (posted.what.count > message_bytes_max / size_of(posted.what.dtype)) {
+    obstacle = "a message has 512 GiB at most";
+    return 0;
+  }
+  Correspondent* other = nullptr;
+  int rank = -1;
+  for (const Member& member : machine_->view().members) {
+    if (member.group != machine_->group()) continue;
+    ++rank;
+    const bool meant = posted.peer ? member.peer == *posted.peer : rank == posted.rank;
+    if (!meant) continue;
+    if (member.peer == self_) {
+      obstacle = "a peer does not send to itself, nor receive from itself";
+      return 0;
+    }
+    other = link_to(member.peer, member.incarnation, 0).mail;
+  }
+  const bool any = !posted.sends && !posted.peer && posted.rank < 0;
+  if (other == nullptr && !any) {
+    obstacle = posted.peer ? "the other end is no member of this peer's group"
+                           : "there is no rank " + std::to_string(posted.rank) + " among " +
+                                 std::to_string(rank + 1) + " members";
+    return 0;
+  }
+  if (posted.sends) {
+    return letters_.send(*other, posted.tag, posted.what, posted.memory, posted.deadline_s);
+  }
+  return letters_.receive(other, posted.tag, posted.what, posted.memory, posted.deadline_s);
+}
+
+/// The view may be another one now.
+void Executor::tell_letters() {
+  if (!machine_ || machine_->rank() < 0) return;
+  std::vector<Member> members;
+  for (const Member& member : machine_->view().members) {
+    if (member.group == machine_->group()) members.push_back(member);
+  }
+  letters_.view(machine_->view().epoch, members);
+}
+
+Status Executor::hear_of_letter(Link& link, const FrameHeader& header, const std::byte* body) {
+  // Most of what is said of messages is answered.
+  if (link.flooded()) return Status::protocol;
+  return letters_.heard(*link.mail, header, body, link.lost_lane,
+                        [&](std::uint32_t lane) { return link.has_lane(lane); });
+}
+
+void Executor::say(Correspondent& to, FrameHeader header, std::span<const std::byte> body) {
+  Link& link = *to.link;
+  if (header.type == FrameType::received || header.type == FrameType::refused) {
+    link.owes_answers = true;
+  }
+  link.post(header, body, buffers_);
+}
+
+void Executor::has_chunks(Correspondent& to) noexcept { to.link->dirty = true; }
+
+void Executor::let_go(Correspondent& to, LetterId letter) noexcept {
+  for (const auto& lane : to.link->lanes) lane->let_go(letter, buffers_);
+}
+
+}  // namespace pccl

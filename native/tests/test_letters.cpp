@@ -1,0 +1,300 @@
+// native/tests/test_letters.cpp — messages: order, exact bytes, once each, whatever lanes do.
+// Ownership: see letters_rig.hpp; every message has memory of its own, freed when its letter ended.
+// Threads:   the main thread.
+// Errors:    CHECKs.
+#include <algorithm>
+#include <vector>
+
+#include "letters_rig.hpp"
+
+namespace {
+
+using namespace post;
+
+constexpr double never_s = 1e9;
+constexpr std::size_t chunk = chunk_bytes_max;
+
+std::byte byte_of(std::uint64_t message, std::size_t at) {
+  return static_cast<std::byte>((message * 131 + at * 7 + at / 251) & 0xff);
+}
+
+/// One end of a message; the memory goes as soon as its letter has ended.
+struct End {
+  End(Peer& owner, std::size_t size) : peer(owner), memory(size, std::byte{0xee}) {}
+  /// Says whether it has ended, and keeps what it was.
+  bool over() {
+    if (result) return true;
+    const Letter* letter = peer.letters.find(id);
+    if (letter->state == LetterState::open) return false;
+    result = *letter;
+    content = memory;
+    std::vector<std::byte>().swap(memory);  // whoever writes there now is found by a sanitizer
+    peer.letters.release(id);
+    return true;
+  }
+  bool done() { return over() && result->state == LetterState::done; }
+  bool holds(std::uint64_t message) const {
+    for (std::size_t i = 0; i < content.size(); ++i) {
+      if (content[i] != byte_of(message, i)) return false;
+    }
+    return true;
+  }
+  Peer& peer;
+  LetterId id = 0;
+  std::vector<std::byte> memory;
+  std::vector<std::byte> content;
+  std::optional<Letter> result;
+};
+
+using Ends = std::vector<std::unique_ptr<End>>;
+
+End& send(Office& office, Ends& ends, std::size_t from, std::size_t to, Tag tag, std::size_t size,
+          std::uint64_t message, double deadline_s = never_s) {
+  Peer& peer = *office.peers[from];
+  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
+  for (std::size_t i = 0; i < size; ++i) end.memory[i] = byte_of(message, i);
+  end.id = peer.letters.send(*peer.mail[to], tag, {Dtype::u8, size}, end.memory.data(), deadline_s);
+  return end;
+}
+
+End& receive(Office& office, Ends& ends, std::size_t at, std::optional<std::size_t> from, Tag tag,
+             std::size_t size, double deadline_s = never_s) {
+  Peer& peer = *office.peers[at];
+  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
+  end.id = peer.letters.receive(from ? peer.mail[*from] : nullptr, tag, {Dtype::u8, size},
+                                end.memory.data(), deadline_s);
+  return end;
+}
+
+LetterEnd how(End& end) { return end.over() ? end.result->end : LetterEnd::none; }
+
+TEST(a_message_is_there_whichever_side_was_posted_first) {
+  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, chunk, chunk + 1, 3 * chunk}) {
+    for (const bool send_first : {true, false}) {
+      Office office(2, 1, 1);
+      Ends ends;
+      if (send_first) {
+        send(office, ends, 0, 1, 5, size, 9);
+        office.settle();
+        CHECK(!ends[0]->over());
+      }
+      End& got = receive(office, ends, 1, 0, 5, size);
+      if (!send_first) {
+        office.settle();
+        send(office, ends, 0, 1, 5, size, 9);
+      }
+      office.settle();
+      CHECK(ends[0]->done() && ends[1]->done() && got.holds(9));
+      CHECK(got.result->rank == 0 && got.result->peer == name_of(0));
+      CHECK(office.peers[0]->budget.used() == 0);
+    }
+  }
+}
+
+TEST(messages_of_a_tag_keep_their_order_and_tags_do_not_wait_for_one_another) {
+  Office office(2, 3, 2);
+  Ends ends;
+  for (std::uint64_t i = 0; i < 6; ++i) send(office, ends, 0, 1, i % 2, 100, i);
+  office.settle();
+  Ends got;
+  for (const Tag tag : {1u, 1u, 0u, 1u, 0u, 0u}) receive(office, got, 1, 0, tag, 100);
+  office.settle();
+  const std::uint64_t expected[] = {1, 3, 0, 5, 2, 4};
+  for (std::size_t i = 0; i < 6; ++i) CHECK(got[i]->done() && got[i]->holds(expected[i]));
+}
+
+TEST(a_receive_from_any_takes_what_came_first_and_says_whose_it_was) {
+  Office office(3, 1, 3);
+  Ends ends, got;
+  send(office, ends, 2, 0, 0, 10, 22);
+  office.settle();
+  send(office, ends, 1, 0, 0, 10, 11);
+  office.settle();
+  receive(office, got, 0, std::nullopt, 0, 10);
+  receive(office, got, 0, std::nullopt, 0, 10);
+  office.settle();
+  CHECK(got[0]->done() && got[0]->holds(22) && got[0]->result->rank == 2);
+  CHECK(got[1]->done() && got[1]->holds(11) && got[1]->result->rank == 1);
+}
+
+TEST(what_does_not_fit_fails_on_both_sides_with_the_same_words_and_touches_nothing) {
+  for (const bool send_first : {true, false}) {
+    Office office(2, 2, 4);
+    Ends ends;
+    if (send_first) send(office, ends, 0, 1, 3, 2 * chunk, 1);
+    if (send_first) office.settle();
+    End& got = receive(office, ends, 1, 0, 3, 100);
+    if (!send_first) send(office, ends, 0, 1, 3, 2 * chunk, 1);
+    office.settle();
+    CHECK(how(*ends[0]) == LetterEnd::differs && how(*ends[1]) == LetterEnd::differs);
+    CHECK(ends[0]->result->text == ends[1]->result->text);
+    CHECK(got.result->text ==
+          "tag 3: peer 01000000 sends u8[524288], peer 02000000 receives u8[100]");
+    CHECK(std::all_of(got.content.begin(), got.content.end(),
+                      [](std::byte byte) { return byte == std::byte{0xee}; }));
+    // The next ones are not concerned.
+    send(office, ends, 0, 1, 3, 7, 2);
+    End& next = receive(office, ends, 1, 0, 3, 7);
+    office.settle();
+    CHECK(next.done() && next.holds(2));
+    CHECK(office.peers[1]->mail[0]->inbox.refused().empty());
+  }
+}
+
+TEST(what_nobody_receives_is_staged_within_its_budget_and_all_of_it_comes_later) {
+  Office office(2, 2, 5);
+  Ends ends, got;
+  for (std::uint64_t i = 0; i < 12; ++i) send(office, ends, 0, 1, 0, chunk + 5, i);
+  office.settle();
+  CHECK(office.peers[0]->budget.used() == 1u << 20);
+  CHECK(office.peers[1]->mail[0]->inbox.staged() == 1u << 20);
+  for (std::uint64_t i = 0; i < 12; ++i) receive(office, got, 1, 0, 0, chunk + 5);
+  office.settle();
+  for (std::uint64_t i = 0; i < 12; ++i) CHECK(got[i]->done() && got[i]->holds(i));
+  CHECK(office.peers[0]->budget.used() == 0);
+  CHECK(office.peers[1]->mail[0]->inbox.staged() == 0);
+}
+
+TEST(more_messages_than_may_be_offered_at_once_all_come) {
+  Office office(2, 1, 6);
+  Ends ends, got;
+  const std::size_t many = Outbox::offers_max + 100;
+  for (std::uint64_t i = 0; i < many; ++i) send(office, ends, 0, 1, 0, 1, i);
+  office.settle();
+  CHECK(office.peers[1]->mail[0]->inbox.arrivals().size() == Outbox::offers_max);
+  for (std::uint64_t i = 0; i < many; ++i) receive(office, got, 1, 0, 0, 1);
+  office.settle();
+  for (std::uint64_t i = 0; i < many; ++i) CHECK(got[i]->done() && got[i]->holds(i));
+}
+
+TEST(a_send_that_was_given_up_counts_as_never_sent) {
+  for (const bool receive_first : {true, false}) {
+    Office office(2, 1, 7);
+    Ends ends;
+    const auto get = [&] { return &receive(office, ends, 1, 0, 0, 2 * chunk); };
+    End* got = receive_first ? get() : nullptr;
+    End& first = send(office, ends, 0, 1, 0, 2 * chunk, 1, 5.0);
+    for (int i = 0; i < (receive_first ? 7 : 3); ++i) office.move();
+    office.peers[0]->letters.expire(6.0);
+    CHECK(how(first) == LetterEnd::late);
+    send(office, ends, 0, 1, 0, 2 * chunk, 2);
+    office.settle();
+    if (!receive_first) got = get();
+    office.settle();
+    CHECK(got->done() && got->holds(2));
+  }
+}
+
+TEST(a_receive_that_was_given_up_in_the_middle_ends_the_send_too) {
+  Office office(2, 1, 8);
+  Ends ends;
+  End& sent = send(office, ends, 0, 1, 0, 9 * chunk, 1);
+  End& got = receive(office, ends, 1, 0, 0, 9 * chunk);
+  while (office.peers[1]->letters.find(got.id)->number == 0) office.move();
+  for (int i = 0; i < 8; ++i) office.move();
+  office.peers[1]->letters.cancel(got.id);
+  CHECK(how(got) == LetterEnd::cancelled);
+  office.settle();
+  CHECK(how(sent) == LetterEnd::given_up);
+}
+
+TEST(who_is_lost_ends_all_that_waits_for_it_and_no_more) {
+  Office office(3, 1, 9);
+  Ends ends;
+  End& to_lost = send(office, ends, 0, 2, 0, chunk, 1);
+  End& from_lost = receive(office, ends, 0, 2, 0, 10);
+  End& from_any = receive(office, ends, 0, std::nullopt, 1, 10);
+  End& other = receive(office, ends, 0, 1, 0, 10);
+  office.view(0, 2, {0, 1});
+  for (End* end : {&to_lost, &from_lost, &from_any}) {
+    CHECK(how(*end) == LetterEnd::lost && end->result->peer == name_of(2));
+    CHECK(end->result->epoch == 1);
+  }
+  CHECK(!other.over());
+  office.view(1, 2, {0, 1});
+  send(office, ends, 1, 0, 0, 10, 4);
+  office.settle();
+  CHECK(other.done() && other.holds(4) && other.result->epoch == 2);
+}
+
+TEST(a_newcomer_may_write_before_the_view_is_here) {
+  Office office(3, 2, 10);
+  for (std::size_t peer : {0u, 1u}) office.view(peer, 2, {0, 1});
+  office.peers[2]->letters.end_all(LetterEnd::excluded);
+  Ends ends;
+  End& got = receive(office, ends, 0, std::nullopt, 0, chunk + 1);
+  const std::map<std::size_t, StepId> first{{2, 40}};
+  office.view(2, 3, {0, 1, 2}, first);
+  End& sent = send(office, ends, 2, 0, 0, chunk + 1, 6);
+  office.settle();
+  CHECK(!got.over() && !sent.over());
+  office.view(0, 3, {0, 1, 2}, first);
+  office.settle();
+  CHECK(got.done() && got.holds(6) && sent.done() && got.result->rank == 2);
+}
+
+TEST(frames_of_an_earlier_membership_of_the_same_incarnation_mean_nothing) {
+  Office office(2, 2, 11);
+  Ends ends;
+  End& old = send(office, ends, 1, 0, 0, 10, 1);
+  for (int i = 0; i < 2; ++i) office.send(1, 0);  // on their way, for long
+  office.peers[1]->letters.end_all(LetterEnd::excluded);
+  CHECK(how(old) == LetterEnd::excluded);
+  const std::map<std::size_t, StepId> first{{1, 7}};
+  office.view(0, 2, {0});
+  office.view(0, 3, {0, 1}, first);
+  office.view(1, 3, {0, 1}, first);
+  End& got = receive(office, ends, 0, 1, 0, 10);
+  send(office, ends, 1, 0, 0, 10, 2);
+  office.settle();
+  CHECK(got.done() && got.holds(2));
+}
+
+/// Chance decides about everything but cancels; all that was posted is there in the end, in order.
+TEST(whatever_order_and_losses_each_message_is_received_once_and_exactly) {
+  const unsigned rounds = check::sanitized ? 60 : 400;
+  for (unsigned seed = 0; seed < rounds; ++seed) {
+    Office office(2 + seed % 3, 1 + seed % 3, seed);
+    auto& dice = office.dice;
+    const std::size_t size = office.peers.size();
+    Ends sends, receives;
+    std::vector<std::uint64_t> expected;
+    const std::size_t sizes[] = {0, 1, 100, 70'000, chunk, chunk + 1, 2 * chunk + 9};
+    // Both sides draw the same list, and come to its items when chance wants.
+    struct Item { std::size_t from, to; Tag tag; std::size_t bytes; };
+    std::vector<Item> items;
+    for (int i = 0; i < 40; ++i) {
+      const std::size_t from = dice() % size;
+      const std::size_t to = (from + 1 + dice() % (size - 1)) % size;
+      items.push_back({from, to, static_cast<Tag>(dice() % 3), sizes[dice() % 7]});
+    }
+    std::size_t sent = 0, wanted = 0;
+    while (sent < items.size() || wanted < items.size()) {
+      const auto what = dice() % 40;
+      if (what < 3 && sent < items.size()) {
+        const Item& item = items[sent];
+        send(office, sends, item.from, item.to, item.tag, item.bytes, sent);
+        ++sent;
+      } else if (what < 6 && wanted < items.size()) {
+        const Item& item = items[wanted++];
+        receive(office, receives, item.to, item.from, item.tag, item.bytes);
+      } else if (what == 6 && seed % 2 == 1) {
+        office.break_a_lane();
+      } else if (what == 7) {
+        office.notice_something();
+      } else {
+        office.move();
+      }
+      for (auto* ends : {&sends, &receives}) {
+        for (const auto& end : *ends) (void)end->over();
+      }
+    }
+    office.settle();
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      CHECK(sends[i]->done() && receives[i]->done() && receives[i]->holds(i));
+    }
+    for (const auto& peer : office.peers) CHECK(peer->budget.used() == 0);
+  }
+}
+
+}  // namespace
