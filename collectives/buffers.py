@@ -43,7 +43,8 @@ class Buffer:
         return self.address + self.byte_count
 
     def overlaps(self, other: Buffer) -> bool:
-        return self.address < other.end and other.address < self.end
+        both = self.count > 0 and other.count > 0
+        return both and self.address < other.end and other.address < self.end
 
 
 def describe(array: Any, *, name: str = "the array") -> Buffer:

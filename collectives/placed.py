@@ -68,14 +68,16 @@ class Request:
     place: Callable[[Seat], Placed]
 
 
-def check_root(root: Any) -> int | bytes:
+def check_root(root: Any, name: str = "root") -> int | bytes:
     """Returns a root as a rank or a peer id.  Raises UsageError if it is neither."""
     if isinstance(root, bytes):
         if len(root) != PEER_ID_BYTES:
-            raise UsageError(f"root must be a rank or a peer id of 16 bytes, not {short_id(root)}")
+            raise UsageError(
+                f"{name} must be a rank or a peer id of 16 bytes, not {short_id(root)}"
+            )
         return bytes(root)
     if isinstance(root, bool) or not hasattr(root, "__index__") or int(root.__index__()) < 0:
-        raise UsageError(f"root must be a rank (0, 1, ...) or a peer id, not {root!r}")
+        raise UsageError(f"{name} must be a rank (0, 1, ...) or a peer id, not {root!r}")
     return int(root.__index__())
 
 

@@ -34,7 +34,7 @@ from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial, explain
 from pccl.transport.engine_api import EngineLike
-from pccl.transport.engine_events import StepDecided
+from pccl.transport.engine_events import LetterEnded, StepDecided
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
 DIAL_ROUND_S = 3.0  # one Dial effect; the machine spaces them
@@ -71,6 +71,8 @@ class Seat:
     data_port: int
 
 
+Awaited = StepDecided | LetterEnded
+Ask = Callable[[EngineLike], None]
 MakeSeat = Callable[[str], Seat]
 """Makes the engine, given the literal local address used towards the coordinator."""
 
@@ -95,7 +97,7 @@ class MemberAgent:
         self._clock = clock
         self._dice = dice or random.Random()
         self._changed = threading.Condition()
-        self._notices: dict[int, list[Callable[[], None]]] = {}  # guarded by _changed
+        self._notices: dict[Awaited, list[Callable[[], None]]] = {}  # guarded by _changed
         self._loop: asyncio.AbstractEventLoop | None = None  # guarded by _changed
         self._task: asyncio.Task[None] | None = None  # guarded by _changed
         self._thread = threading.Thread(target=self._main, name="pccl-agent", daemon=True)
@@ -129,16 +131,23 @@ class MemberAgent:
 
     def when_decided(self, step: int, notify: Callable[[], None]) -> None:
         """Calls `notify` once, from any thread, when the step is decided or the agent ends."""
+        self._when(StepDecided(step), notify, lambda engine: engine.set_notify(step))
+
+    def when_ended(self, letter: int, notify: Callable[[], None]) -> None:
+        """The same of a message."""
+        self._when(LetterEnded(letter), notify, lambda engine: engine.set_letter_notify(letter))
+
+    def _when(self, event: Awaited, notify: Callable[[], None], ask: Ask) -> None:
         seat = self.seat
         assert seat is not None
         with self._changed:
             over = self._over()
             if not over:
-                self._notices.setdefault(step, []).append(notify)
+                self._notices.setdefault(event, []).append(notify)
         if over:
             notify()
         else:
-            seat.engine.set_notify(step)
+            ask(seat.engine)
 
     def leave(self, deadline_s: float, reason: str) -> None:
         """Asks to be planned out; also from a signal handler, for it waits for nothing."""
@@ -301,9 +310,9 @@ class MemberAgent:
 
     def _drain(self, engine: EngineLike) -> None:
         for event in engine.drain_events():
-            if isinstance(event, StepDecided):
+            if isinstance(event, Awaited):
                 with self._changed:
-                    notices = self._notices.pop(event.step, [])
+                    notices = self._notices.pop(event, [])
                 for notify in notices:
                     notify()
             else:

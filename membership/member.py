@@ -51,6 +51,7 @@ from pccl.transport.engine_events import (
     EngineFailed,
     EntryLeft,
     EntryReached,
+    LetterEnded,
     LinksOpened,
     LinksUnreachable,
     NativeEvicted,
@@ -367,7 +368,7 @@ class Member:
             case NativeFollows(generation):
                 self._views.follow(generation)
                 return self._on_newer(generation, now_s)
-            case StepDecided():
+            case StepDecided() | LetterEnded():
                 return []
             case _:
                 assert_never(event)

@@ -36,6 +36,7 @@ from pccl.communicator import Communicator
 from pccl.connect import connect
 from pccl.outcome import Outcome, Peer
 from pccl.step import Step
+from pccl.transfer import Transfer
 from pccl.view import View
 from pccl.work import Work
 
@@ -66,6 +67,7 @@ __all__ = [
     "StaleView",
     "Step",
     "StepFailed",
+    "Transfer",
     "UsageError",
     "View",
     "ViewChanged",

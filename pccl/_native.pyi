@@ -2,7 +2,8 @@
 
 Numbers that cross this border:
     dtype      f64 0, f32 1, f16 2, bf16 3, i8 4, u8 5, i16 6, u16 7, i32 8, u32 9, i64 10, u64 11,
-               bool 12
+               bool 12, c64 13, c128 14, f8_e4m3fn 15, f8_e5m2 16, f8_e4m3fnuz 17, f8_e5m2fnuz 18,
+               f8_e8m0fnu 19
     op         sum 0, avg 1, prod 2, min 3, max 4
     algorithm  automatic 0, exchange 1, direct 2, ring 3
 Members cross as tuples (peer_id, incarnation, secret, host, port, host_key, first_step, group),
@@ -156,6 +157,39 @@ class Engine:
 
     def set_notify(self, step: int) -> None:
         """Queues a ("decided", step) event when the step is decided."""
+
+    def post_letter(
+        self,
+        sends: bool,
+        peer: int | bytes,
+        tag: int,
+        address: int,
+        count: int,
+        dtype: int,
+        timeout_s: float,
+    ) -> int:
+        """Sends a message, or receives one, with or without waiting for it: returns its number.
+
+        `peer` is a rank of the view in force, a member's id, or, to receive from any, -1.  The
+        memory is borrowed until the letter has ended, as it does when `timeout_s` is over.
+        """
+
+    def wait_letter(self, letter: int, timeout_s: float) -> bool:
+        """As `wait_step`: False when the time ran out and it is still open."""
+
+    def letter_result(self, letter: int) -> tuple[int, int, bytes, int, int, str]:
+        """Returns state, end, the other end's id and rank, epoch, text.
+
+        State is 0 open, 1 done, 2 failed; end is 1 differs, 2 lost, 3 given up by the other end, 4
+        late, 5 cancelled, 6 left, 7 excluded.
+        """
+
+    def cancel_letter(self, letter: int) -> None: ...
+    def release_letter(self, letter: int) -> None:
+        """Forgets a letter that has ended."""
+
+    def set_letter_notify(self, letter: int) -> None:
+        """Queues a ("letter", number) event when it has ended."""
 
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...

@@ -13,17 +13,19 @@ from pccl.collectives.ops import Algorithm, ReduceOp
 from pccl.collectives.placed import Request
 from pccl.membership.agent import Standing
 from pccl.membership.messages import DRAIN_S_MAX, TEXT_CHARACTERS_MAX
+from pccl.messaging import Messaging, post
 from pccl.outcome import Outcome, Peer
 from pccl.session import Session
 from pccl.standalone import Collectives, end_empty
 from pccl.step import Step, check_all_reduce
+from pccl.transfer import Transfer
 from pccl.view import View
 from pccl.work import Work
 
 POLL_S = 0.25  # how often wait_for looks at the engine's view, which changes without a message
 
 
-class Communicator(Collectives):
+class Communicator(Collectives, Messaging):
     """One process's seat in a fault-tolerant group.
 
     Get one from `pccl.connect(...)` and leave with `with` or `close()`.  The others go on without
@@ -232,6 +234,12 @@ class Communicator(Collectives):
         except BaseException as error:
             session.leave_after(error)
             raise
+
+    def _transfer(
+        self, array: Any, peer: int | bytes, tag: int, sends: bool, timeout_s: float | None
+    ) -> Transfer:
+        self._session.check()
+        return post(self._session, array, peer, tag, sends, self._timeout(timeout_s))
 
     # ---- the end
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from pccl.base.clock import Deadline
 from pccl.base.config import LAN
@@ -26,8 +27,12 @@ from pccl.ticket import Ticket
 from pccl.transport.engine import error_of
 from pccl.transport.engine_api import BegunStep, EngineLike
 
+if TYPE_CHECKING:
+    from pccl.transfer import Transfer
+
 WAIT_QUIET_S = 5.0  # then a newcomer's log says what it waits for
 OPEN_STEPS_MAX = 16  # the engine holds 64; more in flight than this only costs memory
+TRANSFERS_LOOKED_AT = 64  # so many open ones before those that have ended are looked for
 NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
 _log = get_logger("face")
 
@@ -48,6 +53,8 @@ class Session:
         self._close_lock = threading.RLock()
         self._closed: str | None = None
         self._open: dict[int, Ticket] = {}
+        self._transfers: set[Transfer] = set()
+        self._look_at = TRANSFERS_LOOKED_AT
         self._next_step = 0
         self.on_close: Callable[[], None] | None = None
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
@@ -178,6 +185,24 @@ class Session:
                     f"(step {ticket.begun.step}); wait for it, or use separate arrays"
                 )
 
+        for transfer in list(self._transfers):
+            reads, writes = transfer.reads, transfer.writes
+            conflict = target.overlaps(writes) or target.overlaps(reads) or source.overlaps(writes)
+            if conflict and not transfer.done():
+                raise UsageError(f"the memory of this operation is in use: {transfer!r}")
+
+    def keep_transfer(self, transfer: Transfer) -> None:
+        """Keeps the memory of a message until it has ended, whoever drops its handle."""
+        self._transfers.add(transfer)
+        if len(self._transfers) < self._look_at:
+            return
+        for known in list(self._transfers):
+            known.done()
+        self._look_at = max(TRANSFERS_LOOKED_AT, 2 * len(self._transfers))
+
+    def forget_transfer(self, transfer: Transfer) -> None:
+        self._transfers.discard(transfer)
+
     def forget(self, ticket: Ticket) -> None:
         self._open.pop(ticket.begun.step, None)
         self.agent.steps_decided += 1
@@ -221,3 +246,4 @@ class Session:
                 with contextlib.suppress(PcclError):
                     self.engine.close()
                 self._open.clear()
+                self._transfers.clear()

@@ -40,6 +40,7 @@ from pccl.transport.engine_api import (
     StepResult,
 )
 from pccl.transport.engine_events import EngineEvent, parse_event
+from pccl.transport.engine_letters import LetterCalls
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -75,7 +76,7 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-class Engine:
+class Engine(LetterCalls):
     """The native engine, with typed results and errors.
 
     One per connection to a run; it owns the listening port, the data lanes and the native threads

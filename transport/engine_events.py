@@ -116,6 +116,13 @@ class StepDecided:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class LetterEnded:
+    """A message for which notice was asked has arrived, or ended otherwise."""
+
+    letter: int
+
+
 EngineEvent = (
     EntryReached
     | EntryLeft
@@ -131,6 +138,7 @@ EngineEvent = (
     | NativeFollows
     | EngineFailed
     | StepDecided
+    | LetterEnded
 )
 
 
@@ -165,5 +173,7 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return EngineFailed(code, text)
         case ["decided", int(step)]:
             return StepDecided(step)
+        case ["letter", int(letter)]:
+            return LetterEnded(letter)
         case _:
             raise ValueError(f"the native engine reported {tuple(raw)!r}")

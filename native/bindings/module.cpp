@@ -13,7 +13,8 @@
 #include <system_error>
 #include <variant>
 
-#include "pccl/clock.hpp"
+#include "bindings/letters.hpp"
+#include "bindings/signals.hpp"
 #include "pccl/engine.hpp"
 #include "pccl/xxh3.hpp"
 
@@ -25,9 +26,6 @@ namespace pccl {
 void bind_outcome(nb::module_& module);
 
 namespace {
-
-// How long a wait may keep a signal from its Python handler.
-constexpr double signal_grain_s = 0.05;
 
 PyObject* engine_error = nullptr;
 
@@ -91,6 +89,7 @@ nb::tuple to_python(const EngineEvent& event) {
       return nb::make_tuple("followed", event.step);
     case Kind::failed: return nb::make_tuple("failed", "memory", event.text);
     case Kind::decided: return nb::make_tuple("decided", event.step);
+    case Kind::letter: return nb::make_tuple("letter", event.step);
   }
   return nb::make_tuple("unknown");
 }
@@ -99,21 +98,6 @@ nb::list drain(Engine& engine) {
   nb::list list;
   for (const EngineEvent& event : engine.drain_events()) list.append(to_python(event));
   return list;
-}
-
-/// Waits in grains, so that Ctrl-C reaches Python while the GIL is given away.
-template <class Try>
-auto with_signals(double timeout_s, const Try& attempt) {
-  const double deadline_s = monotonic_s() + timeout_s;
-  for (;;) {
-    const double left_s = deadline_s - monotonic_s();
-    {
-      nb::gil_scoped_release release;
-      if (auto result = attempt(std::clamp(left_s, 0.0, signal_grain_s))) return result;
-    }
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    if (left_s <= signal_grain_s) return decltype(attempt(0.0)){};
-  }
 }
 
 nb::tuple begin_step(Engine& engine, const std::string& name, double timeout_s) {
@@ -175,6 +159,9 @@ nb::dict stats(Engine& engine) {
   dict["tunnels"] = now.control.tunnels;
   dict["relayed_bytes"] = now.control.relayed_bytes;
   dict["open_steps"] = now.open_steps;
+  dict["open_messages"] = now.open_letters;
+  dict["messages_sent"] = now.letters_sent;
+  dict["messages_received"] = now.letters_received;
   dict["links"] = now.links;
   dict["lanes"] = now.lanes;
   dict["payload_bytes"] = now.progress;
@@ -365,6 +352,7 @@ NB_MODULE(_native, module) {
       .def("drain_events", &drain);
   bind_membership(engine);
   bind_steps(engine);
+  bind_letters(engine);
   bind_outcome(module);
   module.def("kernels_name", [] { return active_kernels().name; });
   module.def("xxh3_64", [](const nb::bytes& data, std::uint64_t seed) {

@@ -1,13 +1,15 @@
-// native/fuzz/fuzz_lane.cpp — frames of data lanes against posted operations of a running step.
+// native/fuzz/fuzz_lane.cpp — frames of data lanes against posted operations and messages.
 //
 // The input chooses the operations and writes headers field by field; the check and, mostly, the
 // hash are made right, so that what is behind them is reached.  Whatever comes, nothing outside
-// the operations' memory is touched, and a retry gives in-place inputs back bit for bit.
+// the operations' and messages' memory is touched, a retry gives in-place inputs back bit for bit,
+// and what is sent is only read.
 //
 // Ownership: everything is made anew for each input.
 // Threads:   one.
 // Errors:    abort.
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <numeric>
 #include <string>
@@ -40,6 +42,7 @@ class Host final : public ExecutorHost {
   void dial(DialRequest, bool) noexcept override {}
   void forget(PeerId, Incarnation) noexcept override {}
   void step_decided(const StepRecord&) noexcept override {}
+  void letter_ended(const Letter&) noexcept override {}
   void switched(Epoch, StepId) noexcept override {}
   void left(Epoch, StepId) noexcept override {}
   void links_up(Epoch) noexcept override {}
@@ -140,6 +143,71 @@ Work work_of(fuzz::Pieces& input) {
   return work;
 }
 
+/// Messages that this peer sends and receives; memory of exactly their sizes.
+struct Mail {
+  void post(Executor& executor, fuzz::Pieces& input) {
+    const auto how = input.number<std::uint8_t>();
+    PostedLetter posted;
+    posted.sends = (how & 1) != 0;
+    posted.rank = (how & 2) != 0 ? 0 : 2;
+    if (!posted.sends && (how & 4) != 0) posted.rank = -1;
+    posted.tag = (how >> 3) & 1;
+    const std::size_t sizes[] = {0, 9, 500, chunk_bytes_max + 9};
+    memory.emplace_back(sizes[(how >> 4) & 3], posted.sends ? std::byte{3} : std::byte{4});
+    sends.push_back(posted.sends);
+    posted.what = {Dtype::u8, memory.back().size()};
+    posted.memory = memory.back().data();
+    posted.deadline_s = 0.5;
+    std::string obstacle;
+    fuzz::require(executor.post(posted, obstacle) != 0);
+  }
+  void check() const {
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+      fuzz::require(!sends[i] || std::all_of(memory[i].begin(), memory[i].end(), [](std::byte b) {
+        return b == std::byte{3};
+      }));
+    }
+  }
+  std::deque<fuzz::Bytes> memory;
+  std::vector<bool> sends;
+};
+
+/// Of messages: numbers, tags and sizes that sometimes fit.
+fuzz::Bytes message_frame(fuzz::Pieces& input, FrameHeader header, std::uint8_t style) {
+  header.epoch = (style & 1) != 0 ? input.number<std::uint8_t>() % 3 : 0;
+  header.step = 1 + (style >> 1) % 4;
+  header.tag = (style >> 3) & 1;
+  header.slice = (style >> 4) & 1;
+  const auto width = input.number<std::uint8_t>();
+  const std::uint64_t sizes[] = {0, 9, 500, chunk_bytes_max + 9};
+  fuzz::Bytes body;
+  if (header.type == FrameType::offer) {
+    body.resize(offer_bytes);
+    const OfferBody offer{{width < 250 ? Dtype::u8 : Dtype::f64, sizes[width & 3]},
+                          (width & 4) == 0, (width >> 3) % 4u};
+    encode(offer, std::span<std::byte, offer_bytes>(body.data(), offer_bytes));
+  } else if (header.type == FrameType::refused) {
+    body.resize(refused_bytes);
+    const RefusedBody why{{Dtype::u8, width}, static_cast<RefusalCode>(1 + (width & 1))};
+    encode(why, std::span<std::byte, refused_bytes>(body.data(), refused_bytes));
+  } else if (header.type == FrameType::held) {
+    body.assign(1 + (width & 1), static_cast<std::byte>(width >> 1));
+  } else if (header.type == FrameType::message) {
+    // A whole chunk takes long to hash: only now and then.
+    const std::uint64_t some = (width & 3) == 3 ? 9 : sizes[width & 3];
+    body.assign(width >= 252 ? chunk_bytes_max : some, static_cast<std::byte>(width));
+  }
+  sign(header, body);
+  if (header.type == FrameType::message) {
+    header.payload_hash = xxh3_128(body, chunk_seed(header.step, header.slice)).low;
+    if ((style & 128) != 0) header.payload_hash ^= width & 1;
+  }
+  fuzz::Bytes out(header_bytes);
+  encode(header, std::span<std::byte, header_bytes>(out.data(), header_bytes));
+  fuzz::append(out, body);
+  return out;
+}
+
 /// The lengths that slices of this operation have, so that some frames fit.
 std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
   if (shard >= work.plan.shards.size() || work.plan.shards[shard].slices == 0) return 0;
@@ -148,8 +216,9 @@ std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
 
 fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   FrameHeader header;
-  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 6);
+  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 13);
   const auto style = input.number<std::uint8_t>();
+  if (header.type >= FrameType::offer) return message_frame(input, header, style);
   header.epoch = (style & 1) != 0 ? input.number<std::uint8_t>() : 1;
   header.step = (style & 2) != 0 ? input.number<std::uint8_t>() : 0;
   header.tag = input.number<std::uint8_t>() % (operations_max + 1);
@@ -183,6 +252,7 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
                    ? input.number<std::uint16_t>() % ((width & 0x70) == 0x70 ? 0x10000u : 0x1800u)
                    : slice_bytes(*work, header.shard) * std::size_t{width % 9u};
       break;
+    default: break;
   }
   fuzz::Bytes body(length);
   const auto given = input.take((style & 64) != 0 ? std::min<std::size_t>(length, 32) : 0);
@@ -229,8 +299,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if ((plan & 64) != 0) fuzz::require(executor.seal(*step) == Status::ok);
   };
   if ((plan & 128) == 0) post();  // else all frames are early
+  Mail mail;
   for (std::size_t i = 0; i < frames_max && !input.empty(); ++i) {
     const auto way = input.number<std::uint8_t>();
+    if ((way & 8) != 0) mail.post(executor, input);
+    if (way == 255) executor.tick(1.0);  // their deadline is over
     const std::size_t lane = way & 1;
     Link* link = executor.link_of_lane(setting.host.lanes[lane]);
     const fuzz::Bytes frame = frame_of(input, works);
@@ -254,6 +327,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   setting.view.members.erase(setting.view.members.begin() + 2);
   static_cast<void>(executor.install(setting.view, setting.entries, 0,
                                      {{*step, Verdict::fail, SuspectCode::deadline, "late"}}, 1));
+  executor.abandon();
+  fuzz::require(executor.letters().open() == 0);
+  mail.check();
   for (const Work& work : works) {
     const bool received = work.posted.descriptor.collective == Collective::broadcast;
     fuzz::require((received ? work.output : work.input) == work.before);

@@ -1,4 +1,4 @@
-// native/tests/letters_rig.hpp — peers with letters, and lanes between them that lose and reorder.
+// native/tests/letters_rig.hpp — peers with letters, and lanes that lose and reorder frames.
 // Frames are in order on a lane and in none among lanes.  A frame's header arrives first, its
 // payload later; what it is for may have ended in between.  A dead lane loses all that it carries;
 // each end notices by itself, some time later.
@@ -45,7 +45,8 @@ class Office;
 
 class Peer final : public LettersHost {
  public:
-  Peer(Office& all, std::size_t number) : office(all), me(number), letters(name_of(number), *this) {}
+  Peer(Office& all, std::size_t number)
+      : office(all), me(number), letters(name_of(number), *this) {}
   void say(Correspondent& to, FrameHeader header, std::span<const std::byte> body) override {
     header.length = static_cast<std::uint32_t>(body.size());
     control[number_of(to)].push_back({header, {body.begin(), body.end()}});

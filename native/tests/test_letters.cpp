@@ -250,6 +250,33 @@ TEST(frames_of_an_earlier_membership_of_the_same_incarnation_mean_nothing) {
   CHECK(got.done() && got.holds(2));
 }
 
+TEST(who_comes_back_within_the_same_membership_goes_on_where_it_was) {
+  Office office(2, 2, 12);
+  Ends ends;
+  for (std::uint64_t i = 0; i < 5; ++i) {  // numbers of both are above those of the first ones
+    send(office, ends, i % 2, 1 - i % 2, 0, 10, i);
+    receive(office, ends, 1 - i % 2, i % 2, 0, 10);
+  }
+  office.settle();
+  End& unread = send(office, ends, 1, 0, 0, 10, 7);
+  End& half = send(office, ends, 1, 0, 1, 9 * chunk, 8);
+  End& halved = receive(office, ends, 0, 1, 1, 9 * chunk);
+  while (office.peers[0]->letters.find(halved.id)->number == 0) office.move();
+  office.view(0, 2, {0});  // and peer 1 never hears of it
+  CHECK(how(halved) == LetterEnd::lost);
+  office.settle();
+  CHECK(!unread.over() && !half.over());
+  office.view(0, 3, {0, 1});
+  office.view(1, 3, {0, 1});
+  End& got = receive(office, ends, 0, 1, 0, 10);
+  End& back = send(office, ends, 0, 1, 0, 10, 9);
+  End& got_back = receive(office, ends, 1, 0, 0, 10);
+  office.settle();
+  CHECK(how(half) == LetterEnd::given_up);
+  CHECK(unread.done() && got.done() && got.holds(7));
+  CHECK(back.done() && got_back.done() && got_back.holds(9));
+}
+
 /// Chance decides about everything but cancels; all that was posted is there in the end, in order.
 TEST(whatever_order_and_losses_each_message_is_received_once_and_exactly) {
   const unsigned rounds = check::sanitized ? 60 : 400;
@@ -294,6 +321,70 @@ TEST(whatever_order_and_losses_each_message_is_received_once_and_exactly) {
       CHECK(sends[i]->done() && receives[i]->done() && receives[i]->holds(i));
     }
     for (const auto& peer : office.peers) CHECK(peer->budget.used() == 0);
+  }
+}
+
+/// As above, with receives from any and letters that are given up at any moment on either side.
+TEST(what_is_given_up_is_received_at_most_once_and_costs_no_other_message) {
+  const unsigned rounds = check::sanitized ? 60 : 400;
+  for (unsigned seed = 0; seed < rounds; ++seed) {
+    Office office(3, 1 + seed % 3, 1000 + seed);
+    auto& dice = office.dice;
+    Ends sends, receives;
+    const std::size_t sizes[] = {8, chunk, 2 * chunk + 9};
+    const std::size_t size = sizes[seed % 3];  // one for all, since who gets what is open
+    while (sends.size() < 50 || receives.size() < 50) {
+      const auto what = dice() % 60;
+      const std::size_t a = dice() % 3, b = (a + 1 + dice() % 2) % 3;
+      if (what < 4 && sends.size() < 50) {
+        send(office, sends, a, b, 0, size, sends.size());
+      } else if (what < 8 && receives.size() < 50) {
+        const auto from = dice() % 2 == 0 ? std::nullopt : std::optional(b);
+        receive(office, receives, a, from, 0, size);
+      } else if (what < 10) {
+        Ends& some = dice() % 2 == 0 ? sends : receives;
+        if (!some.empty()) {
+          End& victim = *some[dice() % some.size()];
+          victim.peer.letters.cancel(victim.id);
+        }
+      } else if (what == 10) {
+        office.break_a_lane();
+      } else if (what == 11) {
+        office.notice_something();
+      } else {
+        office.move();
+      }
+      for (auto* ends : {&sends, &receives}) {
+        for (const auto& end : *ends) (void)end->over();
+      }
+    }
+    office.settle();
+    std::vector<int> got(sends.size(), 0);
+    for (const auto& end : receives) {
+      if (!end->done()) continue;
+      std::size_t message = 0;
+      while (message < sends.size() && !end->holds(message)) ++message;
+      CHECK(message < sends.size());
+      if (message < sends.size()) ++got[message];
+    }
+    for (std::size_t i = 0; i < sends.size(); ++i) {
+      CHECK(got[i] <= 1);
+      if (sends[i]->done()) CHECK(got[i] == 1);
+      if (!sends[i]->over()) CHECK(got[i] == 0);
+      // It arrived while its sender gave it up, or it did not.
+      if (got[i] == 1 && !sends[i]->done()) CHECK(how(*sends[i]) == LetterEnd::cancelled);
+      sends[i]->peer.letters.cancel(sends[i]->id);
+    }
+    office.settle();
+    for (const auto& end : receives) end->peer.letters.cancel(end->id);
+    office.settle();
+    for (const auto& peer : office.peers) {
+      CHECK(peer->budget.used() == 0 && peer->letters.open() == 0);
+      for (const auto& [other, mail] : peer->mail) {
+        CHECK(mail->inbox.refused().empty() && mail->inbox.staged() == 0 && mail->staging == 0);
+        CHECK(mail->inbox.arrivals().empty());
+      }
+    }
   }
 }
 

@@ -20,19 +20,29 @@ namespace {
 
 using HeaderBytes = std::array<std::byte, header_bytes>;
 
-constexpr FrameType types[] = {FrameType::open, FrameType::data, FrameType::seal,
-                               FrameType::done, FrameType::have, FrameType::ask};
+constexpr FrameType types[] = {
+    FrameType::open,  FrameType::data,     FrameType::seal,    FrameType::done,
+    FrameType::have,  FrameType::ask,      FrameType::offer,   FrameType::message,
+    FrameType::grant, FrameType::received, FrameType::refused, FrameType::withdrawn,
+    FrameType::held};
 
 constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, 0, Algorithm::direct, 1u << 20, true};
 
 std::uint32_t good_length(FrameType type) {
   switch (type) {
     case FrameType::open: return open_bytes;
-    case FrameType::data: return 4096;
+    case FrameType::data:
+    case FrameType::message: return 4096;
     case FrameType::seal: return seal_bytes;
     case FrameType::done: return done_bytes;
-    case FrameType::have: return 17;
-    case FrameType::ask: return 0;
+    case FrameType::have:
+    case FrameType::held: return 17;
+    case FrameType::offer: return offer_bytes;
+    case FrameType::refused: return refused_bytes;
+    case FrameType::ask:
+    case FrameType::grant:
+    case FrameType::received:
+    case FrameType::withdrawn: return 0;
   }
   return 0;
 }
@@ -191,7 +201,7 @@ TEST(another_magic_version_type_phase_or_flag_is_refused_though_its_check_is_rig
     CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 3));
   }
   CHECK(!accepted(forged(header, 3, std::uint8_t{0})));
-  for (unsigned type = 7; type < 256; ++type) {
+  for (unsigned type = 14; type < 256; ++type) {
     CHECK(!accepted(forged(header, 3, static_cast<std::uint8_t>(type))));
   }
   for (unsigned phase = 2; phase < 256; ++phase) {
@@ -216,9 +226,17 @@ TEST(each_type_has_the_lengths_it_can_have_and_no_other) {
     CHECK(lengths(FrameType::ask, length) == (length == 0));
     CHECK(lengths(FrameType::data, length) == (length > 0));
     CHECK(lengths(FrameType::have, length) == (length > 0));
+    CHECK(lengths(FrameType::message, length) == (length > 0));
+    CHECK(lengths(FrameType::held, length) == (length > 0));
+    CHECK(lengths(FrameType::offer, length) == (length == 24));
+    CHECK(lengths(FrameType::refused, length) == (length == 16));
+    for (const auto type : {FrameType::grant, FrameType::received, FrameType::withdrawn}) {
+      CHECK(lengths(type, length) == (length == 0));
+    }
   }
   for (const FrameType type : types) {
-    const bool sized = type == FrameType::data || type == FrameType::have;
+    const bool sized = type == FrameType::data || type == FrameType::have ||
+                       type == FrameType::message || type == FrameType::held;
     CHECK(lengths(type, 256 * 1024) == sized);
     CHECK(!lengths(type, 256 * 1024 + 1));
     CHECK(!lengths(type, std::numeric_limits<std::uint32_t>::max()));

@@ -10,7 +10,7 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     ├── RemoteError          the other end broke the protocol; its connection is closed
     ├── ConnectError         no coordinator, or one that will not have us (also a ConnectionError)
     ├── DeadlineExceeded     nothing failed, but time ran out (also a TimeoutError)   [retryable]
-    ├── PeerLost             a peer vanished in the middle                            [retryable]
+    ├── PeerLost             the other end of a message is no member any more         [retryable]
     ├── StaleView            the operation belongs to an older epoch                  [retryable]
     ├── StepFailed           all members decided that this step cannot succeed
     │   ├── DescriptorMismatch   peers posted different operations under one tag
@@ -83,7 +83,8 @@ class DeadlineExceeded(PcclError, TimeoutError):
 
 
 class PeerLost(PcclError):
-    """A peer vanished in the middle of an operation; the next view is without it."""
+    """The other end of a message was lost, or has left: the view after `epoch` is without it.  For a
+    receive from any, one of those that might have sent was."""
 
     retryable = True
 

@@ -1,7 +1,7 @@
 """The bytes of data frames, checked against their layout with nothing but struct and xxhash.
 
 `data_frames.json` holds what docs/PROTOCOL.md, "Data frames", says in bytes.  The native core is
-held to the same bytes by native/tests/test_wire.cpp, which must quote every one of them.
+held to the same bytes by native/tests/test_wire*.cpp, which must quote every one of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import xxhash
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
     Path(__file__).with_name("data_frames.json").read_text(encoding="utf-8")
 )
-NATIVE_TEST = Path(__file__).parents[2] / "native" / "tests" / "test_wire.cpp"
+NATIVE_TESTS = sorted((Path(__file__).parents[2] / "native" / "tests").glob("test_wire*.cpp"))
 
 FIELDS = {  # name: format and default, in the order of the bytes
     "magic": ("H", 0x6370),
@@ -65,7 +65,7 @@ def test_a_header_names_its_descriptor_by_the_low_half_of_its_hash() -> None:
 
 
 def test_the_native_core_is_held_to_the_same_bytes() -> None:
-    quoted = NATIVE_TEST.read_text(encoding="utf-8")
+    quoted = "".join(test.read_text(encoding="utf-8") for test in NATIVE_TESTS)
     missing = [
         line
         for vector in VECTORS["headers"] + VECTORS["bodies"]

@@ -7,7 +7,8 @@
 //
 // An era tells the memberships of a pair apart: first steps of both ends, added up.  A straggler
 // that was excluded comes in again with the same incarnation and the same lanes, and numbers begin
-// anew then.  What comes of a later era than the present one waits for the view.
+// anew then.  What comes of a later era than the present one waits for the view.  A peer that is
+// lost and comes back within the same era (a plan to leave was taken back) goes on where it was.
 //
 // Ownership: memory of the program is borrowed while its letter is open, and is touched by nobody
 //            once ended() was called for it.
@@ -144,14 +145,15 @@ class Letters {
   void enter(Correspondent& from);
   void look(Letter& letter);
   void match(Letter& letter, Correspondent& from, std::uint64_t number);
-  void refuse(Correspondent& from, std::uint64_t number, const RefusedBody& why);
+  void give_up(Letter& letter, bool say_refusal);
   void complete(Correspondent& from, std::uint64_t number, Arrival& arrival);
   void withdrawn(Correspondent& from, Inbox& inbox, std::uint64_t number);
   Status offered(Correspondent& from, const FrameHeader& header, const std::byte* body,
                  bool lost_lane);
   void refused(Correspondent& from, std::uint64_t number, const RefusedBody& why);
   void end(Letter& letter, Correspondent* with, LetterEnd why, std::string text = {});
-  void lose(Correspondent& gone);
+  void lose(Correspondent& gone, LetterEnd why);
+  void begin(Correspondent& with, Epoch era);
   [[nodiscard]] Inbox* inbox_for(Correspondent& from, Epoch era);
   [[nodiscard]] std::string difference(const Letter& letter, const Correspondent& with,
                                        const Content& theirs) const;

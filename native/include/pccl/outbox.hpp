@@ -7,7 +7,7 @@
 //
 // Invariants: numbers only grow; at most `offers_max` offers are unsettled; of a message that is not
 // granted nothing but an eager first chunk is given to a lane.
-// Ownership: memory of the program is borrowed until settle(), withdraw() or clear().
+// Ownership: memory of the program is borrowed until settle(), withdraw(), drop() or clear().
 // Threads:   under the engine's turn.
 // Errors:    none of its own.
 #pragma once
@@ -76,6 +76,9 @@ class Outbox {
   LetterId settle(std::uint64_t number) noexcept;
   /// Of a message that was not offered yet.
   void withdraw(LetterId letter) noexcept;
+  /// All messages; their numbers are not given again.
+  void drop() noexcept;
+  /// The same, and numbers begin anew.
   void clear() noexcept;
 
   [[nodiscard]] bool has_chunks() const noexcept { return !small_.empty() || !bulk_.empty(); }

@@ -311,7 +311,10 @@ void Engine::step_decided(const StepRecord& record) {
 
 void Engine::letter_ended(const Letter& letter) {
   decided_ = true;
-  if (letter.notify) emit({EngineEvent::Kind::letter, 0, letter.id, {}, {}});
+  // That the engine ends, all are told at once, and there may be no memory to tell each.
+  if (letter.notify && letter.end != LetterEnd::closed) {
+    emit({EngineEvent::Kind::letter, 0, letter.id, {}, {}});
+  }
 }
 
 void Engine::switched(Epoch epoch, StepId step) {

@@ -57,7 +57,7 @@ void Letters::look(Letter& letter) {
   std::uint64_t number = 0;
   std::uint64_t entered = ~std::uint64_t{0};
   for (const auto& [name, mail] : known_) {
-    if (letter.named != nullptr && letter.named != mail.get()) continue;
+    if (mail->rank < 0 || (letter.named != nullptr && letter.named != mail.get())) continue;
     const std::uint64_t first = mail->inbox.first(letter.tag);
     if (first == 0) continue;
     const std::uint64_t order = mail->inbox.find(first)->entered;
@@ -89,7 +89,9 @@ void Letters::match(Letter& letter, Correspondent& from, std::uint64_t number) {
   letter.number = number;
   if (arrival.what != letter.what) {
     std::string text = difference(letter, from, arrival.what);
-    refuse(from, number, {letter.what, RefusalCode::differs});
+    const RefusedBody why{letter.what, RefusalCode::differs};
+    from.inbox.refuse(number, why);
+    say_refused(from, number, why);
     return end(letter, &from, LetterEnd::differs, std::move(text));
   }
   arrival.letter = letter.id;
@@ -114,28 +116,30 @@ void Letters::complete(Correspondent& from, std::uint64_t number, Arrival& arriv
   end(letter, &from, LetterEnd::none);
 }
 
-void Letters::refuse(Correspondent& from, std::uint64_t number, const RefusedBody& why) {
-  from.inbox.refuse(number, why);
-  say_refused(from, number, why);
+/// The other end need not count on this one any more.  A refusal may be said later: see view().
+void Letters::give_up(Letter& letter, bool say_refusal) {
+  std::erase(waiting_, letter.id);
+  Correspondent* with = letter.partner;
+  if (with == nullptr) return;
+  if (!letter.sends) {
+    const RefusedBody why{letter.what, RefusalCode::given_up};
+    with->inbox.refuse(letter.number, why);
+    if (say_refusal) say_refused(*with, letter.number, why);
+  } else if (letter.number == 0) {
+    with->outbox.withdraw(letter.id);
+  } else {
+    (void)with->outbox.settle(letter.number);
+    say(*with, FrameType::withdrawn, with->inbox.era, letter.number, letter.tag);
+  }
 }
 
 void Letters::cancel(LetterId id, LetterEnd why) {
   Letter* letter = find(id);
   if (letter == nullptr || letter->state != LetterState::open) return;
   Correspondent* with = letter->partner;
-  if (letter->sends) {
-    if (letter->number == 0) {
-      with->outbox.withdraw(id);
-    } else {
-      (void)with->outbox.settle(letter->number);
-      say(*with, FrameType::withdrawn, with->inbox.era, letter->number, letter->tag);
-    }
-    end(*letter, with, why);
-    return offer(*with);
-  }
-  std::erase(waiting_, id);
-  if (with != nullptr) refuse(*with, letter->number, {letter->what, RefusalCode::given_up});
+  give_up(*letter, true);
   end(*letter, with != nullptr ? with : letter->named, why);
+  if (letter->sends) offer(*with);
 }
 
 /// `with`: whom it was about, if that is known.
@@ -184,23 +188,23 @@ Correspondent& Letters::meet(PeerId peer, Incarnation incarnation, EagerBudget& 
 }
 
 void Letters::forget(Correspondent& gone) {
-  lose(gone);
+  lose(gone, LetterEnd::lost);
   known_.erase({gone.peer, gone.incarnation});
 }
 
-/// Ends what was open with it, and makes it a stranger.
-void Letters::lose(Correspondent& gone) {
+/// Ends what is open with it.  What both ends know of each other's numbers stays: it may come back
+/// within the same era, and may never have noticed.
+void Letters::lose(Correspondent& gone, LetterEnd why) {
   std::vector<LetterId> hers;
   for (const auto& [id, letter] : letters_) {
     const bool with = letter.partner == &gone || letter.named == &gone;
     if (letter.state == LetterState::open && with) hers.push_back(id);
   }
   for (const LetterId id : hers) {
-    std::erase(waiting_, id);
-    end(*find(id), &gone, LetterEnd::lost);
+    Letter& letter = *find(id);
+    give_up(letter, false);
+    end(letter, &gone, why);
   }
-  gone.outbox.clear();
-  gone.inbox = Inbox{};
   gone.rank = -1;
 }
 
@@ -220,7 +224,7 @@ void Letters::view(Epoch epoch, const std::vector<Member>& members) {
     const bool stays = member != members.end() && member->incarnation == mail->incarnation &&
                        era_with(*member) == mail->inbox.era;
     if (mail->rank < 0 || stays) continue;
-    lose(*mail);
+    lose(*mail, LetterEnd::lost);
     lost = mail.get();
   }
   // Who waits for any of them cannot know whether it waited for that one.
@@ -237,25 +241,30 @@ void Letters::view(Epoch epoch, const std::vector<Member>& members) {
     }
     const bool comes_in = mail->rank < 0;
     mail->rank = static_cast<int>(member - members.begin());
-    if (!comes_in) continue;
-    mail->inbox = Inbox{era_with(*member)};
-    if (mail->ahead && mail->ahead->era == mail->inbox.era) mail->inbox = std::move(*mail->ahead);
-    mail->ahead.reset();
-    enter(*mail);
+    if (comes_in) begin(*mail, era_with(*member));
   }
 }
 
-void Letters::end_all(LetterEnd why) {
-  for (const auto& [name, mail] : known_) mail->outbox.clear();
-  std::vector<LetterId> all;
-  for (const auto& [id, letter] : letters_) {
-    if (letter.state == LetterState::open) all.push_back(id);
+void Letters::begin(Correspondent& with, Epoch era) {
+  if (with.inbox.era != era) {
+    with.outbox.clear();
+    with.inbox = with.ahead && with.ahead->era == era ? std::move(*with.ahead) : Inbox{era};
   }
+  with.ahead.reset();
+  // It may have sent all the while, if it has not noticed that it was lost here.
+  for (const auto& [number, why] : with.inbox.refused()) say_refused(with, number, why);
+  enter(with);
+}
+
+void Letters::end_all(LetterEnd why) {
+  if (why != LetterEnd::closed) {
+    for (const auto& [name, mail] : known_) lose(*mail, why);
+  }
+  // This needs no memory: it is also what happens when there is none.
   waiting_.clear();
-  for (const LetterId id : all) end(*find(id), find(id)->partner, why);
-  for (const auto& [name, mail] : known_) {
-    mail->inbox = Inbox{};
-    mail->rank = -1;
+  for (const auto& [name, mail] : known_) mail->outbox.drop();
+  for (auto& [id, letter] : letters_) {
+    if (letter.state == LetterState::open) end(letter, letter.partner, why);
   }
 }
 

@@ -12,10 +12,8 @@ namespace pccl {
 
 Inbox* Letters::inbox_for(Correspondent& from, Epoch era) {
   const auto newer = [&](Epoch than) { return static_cast<std::int32_t>(era - than) > 0; };
-  if (from.rank >= 0) {
-    if (era == from.inbox.era) return &from.inbox;
-    if (!newer(from.inbox.era)) return nullptr;
-  }
+  if (era == from.inbox.era) return &from.inbox;
+  if (from.rank >= 0 && !newer(from.inbox.era)) return nullptr;
   // It has seen a view that is not in force here yet.
   if (!from.ahead || newer(from.ahead->era)) from.ahead.emplace(era);
   return from.ahead->era == era ? &*from.ahead : nullptr;
@@ -101,7 +99,7 @@ Status Letters::heard(Correspondent& from, const FrameHeader& header, const std:
     return Status::ok;
   }
   // Answers to what was sent here: of an earlier era they mean nothing any more.
-  if (from.rank < 0 || header.epoch != from.inbox.era) return Status::ok;
+  if (header.epoch != from.inbox.era) return Status::ok;
   bool known = true;
   switch (header.type) {
     case FrameType::grant: known = from.outbox.grant(header.step, header.slice != 0); break;
@@ -154,7 +152,7 @@ Status Letters::offered(Correspondent& from, const FrameHeader& header, const st
       break;
     case Inbox::News::again: break;
   }
-  if (inbox == &from.inbox) enter(from);
+  if (inbox == &from.inbox && from.rank >= 0) enter(from);
   return Status::ok;
 }
 

@@ -116,12 +116,16 @@ void Outbox::withdraw(LetterId letter) noexcept {
   std::erase_if(waiting_, [&](const Message& message) { return message.letter == letter; });
 }
 
-void Outbox::clear() noexcept {
+void Outbox::drop() noexcept {
   for (auto& [number, message] : offered_) give_back(message);
   offered_.clear();
   waiting_.clear();
   small_.clear();
   bulk_.clear();
+}
+
+void Outbox::clear() noexcept {
+  drop();
   last_ = 0;
 }
 

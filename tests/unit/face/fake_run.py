@@ -30,6 +30,7 @@ from pccl.transport.engine_api import (
     EngineView,
     StepResult,
 )
+from pccl.transport.engine_letters import LetterEnd, LetterResult
 
 CODES = ("f8", "f4", "f2", "", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?")
 REDUCE: dict[int, Callable[[list[Any], list[float]], Any]] = {
@@ -127,6 +128,9 @@ class FakeEngine:
         self.closed = False
         self.notices: list[int] = []
         self.collectives: list[tuple[Any, ...]] = []  # posted, and not carried out
+        self.letters: dict[int, LetterResult] = {}  # a story says how they end
+        self.posted: list[tuple[Any, ...]] = []
+        self.cancelled: list[int] = []
 
     def begin_step(self, name: str, timeout_s: float) -> BegunStep:
         self.check()
@@ -208,6 +212,44 @@ class FakeEngine:
     def set_notify(self, step: int) -> None:
         self.notices.append(step)
 
+    def post_letter(self, *what: Any) -> int:
+        self.check()
+        self.posted.append(what)
+        number = len(self.posted)
+        self.letters[number] = LetterResult(True, LetterEnd.DONE, bytes(16), -1, 0, "")
+        return number
+
+    def end_letter(self, letter: int, end: LetterEnd, text: str = "") -> None:
+        with self.run.changed:
+            self.letters[letter] = LetterResult(False, end, b"other".ljust(16, b"."), 1, 7, text)
+            self.run.changed.notify_all()
+
+    def wait_letter(self, letter: int, timeout_s: float) -> bool:
+        if self.interrupt_next_wait is not None:
+            interruption, self.interrupt_next_wait = self.interrupt_next_wait, None
+            raise interruption
+        with self.run.changed:
+            self.run.changed.wait_for(
+                lambda: not self.letters[letter].open or self.error is not None, timeout_s
+            )
+            self.check()
+            return not self.letters[letter].open
+
+    def letter_result(self, letter: int) -> LetterResult:
+        self.check()
+        return self.letters[letter]
+
+    def cancel_letter(self, letter: int) -> None:
+        self.cancelled.append(letter)
+        self.end_letter(letter, LetterEnd.CANCELLED)
+
+    def release_letter(self, letter: int) -> None:
+        assert not self.letters[letter].open or self.error is not None
+        del self.letters[letter]
+
+    def set_letter_notify(self, letter: int) -> None:
+        self.notices.append(letter)
+
     def fail(self, code: str, text: str) -> None:
         with self.run.changed:
             self.error = Closed(text)
@@ -273,6 +315,9 @@ class FakeAgent:
 
     def when_decided(self, step: int, notify: Callable[[], None]) -> None:
         self.notices.setdefault(step, []).append(notify)
+
+    def when_ended(self, letter: int, notify: Callable[[], None]) -> None:
+        self.notices.setdefault(letter, []).append(notify)
 
     def announce(self, step: int) -> None:
         for notify in self.notices.pop(step, []):

@@ -1,0 +1,115 @@
+// native/tests/test_wire_messages.cpp — frames of messages: bytes there and back, and what is bad.
+// The golden bytes are those of tests/wire/data_frames.json, made from the layout alone.
+// Ownership: values of each test.
+// Threads:   the main thread.
+// Errors:    CHECKs.
+#include <array>
+#include <string>
+
+#include "check.hpp"
+#include "pccl/wire.hpp"
+#include "pccl/xxh3.hpp"
+
+using namespace pccl;
+
+namespace {
+
+using HeaderBytes = std::array<std::byte, header_bytes>;
+
+HeaderBytes bytes_of(const FrameHeader& header) {
+  HeaderBytes bytes;
+  encode(header, bytes);
+  return bytes;
+}
+
+std::string hex(std::span<const std::byte> bytes) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (const std::byte byte : bytes) {
+    text += digits[std::to_integer<unsigned>(byte) >> 4];
+    text += digits[std::to_integer<unsigned>(byte) & 15];
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST(frames_of_messages_have_the_bytes_that_the_protocol_page_says) {
+  const auto of_type = [](FrameType type) {
+    return FrameHeader{.type = type, .epoch = 3, .step = 5, .tag = 2};
+  };
+  FrameHeader offer = of_type(FrameType::offer);
+  std::array<std::byte, offer_bytes> offered;
+  encode(OfferBody{{Dtype::f32, 1000}, true, 4}, offered);
+  sign(offer, offered);
+  CHECK(hex(bytes_of(offer)) ==
+        "7063030703000000050000000000000002000000000000000000000100000000"
+        "1800000000000000000000000000f03f74454fb904eb5e8300000000e17a8cb6");
+  CHECK(hex(offered) == "0101000000000000e8030000000000000400000000000000");
+  FrameHeader chunk = of_type(FrameType::message);
+  chunk.slice = 1;
+  const std::array bytes{std::byte{1}, std::byte{2}, std::byte{3}};
+  sign(chunk, bytes);
+  chunk.payload_hash = xxh3_128(bytes, chunk_seed(5, 1)).low;
+  CHECK(hex(bytes_of(chunk)) ==
+        "7063030803000000050000000000000002000000000000000000000101000000"
+        "0300000000000000000000000000f03f2dd558baddd93122000000008c4e5941");
+  FrameHeader grant = of_type(FrameType::grant);
+  grant.slice = 1;
+  CHECK(hex(bytes_of(grant)) ==
+        "7063030903000000050000000000000002000000000000000000000001000000"
+        "0000000000000000000000000000f03f000000000000000000000000f7f9448d");
+  CHECK(hex(bytes_of(of_type(FrameType::received))) ==
+        "7063030a03000000050000000000000002000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000b02143db");
+  FrameHeader refused{.type = FrameType::refused, .epoch = 3, .step = 5};
+  std::array<std::byte, refused_bytes> why;
+  encode(RefusedBody{{Dtype::f64, 1000}, RefusalCode::differs}, why);
+  sign(refused, why);
+  CHECK(hex(bytes_of(refused)) ==
+        "7063030b03000000050000000000000000000000000000000000000100000000"
+        "1000000000000000000000000000f03fd50b7b75d8cbfe9900000000550227b7");
+  CHECK(hex(why) == "0001000000000000e803000000000000");
+  CHECK(hex(bytes_of(of_type(FrameType::withdrawn))) ==
+        "7063030c03000000050000000000000002000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000348f7742");
+  FrameHeader held = of_type(FrameType::held);
+  sign(held, std::array{std::byte{5}, std::byte{6}, std::byte{7}});
+  CHECK(hex(bytes_of(held)) ==
+        "7063030d03000000050000000000000002000000000000000000000100000000"
+        "0300000000000000000000000000f03fbba8de2b15cb371700000000bec12e52");
+}
+
+TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
+  std::array<std::byte, offer_bytes> offered;
+  encode(OfferBody{{Dtype::c128, 1u << 30}, false, ~std::uint64_t{0}}, offered);
+  OfferBody offer;
+  CHECK(decode(offered, offer) == Status::ok);
+  CHECK(offer.what == (Content{Dtype::c128, 1u << 30}));
+  CHECK(!offer.eager && offer.after == ~std::uint64_t{0});
+  const auto offer_with = [&](std::size_t at, unsigned value) {
+    auto bytes = offered;
+    bytes[at] = static_cast<std::byte>(value);
+    return decode(bytes, offer);
+  };
+  CHECK(offer_with(0, 19) == Status::ok && offer_with(0, 20) == Status::protocol);
+  CHECK(offer_with(1, 1) == Status::ok && offer_with(1, 2) == Status::protocol);
+  for (std::size_t at = 2; at < 8; ++at) CHECK(offer_with(at, 1) == Status::protocol);
+  CHECK(offer_with(14, 1) == Status::protocol);  // more than a message can have
+  for (const std::uint64_t more : {0, 1}) {
+    const Content most{Dtype::f64, message_bytes_max / 8 + more};
+    encode(OfferBody{most, false, 0}, offered);
+    CHECK(decode(offered, offer) == (more == 0 ? Status::ok : Status::protocol));
+    if (more == 0) CHECK(offer.what.chunks() == have_bytes_max * 8);
+  }
+
+  std::array<std::byte, refused_bytes> refused;
+  encode(RefusedBody{{Dtype::i16, 7}, RefusalCode::given_up}, refused);
+  RefusedBody why;
+  CHECK(decode(refused, why) == Status::ok);
+  CHECK(why.expected == (Content{Dtype::i16, 7}) && why.code == RefusalCode::given_up);
+  for (unsigned code = 0; code < 256; ++code) {
+    refused[1] = static_cast<std::byte>(code);
+    CHECK((decode(refused, why) == Status::ok) == (code == 1 || code == 2));
+  }
+}
