@@ -299,8 +299,8 @@ TEST(close_ends_every_wait_and_gives_the_memory_back_first) {
 }
 
 TEST(whom_one_can_send_to_is_said_before_anything_is_sent) {
+  Ints data(1);  // before the engines: one of them still has it at the end
   World world(2);
-  Ints data(1);
   const auto refused = [&](int rank) {
     return code_of([&] { (void)post(*world.engines[0], true, rank, 0, data); }) == "usage";
   };

@@ -83,8 +83,8 @@ class DeadlineExceeded(PcclError, TimeoutError):
 
 
 class PeerLost(PcclError):
-    """The other end of a message was lost, or has left: the view after `epoch` is without it.  For a
-    receive from any, one of those that might have sent was."""
+    """The other end of a message was lost, or has left: the view after `epoch` is without it.  For
+    a receive from any, one of those that might have sent was."""
 
     retryable = True
 

@@ -82,8 +82,8 @@ def _tensor(array: Any) -> Any:
 
 def mismatch(comm: pccl.Communicator, index: int, count: int) -> None:
     """Sizes and types that differ are told to both, and what follows is not concerned."""
-    mine = (np.zeros(10, np.float32), np.zeros(5, np.int64), np.zeros(300_000))
-    theirs = (np.zeros(11, np.float32), np.zeros(5, np.uint64), np.zeros(1))
+    mine: tuple[Any, ...] = (np.zeros(10, np.float32), np.zeros(5, np.int64), np.zeros(300_000))
+    theirs: tuple[Any, ...] = (np.zeros(11, np.float32), np.zeros(5, np.uint64), np.zeros(1))
     for first, second in zip(mine, theirs, strict=True):
         try:
             if comm.rank == 0:

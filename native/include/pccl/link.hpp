@@ -2,8 +2,8 @@
 //
 // Order of frames: control frames first, then operations and messages that are small as a whole,
 // then the others in turn, one frame each, so a large one never holds up a small one by more than
-// the frame under way.  Operations and messages take turns.  An operation that the other side has not posted yet may send its eager budget;
-// the rest waits for the other side's OPEN.
+// the frame under way.  Operations and messages take turns.  An operation that the other side has
+// not posted yet may send its eager budget; the rest waits for the other side's OPEN.
 //
 // Ownership: owns its lanes; send queues belong to operations, which unlist them before they go.
 // Threads:   under the engine's turn.

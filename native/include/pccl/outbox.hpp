@@ -5,8 +5,8 @@
 // for the grant.  Chunks go out in turn, one of each message, and a chunk that a dead lane may have
 // swallowed goes out again when the peer says that it lacks it.
 //
-// Invariants: numbers only grow; at most `offers_max` offers are unsettled; of a message that is not
-// granted nothing but an eager first chunk is given to a lane.
+// Invariants: numbers only grow; at most `offers_max` offers are unsettled; of a message that is
+// not granted nothing but an eager first chunk is given to a lane.
 // Ownership: memory of the program is borrowed until settle(), withdraw(), drop() or clear().
 // Threads:   under the engine's turn.
 // Errors:    none of its own.
