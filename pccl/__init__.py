@@ -6,9 +6,13 @@
         print(len(step.outcome.contributors))
 
 Public names are those in `__all__`; everything else may change.
+
+Invariant: importing this loads the errors and nothing else.  Every `import torch` comes by here
+where pccl is installed (`pccl.pytorch.registration`), also in programs that never use it.
 """
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 from pccl.base.errors import (
     Closed,
@@ -32,16 +36,16 @@ from pccl.base.errors import (
     ViewChanged,
     WorldTooSmall,
 )
-from pccl.communicator import Communicator
-from pccl.connect import connect
-from pccl.outcome import Outcome, Peer
-from pccl.step import Step
-from pccl.transfer import Transfer
-from pccl.view import View
-from pccl.work import Work
 
 if TYPE_CHECKING:
+    from pccl.communicator import Communicator
+    from pccl.connecting import connect
+    from pccl.outcome import Outcome, Peer
     from pccl.state_transfer import sync_state
+    from pccl.step import Step
+    from pccl.transfer import Transfer
+    from pccl.view import View
+    from pccl.work import Work
 
 __version__ = "0.1.0"
 
@@ -78,10 +82,23 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded when asked for: it brings numpy, which a coordinator does not need.
-    if name == "sync_state":
-        from pccl.state_transfer import sync_state
+_HOMES: Final = {
+    "Communicator": "communicator",
+    "Outcome": "outcome",
+    "Peer": "outcome",
+    "Step": "step",
+    "Transfer": "transfer",
+    "View": "view",
+    "Work": "work",
+    "connect": "connecting",
+    "sync_state": "state_transfer",
+}
 
-        return sync_state
-    raise AttributeError(f"module 'pccl' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is asked for first."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pccl' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"pccl.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found

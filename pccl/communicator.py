@@ -55,6 +55,11 @@ class Communicator(Collectives, Messaging):
         self.close()
         return isinstance(error, Left)  # as it was asked to: nothing to report
 
+    @property
+    def session(self) -> Session:
+        """What this communicator and its steps share, for the library's own front ends."""
+        return self._session
+
     # ---- who is in
 
     @property

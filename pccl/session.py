@@ -64,6 +64,12 @@ class Session:
         return self._closed is not None or os.getpid() != self._pid
 
     @property
+    def data_host(self) -> str:
+        """The address by which the others reach this process; "" if the coordinator sees it."""
+        seat = self.agent.seat
+        return "" if seat is None else seat.data_host
+
+    @property
     def decision_s(self) -> float:
         """How long to wait for the members' decision once a step's own deadline is over."""
         admitted = self.agent.standing.admitted
@@ -178,18 +184,34 @@ class Session:
 
     def check_free(self, source: Buffer, target: Buffer) -> None:
         """Raises UsageError if an operation in flight uses this memory in conflict."""
-        for ticket in list(self._open.values()):
-            if ticket.spans.conflict(source, target) and not ticket.poll():
-                raise UsageError(
-                    "the memory of this operation is in use by another one in flight "
-                    f"(step {ticket.begun.step}); wait for it, or use separate arrays"
-                )
-
+        for ticket in self.users_of(source, target):
+            raise UsageError(
+                "the memory of this operation is in use by another one in flight "
+                f"(step {ticket.begun.step}); wait for it, or use separate arrays"
+            )
         for transfer in list(self._transfers):
             reads, writes = transfer.reads, transfer.writes
             conflict = target.overlaps(writes) or target.overlaps(reads) or source.overlaps(writes)
             if conflict and not transfer.done():
                 raise UsageError(f"the memory of this operation is in use: {transfer!r}")
+
+    def users_of(self, source: Buffer, target: Buffer) -> list[Ticket]:
+        """Returns the steps in flight whose operations use this memory in conflict."""
+        return [
+            ticket
+            for ticket in list(self._open.values())
+            if ticket.spans.conflict(source, target) and not ticket.poll()
+        ]
+
+    def wait_open(self, timeout_s: float) -> None:
+        """Gives steps in flight, and messages on their way from here, so much time; what becomes of
+        them, those who hold their works are told."""
+        deadline = Deadline(timeout_s)
+        self._finish_open(deadline)
+        for transfer in list(self._transfers):
+            if not transfer.writes.count:  # what nobody sends may never come
+                with contextlib.suppress(PcclError):
+                    transfer.wait(deadline.remaining_s())
 
     def keep_transfer(self, transfer: Transfer) -> None:
         """Keeps the memory of a message until it has ended, whoever drops its handle."""

@@ -158,6 +158,11 @@ class Ticket:
     def decided(self) -> bool:
         return self._outcome is not None or self._error is not None
 
+    @property
+    def proposed(self) -> bool:
+        """Says whether this peer has asked the members to decide because time is up."""
+        return self._proposed
+
     def poll(self) -> bool:
         """Says whether the step is decided, without waiting."""
         if not self.decided and self.sealed:

@@ -29,6 +29,11 @@ class Work:
         state = "done" if self._ticket.decided else "in flight"
         return f"<Work of step {self._ticket.begun.step} ({self._ticket.name}), {state}>"
 
+    @property
+    def ticket(self) -> Ticket:
+        """The step, for the library's own front ends."""
+        return self._ticket
+
     def done(self) -> bool:
         """Says whether the step is decided, without waiting."""
         return self._ticket.poll()

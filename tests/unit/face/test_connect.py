@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pccl
-from pccl.connect import admit, seat_of
+from pccl.connecting import admit, seat_of
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership import messages as m
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat

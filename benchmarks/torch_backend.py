@@ -1,0 +1,204 @@
+"""The torch backend against gloo: latency, DDP and FSDP2 steps, in turns on the same machine.
+
+    ./dev run python benchmarks/torch_backend.py [--ranks 2,4] [--quick] [--json FILE]
+
+Each contender's ranks are started once per world size and stay; they take turns, so that a
+machine's good and bad seconds fall on all alike, and between its turns a contender sleeps in a
+read.  A figure is the median over all iterations of all turns of the slowest rank's time.
+
+The DDP case has 100 MB of gradients in 25 MiB buckets and little to compute: what is measured is
+mostly how communication and backward get along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("gloo", "pccl")
+PRELOAD = ["torch", "torch.distributed", "torch.distributed.fsdp", "pccl.pytorch.bootstrap"]
+WAIT_S = 300.0
+BUCKET_MB = 25
+LAYERS, WIDTH = 6, 2048  # 6 * 2048 * 2048 * 4 bytes = 100 MB
+BARS = {"latency": 1.0, "ddp": 0.8, "fsdp2": 1.0}  # of gloo's time
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One measurement: what a turn does, and how many iterations it has."""
+
+    name: str
+    iterations: int
+
+
+CASES = (Case("latency", 500), Case("ddp", 4), Case("fsdp2", 4))
+
+
+class Contender:
+    """The ranks of one backend."""
+
+    def __init__(self, backend: str, world: int, folder: str) -> None:
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self.backend = backend
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=serve, args=(backend, rank, world, f"{folder}/{backend}", theirs)
+            )
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def turn(self, case: str, iterations: int) -> list[float]:
+        """Returns the slowest rank's seconds, iteration by iteration."""
+        for pipe in self.pipes:
+            pipe.send((case, iterations))
+        answers = []
+        for pipe in self.pipes:
+            if not pipe.poll(WAIT_S):
+                raise SystemExit(f"{self.backend} gives no answer for {WAIT_S:g} s")
+            answers.append(pipe.recv())
+        return [max(times) for times in zip(*answers, strict=True)]
+
+    def end(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(30)
+            process.kill()
+
+
+def serve(backend: str, rank: int, world: int, store: str, pipe: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        backend, store=dist.FileStore(store, world), rank=rank, world_size=world
+    )
+    steps: dict[str, Callable[[], None]] = {}
+    while (asked := pipe.recv()) is not None:
+        name, iterations = asked
+        if name not in steps:
+            steps[name] = MAKERS[name](backend)
+        steps[name]()  # untimed: brings the ranks together
+        times = []
+        for _ in range(iterations):
+            began_s = time.perf_counter()
+            steps[name]()
+            times.append(time.perf_counter() - began_s)
+        pipe.send(times)
+    dist.destroy_process_group()
+
+
+def make_latency(_: str) -> Callable[[], None]:
+    import torch
+    import torch.distributed as dist
+
+    one = torch.ones(1)
+    return lambda: dist.all_reduce(one)
+
+
+def _layers() -> Any:
+    from torch import nn
+
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+
+
+def _step(model: Any) -> Callable[[], None]:
+    import torch
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    inputs = torch.ones(2, WIDTH)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def make_ddp(_: str) -> Callable[[], None]:
+    from torch.nn.parallel import DistributedDataParallel
+
+    return _step(DistributedDataParallel(_layers(), bucket_cap_mb=BUCKET_MB))
+
+
+def make_fsdp2(backend: str) -> Callable[[], None]:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), backend_override={0: backend})
+    model = _layers()
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return _step(model)
+
+
+MAKERS: dict[str, Callable[[str], Callable[[], None]]] = {
+    "latency": make_latency,
+    "ddp": make_ddp,
+    "fsdp2": make_fsdp2,
+}
+
+
+def measure(world: int, turns: int, cases: list[Case]) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = [Contender(backend, world, folder) for backend in BACKENDS]
+        try:
+            for case in cases:
+                times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+                for _ in range(turns):
+                    for contender in contenders:
+                        times[contender.backend] += contender.turn(case.name, case.iterations)
+                medians = {name: statistics.median(found) for name, found in times.items()}
+                rows.append({"case": case.name, "world": world, **medians})
+        finally:
+            for contender in contenders:
+                contender.end()
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ranks", default="2,4", help="world sizes (2,4)")
+    parser.add_argument("--cases", default=",".join(BARS), help="of latency, ddp, fsdp2 (all)")
+    parser.add_argument("--quick", action="store_true", help="two turns instead of seven")
+    parser.add_argument("--json", type=Path, help="write the medians, in seconds, here")
+    given = parser.parse_args()
+    wanted = [case for case in CASES if case.name in given.cases.split(",")]
+    rows = []
+    for world in map(int, given.ranks.split(",")):
+        for row in measure(world, 2 if given.quick else 7, wanted):
+            ratio = row["pccl"] / row["gloo"]
+            verdict = "ok" if ratio <= BARS[row["case"]] else f"above {BARS[row['case']]:g}"
+            print(
+                f"{row['case']:8} {world} ranks: gloo {row['gloo'] * 1e3:9.3f} ms, "
+                f"pccl {row['pccl'] * 1e3:9.3f} ms, ratio {ratio:.2f} ({verdict})",
+                flush=True,
+            )
+            rows.append(row)
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""From torch's store to a group: how the ranks of one group find each other.
+
+    rank 0: starts a coordinator in its process, writes its address into the group's store
+    others: wait for that address                                  all: connect, enter together
+
+Each group is a run of its own, so its steps are numbered for it alone and what it loses concerns no
+other group.  Where the coordinator and the data listen follows the store: on the loopback address
+if the ranks meet there, else on the address of this machine that leads to the store.
+
+Invariant: `create_group` returns a group whose ranks are all in, or raises within the group's
+timeout and has left nothing behind.  Keys in the store are used once: each making of a group on the
+same store and prefix has its own number, so nobody reads the address of an earlier one.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import PcclError
+from pccl.communicator import Communicator
+from pccl.connecting import connect
+from pccl.membership.service import CoordinatorThread
+from pccl.pytorch import hosting, rendezvous
+from pccl.pytorch.errors import PcclDistError, TimedOut, kind_of
+from pccl.pytorch.group import ProcessGroupPccl
+from pccl.pytorch.options import Options, check_options
+from pccl.pytorch.run import Place, Run
+from pccl.transport.address import is_loopback, parse_address
+
+LOOPBACK = "127.0.0.1"
+ENTRY = "torch group"  # the name of the step in which all ranks come in
+FAILED = "failed: "
+TIMEOUT_S_MAX = 10 * 365 * 86400.0
+
+
+def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
+    """What torch calls to make a group.
+
+    Raises:
+        Misused: `pg_options` are those of another backend.
+        TimedOut: the other ranks did not come in time.
+        PcclDistError: no connection; the text says why.
+    """
+    options = check_options(pg_options) or _inherited()
+    place = Place(
+        int(backend_options.group_rank),
+        int(backend_options.group_size),
+        str(backend_options.group_id),
+    )
+    timeout_s = seconds_of(backend_options.timeout)
+    adopted = rendezvous.take_adopted(place.rank, place.size)
+    if adopted is not None:
+        run = Run(place, adopted, options, None)
+    else:
+        run = _meet(place, backend_options.store, options, Deadline(timeout_s), timeout_s)
+    return ProcessGroupPccl(run, timeout_s)
+
+
+def seconds_of(timeout: timedelta) -> float:
+    return min(max(timeout.total_seconds(), 0.001), TIMEOUT_S_MAX)
+
+
+def _inherited() -> Options:
+    world = dist.group.WORLD
+    return world.run.options if isinstance(world, ProcessGroupPccl) else Options()
+
+
+def _meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:
+    coordinator: CoordinatorThread | None = None
+    communicator: Communicator | None = None
+    made = False
+    try:
+        # How often this rank has made a group here: alike on all ranks.
+        number = store.add(f"pccl/{place.rank}/made", 1)
+        key = f"pccl/{number}/coordinator"
+        if place.rank == 0:
+            coordinator = _host(store, key, options, place.size)
+            address = coordinator.address
+        else:
+            address = _address_of(store, key, place, deadline)
+        communicator = _connect(address, place, options, deadline, timeout_s)
+        _enter(communicator, place, deadline)
+        run = Run(place, communicator, options, coordinator)
+        made = True
+        return run
+    except PcclError as error:
+        kind = kind_of(error)
+        raise kind(f"group {place.group_id!r}: {error}", op="init_process_group") from error
+    finally:
+        if not made:
+            if communicator is not None:
+                communicator.close()
+            if coordinator is not None:
+                coordinator.stop()
+
+
+def _host(store: Any, key: str, options: Options, size: int) -> CoordinatorThread:
+    """Starts the coordinator and tells the others where it is, or that there is none."""
+    host = options.host or address_towards(store_host(store))
+    try:
+        coordinator = hosting.start_coordinator(host, size)
+    except BaseException as error:
+        store.set(key, f"{FAILED}{error}")
+        raise
+    store.set(key, coordinator.address)
+    return coordinator
+
+
+def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> str:
+    left_s = max(deadline.remaining_s(), 0.001)
+    try:
+        store.wait([key], timedelta(seconds=left_s))
+        text: str = store.get(key).decode()
+    except dist.DistError as error:
+        raise TimedOut(
+            f"group {place.group_id!r}: rank 0 of the group has not told where its coordinator is "
+            f"within the group's timeout: {error}",
+            op="init_process_group",
+        ) from error
+    if text.startswith(FAILED):
+        raise PcclDistError(
+            f"group {place.group_id!r}: rank 0 could not start a coordinator: "
+            f"{text.removeprefix(FAILED)}",
+            op="init_process_group",
+        )
+    return text
+
+
+def _connect(
+    address: str, place: Place, options: Options, deadline: Deadline, timeout_s: float
+) -> Communicator:
+    return connect(
+        address,
+        seat=place.rank,
+        min_world=place.size,
+        on_underflow="raise",
+        straggler="wait",
+        timeout_s=max(deadline.remaining_s(), 0.001),
+        listen=None if options.host is None else f"{options.host}:0",
+        lanes=options.lanes,
+        insecure=not is_loopback(parse_address(address).host),
+        step_timeout_s=timeout_s,
+        coordinator_grace_s=options.coordinator_grace_s,
+    )
+
+
+def _enter(communicator: Communicator, place: Place, deadline: Deadline) -> None:
+    """The first step, in which all ranks become members."""
+    with communicator.step(ENTRY, max(deadline.remaining_s(), 0.001)):
+        pass
+    if (communicator.rank, communicator.world_size) != (place.rank, place.size):
+        raise PcclDistError(
+            f"group {place.group_id!r}: the run gave this process rank {communicator.rank} of "
+            f"{communicator.world_size}, torch rank {place.rank} of {place.size}; do two groups "
+            "share one store and prefix?",
+            op="init_process_group",
+        )
+
+
+# ---- where
+
+
+def store_host(store: Any) -> str:
+    """Returns the host of the store that the ranks meet at; "" if it has none (a file)."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return store.host if isinstance(store, TCPStore) else ""
+
+
+def address_towards(host: str) -> str:
+    """Returns the address of this machine that leads to `host`, the loopback one without any."""
+    if not host or is_loopback(host):
+        return LOOPBACK
+    try:
+        found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+    except OSError:
+        return LOOPBACK
+    for family, kind, protocol, _, address in sorted(found, key=lambda f: f[0] != socket.AF_INET):
+        try:
+            with socket.socket(family, kind, protocol) as probe:  # nothing is sent by this
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return LOOPBACK

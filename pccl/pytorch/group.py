@@ -1,0 +1,144 @@
+"""The ProcessGroup that torch is given: who it is, how long it waits, and how it ends.
+
+Its collectives are in `group_collectives`, its messages in `group_messages`.  On torch 2.13 a
+Python class can replace the whole group but no device backend; from 2.14 on both are wanted
+(`hybrid`).
+
+Invariant: rank and size never change; nothing but the program keeps this object alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import ErrorType
+
+from pccl.pytorch import ending, hybrid
+from pccl.pytorch.completer import completer
+from pccl.pytorch.group_base import GroupBase
+from pccl.pytorch.group_collectives import GroupCollectives
+from pccl.pytorch.group_messages import GroupMessages
+from pccl.pytorch.run import Run
+from pccl.pytorch.untraced import untraced
+from pccl.pytorch.work import PcclWork
+
+NAME = "pccl"
+CPU = torch.device("cpu")
+
+
+class ProcessGroupPccl(GroupCollectives, GroupMessages, dist.ProcessGroup):  # type: ignore[misc]
+    """One group of ranks whose world is fixed."""
+
+    def __init__(self, run: Run, timeout_s: float) -> None:
+        base: Any = dist.ProcessGroup  # without the store, which it would keep alive
+        base.__init__(self, run.place.rank, run.place.size)
+        self.run = run
+        self._timeout_s = timeout_s
+        self._batch = None
+        self._group_name = run.place.group_id
+        self._group_desc = "undefined"
+        ending.note(run)
+        weakref.finalize(self, ending.close, run, "the program forgot the group")
+        hybrid.register_device_backend(self)
+
+    def __repr__(self) -> str:
+        place = self.run.place
+        return f"<ProcessGroupPccl {self._group_name}: rank {place.rank} of {place.size}>"
+
+    # ---- who it is; Python asks by one name, C++ by the other
+
+    def rank(self) -> int:
+        return self.run.place.rank
+
+    def size(self) -> int:
+        return self.run.place.size
+
+    getRank = rank
+    getSize = size
+
+    def name(self) -> str:
+        return NAME
+
+    def getBackendName(self) -> str:
+        return NAME
+
+    def _get_backend_name(self) -> str:
+        return NAME
+
+    def setGroupName(self, name: str) -> None:
+        self._group_name = name
+
+    def getGroupName(self) -> str:
+        return self._group_name
+
+    def setGroupDesc(self, desc: str) -> None:
+        self._group_desc = desc
+
+    def getGroupDesc(self) -> str:
+        return self._group_desc
+
+    _set_group_name = setGroupName
+    _set_group_desc = setGroupDesc
+
+    @property
+    def group_name(self) -> str:  # type: ignore[override]
+        return self._group_name
+
+    @property
+    def group_desc(self) -> str:
+        return self._group_desc
+
+    if not hybrid.WANTED:  # with a device backend registered, torch's own answers hold
+
+        @property
+        def _device_types(self) -> list[torch.device]:
+            return [CPU]
+
+        def _get_backend(self, device: torch.device | str) -> Any:
+            """Returns what stands for the device's backend: this group itself."""
+            if torch.device(device).type != "cpu":
+                raise RuntimeError(f"the pccl backend has no {device} device, only cpu")
+            return self
+
+    # ---- what a device backend is asked
+
+    supports_splitting = False
+    supports_coalescing = False
+    supports_time_estimate = False
+
+    def supports_tensor_alloc(self, device: torch.device) -> bool:
+        return False
+
+    def get_error(self) -> Any:
+        return ErrorType.SUCCESS if self.run.alive else ErrorType.COMM_ERROR
+
+    def eager_connect_single_device(self, device: torch.device | None = None) -> None:
+        """All ranks are connected already."""
+
+    def _set_sequence_number_for_group(self) -> None:
+        """Steps are numbered by the run."""
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Sets how long operations of this group may take from now on."""
+        self._timeout_s = max(timeout.total_seconds(), 0.001)
+
+    _set_default_timeout = set_timeout
+
+    # ---- the end
+
+    def abort(self) -> None:
+        """Ends the group here at once: what is in flight raises Aborted, on the others PeerLost."""
+        self.run.close("the group was aborted", drain_s=0.0)
+        completer.flush()
+
+    def shutdown(self) -> None:
+        """Ends the group here, giving what is in flight a moment to be decided."""
+        ending.close(self.run, "the group was shut down")
+
+
+for _kind in (ProcessGroupPccl, GroupBase, GroupCollectives, GroupMessages, PcclWork):
+    untraced(_kind)

@@ -1,0 +1,104 @@
+"""What collectives and messages of a group share: how a call becomes a Work.
+
+Invariant: a call inside a coalescing block is issued like any other, but its Work waits for nothing
+before the block ends; the block's own Work covers all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pccl.base.errors import PcclError
+from pccl.collectives.placed import Request
+from pccl.pytorch.errors import Misused
+from pccl.pytorch.issue import PlacedPosting, Posting
+from pccl.pytorch.layout import Finish
+from pccl.pytorch.run import Run
+from pccl.pytorch.work import PcclWork
+
+Tensor = torch.Tensor
+
+
+class GroupBase:
+    """The part of a group that knows its run and its time-out."""
+
+    run: Run
+    _timeout_s: float
+    _batch: list[PcclWork] | None  # works of an open coalescing block
+
+    # ---- coalescing blocks
+
+    def _start_coalescing(self, device: Any = None) -> None:
+        if self._batch is not None:
+            raise Misused("a coalescing block is open on this group already")
+        self._batch = []
+
+    def _end_coalescing(self, device: Any = None) -> PcclWork:
+        """Returns a Work that covers all that was issued since the block began."""
+        batch, self._batch = self._batch or [], None
+        for work in batch:
+            work.deferred = False
+        return PcclWork.of_all(self.run, "coalesced", batch)
+
+    start_coalescing = _start_coalescing
+    end_coalescing = _end_coalescing
+
+    # ---- what they share
+
+    def _launch(
+        self,
+        op: str,
+        postings: list[Posting],
+        result: list[Tensor],
+        finishes: list[Finish],
+        opts: Any,
+    ) -> PcclWork:
+        if not postings:  # an empty list of tensors
+            return self._noted(PcclWork(self.run, op, (), result))
+        step = self.run.issue(op, postings, self._limit_s(opts))
+        return self._noted(PcclWork(self.run, op, (step,), result, finishes))
+
+    def _noted(self, work: PcclWork) -> PcclWork:
+        if self._batch is not None:
+            work.deferred = True
+            self._batch.append(work)
+        return work
+
+    def _limit_s(self, opts: Any) -> float:
+        timeout = getattr(opts, "timeout", opts)
+        seconds = timeout.total_seconds() if hasattr(timeout, "total_seconds") else -1.0
+        return float(seconds) if seconds > 0 else self._timeout_s
+
+    @property
+    def _deterministic(self) -> bool:
+        return self.run.options.deterministic
+
+    def _placed(self, op: str, make: Callable[[], Request]) -> Posting:
+        return self._place(op, self._request(op, make))
+
+    def _request(self, op: str, make: Callable[[], Request]) -> Request:
+        try:
+            request: Request = make()
+        except PcclError as error:
+            raise self.run.translate(error, op) from error
+        return request
+
+    def _place(self, op: str, request: Request) -> Posting:
+        try:
+            return PlacedPosting(request, self.run.seat)
+        except PcclError as error:
+            raise self.run.translate(error, op) from error
+
+    def _check_length(self, op: str, found: int, name: str) -> None:
+        if found != self.run.place.size:
+            raise Misused(f"{found} {name} for {self.run.place.size} ranks", op=op)
+
+
+def one(items: Any) -> Any:
+    """Returns the only item of a list that torch means for several devices per process."""
+    if len(items) != 1:
+        raise Misused(f"one tensor (or list) per call and rank, not {len(items)}")
+    return items[0]

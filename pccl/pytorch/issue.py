@@ -1,0 +1,110 @@
+"""From tensors to a step: what an operation is posted with, and the order in which steps begin.
+
+A torch call is one step: of one operation, or of several for coalesced calls and lists.  The world
+of a static group never changes, so an operation is placed in it before its step begins, and what
+does not fit is refused with nothing sent.
+
+Invariant: steps begin in the order of the calls; an operation whose memory another one in flight
+still uses begins when that one is decided, as if calls ran one after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.collectives.buffers import Buffer, SpanSet
+from pccl.collectives.placed import Placed, Request, Seat
+from pccl.session import Session
+from pccl.step import CheckedAllReduce
+from pccl.ticket import Ticket
+from pccl.work import Work
+
+
+class Posting(Protocol):
+    """One operation with its memory."""
+
+    @property
+    def source(self) -> Buffer: ...
+    @property
+    def target(self) -> Buffer: ...
+    def post(self, ticket: Ticket, tag: int, last: bool) -> None: ...
+
+
+class AllReducePosting:
+    """An all-reduce, which the engine takes by a door of its own."""
+
+    __slots__ = ("_checked", "source", "target")
+
+    def __init__(self, checked: CheckedAllReduce) -> None:
+        self._checked = checked
+        self.source = checked.source
+        self.target = checked.target
+
+    def post(self, ticket: Ticket, tag: int, last: bool) -> None:
+        ticket.post(self._checked.descriptor, self.source, self.target, tag, 1.0, last)
+
+
+class PlacedPosting:
+    """Any other operation, placed in the group's fixed world."""
+
+    __slots__ = ("_placed", "source", "target")
+
+    def __init__(self, request: Request, seat: Seat) -> None:
+        self._placed: Placed = request.place(seat)
+        self.source = self._placed.source
+        self.target = self._placed.target
+
+    def post(self, ticket: Ticket, tag: int, last: bool) -> None:
+        ticket.post_collective(self._placed, tag, last)
+
+
+class Issuer:
+    """Begins the steps of one group.  `issue` may be called from any thread."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+
+    def issue(self, name: str, postings: Sequence[Posting], timeout_s: float) -> Work:
+        """Begins a step, posts all of its operations and says that none follows.
+
+        Raises:
+            UsageError: two of the operations conflict in memory; nothing was sent.
+            PcclError: the step could not begin; nothing was sent.
+        """
+        session = self._session
+        if len(postings) > 1:
+            _require_apart(postings)
+        with self._lock:
+            self._await_memory(postings, timeout_s)
+            ticket = session.begin(name, timeout_s)
+            last = len(postings) - 1
+            try:
+                for tag, posting in enumerate(postings):
+                    posting.post(ticket, tag, tag == last)
+            except BaseException as error:
+                session.leave_after(error)  # begun, but never to be completed by this rank
+                raise
+        return Work(ticket, None)
+
+    def _await_memory(self, postings: Sequence[Posting], timeout_s: float) -> None:
+        session = self._session
+        for posting in postings:
+            for ticket in session.users_of(posting.source, posting.target):
+                if not ticket.wait(timeout_s):
+                    raise DeadlineExceeded(
+                        f"an earlier operation on the same memory is not done after {timeout_s:g} s"
+                    )
+
+
+def _require_apart(postings: Sequence[Posting]) -> None:
+    spans = SpanSet()
+    for posting in postings:
+        if spans.conflict(posting.source, posting.target):
+            raise UsageError(
+                "two tensors of one coalesced call share memory; give each operation its own"
+            )
+        spans.add(posting.source, posting.target)

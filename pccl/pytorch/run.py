@@ -1,0 +1,161 @@
+"""One group's run: its communicator, the coordinator it may host, and what its errors mean.
+
+    ALIVE --a rank is lost--> OVER    every later call raises StaleView at once
+      └────abort, shutdown──> OVER    every later call raises Aborted
+
+Works hold the Run, and the ProcessGroup holds it too; so a group that is dropped can be closed
+while its works are still in flight.
+
+Invariant: a Run that is over stays over, for the reason that came first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pccl.base.errors import CoordinatorLost, Evicted, PcclError, UsageError
+from pccl.collectives.placed import Seat
+from pccl.communicator import Communicator
+from pccl.membership.service import CoordinatorThread
+from pccl.outcome import Peer
+from pccl.pytorch import hosting
+from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, StaleView, TimedOut, kind_of
+from pccl.pytorch.issue import Issuer, Posting
+from pccl.pytorch.options import Options
+from pccl.work import Work
+
+DRAIN_S = 2.0  # for operations that nobody has waited for when the group is shut down
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which group this is, and which rank this process has in it."""
+
+    rank: int
+    size: int
+    group_id: str
+
+
+class Run:
+    """Made by `bootstrap`.  Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        place: Place,
+        communicator: Communicator,
+        options: Options,
+        coordinator: CoordinatorThread | None,
+    ) -> None:
+        self.place = place
+        self.process_id = os.getpid()
+        self.options = options
+        self.communicator = communicator
+        self.seat = Seat(place.rank, place.size, bytes(communicator.peer_id))
+        self._members: tuple[Peer, ...] = communicator.view.members
+        self._coordinator = coordinator
+        self._issuer = Issuer(communicator.session)
+        self._lock = threading.Lock()
+        self._over: PcclDistError | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._over is None
+
+    def peer_of(self, rank: int) -> Peer:
+        """Raises UsageError if the group has no such rank."""
+        if not 0 <= rank < len(self._members):
+            raise UsageError(f"the group has ranks 0 to {len(self._members) - 1}, not {rank}")
+        return self._members[rank]
+
+    def rank_of(self, peer: bytes) -> int:
+        return self._members.index(Peer(peer))
+
+    def issue(self, op: str, postings: Sequence[Posting], timeout_s: float) -> Work:
+        """Begins a step.  Raises PcclDistError if it could not."""
+        self.check(op)
+        try:
+            return self._issuer.issue(op, postings, timeout_s)
+        except PcclError as error:
+            raise self.translate(error, op) from error
+
+    def check(self, op: str) -> None:
+        """Raises what every call raises now, if the group is over."""
+        over = self._over
+        if over is None:
+            return
+        if isinstance(over, Aborted):
+            raise Aborted(over.reason, op=op)
+        raise StaleView(
+            f"the group is over since it lost a rank: {over.reason}; destroy it and make a new one",
+            op=op,
+            epoch=over.epoch,
+            ranks=over.ranks,
+        )
+
+    def translate(self, error: BaseException, op: str) -> PcclDistError:
+        """Returns an error of the library, or of torch, as one of this backend's."""
+        if isinstance(error, PcclDistError):
+            return error
+        kind = kind_of(error)
+        over = self._over
+        if isinstance(over, Aborted) and kind.ends_group:
+            return Aborted(over.reason, op=op)  # whatever its own end looks like from below
+        if kind is Aborted and over is not None:
+            kind = PeerLost  # this end has closed because of the loss
+        elif kind is PcclDistError and self._missing():
+            kind = PeerLost
+        said: PcclDistError
+        if kind is TimedOut:
+            said = kind(f"its timeout is over: {error}", op=op, epoch=self._epoch())
+        elif not issubclass(kind, PeerLost):
+            said = kind(str(error), op=op, epoch=self._epoch())
+        else:
+            said = self._lost(kind, error, op)
+        if kind.ends_group:
+            with self._lock:
+                self._over = self._over or said
+        return said
+
+    def _lost(self, kind: type[PcclDistError], error: BaseException, op: str) -> PcclDistError:
+        ranks = self._missing()
+        if isinstance(error, Evicted):
+            ranks, who = (self.place.rank,), "the others have given up this rank"
+        elif isinstance(error, CoordinatorLost) or not ranks:
+            ranks, who = ranks or (0,), "rank 0, whose process ran the coordinator, is gone"
+        else:
+            who = f"rank {', '.join(map(str, ranks))} of {self.place.size} is gone"
+        return kind(f"{who}: {error}", op=op, epoch=self._epoch(), ranks=ranks)
+
+    def _missing(self) -> tuple[int, ...]:
+        with contextlib.suppress(PcclError):
+            now = set(self.communicator.view.members)
+            return tuple(rank for rank, peer in enumerate(self._members) if peer not in now)
+        return ()
+
+    def _epoch(self) -> int | None:
+        with contextlib.suppress(PcclError):
+            return self.communicator.view.epoch
+        return None
+
+    # ---- the end
+
+    def close(self, reason: str, *, drain_s: float = DRAIN_S) -> None:
+        """Leaves the run; idempotent, bounded.  Operations in flight get `drain_s` to be decided,
+        then they raise Aborted."""
+        with self._lock:
+            first = self._over is None or not isinstance(self._over, Aborted)
+            alive = self._over is None
+            self._over = Aborted(reason)
+            coordinator, self._coordinator = self._coordinator, None
+        if first:
+            session = self.communicator.session
+            if alive and drain_s > 0:
+                session.wait_open(drain_s)
+            session.close(reason)
+            self.communicator.close()
+        if coordinator is not None:
+            hosting.retire(coordinator)

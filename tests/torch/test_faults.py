@@ -1,0 +1,281 @@
+"""What becomes of a static group that loses a rank, and of calls that do not fit together.
+
+Every survivor raises within seconds, whatever it waits for; nobody hangs and nobody crashes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from pccl.pytorch import Aborted, Mismatch, PcclDistError, PeerLost, StaleView, TimedOut
+from tests.torch import exact
+from tests.torch.ranks import Rank, run_ranks, started
+
+SOON_S = 15.0  # a lease is 3 s, a flush 2; the rest is for a busy machine
+
+
+def told_by(call: Callable[[], Any]) -> tuple[str, str, float]:
+    """Returns the class and the text of what a call raises, and how long that took."""
+    began_s = time.monotonic()
+    try:
+        call()
+    except Exception as error:
+        assert isinstance(error, RuntimeError), repr(error)
+        return type(error).__name__, str(error), time.monotonic() - began_s
+    return "nothing", "", time.monotonic() - began_s
+
+
+# ---- a rank is killed
+
+
+def wait_for_end(me: Rank, how: str, victim: int) -> list[Any]:
+    tensor = torch.ones(1 << 20)
+    dist.all_reduce(tensor)
+    me.say("ready")
+    if me.rank == victim:
+        time.sleep(60)
+    said = [told_by(lambda: CALLS[how](me))]
+    kept = torch.full((4,), 5.0)
+    said.append(told_by(lambda: dist.all_reduce(kept)))
+    said.append(told_by(dist.barrier))
+    said.append(("kept", str(torch.equal(kept, torch.full((4,), 5.0))), 0.0))
+    dist.destroy_process_group()
+    return said
+
+
+def reduce_for_ever(me: Rank) -> None:
+    tensor = torch.ones(1 << 20)
+    while True:
+        dist.all_reduce(tensor)
+
+
+def wait_for_a_future(me: Rank) -> None:
+    work = dist.all_reduce(torch.ones(4), async_op=True)
+    assert work is not None
+    work.get_future().wait()
+
+
+def backward(me: Rank) -> None:
+    model = DDP(exact.make_model(), bucket_cap_mb=1e-4)
+    exact.loss_of(model, exact.batch(me.rank, 0)).backward()  # type: ignore[no-untyped-call]
+
+
+CALLS: dict[str, Callable[[Rank], None]] = {
+    "all_reduce": lambda me: dist.all_reduce(torch.ones(4)),
+    "all_gather": lambda me: dist.all_gather_into_tensor(torch.ones(me.world), torch.ones(1)),
+    "barrier": lambda me: dist.barrier(),
+    "future": wait_for_a_future,
+    "object": lambda me: dist.all_gather_object([None] * me.world, me.rank),
+}
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["the coordinator's rank", "another rank"])
+@pytest.mark.parametrize("how", list(CALLS))
+def test_a_killed_rank_ends_the_call_of_every_survivor(how: str, victim: int) -> None:
+    with started(wait_for_end, 3, how, victim) as ranks:
+        for rank in range(3):
+            assert ranks.hear(rank) == "ready"
+        ranks.kill(victim)
+        for rank in {0, 1, 2} - {victim}:
+            first, second, third, kept = ranks.hear(rank)
+            assert "[pccl:PEER_LOST" in first[1] and first[2] < SOON_S, first
+            assert f"rank {victim}" in first[1], first
+            for later in (second, third):
+                assert later[0] == "StaleView" and later[2] < 1.0, later
+            assert kept[1] == "True"
+            assert ranks.exit_code(rank) == 0
+
+
+def lose_one_inside(me: Rank, what: str, victim: int) -> tuple[str, str, float]:
+    if what == "backward":
+        model = DDP(exact.make_model(layers=4), bucket_cap_mb=1e-4)
+        exact.train(model, me.rank, 1)
+        if me.rank == victim:
+            parameter = next(iter(model.parameters()))
+            parameter.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        said = told_by(lambda: exact.train(model, me.rank, 2))
+    else:
+        me.say("ready")
+        said = told_by(lambda: reduce_for_ever(me))
+    return said
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_killed_inside_backward_ends_backward_everywhere(victim: int) -> None:
+    with started(lose_one_inside, 3, "backward", victim) as ranks:
+        for rank in {0, 1, 2} - {victim}:
+            kind, text, seconds = ranks.hear(rank)
+            assert kind == "RuntimeError" or kind == "PeerLost", (kind, text)
+            assert "[pccl:PEER_LOST" in text or "[pccl:STALE_VIEW" in text, text
+            assert seconds < SOON_S + 5, seconds
+            assert ranks.exit_code(rank) == 0
+        assert ranks.exit_code(victim) == -signal.SIGKILL
+
+
+def test_a_rank_killed_inside_a_large_reduction_ends_it_everywhere() -> None:
+    with started(lose_one_inside, 3, "reduction", 1) as ranks:
+        for rank in range(3):
+            assert ranks.hear(rank) == "ready"
+        time.sleep(0.3)  # somewhere in the middle of one of many
+        ranks.kill(1)
+        for rank in (0, 2):
+            kind, text, seconds = ranks.hear(rank)
+            assert kind == "PeerLost" and "rank 1" in text and seconds < SOON_S, (kind, text)
+            assert ranks.exit_code(rank) == 0
+
+
+# ---- calls that do not fit
+
+
+def mismatched(me: Rank, how: str) -> list[Any]:
+    first = me.rank == 0
+    calls: dict[str, Callable[[], Any]] = {
+        "shape": lambda: dist.all_reduce(torch.ones(4 if first else 5)),
+        "dtype": lambda: dist.all_reduce(torch.ones(4, dtype=torch.float64 if first else None)),
+        "op": lambda: dist.all_reduce(
+            torch.ones(4), dist.ReduceOp.SUM if first else dist.ReduceOp.MAX
+        ),
+        "collective": lambda: (
+            dist.all_reduce(torch.ones(4)) if first else dist.broadcast(torch.ones(4), 0)
+        ),
+        "root": lambda: dist.broadcast(torch.ones(4), me.rank),
+        "number": lambda: _world().allreduce_coalesced(_ones(2 if first else 1)).wait(),
+        "future": lambda: _future_of(torch.ones(4 if first else 5)),
+    }
+    said = told_by(calls[how])
+    total = torch.ones(2)
+    dist.all_reduce(total)  # the group goes on
+    return [said, total.tolist()]
+
+
+def _ones(count: int) -> list[torch.Tensor]:
+    return [torch.ones(2) for _ in range(count)]
+
+
+def _world() -> Any:
+    return dist.group.WORLD
+
+
+def _future_of(tensor: torch.Tensor) -> None:
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None
+    work.get_future().wait()
+
+
+@pytest.mark.parametrize("how", ["shape", "dtype", "op", "collective", "root", "number", "future"])
+def test_calls_that_do_not_fit_are_told_to_all_ranks_and_the_group_goes_on(how: str) -> None:
+    for (kind, text, seconds), total in run_ranks(mismatched, 2, how):
+        assert "[pccl:MISMATCH" in text and kind in ("Mismatch", "RuntimeError"), (kind, text)
+        assert seconds < SOON_S and total == [2.0, 2.0]
+        if how not in ("number", "root"):
+            assert text.count("posted ") >= 2, text
+
+
+def ddp_mismatch(me: Rank) -> tuple[str, str, float]:
+    model = DDP(exact.make_model(), bucket_cap_mb=1e-4)
+    exact.loss_of(model, exact.batch(me.rank, 0))
+    if me.rank == 1:
+        dist.all_reduce(torch.ones(3), async_op=True)  # one call that nobody else makes
+    said = told_by(lambda: exact.train(model, me.rank, 1))
+    me.meet("told")
+    return said
+
+
+def test_a_call_too_many_shows_in_backward_on_all_ranks() -> None:
+    for kind, text, _ in run_ranks(ddp_mismatch, 2):
+        assert kind == "RuntimeError" and "[pccl:MISMATCH" in text, (kind, text)
+
+
+# ---- time, and the end
+
+
+def late(me: Rank) -> list[Any]:
+    _world().set_timeout(timedelta(seconds=1))
+    if me.rank == 1:
+        time.sleep(3)
+    said = told_by(dist.barrier)
+    _world().set_timeout(timedelta(seconds=30))
+    total = torch.ones(2)
+    dist.all_reduce(total)
+    _world().set_timeout(timedelta(seconds=1))
+    opts = dist.AllreduceOptions()
+    opts.timeout = timedelta(seconds=30)
+    if me.rank == 1:
+        time.sleep(2)  # longer than the group's time, but not than this call's
+    _world().allreduce([total], opts).wait()
+    return [said, total.tolist()]
+
+
+def test_a_call_that_is_late_has_timed_out_on_all_ranks_and_the_group_goes_on() -> None:
+    for (kind, text, _), total in run_ranks(late, 2):
+        assert kind == "TimedOut" and text.startswith("[pccl:TIMED_OUT"), (kind, text)
+        assert total == [4.0, 4.0]
+
+
+def late_future(me: Rank) -> tuple[str, str, float]:
+    _world().set_timeout(timedelta(seconds=1))
+    if me.rank == 1:
+        time.sleep(4)
+        return told_by(lambda: dist.all_reduce(torch.ones(2)))
+    return told_by(lambda: _future_of(torch.ones(2)))
+
+
+def test_a_future_has_the_deadline_of_its_call() -> None:
+    for kind, text, seconds in run_ranks(late_future, 2):
+        assert "[pccl:TIMED_OUT" in text and seconds < SOON_S, (kind, text)
+
+
+def aborted(me: Rank) -> list[Any]:
+    work = dist.all_reduce(torch.ones(4), async_op=True) if me.rank == 0 else None
+    future = None if work is None else work.get_future()
+    if me.rank == 0:
+        _world().abort()
+        me.meet("aborted")
+        said = [told_by(lambda: work.wait()), told_by(lambda: future.wait())]  # type: ignore[union-attr]
+        said.append(told_by(lambda: dist.all_reduce(torch.ones(4))))
+    else:
+        me.meet("aborted")
+        said = [told_by(lambda: dist.all_reduce(torch.ones(4)))]
+    dist.destroy_process_group()
+    return said
+
+
+def test_abort_ends_what_is_in_flight_here_and_is_a_loss_to_the_others() -> None:
+    here, there = run_ranks(aborted, 2)
+    assert all("[pccl:ABORTED" in text and seconds < 1 for _, text, seconds in here), here
+    assert "[pccl:PEER_LOST" in there[0][1], there
+
+
+def in_a_fork(me: Rank) -> str:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _, text, _ = told_by(lambda: dist.all_reduce(torch.ones(1)))
+        os.write(write, text.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    dist.barrier()
+    return os.read(read, 4096).decode()
+
+
+def test_a_fork_is_told_that_the_group_is_not_its_own() -> None:
+    for text in run_ranks(in_a_fork, 2):
+        assert text.startswith("[pccl:MISUSED") and "parent process" in text, text
+
+
+def test_the_errors_are_in_the_hierarchies_that_programs_catch() -> None:
+    assert issubclass(PcclDistError, dist.DistBackendError)
+    assert issubclass(PeerLost, dist.DistNetworkError) and issubclass(StaleView, PeerLost)
+    assert issubclass(TimedOut, TimeoutError) and issubclass(Mismatch, dist.DistError)
+    error = Aborted("why", op="all_reduce", epoch=3)
+    assert str(error) == "[pccl:ABORTED epoch=3 op=all_reduce] why"
