@@ -14,8 +14,8 @@ constexpr std::size_t open_step_bytes = 8 + 4 + 1 + 16 + 16 + 8;
 constexpr std::uint8_t flag_sealed = 1;
 constexpr std::uint8_t flag_complete = 2;
 constexpr std::uint8_t flag_waiting = 4;
-constexpr std::size_t failed_step_bytes = 8 + 1;
 constexpr std::uint8_t flag_bound = 8;
+constexpr std::size_t failed_step_bytes = 8 + 1;
 constexpr std::size_t wait_bytes = 16 + 1;
 constexpr std::size_t route_bytes = 16 + 16;
 
@@ -170,8 +170,8 @@ void read(Reader& in, Report& report) {
   report.failed.resize(in.count(failed_step_bytes, steps_max));
   for (FailedStep& failed : report.failed) {
     in.get(failed.step);
-    failed.code =
-        static_cast<SuspectCode>(in.between(0, static_cast<std::uint8_t>(SuspectCode::view_changed)));
+    const auto last = static_cast<std::uint8_t>(SuspectCode::view_changed);
+    failed.code = static_cast<SuspectCode>(in.between(0, last));
   }
 }
 
