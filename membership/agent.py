@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
@@ -26,6 +27,7 @@ from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
+from pccl.membership.agent_notices import Awaited, Notices
 from pccl.membership.engine_effects import perform_on_engine
 from pccl.membership.member import Member
 from pccl.membership.standing import Standing as Standing
@@ -71,8 +73,6 @@ class Seat:
     data_port: int
 
 
-Awaited = StepDecided | LetterEnded
-Ask = Callable[[EngineLike], None]
 MakeSeat = Callable[[str], Seat]
 """Makes the engine, given the literal local address used towards the coordinator."""
 
@@ -97,7 +97,7 @@ class MemberAgent:
         self._clock = clock
         self._dice = dice or random.Random()
         self._changed = threading.Condition()
-        self._notices: dict[Awaited, list[Callable[[], None]]] = {}  # guarded by _changed
+        self._notices = Notices()
         self._loop: asyncio.AbstractEventLoop | None = None  # guarded by _changed
         self._task: asyncio.Task[None] | None = None  # guarded by _changed
         self._thread = threading.Thread(target=self._main, name="pccl-agent", daemon=True)
@@ -131,23 +131,15 @@ class MemberAgent:
 
     def when_decided(self, step: int, notify: Callable[[], None]) -> None:
         """Calls `notify` once, from any thread, when the step is decided or the agent ends."""
-        self._when(StepDecided(step), notify, lambda engine: engine.set_notify(step))
+        assert self.seat is not None
+        ask = partial(self.seat.engine.set_notify, step)
+        self._notices.wait(StepDecided(step), notify, ask)
 
     def when_ended(self, letter: int, notify: Callable[[], None]) -> None:
         """The same of a message."""
-        self._when(LetterEnded(letter), notify, lambda engine: engine.set_letter_notify(letter))
-
-    def _when(self, event: Awaited, notify: Callable[[], None], ask: Ask) -> None:
-        seat = self.seat
-        assert seat is not None
-        with self._changed:
-            over = self._over()
-            if not over:
-                self._notices.setdefault(event, []).append(notify)
-        if over:
-            notify()
-        else:
-            ask(seat.engine)
+        assert self.seat is not None
+        ask = partial(self.seat.engine.set_letter_notify, letter)
+        self._notices.wait(LetterEnded(letter), notify, ask)
 
     def leave(self, deadline_s: float, reason: str) -> None:
         """Asks to be planned out; also from a signal handler, for it waits for nothing."""
@@ -216,10 +208,7 @@ class MemberAgent:
                     failure=failure,
                 )
             )
-            notices = [notify for calls in self._notices.values() for notify in calls]
-            self._notices.clear()
-        for notify in notices:
-            notify()
+        self._notices.end()
 
     def _publish(self, standing: Standing) -> None:
         with self._changed:
@@ -311,10 +300,7 @@ class MemberAgent:
     def _drain(self, engine: EngineLike) -> None:
         for event in engine.drain_events():
             if isinstance(event, Awaited):
-                with self._changed:
-                    notices = self._notices.pop(event, [])
-                for notify in notices:
-                    notify()
+                self._notices.tell(event)
             else:
                 self._post(event)
 

@@ -45,12 +45,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pccl.base.ids import short_id
-from pccl.membership.messages import (
-    DECISIONS_MAX,
-    TEXT_CHARACTERS_MAX,
-    StepDecision,
-    StepOutcome,
-)
+from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
 from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
@@ -176,34 +171,6 @@ def _apply(
         inconsistent=tuple(sorted(inconsistent)),
         corrupt=tuple(corrupt),
     )
-
-
-def fail_retries(outcome: Outcome, text: str) -> Outcome:
-    """Fails what would be run again, because too few members are left to run it."""
-    failed = _decision(0, StepOutcome.FAIL, SuspectCode.UNDERFLOW, text)
-    decisions = (
-        replace(failed, step=d.step) if d.outcome == StepOutcome.RETRY else d
-        for d in outcome.decisions
-    )
-    return replace(outcome, decisions=tuple(decisions))
-
-
-def too_few(members: int, min_world: int) -> str:
-    """Says that a view is below `min_world`, and what ends that."""
-    have = "1 member is" if members == 1 else f"{members} members are"
-    return f"{have} left, and min_world is {min_world}; steps run again when enough have come in"
-
-
-def tell_pause(outcome: Outcome, members: int, min_world: int) -> Outcome:
-    """Adds why a step was not done in time in a view in which none runs."""
-    why = f"; paused: {members} of min_world {min_world} members are in, and it waits for more"
-    decisions = (
-        replace(d, text=d.text[: TEXT_CHARACTERS_MAX - len(why)] + why)
-        if (d.outcome, d.code) == (StepOutcome.FAIL, SuspectCode.DEADLINE)
-        else d
-        for d in outcome.decisions
-    )
-    return replace(outcome, decisions=tuple(decisions))
 
 
 def _decision(step: int, outcome: StepOutcome, code: int = 0, text: str = "") -> StepDecision:

@@ -24,11 +24,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pccl.membership.core import Core, Peer, name
-from pccl.membership.decide import Outcome, decide, fail_retries, tell_pause, too_few
+from pccl.membership.decide import Outcome, decide
 from pccl.membership.departures import departed
 from pccl.membership.mass_loss import Brake
 from pccl.membership.messages import CancelPlan, StepOutcome, Underflow
 from pccl.membership.record import CarriedDecision, InstallNote
+from pccl.membership.underflow import fail_retries, tell_pause, too_few
 from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report

@@ -101,7 +101,7 @@ def connect(
         ConnectError: no coordinator in time, or it will not have this process; says what to do.
     """
     step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
-    drain_on_sigterm_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
+    drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
     lanes = check_number("lanes", lanes, 0, LANES_MAX)  # 0: automatic
     spin_us = check_number("spin_us", spin_us, -1, SPIN_US_MAX)
     make_engine = partial(_make_engine, _Listening.parse(listen, advertise, insecure))
@@ -117,12 +117,8 @@ def connect(
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
-    return admit(
-        MemberAgent(config, partial(make_engine, config, lanes, spin_us)),
-        config,
-        step_timeout_s=step_timeout_s,
-        drain_on_sigterm_s=drain_on_sigterm_s,
-    )
+    agent = MemberAgent(config, partial(make_engine, config, lanes, spin_us))
+    return admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
 
 
 def admit(

@@ -259,7 +259,7 @@ def test_every_command_of_the_readme_exists() -> None:
         assert shown == options_of(command), command.name
     help_text = (ROOT / "dev").read_text()
     for document in DOCUMENTS:
-        for name in re.findall(r"\./dev (\w+)", document.read_text()):
+        for name in re.findall(r"\./dev ([\w-]+)", document.read_text()):
             assert re.search(rf"^  {name}\)", help_text, re.MULTILINE) or name == "help", name
 
 

@@ -47,12 +47,16 @@ def loss_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def backward(model: nn.Module, inputs: torch.Tensor) -> None:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+
+
 def train(model: nn.Module, rank: int, steps: int = STEPS) -> list[torch.Tensor]:
     """Trains on the batches of one rank; returns the parameters."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for step in range(steps):
         optimizer.zero_grad()
-        loss_of(model, batch(rank, step)).backward()  # type: ignore[no-untyped-call]
+        backward(model, batch(rank, step))
         optimizer.step()
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -74,7 +78,7 @@ def reference(
         optimizer.zero_grad()
         ranks = range(world) if ranks_at is None else ranks_at(step)
         for rank in ranks:
-            loss_of(model, batch(rank, step)).backward()  # type: ignore[no-untyped-call]
+            backward(model, batch(rank, step))
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= len(ranks)

@@ -26,7 +26,8 @@ def saved_and_loaded(me: Rank, folder: str, asynchronous: bool) -> bool:
 
     model = sharded(me.world)
     if asynchronous:
-        dcp.async_save(model.state_dict(), checkpoint_id=folder).result()  # type: ignore[union-attr]
+        saving: Any = dcp.async_save(model.state_dict(), checkpoint_id=folder)
+        saving.result()
     else:
         dcp.save(model.state_dict(), checkpoint_id=folder)
     other = sharded(me.world)

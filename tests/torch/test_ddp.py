@@ -49,15 +49,15 @@ def test_four_ranks_train_as_one_process() -> None:
 def accumulated(me: Rank) -> list[bool]:
     model = DDP(exact.make_model())
     with model.no_sync():
-        exact.loss_of(model, exact.batch(me.rank, 0)).backward()  # type: ignore[no-untyped-call]
+        exact.backward(model, exact.batch(me.rank, 0))
     alone = exact.make_model()
-    exact.loss_of(alone, exact.batch(me.rank, 0)).backward()  # type: ignore[no-untyped-call]
+    exact.backward(alone, exact.batch(me.rank, 0))
     own = exact.same(_gradients(model), _gradients(alone))
-    exact.loss_of(model, exact.batch(me.rank, 1)).backward()  # type: ignore[no-untyped-call]
+    exact.backward(model, exact.batch(me.rank, 1))
     both = exact.make_model()
     for rank in range(me.world):
         for step in range(2):
-            exact.loss_of(both, exact.batch(rank, step)).backward()  # type: ignore[no-untyped-call]
+            exact.backward(both, exact.batch(rank, step))
     mean = [gradient / me.world for gradient in _gradients(both)]
     return [own, exact.same(_gradients(model), mean)]
 
@@ -139,7 +139,7 @@ def hooked(me: Rank, hook: str) -> bool:
             model.register_comm_hook(dist.group.WORLD, default_hooks.bf16_compress_hook)
         case "builtin":
             model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
-    exact.loss_of(model, exact.batch(me.rank, 0, rows=1)).backward()  # type: ignore[no-untyped-call]
+    exact.backward(model, exact.batch(me.rank, 0, rows=1))
     alone = exact.make_model()
     for rank in range(me.world):
         loss = exact.loss_of(alone, exact.batch(rank, 0, rows=1))
@@ -176,7 +176,7 @@ def uneven(me: Rank) -> bool:
     with model.join(divide_by_initial_world_size=False):
         for step in range(1 + me.rank):
             optimizer.zero_grad()
-            exact.loss_of(model, exact.batch(me.rank, step)).backward()  # type: ignore[no-untyped-call]
+            exact.backward(model, exact.batch(me.rank, step))
             optimizer.step()
     wanted = exact.reference(me.world, steps=2, ranks_at=lambda step: [0, 1][step:])
     return exact.same([p.detach() for p in model.parameters()], wanted)
@@ -197,7 +197,7 @@ def zero(me: Rank, uneven_inputs: bool) -> bool:
     with Join([model, optimizer], enable=uneven_inputs, divide_by_initial_world_size=False):
         for step in range(steps - (uneven_inputs and me.rank == 0)):
             model.zero_grad()
-            exact.loss_of(model, exact.batch(me.rank, step)).backward()  # type: ignore[no-untyped-call]
+            exact.backward(model, exact.batch(me.rank, step))
             optimizer.step()
     ranks_at = (lambda step: [0, 1][step:]) if uneven_inputs else None
     wanted = exact.reference(me.world, steps=steps, ranks_at=ranks_at)

@@ -67,7 +67,7 @@ def wait_for_a_future(me: Rank) -> None:
 
 def backward(me: Rank) -> None:
     model = DDP(exact.make_model(), bucket_cap_mb=1e-4)
-    exact.loss_of(model, exact.batch(me.rank, 0)).backward()  # type: ignore[no-untyped-call]
+    exact.backward(model, exact.batch(me.rank, 0))
 
 
 CALLS: dict[str, Callable[[Rank], None]] = {
@@ -236,12 +236,12 @@ def test_a_future_has_the_deadline_of_its_call() -> None:
 
 
 def aborted(me: Rank) -> list[Any]:
-    work = dist.all_reduce(torch.ones(4), async_op=True) if me.rank == 0 else None
-    future = None if work is None else work.get_future()
     if me.rank == 0:
+        work: Any = dist.all_reduce(torch.ones(4), async_op=True)
+        future = work.get_future()
         _world().abort()
         me.meet("aborted")
-        said = [told_by(lambda: work.wait()), told_by(lambda: future.wait())]  # type: ignore[union-attr]
+        said = [told_by(work.wait), told_by(future.wait)]
         said.append(told_by(lambda: dist.all_reduce(torch.ones(4))))
     else:
         me.meet("aborted")

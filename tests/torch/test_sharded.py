@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,7 +32,7 @@ def fsdp2(me: Rank, way: str) -> bool:
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     for step in range(exact.STEPS):
         optimizer.zero_grad()
-        exact.loss_of(model, exact.batch(me.rank, step)).backward()  # type: ignore[no-untyped-call]
+        exact.backward(model, exact.batch(me.rank, step))
         optimizer.step()
     found = full([parameter.detach() for parameter in model.parameters()])
     return exact.same(found, exact.reference(me.world))
@@ -58,7 +60,7 @@ def fsdp2_clipped(me: Rank) -> list[float]:
 
     model = exact.make_model().float()
     fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    exact.loss_of(model, exact.batch(me.rank, 0, 1).float()).backward()  # type: ignore[no-untyped-call]
+    exact.backward(model, exact.batch(me.rank, 0, 1).float())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     everything = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     zeros = {
@@ -86,7 +88,7 @@ def fsdp1(me: Rank, strategy: str) -> bool:
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     for step in range(exact.STEPS):
         optimizer.zero_grad()
-        exact.loss_of(model, exact.batch(me.rank, step)).backward()  # type: ignore[no-untyped-call]
+        exact.backward(model, exact.batch(me.rank, step))
         optimizer.step()
     with FullyShardedDataParallel.summon_full_params(model):
         found = [parameter.detach().clone() for parameter in model.parameters()]
@@ -143,8 +145,9 @@ def tensor_parallel(me: Rank) -> list[bool]:
     out, wanted = model(inputs), alone(inputs)
     out.sum().backward()
     wanted.sum().backward()
-    gradients = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
-    return [torch.equal(out, wanted), exact.same(gradients, [p.grad for p in alone.parameters()])]  # type: ignore[misc]
+    found: list[Any] = [parameter.grad for parameter in model.parameters()]
+    whole: list[Any] = [parameter.grad for parameter in alone.parameters()]
+    return [torch.equal(out, wanted), exact.same([part.full_tensor() for part in found], whole)]
 
 
 def test_a_layer_split_over_the_ranks_computes_what_the_whole_one_does() -> None:
@@ -208,8 +211,8 @@ def test_compiled_functions_communicate_as_written() -> None:
 def compiled_ddp(me: Rank) -> bool:
     from torch.nn.parallel import DistributedDataParallel as DDP
 
-    model = torch.compile(DDP(exact.make_model()), backend="aot_eager")
-    return exact.same(exact.train(model, me.rank, 2), exact.reference(me.world, 2))  # type: ignore[arg-type]
+    model: Any = torch.compile(DDP(exact.make_model()), backend="aot_eager")
+    return exact.same(exact.train(model, me.rank, 2), exact.reference(me.world, 2))
 
 
 def test_a_compiled_ddp_model_trains_as_one_process() -> None:
