@@ -3,8 +3,10 @@
 // Threads:   the GIL is released around everything that may wait.
 // Errors:    as in module.cpp.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include <cstring>
 #include <variant>
 
 #include "bindings/letters.hpp"
