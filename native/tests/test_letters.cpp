@@ -185,6 +185,22 @@ TEST(a_send_that_was_given_up_counts_as_never_sent) {
   }
 }
 
+TEST(an_empty_send_that_was_given_up_in_vain_is_not_received_after_all) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Office office(2, 1, seed);
+    Ends ends;
+    End& empty = send(office, ends, 0, 1, 0, 0, 1);
+    office.settle();
+    office.break_a_lane();
+    empty.peer.letters.cancel(empty.id);
+    while (!office.peers[0]->control[1].empty()) (void)office.send(0, 1);  // into the dead lane
+    office.settle();
+    End& got = receive(office, ends, 1, 0, 0, 0);
+    office.settle();
+    CHECK(how(empty) == LetterEnd::cancelled && !got.over());
+  }
+}
+
 TEST(a_receive_that_was_given_up_in_the_middle_ends_the_send_too) {
   Office office(2, 1, 8);
   Ends ends;
@@ -378,6 +394,16 @@ TEST(what_is_given_up_is_received_at_most_once_and_costs_no_other_message) {
     office.settle();
     for (const auto& end : receives) end->peer.letters.cancel(end->id);
     office.settle();
+    // A number that was given up is remembered until a later one comes.
+    Ends last;
+    for (std::size_t a = 0; a < 3; ++a) {
+      for (const std::size_t b : {(a + 1) % 3, (a + 2) % 3}) {
+        receive(office, last, b, a, 1, size);
+        send(office, last, a, b, 1, size, 0);
+      }
+    }
+    office.settle();
+    for (const auto& end : last) CHECK(end->done());
     for (const auto& peer : office.peers) {
       CHECK(peer->budget.used() == 0 && peer->letters.open() == 0);
       for (const auto& [other, mail] : peer->mail) {

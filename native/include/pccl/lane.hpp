@@ -81,7 +81,7 @@ class FrameSource {
 
 class Lane {
  public:
-  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false) noexcept
+  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false)
       : relayed(through_relay), moved_s(now_s), socket_(std::move(socket)), id_(id) {}
 
   [[nodiscard]] int fd() const noexcept { return socket_.get(); }

@@ -40,7 +40,7 @@ class Link;
 
 /// The other end of letters: one incarnation of a peer.
 struct Correspondent {
-  Correspondent(PeerId name, Incarnation number, EagerBudget& budget, Link* its_link) noexcept
+  Correspondent(PeerId name, Incarnation number, EagerBudget& budget, Link* its_link)
       : peer(name), incarnation(number), link(its_link), outbox(budget) {}
   const PeerId peer;
   const Incarnation incarnation;

@@ -51,7 +51,7 @@ struct SendQueue {
 
 class Link final : public FrameSource {
  public:
-  Link(PeerId other, Incarnation its_incarnation, double now_s) noexcept
+  Link(PeerId other, Incarnation its_incarnation, double now_s)
       : peer(other), incarnation(its_incarnation), needed_s(now_s), down_since_s(now_s) {}
 
   bool next(std::uint32_t lane, OutgoingFrame& frame) override;

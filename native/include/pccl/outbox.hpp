@@ -57,7 +57,7 @@ struct Chunk {
 
 class Outbox {
  public:
-  explicit Outbox(EagerBudget& budget) noexcept : budget_(budget) {}
+  explicit Outbox(EagerBudget& budget) : budget_(budget) {}
   Outbox(const Outbox&) = delete;
   Outbox& operator=(const Outbox&) = delete;
 

@@ -24,7 +24,7 @@ namespace pccl {
 
 class CoordinatorLink {
  public:
-  explicit CoordinatorLink(Context& context) noexcept : context_(context) {}
+  explicit CoordinatorLink(Context& context) : context_(context) {}
 
   void admit(const CoordinatorEndpoint& endpoint, double now_s);
   void suspect(Suspect suspicion, double now_s);

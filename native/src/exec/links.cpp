@@ -15,12 +15,11 @@ constexpr double stranger_age_s = 15.0;
 }  // namespace
 
 Link& Executor::link_to(PeerId peer, Incarnation incarnation, double now_s) {
-  auto& slot = links_[{peer, incarnation}];
-  if (!slot) {
-    slot = std::make_unique<Link>(peer, incarnation, now_s);
-    slot->mail = &letters_.meet(peer, incarnation, slot->eager, slot.get());
-  }
-  return *slot;
+  const std::pair name{peer, incarnation};
+  if (const auto known = links_.find(name); known != links_.end()) return *known->second;
+  auto link = std::make_unique<Link>(peer, incarnation, now_s);
+  link->mail = &letters_.meet(peer, incarnation, link->eager, link.get());
+  return *links_.emplace(name, std::move(link)).first->second;
 }
 
 Link* Executor::link_of_lane(std::uint32_t id) noexcept {

@@ -182,9 +182,10 @@ std::string Letters::difference(const Letter& letter, const Correspondent& with,
 
 Correspondent& Letters::meet(PeerId peer, Incarnation incarnation, EagerBudget& budget,
                              Link* link) {
-  auto& slot = known_[{peer, incarnation}];
-  if (!slot) slot = std::make_unique<Correspondent>(peer, incarnation, budget, link);
-  return *slot;
+  const Name name{peer, incarnation};
+  if (const auto known = known_.find(name); known != known_.end()) return *known->second;
+  auto made = std::make_unique<Correspondent>(peer, incarnation, budget, link);
+  return *known_.emplace(name, std::move(made)).first->second;
 }
 
 void Letters::forget(Correspondent& gone) {

@@ -2,6 +2,7 @@
 // Ownership: see letters.hpp.
 // Threads:   under the engine's turn.
 // Errors:    Status::protocol for frames that no correct peer sends.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -197,12 +198,12 @@ void Letters::resynchronise(Correspondent& with) {
     if (arrival.letter != 0 && arrival.needs_grant()) {
       say(with, FrameType::grant, with.inbox.era, number, arrival.tag, arrival.dropped ? 1 : 0);
     }
-    if (arrival.offered) say_held(with, with.inbox, number, arrival);
+    say_held(with, with.inbox, number, arrival);
   }
   for (const auto& [number, why] : with.inbox.refused()) say_refused(with, number, why);
   if (!with.ahead) return;
   for (auto& [number, arrival] : with.ahead->arrivals()) {
-    if (arrival.offered) say_held(with, *with.ahead, number, arrival);
+    say_held(with, *with.ahead, number, arrival);
   }
 }
 
@@ -219,11 +220,11 @@ void Letters::say(Correspondent& to, FrameType type, Epoch era, std::uint64_t nu
   host_.say(to, header, body);
 }
 
+/// Also of what is empty, or not offered yet: the sender may have forgotten it and said so in vain.
 void Letters::say_held(Correspondent& to, const Inbox& inbox, std::uint64_t number,
                        const Arrival& arrival) {
-  const std::uint32_t chunks = arrival.what.chunks();
-  if (chunks == 0 || arrival.withdrawn) return;
-  std::vector<std::byte> bitmap((chunks + 7) / 8);
+  if (arrival.withdrawn) return;
+  std::vector<std::byte> bitmap(std::max(1u, (arrival.what.chunks() + 7) / 8));
   for (std::uint32_t chunk = 0; chunk < arrival.received.size(); ++chunk) {
     if (arrival.received[chunk] == 0) continue;
     bitmap[chunk / 8] |= static_cast<std::byte>(1u << (chunk % 8));
