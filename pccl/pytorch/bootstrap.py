@@ -117,7 +117,7 @@ def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> str:
     try:
         store.wait([key], timedelta(seconds=left_s))
         text: str = store.get(key).decode()
-    except dist.DistError as error:
+    except RuntimeError as error:  # a store in a file raises no kind of its own
         raise TimedOut(
             f"group {place.group_id!r}: rank 0 of the group has not told where its coordinator is "
             f"within the group's timeout: {error}",

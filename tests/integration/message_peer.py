@@ -113,6 +113,7 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
         transfers = [
             comm.send(x, 0, async_op=True) if role == "sender" else comm.recv(x, 0, async_op=True)
         ]
+        comm.recv(np.zeros(1), 0, 8)  # all is posted there; it overtakes the large one
         threading.Timer(float(os.environ["PCCL_TEST_AFTER"]), die).start()
         transfers[0].wait()
         time.sleep(60)
@@ -124,6 +125,7 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
             comm.recv(np.zeros(3), None, 9, async_op=True),
             comm.send(np.zeros(3), 1, 7, async_op=True),
         ]
+        go = comm.send(np.zeros(1), victim, 8, async_op=True)
         for transfer in transfers:
             transfer.when_done(lambda: caught.append(time.monotonic() - began))
             try:
@@ -133,6 +135,7 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
             else:
                 tell(lost=None)
         x[...] = 1  # its memory is free
+        assert go.done()
     else:
         small = np.zeros(3)
         assert comm.recv(small, 0, 7) == 0
