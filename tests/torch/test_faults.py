@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from pccl.pytorch import Aborted, Mismatch, PcclDistError, PeerLost, StaleView, TimedOut
@@ -182,8 +183,9 @@ def test_calls_that_do_not_fit_are_told_to_all_ranks_and_the_group_goes_on(how: 
 
 
 def ddp_mismatch(me: Rank) -> tuple[str, str, float]:
-    model = DDP(exact.make_model(), bucket_cap_mb=1e-4)
-    exact.loss_of(model, exact.batch(me.rank, 0))
+    layers = [nn.Linear(exact.WIDTH, width, dtype=torch.float64) for width in (exact.WIDTH, 4)]
+    model = DDP(nn.Sequential(*layers), bucket_cap_mb=1e-4)
+    exact.train(model, me.rank, 2)  # from then on there is a bucket per layer, of its own size
     if me.rank == 1:
         dist.all_reduce(torch.ones(3), async_op=True)  # one call that nobody else makes
     said = told_by(lambda: exact.train(model, me.rank, 1))
