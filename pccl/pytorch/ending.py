@@ -18,6 +18,7 @@ from multiprocessing import util
 from pccl.pytorch import hosting
 from pccl.pytorch.completer import completer
 from pccl.pytorch.run import Run
+from pccl.pytorch.work import forget_dropped
 
 FIRST = 1000  # of multiprocessing's finalizers; its queues and pipes are still there then
 _open: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -43,6 +44,7 @@ def close(run: Run, reason: str) -> None:
     _open.discard(run)
     if not _open:
         completer.stop()
+        forget_dropped()
 
 
 def _close_all() -> None:

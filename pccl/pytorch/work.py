@@ -10,6 +10,7 @@ or that it has none, never changes.  It never holds its group's ProcessGroup obj
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, Protocol
@@ -26,6 +27,8 @@ from pccl.pytorch.run import Run
 from pccl.work import Work as StepWork
 
 FOREVER: Final = timedelta(0)  # as torch has it
+DROPPED_MAX: Final = 64
+_dropped: deque[PcclWork] = deque(maxlen=DROPPED_MAX)
 
 
 class Part(Protocol):
@@ -69,6 +72,12 @@ class PcclWork(dist.Work):
 
     def _settle(self) -> None:
         self.wait()
+
+    def __del__(self) -> None:
+        """Keeps what was dropped in flight for a while: torch's C++ may hold it still (DDP's join
+        does), and without its Python half it would wait in torch's base class for ever."""
+        if not getattr(self, "_finished", True):
+            _dropped.append(self)
 
     def __repr__(self) -> str:
         return f"<PcclWork of {self._op}, {'done' if self._finished else 'in flight'}>"
@@ -219,6 +228,11 @@ class PcclWork(dist.Work):
         if self._error is not None:
             raise self._error.with_traceback(None)
         return self._result
+
+
+def forget_dropped() -> None:
+    """The last group has ended: nobody waits for anything any more."""
+    _dropped.clear()
 
 
 def _when_decided(part: Part, notify: Callable[[], None]) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 WAIT_S = 90.0
-PRELOAD = ["torch", "torch.distributed", "pccl.pytorch.bootstrap", __name__]
+# DDP loads torch._dynamo when it is made, which takes seconds in each rank.
+PRELOAD = ["torch", "torch.distributed", "torch._dynamo", "pccl.pytorch.bootstrap", __name__]
 
 
 @dataclass(frozen=True, slots=True)
