@@ -21,7 +21,7 @@ HELD_OUT = 8192  # samples that it never learns from
 LETTERS = 256
 
 
-class Text(Dataset):
+class Text(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Bytes, each with those before it."""
 
     def __init__(self, data: bytes) -> None:

@@ -31,9 +31,7 @@ distributed_test.BACKEND = BACKEND
 TOLD = ("TEMP_DIR", "MASTER_ADDR")
 
 
-class SuiteCase(  # type: ignore[misc]
-    distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase
-):
+class SuiteCase(distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase):
     """All tests; each starts its ranks from the fork server."""
 
     def setUp(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -255,14 +256,15 @@ def test_parts_may_differ_in_size() -> None:
 def refused(me: Rank) -> list[str]:
     told = []
     shared = torch.zeros(2)
-    for call in (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: dist.all_gather([shared, shared], torch.zeros(2)),
         lambda: dist.all_reduce(torch.zeros(1).expand(3)),
         lambda: dist.all_to_all_single(shared, shared),
         lambda: dist.all_reduce(torch.zeros(2).to(torch.float8_e5m2)),
         lambda: dist.all_reduce(torch.zeros(2), dist.ReduceOp.BAND),
         lambda: dist.all_gather_into_tensor(torch.zeros(3), torch.zeros(2)),
-    ):
+    )
+    for call in calls:
         try:
             call()
         except ValueError as error:

@@ -104,7 +104,7 @@ def buffers(me: Rank) -> list[float]:
     wrapped.eval()
     wrapped(exact.batch(me.rank, 0))
     assert model.running_mean is not None
-    return model.running_mean.tolist()  # type: ignore[no-any-return]
+    return model.running_mean.tolist()
 
 
 def test_buffers_are_those_of_rank_0() -> None:
@@ -118,8 +118,9 @@ def chained(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.
     """A hook of the program's own: a mean by `then`."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     assert work is not None
-    size = group.size()
-    return work.get_future().then(lambda done: done.value()[0] / size)
+    size, future = group.size(), work.get_future()
+    mean: torch.futures.Future[Any] = future.then(lambda done: done.value()[0] / size)
+    return mean
 
 
 # DDP compares annotations as objects, not as the text that they are in this file.

@@ -103,10 +103,10 @@ def pipeline(me: Rank, schedule: str) -> bool:
     runner.step(inputs) if me.rank == 0 else runner.step(target=targets)
     alone = exact.make_model(layers=2)
     alone(inputs).sum().backward()
-    wanted = [
-        p.grad / 4 for p in nn.Sequential(*list(alone)[2 * me.rank : 2 * me.rank + 2]).parameters()
-    ]  # type: ignore[operator]
-    return exact.same([p.grad for p in stage_module.parameters()], wanted)  # type: ignore[misc]
+    part = nn.Sequential(*list(alone)[2 * me.rank : 2 * me.rank + 2])
+    found: list[Any] = [parameter.grad for parameter in stage_module.parameters()]
+    wanted: list[Any] = [parameter.grad for parameter in part.parameters()]
+    return exact.same(found, [gradient / 4 for gradient in wanted])
 
 
 @pytest.mark.parametrize("schedule", ["GPipe", "1F1B"])

@@ -38,7 +38,7 @@ def fsdp2(me: Rank, way: str) -> bool:
     return exact.same(found, exact.reference(me.world))
 
 
-def _override(names: tuple[str, ...]) -> dict[str, str]:
+def _override(names: tuple[str, ...]) -> Any:
     return dict.fromkeys(names, "pccl")
 
 
@@ -63,11 +63,11 @@ def fsdp2_clipped(me: Rank) -> list[float]:
     exact.backward(model, exact.batch(me.rank, 0, 1).float())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     everything = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    zeros = {
+    zeros: Any = {
         name: torch.zeros_like(v) for name, v in exact.make_model().float().state_dict().items()
     }
     set_model_state_dict(model, zeros if me.rank == 0 else {}, options=everything)
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     total = sum(value.abs().sum().item() for value in state.values())
     return [norm.full_tensor().item(), total]  # type: ignore[attr-defined]
 
@@ -112,6 +112,7 @@ def dtensors(me: Rank) -> list[bool]:
     summed = torch.distributed.tensor.DTensor.from_local(whole.clone(), mesh, [Partial()])
     total = summed.redistribute(placements=[Replicate()]).to_local()
     scattered = summed.redistribute(placements=[Shard(0)]).to_local()
+    product: Any = rows @ rows.T
     half = whole.shape[0] // me.world
     mine = slice(me.rank * half, (me.rank + 1) * half)
     return [
@@ -120,7 +121,7 @@ def dtensors(me: Rank) -> list[bool]:
         torch.equal(back.to_local(), whole),
         torch.equal(total, whole * me.world),
         torch.equal(scattered, whole[mine] * me.world),
-        torch.equal((rows @ rows.T).full_tensor(), whole @ whole.T),
+        torch.equal(product.full_tensor(), whole @ whole.T),
     ]
 
 
@@ -139,7 +140,7 @@ def tensor_parallel(me: Rank) -> list[bool]:
     mesh = init_device_mesh("cpu", (me.world,), backend_override={0: "pccl"})
     model = exact.make_model()
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-    parallelize_module(model, mesh, plan)  # type: ignore[arg-type]
+    parallelize_module(model, mesh, plan)
     alone = exact.make_model()
     inputs = exact.batch(0, 0)
     out, wanted = model(inputs), alone(inputs)
