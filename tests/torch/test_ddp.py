@@ -136,8 +136,6 @@ def hooked(me: Rank, hook: str) -> bool:
             model.register_comm_hook(dist.group.WORLD, default_hooks.allreduce_hook)
         case "fp16":
             model.register_comm_hook(dist.group.WORLD, default_hooks.fp16_compress_hook)
-        case "bf16":
-            model.register_comm_hook(dist.group.WORLD, default_hooks.bf16_compress_hook)
         case "builtin":
             model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
     exact.backward(model, exact.batch(me.rank, 0, rows=1))
@@ -148,7 +146,8 @@ def hooked(me: Rank, hook: str) -> bool:
     return exact.same(_gradients(model), [g / me.world for g in _gradients(alone)])
 
 
-@pytest.mark.parametrize("hook", ["chained", "all-reduce", "fp16", "bf16", "builtin"])
+# (torch gives the bf16 hook to builds with NCCL alone.)
+@pytest.mark.parametrize("hook", ["chained", "all-reduce", "fp16", "builtin"])
 def test_a_hook_gives_the_exact_mean(hook: str) -> None:
     assert run_ranks(hooked, 2, hook) == [True, True]
 
