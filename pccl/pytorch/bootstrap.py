@@ -26,6 +26,7 @@ from pccl.base.errors import PcclError
 from pccl.communicator import Communicator
 from pccl.connecting import connect
 from pccl.membership.service import CoordinatorThread
+from pccl.outcome import Peer
 from pccl.pytorch import hosting, rendezvous
 from pccl.pytorch.errors import PcclDistError, TimedOut, kind_of
 from pccl.pytorch.group import ProcessGroupPccl
@@ -54,11 +55,15 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
         str(backend_options.group_id),
     )
     timeout_s = seconds_of(backend_options.timeout)
+    if getattr(backend_options, "enable_reconfigure", False):  # torch 2.14; rendezvous by handles
+        from pccl.pytorch.reconfigure import unmade_run
+
+        return ProcessGroupPccl(unmade_run(place, backend_options.store, options), timeout_s)
     adopted = rendezvous.take_adopted(place.rank, place.size)
     if adopted is not None:
         run = Run(place, adopted, options, None)
     else:
-        run = _meet(place, backend_options.store, options, Deadline(timeout_s), timeout_s)
+        run = meet(place, backend_options.store, options, Deadline(timeout_s), timeout_s)
     return ProcessGroupPccl(run, timeout_s)
 
 
@@ -71,7 +76,8 @@ def _inherited() -> Options:
     return world.run.options if isinstance(world, ProcessGroupPccl) else Options()
 
 
-def _meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:
+def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:
+    """Makes the run of the ranks that meet at a store.  Raises PcclDistError."""
     coordinator: CoordinatorThread | None = None
     communicator: Communicator | None = None
     made = False
@@ -85,8 +91,8 @@ def _meet(place: Place, store: Any, options: Options, deadline: Deadline, timeou
         else:
             address = _address_of(store, key, place, deadline)
         communicator = _connect(address, place, options, deadline, timeout_s)
-        _enter(communicator, place, deadline)
-        run = Run(place, communicator, options, coordinator)
+        members = _enter(communicator, place, deadline)
+        run = Run(place, communicator, options, coordinator, members)
         made = True
         return run
     except PcclError as error:
@@ -150,17 +156,23 @@ def _connect(
     )
 
 
-def _enter(communicator: Communicator, place: Place, deadline: Deadline) -> None:
-    """The first step, in which all ranks become members."""
-    with communicator.step(ENTRY, max(deadline.remaining_s(), 0.001)):
+def _enter(communicator: Communicator, place: Place, deadline: Deadline) -> tuple[Peer, ...]:
+    """The first step, in which all ranks become members; returns these.
+
+    By the time that a slow rank hears of it, a quick one may have left again; so what counts is
+    who was in the step, and not who is there now.
+    """
+    with communicator.step(ENTRY, max(deadline.remaining_s(), 0.001)) as entry:
         pass
-    if (communicator.rank, communicator.world_size) != (place.rank, place.size):
+    members = entry.outcome.contributors
+    rank = members.index(communicator.peer_id)
+    if (rank, len(members)) != (place.rank, place.size):
         raise PcclDistError(
-            f"group {place.group_id!r}: the run gave this process rank {communicator.rank} of "
-            f"{communicator.world_size}, torch rank {place.rank} of {place.size}; do two groups "
-            "share one store and prefix?",
+            f"group {place.group_id!r}: the run gave this process rank {rank} of {len(members)}, "
+            f"torch rank {place.rank} of {place.size}; do two groups share one store and prefix?",
             op="init_process_group",
         )
+    return members
 
 
 # ---- where

@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pccl.base.errors import CoordinatorLost, Evicted, PcclError, UsageError
 from pccl.collectives.placed import Seat
@@ -40,6 +41,13 @@ class Place:
     group_id: str
 
 
+class Queue(Protocol):
+    """Calls of this group that have not begun."""
+
+    def drain(self, timeout_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
 class Run:
     """Made by `bootstrap`.  Its methods may be called from any thread."""
 
@@ -49,17 +57,19 @@ class Run:
         communicator: Communicator,
         options: Options,
         coordinator: CoordinatorThread | None,
+        members: tuple[Peer, ...] | None = None,
     ) -> None:
         self.place = place
         self.process_id = os.getpid()
         self.options = options
         self.communicator = communicator
         self.seat = Seat(place.rank, place.size, bytes(communicator.peer_id))
-        self._members: tuple[Peer, ...] = communicator.view.members
+        self._members = members or communicator.view.members
         self._coordinator = coordinator
         self._issuer = Issuer(communicator.session)
         self._lock = threading.Lock()
         self._over: PcclDistError | None = None
+        self.queues: list[Queue] = []
 
     @property
     def alive(self) -> bool:
@@ -146,6 +156,9 @@ class Run:
     def close(self, reason: str, *, drain_s: float = DRAIN_S) -> None:
         """Leaves the run; idempotent, bounded.  Operations in flight get `drain_s` to be decided,
         then they raise Aborted."""
+        if self._over is None and drain_s > 0:
+            for queue in self.queues:
+                queue.drain(drain_s)
         with self._lock:
             first = self._over is None or not isinstance(self._over, Aborted)
             alive = self._over is None
@@ -157,5 +170,7 @@ class Run:
                 session.wait_open(drain_s)
             session.close(reason)
             self.communicator.close()
+            for queue in self.queues:
+                queue.close()
         if coordinator is not None:
             hosting.retire(coordinator)
