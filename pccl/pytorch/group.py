@@ -4,14 +4,15 @@ Its collectives are in `group_collectives`, its messages in `group_messages`.  O
 Python class can replace the whole group but no device backend; from 2.14 on both are wanted
 (`hybrid`).
 
-Invariant: rank and size never change; nothing but the program keeps this object alive.
+Invariant: rank and size change by `adopt` only, hence never in a static group; nothing but the
+program keeps this object alive.
 """
 
 from __future__ import annotations
 
 import weakref
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,28 +23,44 @@ from pccl.pytorch.completer import completer
 from pccl.pytorch.group_base import GroupBase
 from pccl.pytorch.group_collectives import GroupCollectives
 from pccl.pytorch.group_messages import GroupMessages
+from pccl.pytorch.registration import DEVICES
 from pccl.pytorch.run import Run
+from pccl.pytorch.staged import StagedCalls, staging_of
 from pccl.pytorch.untraced import untraced
 from pccl.pytorch.work import PcclWork
+
+if TYPE_CHECKING:
+    from pccl.pytorch.reconfigure import Membership
 
 NAME = "pccl"
 CPU = torch.device("cpu")
 
 
-class ProcessGroupPccl(GroupCollectives, GroupMessages, dist.ProcessGroup):  # type: ignore[misc]
+class ProcessGroupPccl(  # type: ignore[misc]
+    StagedCalls, GroupCollectives, GroupMessages, dist.ProcessGroup
+):
     """One group of ranks whose world is fixed."""
 
     def __init__(self, run: Run, timeout_s: float) -> None:
         base: Any = dist.ProcessGroup  # without the store, which it would keep alive
         base.__init__(self, run.place.rank, run.place.size)
-        self.run = run
         self._timeout_s = timeout_s
-        self._batch = None
+        self.membership: Membership | None = None
+        self._forgotten: weakref.finalize[..., Any] | None = None
         self._group_name = run.place.group_id
         self._group_desc = "undefined"
-        ending.note(run)
-        weakref.finalize(self, ending.close, run, "the program forgot the group")
+        self.adopt(run)
         hybrid.register_device_backend(self)
+
+    def adopt(self, run: Run) -> None:
+        """Goes on with a run; a former one has been closed."""
+        self.run = run
+        self._batch = None
+        self._staging = staging_of(run)
+        ending.note(run)
+        if self._forgotten is not None:
+            self._forgotten.detach()
+        self._forgotten = weakref.finalize(self, ending.close, run, "the program forgot the group")
 
     def __repr__(self) -> str:
         place = self.run.place
@@ -96,12 +113,12 @@ class ProcessGroupPccl(GroupCollectives, GroupMessages, dist.ProcessGroup):  # t
 
         @property
         def _device_types(self) -> list[torch.device]:
-            return [CPU]
+            return [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 
         def _get_backend(self, device: torch.device | str) -> Any:
             """Returns what stands for the device's backend: this group itself."""
-            if torch.device(device).type != "cpu":
-                raise RuntimeError(f"the pccl backend has no {device} device, only cpu")
+            if torch.device(device).type not in DEVICES:
+                raise RuntimeError(f"the pccl backend has no {device} device, only cpu and cuda")
             return self
 
     # ---- what a device backend is asked
@@ -128,6 +145,25 @@ class ProcessGroupPccl(GroupCollectives, GroupMessages, dist.ProcessGroup):  # t
 
     _set_default_timeout = set_timeout
 
+    @property
+    def timeout_s(self) -> float:
+        return self._timeout_s
+
+    # ---- other members
+
+    if hybrid.WANTED:
+        supports_reconfigure = True
+
+        def get_reconfigure_handle(self) -> str:
+            from pccl.pytorch.reconfigure import handle_of
+
+            return handle_of(self)
+
+        def reconfigure(self, opts: Any) -> PcclWork:
+            from pccl.pytorch.reconfigure import reconfigure
+
+            return reconfigure(self, opts)
+
     # ---- the end
 
     def abort(self) -> None:
@@ -140,5 +176,5 @@ class ProcessGroupPccl(GroupCollectives, GroupMessages, dist.ProcessGroup):  # t
         ending.close(self.run, "the group was shut down")
 
 
-for _kind in (ProcessGroupPccl, GroupBase, GroupCollectives, GroupMessages, PcclWork):
+for _kind in (ProcessGroupPccl, StagedCalls, GroupBase, GroupCollectives, GroupMessages, PcclWork):
     untraced(_kind)

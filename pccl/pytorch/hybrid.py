@@ -27,7 +27,8 @@ FORWARDED: Final = (
     "all_gather_single_coalesced _allgather_base allgather_into_tensor_coalesced reduce_scatter "
     "reduce_scatter_single reduce_scatter_single_coalesced _reduce_scatter_base "
     "reduce_scatter_tensor_coalesced all_to_all_single alltoall_base alltoall reduce gather "
-    "scatter barrier monitored_barrier send recv recv_anysource abort shutdown set_timeout"
+    "scatter barrier monitored_barrier send recv recv_anysource abort shutdown set_timeout "
+    "get_reconfigure_handle reconfigure"
 ).split()
 
 
@@ -37,7 +38,9 @@ def register_device_backend(group: Any) -> None:
         return
     backend = _backend_class()(weakref.ref(group), group.rank(), group.size())
     kind = dist.ProcessGroup.BackendType.CUSTOM
-    group._register_backend(torch.device("cpu"), kind, backend)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for device in devices:
+        group._register_backend(torch.device(device), kind, backend)
     group._set_default_backend(kind)
 
 
@@ -56,6 +59,7 @@ def _backend_class() -> Any:
         "name": lambda self: "pccl",
         "supports_coalescing": property(lambda self: False),
         "supports_splitting": property(lambda self: False),
+        "supports_reconfigure": property(lambda self: True),
     }
     body.update({name: _forward(name) for name in FORWARDED})
     return type("BackendPccl", (base,), body)

@@ -26,7 +26,9 @@ def is_plain(tensor: Tensor) -> bool:
 
 def require_dense(tensor: Tensor, name: str = "the tensor") -> None:
     if tensor.device.type != "cpu":
-        raise Misused(f"{name} is on {tensor.device}; the pccl backend takes CPU tensors so far")
+        raise Misused(
+            f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and CUDA"
+        )
     if tensor.layout is not torch.strided:
         raise Misused(f"{name} has layout {tensor.layout}; dense tensors only")
 
@@ -51,7 +53,7 @@ def target_of(tensor: Tensor, finishes: list[Finish], *, read: bool = False) -> 
     tensor = tensor.detach()
     if is_plain(tensor):
         return tensor
-    _require_own_memory(tensor)
+    require_own_memory(tensor)
     buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
     if read:
         buffer.copy_(tensor)
@@ -81,7 +83,7 @@ def packed_targets(tensors: Sequence[Tensor], finishes: list[Finish]) -> Tensor:
         return flat
     for tensor in tensors:
         require_dense(tensor, "an output")
-        _require_own_memory(tensor)
+        require_own_memory(tensor)
     buffer = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=tensors[0].dtype)
     outputs = [tensor.detach() for tensor in tensors]
 
@@ -130,7 +132,7 @@ def _copy_back(output: Tensor, buffer: Tensor) -> None:
         output.copy_(buffer)
 
 
-def _require_own_memory(output: Tensor) -> None:
+def require_own_memory(output: Tensor) -> None:
     if any(
         stride == 0 and size > 1 for stride, size in zip(output.stride(), output.shape, strict=True)
     ):

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 NAME = "pccl"
+DEVICES = ["cpu", "cuda"]  # a list: torch would take a text for a list of letters
 
 
 def autoload() -> None:
@@ -26,7 +27,7 @@ def autoload() -> None:
     from torch.distributed.rendezvous import register_rendezvous_handler
 
     if NAME not in dist.Backend.backend_list:
-        dist.Backend.register_backend(NAME, _create, extended_api=True, devices=["cpu"])
+        dist.Backend.register_backend(NAME, _create, extended_api=True, devices=DEVICES)
     try:
         register_rendezvous_handler(NAME, _rendezvous)  # type: ignore[no-untyped-call]
     except RuntimeError:

@@ -9,11 +9,13 @@ or that it has none, never changes.  It never holds its group's ProcessGroup obj
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,7 @@ from pccl.pytorch.completer import completer
 from pccl.pytorch.errors import PcclDistError
 from pccl.pytorch.layout import Finish
 from pccl.pytorch.run import Run
+from pccl.pytorch.staging import Landing
 from pccl.work import Work as StepWork
 
 FOREVER: Final = timedelta(0)  # as torch has it
@@ -38,6 +41,14 @@ class Part(Protocol):
     def done(self) -> bool: ...
 
 
+@runtime_checkable
+class Later(Part, Protocol):
+    """A part that is yet to become steps or messages."""
+
+    def deadline_s(self) -> float: ...
+    def on_deadline(self) -> float | None: ...
+
+
 class PcclWork(dist.Work):
     """What every call on a group returns."""
 
@@ -48,6 +59,7 @@ class PcclWork(dist.Work):
         parts: Sequence[Part],
         result: list[torch.Tensor],
         finishes: Sequence[Finish] = (),
+        landings: Sequence[Landing] = (),
     ) -> None:
         super().__init__()
         self._run = run
@@ -55,6 +67,7 @@ class PcclWork(dist.Work):
         self._parts = parts
         self._result = result
         self._finishes = finishes
+        self._landings = landings  # results that go on to a device
         self._lock = threading.Lock()
         self._finished = not parts and not finishes  # nothing is left to be done
         self._error: PcclDistError | None = None
@@ -68,10 +81,14 @@ class PcclWork(dist.Work):
         """Returns a Work that is done when all of `works` are."""
         parts = [part for work in works for part in work._parts]
         result = [tensor for work in works for tensor in work._result]
-        return cls(run, op, parts, result, [work._settle for work in works])
+        landings = [landing for work in works for landing in work._landings]
+        return cls(run, op, parts, result, [work.settle for work in works], landings)
 
-    def _settle(self) -> None:
-        self.wait()
+    def settle(self) -> None:
+        """Waits, for a Work that this one is a part of."""
+        self._drive(None)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
 
     def __del__(self) -> None:
         """Keeps what was dropped in flight for a while: torch's C++ may hold it still (DDP's join
@@ -97,10 +114,14 @@ class PcclWork(dist.Work):
             self._drive(timeout.total_seconds() if timeout else None)
         if self._error is not None:
             raise self._error.with_traceback(None)
+        for landing in self._landings:
+            landing.join()
         return True
 
     def synchronize(self) -> None:
         self.wait()
+
+    block_current_stream = synchronize
 
     def is_completed(self) -> bool:
         if not self._finished and all(part.done() for part in self._parts):
@@ -137,7 +158,8 @@ class PcclWork(dist.Work):
         with self._lock:
             if self._future is not None:
                 return self._future
-            trigger: torch.futures.Future[Any] = torch.futures.Future()
+            devices = {d for landing in self._landings for d in landing.devices}
+            trigger: torch.futures.Future[Any] = torch.futures.Future(devices=[*devices])
             self._future = future = trigger.then(self._conclude)
             self._trigger = trigger
         if self._finished:
@@ -145,6 +167,20 @@ class PcclWork(dist.Work):
         else:
             completer.watch(self)
         return future
+
+    # ---- for the launcher of calls that wait for their device
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        return self._parts
+
+    def parts_done(self) -> bool:
+        return all(part.done() for part in self._parts)
+
+    def wait_parts(self, timeout_s: float | None) -> None:
+        """Waits, and raises the library's own errors."""
+        for part in self._parts:
+            part.wait(timeout_s)
 
     # ---- for the completer
 
@@ -164,15 +200,14 @@ class PcclWork(dist.Work):
             _when_decided(part, one)
 
     def deadline_s(self) -> float:
-        return min(
-            (p.ticket.deadline.at_s for p in self._parts if isinstance(p, StepWork)),
-            default=float("inf"),
-        )
+        return min(map(_deadline_s, self._parts), default=math.inf)
 
     def on_deadline(self) -> float | None:
         """The step's own deadline is over and nobody waits who would say so: asks the members to
         decide, and leaves the run if they cannot.  Returns when to look again."""
         for part in self._parts:
+            if isinstance(part, Later) and not part.done():
+                return part.on_deadline()
             if not isinstance(part, StepWork) or part.done():
                 continue
             if part.ticket.proposed:
@@ -198,7 +233,7 @@ class PcclWork(dist.Work):
                 if not part.done():
                     raise self._run.translate(late, self._op) from late
                 error = error or late
-            except PcclError as failure:
+            except (PcclError, PcclDistError) as failure:
                 error = error or failure
         self._finish(error)
 
@@ -214,15 +249,22 @@ class PcclWork(dist.Work):
                     error = failure
             if error is not None:
                 self._error = self._run.translate(error, self._op)
-                self._error.__cause__ = error
+                if self._error is not error:
+                    self._error.__cause__ = error
             self._finishes = ()
             self._finished = True
 
     def _pull(self) -> None:
         with self._lock:
             trigger, self._trigger = self._trigger, None
-        if trigger is not None:
-            trigger.set_result(None)
+        if trigger is None:
+            return
+        with contextlib.ExitStack() as streams:
+            for landing in self._landings:
+                streams.enter_context(landing.storing())
+            # The future notes where the streams of the copies are, on behalf of who waits for it.
+            landed = bool(self._landings) and self._error is None
+            trigger.set_result(self._result if landed else None)
 
     def _conclude(self, _: torch.futures.Future[Any]) -> list[torch.Tensor]:
         if self._error is not None:
@@ -233,6 +275,12 @@ class PcclWork(dist.Work):
 def forget_dropped() -> None:
     """The last group has ended: nobody waits for anything any more."""
     _dropped.clear()
+
+
+def _deadline_s(part: Part) -> float:
+    if isinstance(part, StepWork):
+        return part.ticket.deadline.at_s
+    return part.deadline_s() if isinstance(part, Later) else math.inf
 
 
 def _when_decided(part: Part, notify: Callable[[], None]) -> None:
