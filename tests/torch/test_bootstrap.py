@@ -1,0 +1,63 @@
+"""How ranks find each other, where that takes an unlucky moment."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._C._distributed_c10d import HashStore
+
+from pccl.communicator import Communicator
+from pccl.pytorch import PeerLost
+from pccl.pytorch.bootstrap import create_group
+
+WAIT_S = 20.0
+
+
+def test_a_rank_that_is_slow_to_enter_belongs_to_a_group_that_a_quick_one_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = threading.Event()
+    step = Communicator.step
+
+    @contextlib.contextmanager
+    def slow_step(self: Communicator, *args: Any) -> Iterator[Any]:
+        with step(self, *args) as entry:
+            yield entry
+        if self.rank == 1:  # it has been told that all are in, and now looks away
+            assert left.wait(WAIT_S)
+            until_s = time.monotonic() + WAIT_S
+            while len(self.view.members) == 2 and time.monotonic() < until_s:
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Communicator, "step", slow_step)
+    store = HashStore()
+
+    def make(rank: int) -> Any:
+        asked = SimpleNamespace(
+            store=store,
+            group_rank=rank,
+            group_size=2,
+            group_id="slow",
+            timeout=timedelta(seconds=WAIT_S),
+        )
+        group = create_group(asked, None)
+        if rank == 0:
+            group.shutdown()
+            left.set()
+        return group
+
+    with ThreadPoolExecutor(2) as pool:
+        _, slow = pool.map(make, range(2))
+    assert (slow.rank(), slow.size()) == (1, 2)
+    with pytest.raises(PeerLost, match="rank 0"):
+        slow.allreduce([torch.ones(1)]).wait()
+    slow.shutdown()
