@@ -128,8 +128,8 @@ def moving(me: Rank, device: Any = None) -> dict[str, Any]:
     p.keep("all_gather", dist.all_gather(outs, p.full(1)), *outs)
     out = p.full(n)
     p.keep("all_gather_into_tensor", dist.all_gather_into_tensor(out, p.full(1)), out)
-    out = p.row(0)  # in place: the input is a part of the output
-    p.keep("in place", dist.all_gather_into_tensor(out, out[me.rank : me.rank + 1]), out)
+    out, other = p.row(0), 1 - me.rank  # the input is a part of the output, and of the other's
+    p.keep("in place", dist.all_gather_into_tensor(out, out[other : other + 1]), out)
     outs = p.each() if root else []
     p.keep("gather", dist.gather(p.full(1), outs or None, 1), *outs)
     ins = [p.full(1, value=10.0 + r) for r in range(n)] if root else None
@@ -156,7 +156,7 @@ def moved(rank: int) -> dict[str, Any]:
         "broadcast": [[2]],
         "all_gather": [[1], [2]],
         "all_gather_into_tensor": [[1, 2]],
-        "in place": [[0, 1]],
+        "in place": [[1, 0]],
         "gather": [[1], [2]] if rank == 1 else [],
         "scatter": [[10 + rank]],
         "all_to_all_single": [[10 + rank, 20 + rank]],
@@ -226,6 +226,7 @@ def failing(me: Rank) -> list[float]:
     fails(lambda: work.get_future().wait(), RuntimeError, r"\[pccl:MISMATCH")
     device.synchronize()
     assert tensor.tolist() == [7.0] * (4 + me.rank)
+    fails(lambda: dist.all_reduce(tensor, dist.ReduceOp.BAND), Misused, "bitwise")
     wide = device.tensor(torch.zeros(1)).expand(3)
     fails(lambda: dist.all_reduce(wide), Misused, "share memory")
     same = device.tensor(torch.zeros(2))
