@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from pccl.pytorch.reconfigure import Membership
 
 NAME = "pccl"
-CPU = torch.device("cpu")
+
+
+def device_types() -> list[torch.device]:
+    """The kinds of devices that groups take tensors of in this process."""
+    return [torch.device(kind) for kind in DEVICES if kind == "cpu" or torch.cuda.is_available()]
 
 
 class ProcessGroupPccl(  # type: ignore[misc]
@@ -113,7 +117,7 @@ class ProcessGroupPccl(  # type: ignore[misc]
 
         @property
         def _device_types(self) -> list[torch.device]:
-            return [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+            return device_types()
 
         def _get_backend(self, device: torch.device | str) -> Any:
             """Returns what stands for the device's backend: this group itself."""

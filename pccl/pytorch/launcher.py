@@ -21,7 +21,7 @@ from typing import Any, Final
 from pccl.base.clock import system_clock
 from pccl.base.errors import DeadlineExceeded, UsageError
 from pccl.base.log import get_logger
-from pccl.pytorch.errors import PcclDistError
+from pccl.pytorch.errors import Aborted, PcclDistError
 from pccl.pytorch.staging import Mark
 from pccl.pytorch.work import PcclWork
 
@@ -41,7 +41,7 @@ class Pending:
         translate: Callable[[BaseException, str], PcclDistError],
         limit_s: float,
     ) -> None:
-        self._op = op
+        self.op = op
         self._marks: Sequence[Mark] = marks
         self._make: Callable[[], PcclWork] | None = make
         self._translate = translate
@@ -61,7 +61,7 @@ class Pending:
                 mark.wait()
             self._work = self._make()
         except Exception as failure:  # told by the Work, on the thread that waits for it
-            self._failure = self._translate(failure, self._op)
+            self._failure = self._translate(failure, self.op)
         self._make, self._marks = None, ()
         self._launched.set()
         if self._work is None or self._work.parts_done():
@@ -89,7 +89,7 @@ class Pending:
         began_s = system_clock()
         limit_s = self._limit_s if timeout_s is None else timeout_s
         if not self._launched.wait(limit_s):
-            raise DeadlineExceeded(f"{self._op} still waits for its device after {limit_s:g} s")
+            raise DeadlineExceeded(f"{self.op} still waits for its device after {limit_s:g} s")
         if self._failure is not None:
             raise self._failure
         if self._work is not None:
@@ -123,7 +123,7 @@ class Pending:
     def peer(self) -> Any:
         """Whom a received message came from."""
         if self._work is None:
-            raise UsageError(f"{self._op} is yet to be launched")
+            raise UsageError(f"{self.op} is yet to be launched")
         message: Any = self._work.parts[0]
         return message.peer
 
@@ -146,7 +146,7 @@ class Launcher:
     def submit(self, pending: Pending) -> None:
         with self._changed:
             if self._closed:
-                raise RuntimeError("the launcher of this group is closed")
+                raise Aborted("the group is over", op=pending.op)
             self._queue.append(pending)
             if self._thread is None:
                 self._thread = threading.Thread(

@@ -29,7 +29,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from pccl.pytorch import hybrid
 from pccl.pytorch.bootstrap import create_group
 from pccl.pytorch.errors import Aborted, Misused, PcclDistError
-from pccl.pytorch.group import CPU, ProcessGroupPccl
+from pccl.pytorch.group import ProcessGroupPccl, device_types
 from pccl.pytorch.options import Options
 from pccl.pytorch.quorum import Quorum, quorum_of
 
@@ -180,7 +180,7 @@ class ProcessGroupPCCL(ProcessGroup):  # type: ignore[misc]
 
         @property
         def _device_types(self) -> list[torch.device]:
-            return [CPU]
+            return device_types()
 
         def _get_backend(self, device: torch.device | str) -> Any:
             return self.parent._get_backend(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -68,3 +70,13 @@ def test_the_address_of_a_store_may_be_one_of_ipv6(text: str, host: str, prefix:
 def test_what_is_no_address_of_a_store_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="host:port/prefix"):
         parse_store_address(text)
+
+
+def test_without_torchft_the_import_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['torchft'] = None\n"
+        "try: import pccl.pytorch.torchft\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and "pip install 'pccl[torchft]'" in done.stdout, done

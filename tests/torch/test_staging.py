@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from pccl.pytorch.launcher import Launcher
+from pccl.base.clock import system_clock
+from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.pytorch import PcclDistError
+from pccl.pytorch.launcher import Launcher, Pending
 from pccl.pytorch.staged import ROLES, HostGroup, alike, flat, positional, roles_of
 from pccl.pytorch.staging import BLOCK_BYTES_MIN, Pool, block_bytes, carve
 from tests.torch.fake_device import FakeMark
@@ -141,3 +145,36 @@ def test_calls_are_launched_in_their_order_and_the_thread_ends_with_the_launcher
     assert launcher.idle and log == [0, 1, 2, 3]
     launcher.close()
     assert not any("pccl-launch" in thread.name for thread in threading.enumerate())
+
+
+def stuck() -> Pending:
+    """A call whose device never gets there, and that fails when it does."""
+
+    def make() -> Any:
+        raise ValueError("of no use")
+
+    def translate(error: BaseException, op: str) -> PcclDistError:
+        return PcclDistError(str(error), op=op)
+
+    return Pending("all_reduce", [], make, translate, 0.05)
+
+
+def test_a_call_that_is_not_launched_is_waited_for_within_its_time() -> None:
+    pending = stuck()
+    for timeout_s in (0.01, None):
+        with pytest.raises(DeadlineExceeded, match="all_reduce still waits for its device"):
+            pending.wait(timeout_s)
+    assert not pending.done() and pending.deadline_s() > system_clock()
+    with pytest.raises(UsageError, match="yet to be launched"):
+        _ = pending.peer
+
+
+def test_a_call_that_cannot_be_made_has_failed_for_who_waits_and_who_is_told() -> None:
+    pending, told = stuck(), []
+    pending.when_done(lambda: told.append("before"))
+    pending.launch()
+    pending.when_done(lambda: told.append("after"))
+    assert told == ["before", "after"] and pending.done()
+    for wait in (pending.wait, pending.settle):
+        with pytest.raises(PcclDistError, match=r"\[pccl:FAILED op=all_reduce\] of no use"):
+            wait()
