@@ -55,13 +55,13 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
         str(backend_options.group_id),
     )
     timeout_s = seconds_of(backend_options.timeout)
-    if getattr(backend_options, "enable_reconfigure", False):  # torch 2.14; rendezvous by handles
-        from pccl.pytorch.reconfigure import unmade_run
-
-        return ProcessGroupPccl(unmade_run(place, backend_options.store, options), timeout_s)
     adopted = rendezvous.take_adopted(place.rank, place.size)
     if adopted is not None:
         run = Run(place, adopted, options, None)
+    elif getattr(backend_options, "enable_reconfigure", False):  # torch 2.14: members by handles
+        from pccl.pytorch.reconfigure import unmade_run
+
+        run = unmade_run(place, backend_options.store, options)
     else:
         run = meet(place, backend_options.store, options, Deadline(timeout_s), timeout_s)
     return ProcessGroupPccl(run, timeout_s)

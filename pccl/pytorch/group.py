@@ -60,7 +60,9 @@ class ProcessGroupPccl(  # type: ignore[misc]
         """Goes on with a run; a former one has been closed."""
         self.run = run
         self._batch = None
-        self._staging = staging_of(run)
+        # What has a way of its own to launch calls cannot have them launched for it.
+        ours = type(self)._launch is GroupBase._launch
+        self._staging = staging_of(run) if ours else None
         ending.note(run)
         if self._forgotten is not None:
             self._forgotten.detach()

@@ -27,7 +27,8 @@ def is_plain(tensor: Tensor) -> bool:
 def require_dense(tensor: Tensor, name: str = "the tensor") -> None:
     if tensor.device.type != "cpu":
         raise Misused(
-            f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and CUDA"
+            f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and, on "
+            "groups of a fixed world, of CUDA"
         )
     if tensor.layout is not torch.strided:
         raise Misused(f"{name} has layout {tensor.layout}; dense tensors only")
