@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tests.torch.ranks import Rank, run_ranks, started
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of what torchft imports
-        from pccl.pytorch.torchft import ProcessGroupPCCL
+        from pccl.pytorch.torchft import DistributedDataParallel, ProcessGroupPCCL
 except ImportError as missing:
     pytest.skip(
         f"torchft is not installed, or not whole ({missing}); ./dev installs it where it has a "
@@ -292,3 +293,67 @@ def test_a_store_that_is_gone_is_an_error_that_says_where_it_was() -> None:
     group = ProcessGroupPCCL(timedelta(seconds=1))
     with pytest.raises(PcclDistError, match=r"the store at 127\.0\.0\.1 port 1 "):
         group.configure(f"{HOST}:1/gone", "a", 0, 2, 4)
+
+
+# ---- the hook of DDP
+
+
+class StubManager:
+    """What the hook asks of torchft's Manager, and a group whose all-reduce is done when told."""
+
+    def __init__(self, participating: bool = True, fails: bool = False) -> None:
+        self._pg = self
+        self._fails = fails
+        self._participating = participating
+        self.sent: list[list[float]] = []
+        self.errors: list[Exception] = []
+        self.future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> Any:
+        if self._fails:
+            raise PeerLost("gone")
+        self.sent.append(tensors[0].tolist())
+        return SimpleNamespace(get_future=lambda: self.future)
+
+    def errored(self) -> Exception | None:
+        return self.errors[-1] if self.errors else None
+
+    def report_error(self, error: Exception) -> None:
+        self.errors.append(error)
+
+    def wait_quorum(self) -> None: ...
+
+    def is_participating(self) -> bool:
+        return self._participating
+
+    def num_participants(self) -> int:
+        return 4
+
+    def wrap_future(self, future: Any, default: torch.Tensor) -> Any:
+        return future
+
+
+def hooked(manager: StubManager, buffer: torch.Tensor) -> Any:
+    bucket = SimpleNamespace(buffer=lambda: buffer)
+    return DistributedDataParallel._comm_hook(manager, bucket)
+
+
+def test_the_hook_returns_before_the_reduction_is_done_and_gives_the_mean() -> None:
+    manager, buffer = StubManager(), torch.tensor([2.0, 6.0])
+    future = hooked(manager, buffer)
+    assert not future.done() and manager.sent == [[2.0, 6.0]]
+    manager.future.set_result([buffer.fill_(8.0)])  # the sum
+    assert future.wait() is buffer and buffer.tolist() == [2.0, 2.0]
+
+
+def test_a_replica_without_its_state_contributes_zeros() -> None:
+    manager = StubManager(participating=False)
+    hooked(manager, torch.ones(2))
+    assert manager.sent == [[0.0, 0.0]]
+
+
+def test_the_hook_tells_the_manager_of_an_error_and_lets_the_backward_pass_go_on() -> None:
+    manager = StubManager(fails=True)
+    for _ in range(3):  # buckets
+        assert hooked(manager, torch.ones(2)).done()
+    assert [type(error) for error in manager.errors] == [PeerLost]
