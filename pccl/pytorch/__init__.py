@@ -16,6 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from pccl.pytorch.elastic.batches import Batches
+    from pccl.pytorch.elastic.group import ElasticGroup
+    from pccl.pytorch.elastic.replicas import elastic_ddp, elastic_fsdp, elastic_group
+    from pccl.pytorch.elastic.state import State
+    from pccl.pytorch.elastic.steps import steps
     from pccl.pytorch.errors import (
         Aborted,
         Mismatch,
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
+    "Batches",
+    "ElasticGroup",
     "Mismatch",
     "Misused",
     "Options",
@@ -37,7 +44,12 @@ __all__ = [
     "PeerLost",
     "ProcessGroupPccl",
     "StaleView",
+    "State",
     "TimedOut",
+    "elastic_ddp",
+    "elastic_fsdp",
+    "elastic_group",
+    "steps",
 ]
 
 _HOMES: Final = {
@@ -48,6 +60,13 @@ _HOMES: Final = {
     "PeerLost": "errors",
     "StaleView": "errors",
     "TimedOut": "errors",
+    "Batches": "elastic.batches",
+    "ElasticGroup": "elastic.group",
+    "State": "elastic.state",
+    "elastic_ddp": "elastic.replicas",
+    "elastic_fsdp": "elastic.replicas",
+    "elastic_group": "elastic.replicas",
+    "steps": "elastic.steps",
     "Options": "options",
     "ProcessGroupPccl": "group",
 }

@@ -55,6 +55,11 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
         str(backend_options.group_id),
     )
     timeout_s = seconds_of(backend_options.timeout)
+    elastic = rendezvous.take_elastic(backend_options.store)
+    if options.elastic or elastic is not None:
+        from pccl.pytorch.elastic.bootstrap import create_elastic
+
+        return create_elastic(place.group_id, options, elastic, timeout_s)
     adopted = rendezvous.take_adopted(place.rank, place.size)
     if adopted is not None:
         run = Run(place, adopted, options, None)
@@ -73,7 +78,9 @@ def seconds_of(timeout: timedelta) -> float:
 
 def _inherited() -> Options:
     world = dist.group.WORLD
-    return world.run.options if isinstance(world, ProcessGroupPccl) else Options()
+    if isinstance(world, ProcessGroupPccl) and not world.run.options.elastic:
+        return world.run.options
+    return Options()
 
 
 def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:

@@ -2,7 +2,8 @@
 
 A torch call is one step: of one operation, or of several for coalesced calls and lists.  The world
 of a static group never changes, so an operation is placed in it before its step begins, and what
-does not fit is refused with nothing sent.
+does not fit is refused with nothing sent.  Where it may have,
+in an elastic group, the step ends empty.
 
 Invariant: steps begin in the order of the calls; an operation whose memory another one in flight
 still uses begins when that one is decided, as if calls ran one after the other.
@@ -17,7 +18,9 @@ from typing import Protocol
 from pccl.base.errors import DeadlineExceeded, UsageError
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.placed import Placed, Request, Seat
+from pccl.pytorch.errors import StaleView
 from pccl.session import Session
+from pccl.standalone import end_empty
 from pccl.step import CheckedAllReduce
 from pccl.ticket import Ticket
 from pccl.work import Work
@@ -30,6 +33,8 @@ class Posting(Protocol):
     def source(self) -> Buffer: ...
     @property
     def target(self) -> Buffer: ...
+    @property
+    def seat(self) -> Seat | None: ...  # where it was placed, if its meaning depends on that
     def post(self, ticket: Ticket, tag: int, last: bool) -> None: ...
 
 
@@ -37,6 +42,7 @@ class AllReducePosting:
     """An all-reduce, which the engine takes by a door of its own."""
 
     __slots__ = ("_checked", "source", "target")
+    seat = None
 
     def __init__(self, checked: CheckedAllReduce) -> None:
         self._checked = checked
@@ -50,10 +56,11 @@ class AllReducePosting:
 class PlacedPosting:
     """Any other operation, placed in the group's fixed world."""
 
-    __slots__ = ("_placed", "source", "target")
+    __slots__ = ("_placed", "seat", "source", "target")
 
     def __init__(self, request: Request, seat: Seat) -> None:
         self._placed: Placed = request.place(seat)
+        self.seat = seat
         self.source = self._placed.source
         self.target = self._placed.target
 
@@ -74,6 +81,7 @@ class Issuer:
         Raises:
             UsageError: two of the operations conflict in memory; nothing was sent.
             PcclError: the step could not begin; nothing was sent.
+            StaleView: it began in another view than the operations were placed in.
         """
         session = self._session
         if len(postings) > 1:
@@ -82,6 +90,14 @@ class Issuer:
             self._await_memory(postings, timeout_s)
             ticket = session.begin(name, timeout_s)
             last = len(postings) - 1
+            if any(posting.seat not in (None, ticket.seat) for posting in postings):
+                end_empty(ticket)  # as all others do, whose view has changed, too
+                raise StaleView(
+                    f"the group's ranks are of an older view, of which {ticket.seat.world_size} "
+                    "members are left",
+                    op=name,
+                    epoch=ticket.begun.epoch,
+                )
             try:
                 for tag, posting in enumerate(postings):
                     posting.post(ticket, tag, tag == last)
@@ -94,6 +110,11 @@ class Issuer:
         session = self._session
         for posting in postings:
             for ticket in session.users_of(posting.source, posting.target):
+                if not ticket.sealed:
+                    raise UsageError(
+                        "this memory is being reduced by the open training step; read and change "
+                        "gradients after commit()"
+                    )
                 if not ticket.wait(timeout_s):
                     raise DeadlineExceeded(
                         f"an earlier operation on the same memory is not done after {timeout_s:g} s"

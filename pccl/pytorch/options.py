@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from pccl.pytorch.errors import Misused
 
 LANES_MAX = 64
+ELASTIC_ONLY = frozenset(
+    "coordinator job min_world start_world peer_group on_loss rejoin check_state failures_max "
+    "straggler_s drain_on_sigterm_s".split()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +28,50 @@ class Options:
             contributions are added as they arrive.  All ranks hold the same bits either way.
         coordinator_grace_s: after the process of the group's rank 0 has ended, which runs the
             coordinator, the others raise PeerLost within so many seconds.
+        elastic: the group lives on while members die and join (docs/TORCH.md); what follows is for
+            such groups only.
+        coordinator: host:port[,host:port] of the `pccl coordinator`; None if the group is made with
+            `init_method="pccl://..."`, which says it, and the job and `min_world` as well.
+        job: groups of other jobs do not meet.
+        min_world: training goes on only with so many members; alike on all.
+        start_world: it begins only with so many; alike on all.
+        peer_group: which part of a replica this process is (`elastic_fsdp`); members of one peer
+            group reduce among themselves, a step is committed by all.
+        on_loss: what becomes of a training step during which a member was lost: "replay" reduces
+            the others' gradients again, "discard" gives it up on all members.
+        rejoin: a member that was put out of the run, for example since it was stopped for long,
+            comes in again and receives the state; else it raises.
+        check_state: members' states are compared whenever somebody comes in or is lost, and those
+            that differ from most are healed; costs a pass over model and optimizer.
+        failures_max: so many training steps may fail one after the other; then commit raises.
+        straggler_s: who lets the others wait for so long is excluded, and may come in again.
+        drain_on_sigterm_s: on SIGTERM the member leaves without a step being aborted, within this.
     """
 
     host: str | None = None
     lanes: int = 0
     deterministic: bool = False
     coordinator_grace_s: float = 3.0
+    elastic: bool = False
+    coordinator: str | None = None
+    job: str = "default"
+    min_world: int = 1
+    start_world: int = 1
+    peer_group: int = 0
+    on_loss: Literal["replay", "discard"] = "replay"
+    rejoin: bool = True
+    check_state: bool = True
+    failures_max: int = 20
+    straggler_s: float | None = None
+    drain_on_sigterm_s: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.elastic:
+            self._refuse_elastic_only()
+        if self.on_loss not in ("replay", "discard"):
+            raise Misused(f"on_loss must be 'replay' or 'discard', not {self.on_loss!r}")
+        if min(self.min_world, self.start_world) < 1 or self.failures_max < 0:
+            raise Misused("min_world and start_world are at least 1, failures_max at least 0")
         if self.host is not None and not (isinstance(self.host, str) and self.host):
             raise Misused(f"host must be an address of this machine, not {self.host!r}")
         if not 0 <= self.lanes <= LANES_MAX:
@@ -39,6 +80,11 @@ class Options:
             raise Misused(
                 f"coordinator_grace_s must be finite and positive, not {self.coordinator_grace_s!r}"
             )
+
+    def _refuse_elastic_only(self) -> None:
+        for field in fields(self):
+            if field.name in ELASTIC_ONLY and getattr(self, field.name) != field.default:
+                raise Misused(f"{field.name} is for elastic groups: Options(elastic=True, ...)")
 
 
 def check_options(given: object) -> Options | None:

@@ -9,6 +9,7 @@ Invariant: the communicator made here becomes that of the default group, and of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,18 +18,20 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from pccl.base.errors import PcclError
 from pccl.communicator import Communicator
 from pccl.connecting import connect
 from pccl.pytorch.errors import Misused, kind_of
+from pccl.pytorch.options import Options
 from pccl.transport.address import is_loopback, parse_addresses
 
 TIMEOUT_S: Final = 300.0
 HOST_BYTES_MAX: Final = 256
 WORLD_MAX: Final = 1024  # as many as a coordinator admits
 _adopted: list[Communicator] = []
+_elastic: list[Asked] = []
 
 
 def take_adopted(rank: int, size: int) -> Communicator | None:
@@ -42,9 +45,36 @@ def take_adopted(rank: int, size: int) -> Communicator | None:
     return None
 
 
+def take_elastic(store: Any) -> Asked | None:
+    """Returns what the latest rendezvous asked for, if the group being made is to be elastic."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return _elastic.pop() if _elastic and isinstance(store, HashStore) else None
+
+
+def _elastic_options_given() -> bool:
+    """Says whether `init_process_group` was called with elastic options.
+
+    A static group's ranks must meet here, before torch makes the group; a member of an elastic one
+    must not, since its program is not at its first step yet.  torch hands on the address only, so
+    this looks at its caller's arguments; `?elastic=1` in the address says the same.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "init_process_group":
+            options = frame.f_locals.get("pg_options")
+            return isinstance(options, Options) and options.elastic
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def rendezvous(url: str, timeout: timedelta | None, **_: Any) -> Iterator[tuple[Store, int, int]]:
     """What torch calls for `pccl://` addresses: yields a store, the rank and the world size."""
     asked = parse_url(url)
+    if asked.elastic or _elastic_options_given():
+        _elastic[:] = [asked]
+        yield HashStore(), 0, 1  # an elastic group has no use for a store, nor for these numbers
+        return
     timeout_s = TIMEOUT_S if timeout is None else max(timeout.total_seconds(), 0.001)
     communicator: Communicator | None = None
     try:
@@ -100,6 +130,8 @@ class Asked:
     least: int
     most: int
     rank: int | None
+    elastic: bool = False
+    start: int = 1  # of an elastic group: members without which its first step does not begin
 
 
 def parse_url(url: str) -> Asked:
@@ -109,7 +141,7 @@ def parse_url(url: str) -> Asked:
     """
     parts = urlparse(url)
     query = parse_qs(parts.query)
-    unknown = set(query) - {"min", "max", "rank", "world_size"}
+    unknown = set(query) - {"min", "max", "start", "elastic", "rank", "world_size"}
     if not parts.netloc or unknown:
         what = f"unknown {', '.join(sorted(unknown))}" if unknown else "no address"
         raise Misused(f"{url!r}: {what}; write pccl://host:port/job?min=2&max=16")
@@ -117,10 +149,13 @@ def parse_url(url: str) -> Asked:
         numbers = {name: int(values[0]) for name, values in query.items()}
     except ValueError:
         raise Misused(f"{url!r}: min and max are whole numbers") from None
-    world = numbers.get("world_size")
+    elastic = bool(numbers.get("elastic", 0))
+    world = None if elastic else numbers.get("world_size")
     least = numbers.get("min", 1) if world is None else world
     most = numbers.get("max", WORLD_MAX) if world is None else world
     if not 1 <= least <= most:
         raise Misused(f"{url!r}: min is at least 1 and not above max")
     job = parts.path.strip("/") or "default"
-    return Asked(parts.netloc, job, least, most, numbers.get("rank"))
+    return Asked(
+        parts.netloc, job, least, most, numbers.get("rank"), elastic, numbers.get("start", 1)
+    )

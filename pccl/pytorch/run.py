@@ -130,6 +130,10 @@ class Run:
                 self._over = self._over or said
         return said
 
+    def absorb(self, error: BaseException, op: str) -> PcclDistError | None:
+        """Returns what whoever waits for a failed operation is to be told; None: nothing, yet."""
+        return self.translate(error, op)
+
     def _lost(self, kind: type[PcclDistError], error: BaseException, op: str) -> PcclDistError:
         ranks = self._missing()
         if isinstance(error, Evicted):

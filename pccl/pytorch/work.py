@@ -248,8 +248,8 @@ class PcclWork(dist.Work):
                 except RuntimeError as failure:  # torch cannot write the caller's tensor
                     error = failure
             if error is not None:
-                self._error = self._run.translate(error, self._op)
-                if self._error is not error:
+                self._error = self._run.absorb(error, self._op)
+                if self._error is not None and self._error is not error:
                     self._error.__cause__ = error
             self._finishes = ()
             self._finished = True

@@ -1,0 +1,373 @@
+"""The elastic ProcessGroup: the same object while its members die and join.
+
+    group = pccl.pytorch.elastic_group()
+    group.begin(state)          all members (and joiners) meet; rank and size are those of the view
+    ... backward ...            gradients are reduced meanwhile (`replicas`)
+    if group.commit(): ...      all members: the reductions are in place; or none: everything is as
+                                it was before
+
+Before the first `begin` the group is alone: rank 0 of 1, and collectives are local.  That is where
+models are built and wrapped, at whatever moment of the run this process comes.
+
+Invariant: rank, size and members change in `begin` and `commit` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import DescriptorMismatch, Excluded, PcclError, StepFailed
+from pccl.base.log import get_logger
+from pccl.collectives.placed import Seat
+from pccl.outcome import Peer
+from pccl.pytorch.elastic.meeting import OUT, Healing, Meeting
+from pccl.pytorch.elastic.run import ElasticRun
+from pccl.pytorch.elastic.state import State
+from pccl.pytorch.elastic.transaction import Transaction
+from pccl.pytorch.errors import Misused, PcclDistError
+from pccl.pytorch.group import ProcessGroupPccl
+from pccl.pytorch.issue import Posting
+from pccl.pytorch.layout import Finish
+from pccl.pytorch.run import Place
+from pccl.pytorch.untraced import untraced
+from pccl.pytorch.work import PcclWork
+
+EVENTS_KEPT: Final = 1024
+STEP: Final = "torch step"
+_log = get_logger("pytorch")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A training step that all `members` hold, after so many replays."""
+
+    step: int
+    epoch: int
+    members: tuple[Peer, ...]
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A training step that nobody holds; its batch is offered again."""
+
+    step: int
+    reason: str
+
+
+class ElasticGroup(ProcessGroupPccl):
+    """Made by torch with `pg_options=Options(elastic=True, ...)`."""
+
+    run: ElasticRun
+
+    def __init__(self, run: ElasticRun, timeout_s: float) -> None:
+        super().__init__(run, timeout_s)
+        self._state: State | None = None
+        self._failures = 0
+        self._mismatches = 0
+        self._weight = 1.0
+        self._solo_depth = 0
+        self._events: deque[Committed | RolledBack | Healing] = deque(maxlen=EVENTS_KEPT)
+        self._partners: frozenset[Peer] = frozenset()
+        self._shards: Any = None
+        self._before_commit: list[Any] = []
+
+    def __repr__(self) -> str:
+        place = self.run.place
+        return f"<ElasticGroup {self._group_name}: rank {place.rank} of {place.size}>"
+
+    # ---- who is in
+
+    @property
+    def members(self) -> tuple[Peer, ...]:
+        """The peers of this group, in rank order."""
+        return self.run.members
+
+    @property
+    def epoch(self) -> int:
+        """Counts views; the open training step's, or the latest."""
+        transaction = self.run.transaction
+        return self.run.communicator.view.epoch if transaction is None else transaction.epoch
+
+    def events(self) -> list[Committed | RolledBack | Healing]:
+        """Returns what has happened lately, oldest first (the last 1024)."""
+        return list(self._events)
+
+    def rank(self) -> int:
+        return 0 if self._solo_depth else self.run.place.rank
+
+    def size(self) -> int:
+        return 1 if self._solo_depth else self.run.place.size
+
+    getRank = rank
+    getSize = size
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it the group is rank 0 of 1: for building and wrapping models later than at the
+        start.  Not between `begin` and `commit`."""
+        if self.run.transaction is not None:
+            raise Misused("not between begin and commit", op="alone")
+        run, place, seat = self.run, self.run.place, self.run.seat
+        self._solo_depth += 1
+        run.place = Place(0, 1, place.group_id)
+        run.seat = Seat(0, 1, seat.peer_id)
+        try:
+            yield
+        finally:
+            run.place, run.seat = place, seat
+            self._solo_depth -= 1
+
+    # ---- the training step
+
+    def begin(self, state: State, *, timeout_s: float | None = None) -> None:
+        """Meets the other members where that is needed, heals joiners, and opens a training step.
+
+        Args:
+            state: what joiners receive.  A joiner's own is overwritten.
+            timeout_s: for the meeting; None takes the group's.  Waiting for `min_world` members
+                counts.
+
+        Raises:
+            TimedOut: not enough members in time.
+            Aborted: this member has left as it had asked to, or the group was shut down.
+            PcclDistError: this process is out of the run, and does not rejoin.
+
+        Cost: nothing but the library's gate, unless somebody was lost or waits to come in; then
+        one round, and for a joiner one broadcast of the state.
+        """
+        run = self.run
+        run.check("begin")
+        if run.transaction is not None:
+            raise Misused("the step before has not been committed: call commit()", op="begin")
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = Deadline(limit_s)
+        self._state, self._weight = state, 1.0
+        while run.transaction is None:
+            try:
+                if run.must_meet or run.out:
+                    self._meet(state, deadline)
+                    run.must_meet = False
+                run.transaction = Transaction(
+                    run.communicator,
+                    STEP,
+                    self._timeout_s,
+                    replays=run.options.on_loss == "replay",
+                )
+            except (StepFailed, *OUT) as error:  # at the gate: nothing has begun
+                run.must_meet = True
+                run.synced = run.synced and not isinstance(error, (Excluded, *OUT))
+                if deadline.passed() or not (run.options.rejoin or not run.out):
+                    raise run.translate(error, "begin") from error
+            except PcclError as error:
+                raise run.translate(error, "begin") from error
+
+    def weigh(self, weight: float) -> None:
+        """Sets the weight of this member's gradients in the averages of the open step, for example
+        its number of samples; 0 if it has none but takes part.  Without a call it is 1."""
+        self._open("weigh")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise Misused(f"weight must be finite and not negative: {weight!r}", op="weigh")
+        self._weight = float(weight)
+
+    def _meet(self, state: State, deadline: Deadline) -> None:
+        meeting = Meeting(
+            self.run,
+            state,
+            replica=self._replica_id(),
+            parts=self._parts(),
+            partners=self._partners,
+            check=self.run.options.check_state,
+            deadline=deadline,
+        )
+        try:
+            meeting.meet()
+        finally:
+            self._events.extend(meeting.healings)
+
+    def reduce_gradient(self, tensor: torch.Tensor, tag: int | None = None) -> None:
+        """Starts to average a tensor in place over the members, by their weights; the result is
+        there once `commit` has returned True.  Returns at once, may be called inside backward.
+
+        Args:
+            tensor: dense, contiguous, on the CPU; shape, dtype, tag alike on all members; not to
+                be touched before the commit.
+            tag: names the reduction within the step; None numbers them in program order.
+        """
+        if self.run.alone:
+            return  # a world of one: its own mean
+        transaction = self._open("reduce_gradient")
+        try:
+            transaction.reduce(tensor, self._weight, tag, self.run.options.deterministic)
+        except Misused:
+            raise
+        except PcclError as error:
+            transaction.note(error, "reduce_gradient")
+
+    def before_commit(self, call: Any) -> None:
+        """Has `call()` called at the beginning of each commit, to post what is still to be."""
+        self._before_commit.append(call)
+
+    def commit(self, ok: bool = True) -> bool:
+        """Ends the training step: True if all members hold its results, False if none does and
+        every reduced tensor is what it was before.
+
+        Args:
+            ok: False gives the step up, on all members: for example a loss that is not finite.
+
+        Raises:
+            Mismatch: members posted different reductions, twice; said on all of them.
+            PcclDistError: too many steps failed one after the other; or this process is out of
+                the run and does not rejoin.
+        """
+        transaction, run = self._open("commit"), self.run
+        assert self._state is not None
+        try:
+            for call in self._before_commit:
+                call()
+        except BaseException:
+            self.abandon()  # the others must not wait for what this member cannot post
+            raise
+        try:
+            awaited = run.someone_waits
+            outcome = transaction.close(ok=ok, awaited=awaited)
+        except PcclError as error:
+            return self._failed(error)
+        finally:
+            run.transaction = None
+        spoiled, meets = self._agreed(transaction.spoiled, transaction.awaited)
+        if outcome.contributors != run.members:
+            run.frame(outcome.contributors)
+            meets = True
+        run.must_meet = meets
+        if spoiled:
+            reason = transaction.trouble
+            said = "another member gave the step up" if ok else "this member gave the step up"
+            return self._rolled_back(said if reason is None else f"{reason[0]}: {reason[1]}")
+        self._failures = self._mismatches = 0
+        self._state.step += 1
+        self._events.append(
+            Committed(self._state.step, outcome.epoch, outcome.contributors, outcome.retries)
+        )
+        return True
+
+    def _failed(self, error: PcclError) -> bool:
+        run = self.run
+        run.must_meet = True
+        # Once it may be that members went different ways when one was lost; twice it is a bug.
+        mismatch = isinstance(error, DescriptorMismatch)
+        self._mismatches = self._mismatches + 1 if mismatch else 0
+        if self._mismatches > 1:
+            raise run.translate(error, "commit") from error
+        if isinstance(error, (Excluded, *OUT)):
+            run.synced = False
+            if self._shards is not None and not run.out:  # one part of a replica is behind
+                run.communicator.session.close("one process of this replica was excluded")
+            if run.out and not (run.options.rejoin and self._shards is None):
+                raise run.translate(error, "commit") from error
+        return self._rolled_back(str(error))
+
+    def _rolled_back(self, reason: str) -> bool:
+        assert self._state is not None
+        self._failures += 1
+        self._events.append(RolledBack(self._state.step, reason))
+        _log.warning("training step %d was rolled back: %s", self._state.step, reason)
+        if self._failures > self.run.options.failures_max:
+            raise PcclDistError(
+                f"{self._failures} training steps failed one after the other; the last: {reason}",
+                op="commit",
+            )
+        return False
+
+    def _open(self, op: str) -> Transaction:
+        transaction = self.run.transaction
+        if transaction is None:
+            self.run.check(op)
+            raise Misused("call begin() first", op=op)
+        return transaction
+
+    def abandon(self) -> None:
+        """Leaves the run in the middle of a step; the others go on without this member."""
+        transaction, self.run.transaction = self.run.transaction, None
+        if transaction is not None:
+            transaction.abandon()
+
+    @property
+    def leaving(self) -> bool:
+        """Says whether this member has asked to leave, or is asked to by SIGTERM."""
+        return self.run.communicator.leaving
+
+    def leave(self, deadline_s: float = 30.0) -> None:
+        """Asks to leave without a step being aborted; returns at once.  Go on as before: some
+        later `begin` raises Aborted, by which `steps` ends."""
+        try:
+            self.run.communicator.leave(deadline_s)
+        except PcclError as error:
+            raise self.run.translate(error, "leave") from error
+
+    # ---- replicas of several processes
+
+    def bind_replica(self, shards: Any) -> None:
+        """Says which static group makes up one replica with this process; this group's
+        `Options.peer_group` is this process's rank there."""
+        from pccl.pytorch.elastic.replicas import partners_of
+
+        self._partners = partners_of(self, shards)
+        self._shards = shards
+
+    def _parts(self) -> int:
+        return 1 if self._shards is None else int(self._shards.size())
+
+    def _replica_id(self) -> bytes:
+        return bytes(min(self._partners, default=self.run.communicator.peer_id))[:8]
+
+    def _agreed(self, spoiled: bool, meets: bool) -> tuple[bool, bool]:
+        """The flags of one peer group are known in that group; a replica's processes, of all peer
+        groups, make them known to all."""
+        if self._shards is None:
+            return spoiled, meets
+        import torch.distributed as dist
+
+        flags = torch.tensor([spoiled, meets], dtype=torch.uint8)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._shards)
+        return bool(flags[0]), bool(flags[1])
+
+    # ---- collectives
+
+    def _launch(
+        self,
+        op: str,
+        postings: list[Posting],
+        result: list[torch.Tensor],
+        finishes: list[Finish],
+        opts: Any,
+    ) -> PcclWork:
+        if self.run.alone or self._solo_depth:
+            for posting in postings:
+                _copy(posting)
+            return self._noted(PcclWork(self.run, op, (), result, finishes))
+        try:
+            return super()._launch(op, postings, result, finishes, opts)
+        except PcclDistError as error:
+            if isinstance(error, Misused) or self.run.absorb(error, op) is not None:
+                raise
+            return self._noted(PcclWork(self.run, op, (), result))
+
+
+def _copy(posting: Posting) -> None:
+    """What any collective does in a world of one."""
+    source, target = posting.source, posting.target
+    if source.byte_count and target.byte_count and source.address != target.address:
+        ctypes.memmove(target.address, source.address, min(source.byte_count, target.byte_count))
+
+
+untraced(ElasticGroup)

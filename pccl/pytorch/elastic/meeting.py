@@ -1,0 +1,274 @@
+"""Where members and joiners meet: an entry at which all tell what they hold; joiners are healed.
+
+    entry "torch job J"    a Report of each to all   (joiners come in here, and only here)
+    "torch state check"    digests of the states     (only if somebody has come or is lost)
+    "torch state size"     how large the state is    (only if somebody needs it)
+    "torch state"          the state itself, from the source to all
+    ... and again, until a survey finds that all hold the same
+
+Theory.  All members decide from committed reports, so all take the same way.  If a member is lost
+meanwhile, its step ends with ViewChanged on all, and all meet again.
+
+Invariant: `meet` returns with a roster that all members share and a state that all hold, or raises
+within its deadline; a state is written at most as a whole (`State.restore`).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import numpy as np
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import (
+    Closed,
+    CoordinatorLost,
+    Evicted,
+    Excluded,
+    PcclError,
+    StepFailed,
+    ViewChanged,
+    WorldTooSmall,
+)
+from pccl.base.log import get_logger
+from pccl.outcome import Peer
+from pccl.pytorch.elastic.run import ElasticRun
+from pccl.pytorch.elastic.survey import DIGEST_BYTES, Decision, Report, complete, decide
+from pccl.pytorch.errors import Mismatch, Misused, PcclDistError, PeerLost, TimedOut
+
+ROUNDS_MAX: Final = 8  # of healing after which members still differ
+PAUSE_S: Final = 0.02  # while members are coming in one by one
+OUT: Final = (Evicted, CoordinatorLost, Closed)  # this process is no peer any more
+_log = get_logger("pytorch")
+
+
+class Heals(Protocol):
+    """What is surveyed and healed: a State."""
+
+    step: int
+
+    def digest(self) -> bytes: ...
+    def snapshot(self) -> bytes: ...
+    def restore(self, snapshot: memoryview) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """What a meeting has done for this member, and for others."""
+
+    source: Peer
+    healed: tuple[Peer, ...]
+    diverged: tuple[Peer, ...]
+    step: int
+    byte_count: int
+
+
+class Meeting:
+    """One call of `begin`, until all are in the same state."""
+
+    def __init__(
+        self,
+        run: ElasticRun,
+        state: Heals,
+        *,
+        replica: bytes,
+        parts: int,
+        partners: frozenset[Peer],
+        check: bool,
+        deadline: Deadline,
+    ) -> None:
+        """
+        Args:
+            replica, parts: see `survey.Report`.
+            partners: the peers that with this one make up a replica; without one of them that has
+                been in, this one has nothing to do here.
+            check: compares digests of the members' states; not for replicas of several processes,
+                whose parts would have to heal together.
+        """
+        self._run = run
+        self._state = state
+        self._replica, self._parts, self._partners = replica, parts, partners
+        self._check = check and parts == 1
+        self._deadline = deadline
+        self._seen: set[Peer] = set()
+        self.healings: list[Healing] = []
+
+    def meet(self) -> None:
+        """
+        Raises:
+            TimedOut: not enough members, or not all of some replica, within the deadline.
+            PeerLost: a partner of this replica is gone, or this process is out and may not rejoin.
+            Mismatch: the members' state does not fit this process's; it has left the run.
+            Left: as it had asked to.
+        """
+        rounds = 0
+        while True:
+            if self._run.out:
+                self._come_in_again(None)
+            try:
+                decision = self._round()
+            except WorldTooSmall as error:
+                self._await_members(error)
+                continue
+            except Excluded as error:
+                if self._parts > 1:
+                    raise self._broken(str(error)) from error
+                self._run.synced = False
+                continue
+            except StepFailed:
+                if self._deadline.passed():
+                    raise
+                continue
+            except OUT as error:
+                self._come_in_again(error)
+                continue
+            if decision is None:
+                self._pause()
+            elif decision.source is None:
+                self._run.synced = True
+                return
+            else:
+                rounds += 1
+                if rounds > ROUNDS_MAX:
+                    raise PcclDistError(
+                        f"members still hold different states after {ROUNDS_MAX} healings; does "
+                        "load_state_dict of some part restore all that its state_dict tells?",
+                        op="begin",
+                    )
+
+    # ---- one round
+
+    def _round(self) -> Decision | None:
+        """Surveys, and heals if somebody needs it.  None: not all are in that must be."""
+        run = self._run
+        own = Report(run.synced, self._state.step, b"", self._replica, self._parts)
+        left_s = max(self._deadline.remaining_s(), 0.001)
+        said, members = self._gather(run.joining.entry, own.pack(), left_s)
+        run.frame(members)
+        if run.place.rank >= run.joining.most:
+            run.communicator.session.close("the job is full")
+            raise Misused(f"job {run.joining.job!r} takes {run.joining.most} members", op="begin")
+        view = run.communicator.view
+        if not complete(view.groups, self._parts):
+            self._require_partners(view.members)
+            return None
+        reports = [Report.unpack(row) for row in said]
+        if {report.parts for report in reports} != {self._parts}:
+            raise Mismatch(
+                f"replicas of {sorted({r.parts for r in reports})} processes meet in one job",
+                op="begin",
+            )
+        new = not any(report.synced for report in reports)
+        if new and len(members) < run.joining.start:
+            return None
+        decision = decide(reports)
+        if self._check and not new:
+            decision = self._compared(reports, decision)
+        if decision.source is not None:
+            self._heal(decision)
+        return decision
+
+    def _compared(self, reports: list[Report], decision: Decision) -> Decision:
+        """Decides anew by digests, unless the same members' have been compared before.
+
+        A newcomer that is still building its model makes members meet at every step; that must not
+        cost them a pass over their states each time.
+        """
+        run = self._run
+        if run.compared == run.members and not decision.healed:
+            return decision
+        own = self._state.digest() if run.synced else bytes(DIGEST_BYTES)
+        said, members = self._gather("torch state check", own, run.joining.timeout_s)
+        if members != run.members:
+            raise ViewChanged("a member was lost while states were compared")
+        run.compared = members
+        return decide(
+            [
+                replace(report, digest=digest if report.synced else b"")
+                for report, digest in zip(reports, said, strict=True)
+            ]
+        )
+
+    def _gather(
+        self, name: str, own: bytes, timeout_s: float
+    ) -> tuple[list[bytes], tuple[Peer, ...]]:
+        """Returns what all say in a step, in rank order, and who they are."""
+        with self._run.communicator.step(name, timeout_s) as step:
+            rows = np.zeros((step.world_size, len(own)), np.uint8)
+            step.all_gather(np.frombuffer(own, np.uint8), rows)
+        return [row.tobytes() for row in rows], step.outcome.contributors
+
+    def _heal(self, decision: Decision) -> None:
+        run, state = self._run, self._state
+        assert decision.source is not None
+        me = run.place.rank
+        source = run.members[decision.source]
+        gives, takes = me == decision.source, me in decision.healed
+        content = np.frombuffer(state.snapshot(), np.uint8) if gives else None
+        size = np.array([0 if content is None else content.size], np.uint64)
+        limit_s = run.joining.timeout_s
+        with run.communicator.step("torch state size", limit_s) as step:
+            step.broadcast(size, source)
+        if content is None:
+            content = np.empty(int(size[0]), np.uint8)
+        with run.communicator.step("torch state", limit_s) as step:
+            step.broadcast(content, source)
+        self.healings.append(
+            Healing(
+                source,
+                tuple(run.members[rank] for rank in decision.healed),
+                tuple(run.members[rank] for rank in decision.diverged),
+                decision.step,
+                int(size[0]),
+            )
+        )
+        if me in decision.diverged:
+            _log.error("this member's state differs from most others'; it takes over theirs")
+        if takes:
+            try:
+                state.restore(content.data)
+            except BaseException as error:
+                run.communicator.session.leave_after(error)
+                raise
+        run.synced = True
+
+    # ---- waiting
+
+    def _require_partners(self, members: tuple[Peer, ...]) -> None:
+        """A replica that has lost a process cannot compute: the rest of it leaves."""
+        present = self._partners & set(members)
+        lost = self._seen - present
+        self._seen |= present
+        if lost:
+            raise self._broken(f"this replica has lost {', '.join(map(str, sorted(lost)))}")
+
+    def _broken(self, reason: str) -> PeerLost:
+        self._run.communicator.session.close(reason)
+        return PeerLost(reason, op="begin")
+
+    def _pause(self) -> None:
+        if self._deadline.passed():
+            raise TimedOut(
+                f"{self._run.place.size} members are in; to start it takes "
+                f"{self._run.joining.start}, and all processes of each replica",
+                op="begin",
+            )
+        threading.Event().wait(PAUSE_S)
+
+    def _await_members(self, error: WorldTooSmall) -> None:
+        """Joiners come in when members come to the entry, so members come to it again and again."""
+        if self._deadline.passed():
+            raise TimedOut(str(error), op="begin") from error
+        threading.Event().wait(PAUSE_S)
+
+    def _come_in_again(self, error: PcclError | None) -> None:
+        run = self._run
+        if not run.options.rejoin or self._parts > 1:
+            run.check("begin")
+            reason = error or Closed("this process was put out of the run")
+            raise run.translate(reason, "begin") from error
+        _log.warning("out of the run (%s); coming in again without state", error or "closed")
+        self._seen.clear()
+        run.come_in_again(self._deadline)

@@ -1,0 +1,163 @@
+"""The communicator of an elastic group, made anew when this process was put out of the run.
+
+    ALONE --first meeting--> IN --evicted, coordinator lost--> OUT --rejoin--> IN, unsynced
+      │                       └── close ──> OVER
+      └ rank 0 of 1, everything local: models are built, wrapped and loaded here
+
+Invariant: rank, size and members are those of the latest roster, which all members know alike; they
+change inside `meet` and after a committed step, never between `begin` and `commit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import ConnectError, PcclError
+from pccl.collectives.placed import Seat
+from pccl.communicator import Communicator
+from pccl.connecting import connect
+from pccl.outcome import Peer
+from pccl.pytorch.elastic.transaction import Transaction
+from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, kind_of
+from pccl.pytorch.issue import Issuer
+from pccl.pytorch.options import Options
+from pccl.pytorch.run import Place, Run
+from pccl.transport.address import is_loopback, parse_addresses
+
+RETRY_S = 0.5  # between attempts to come in again
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How this process comes in, again and again."""
+
+    addresses: str
+    job: str
+    least: int
+    most: int
+    start: int
+    options: Options
+    timeout_s: float
+
+    @property
+    def entry(self) -> str:
+        """Where members and joiners meet."""
+        return f"torch job {self.job}"
+
+    def connect(self, timeout_s: float) -> Communicator:
+        """Raises PcclError, within `timeout_s`."""
+        options = self.options
+        return connect(
+            self.addresses,
+            min_world=self.least,
+            on_underflow="raise",  # the group waits by itself, where joiners can come in
+            straggler=options.straggler_s or "wait",
+            peer_group=options.peer_group,
+            drain_on_sigterm_s=options.drain_on_sigterm_s,
+            timeout_s=timeout_s,
+            listen=None if options.host is None else f"{options.host}:0",
+            lanes=options.lanes,
+            insecure=not all(is_loopback(a.host) for a in parse_addresses(self.addresses)),
+            step_timeout_s=self.timeout_s,
+        )
+
+
+class ElasticRun(Run):
+    """Made by `bootstrap`.  Its methods may be called from any thread."""
+
+    def __init__(self, joining: Joining, group_id: str, timeout_s: float) -> None:
+        self.joining = joining
+        super().__init__(Place(0, 1, group_id), joining.connect(timeout_s), joining.options, None)
+        self._members = (self.communicator.peer_id,)
+        self.alone = True
+        self.synced = False
+        self.must_meet = True  # before the next step, since this is the first or somebody was lost
+        self.compared: tuple[Peer, ...] = ()  # whose states were compared last
+        self.transaction: Transaction | None = None
+
+    # ---- who is in
+
+    @property
+    def members(self) -> tuple[Peer, ...]:
+        """The members of this group, in rank order, as all of them know them."""
+        return self._members
+
+    def frame(self, members: Sequence[Peer]) -> None:
+        """Takes over a roster that all members know."""
+        self._members = tuple(members)
+        me = self.communicator.peer_id
+        self.place = Place(self._members.index(me), len(self._members), self.place.group_id)
+        self.seat = Seat(self.place.rank, self.place.size, bytes(me))
+        self.alone = False
+
+    @property
+    def someone_waits(self) -> bool:
+        """Says whether a newcomer is known here that is no member yet."""
+        world = self.communicator.session.agent.standing.world
+        return world is not None and world.admitted > world.members
+
+    # ---- out and in again
+
+    @property
+    def out(self) -> bool:
+        return self.communicator.closed
+
+    def come_in_again(self, deadline: Deadline) -> None:
+        """Connects anew, without any state.  Raises PcclDistError if that fails in time."""
+        self.check("begin")
+        self.communicator.close()
+        while True:
+            try:
+                communicator = self.joining.connect(max(deadline.remaining_s(), 0.001))
+                break
+            except ConnectError as error:
+                if deadline.remaining_s() <= RETRY_S:
+                    raise self.translate(error, "begin") from error
+        with self._lock:
+            over = self._over
+            if over is None:
+                self.communicator = communicator
+                self._issuer = Issuer(communicator.session)
+        if over is not None:
+            communicator.close()
+            self.check("begin")
+        self.synced = False
+
+    # ---- errors
+
+    def check(self, op: str) -> None:
+        over = self._over
+        if over is not None:
+            raise Aborted(over.reason, op=op)
+
+    def translate(self, error: BaseException, op: str) -> PcclDistError:
+        """As for a static group, but no loss is the end."""
+        if isinstance(error, PcclDistError):
+            self._note(error)
+            return error
+        over = self._over
+        if over is not None:
+            return Aborted(over.reason, op=op)
+        said = kind_of(error)(str(error), op=op, epoch=self._epoch())
+        self._note(said)
+        return said
+
+    def _note(self, error: PcclDistError) -> None:
+        """An operation ends alike on all members; after a loss all meet before the next step."""
+        if isinstance(error, PeerLost):
+            self.must_meet = True
+
+    def absorb(self, error: BaseException, op: str) -> PcclDistError | None:
+        """Inside a training step errors wait for the commit, which then fails on all members."""
+        transaction = self.transaction
+        if transaction is None or self._over is not None:
+            return self.translate(error, op)
+        transaction.note(error, op)
+        return None
+
+    def close(self, reason: str, *, drain_s: float = 2.0) -> None:
+        with contextlib.suppress(PcclError):
+            super().close(reason, drain_s=0.0 if self.transaction is not None else drain_s)

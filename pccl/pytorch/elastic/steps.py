@@ -1,0 +1,86 @@
+"""The loop that programs write.
+
+for batch in pccl.pytorch.steps(state, until=1000):
+    optimizer.zero_grad()
+    loss_of(model, batch).backward()
+    if group.commit():
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pccl.pytorch.elastic.replicas import elastic_group
+from pccl.pytorch.elastic.state import State
+from pccl.pytorch.errors import Aborted, Misused
+
+
+def steps(
+    state: State,
+    until: int,
+    *,
+    group: Any = None,
+    weight: float | Callable[[Any], float] = 1.0,
+    timeout_s: float | None = None,
+) -> Iterator[Any]:
+    """Yields a batch for each training step, until so many are committed.
+
+    Each turn begins a step, which the loop's body ends by `group.commit()`.  What was rolled back
+    is offered again.  Ends early, without an error, when this member has left (`group.leave`).
+
+    Args:
+        state: its `loader` says where batches come from: one that has `batch(rank, size)` and
+            `advance(size)`, as `Batches`; or a function of (step, rank, size).  Without one the
+            number of the step is yielded.
+        until: committed steps in all, also those before this process came.
+        group: None takes the default group.
+        weight: of this member's gradients in a step's averages, or a function of the batch.
+        timeout_s: for each meeting of the members; None takes the group's.
+
+    Raises:
+        Misused: the body has not called `commit`.
+        PcclDistError: as `ElasticGroup.begin`.
+    """
+    elastic = elastic_group(group)
+    while state.step < until:
+        try:
+            elastic.begin(state, timeout_s=timeout_s)
+        except Aborted:
+            if elastic.leaving:
+                return
+            raise
+        if state.step >= until:  # the members go further than this joiner was asked to
+            elastic.abandon()
+            return
+        before, size = state.step, elastic.size()
+        batch = _batch_of(state, elastic.rank(), size)
+        elastic.weigh(weight(batch) if callable(weight) else weight)
+        committed = False
+        try:
+            yield batch
+            committed = True
+        finally:
+            if not committed:  # the loop was left, by break or by an exception
+                elastic.abandon()
+        if elastic.run.transaction is not None:
+            elastic.abandon()
+            raise Misused("the loop's body must call commit()", op="steps")
+        if state.step > before and hasattr(state.loader, "advance"):
+            state.loader.advance(size)
+
+
+def _batch_of(state: State, rank: int, size: int) -> Any:
+    loader = state.loader
+    if loader is None:
+        return state.step
+    if hasattr(loader, "batch"):
+        return loader.batch(rank, size)
+    if callable(loader) and len(inspect.signature(loader).parameters) == 3:
+        return loader(state.step, rank, size)
+    raise Misused(
+        "state.loader must have batch(rank, size) and advance(size), as pccl.pytorch.Batches, or "
+        "be a function of (step, rank, size)"
+    )

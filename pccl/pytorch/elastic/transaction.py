@@ -1,0 +1,127 @@
+"""One training step's reductions: an open step of the library, committed or undone as a whole.
+
+    open --reduce--> open --commit--> COMMITTED   all results are in place, on every member
+                                  └─> FAILED      every tensor is what it was, on every member
+
+Reductions begin when they are posted and run while backward goes on; a member that dies meanwhile
+makes the library run them again among those that are left, from the same inputs.
+
+Invariant: besides the program's tensors each member contributes two flags, so all know alike
+whether somebody had to give up (`spoiled`), and whether somebody waits to come in (`awaited`).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from pccl.base.errors import Closed, PcclError, UsageError
+from pccl.communicator import Communicator
+from pccl.outcome import Outcome
+from pccl.pytorch.errors import Misused
+from pccl.pytorch.layout import require_dense
+
+FLAGS_TAG: Final = 1 << 30  # above all that programs choose
+SPOILED, AWAITED = 0, 1
+
+
+class Transaction:
+    """Made by a group's `begin`.  `reduce` may be called from any thread."""
+
+    def __init__(
+        self, communicator: Communicator, name: str, timeout_s: float, *, replays: bool
+    ) -> None:
+        """Passes the gate.  Raises PcclError as `Communicator.step` does."""
+        self._step = communicator.step(name, timeout_s)
+        self._step.__enter__()
+        self._replays = replays
+        self._lock = threading.Lock()
+        self._tensors: list[torch.Tensor] = []  # the engine works in their memory
+        self._trouble: list[tuple[str, BaseException]] = []
+        self._flags = np.zeros(2, np.uint8)
+        self._everyone = self._flags
+        self._closed = False
+
+    @property
+    def epoch(self) -> int:
+        return self._step.epoch
+
+    @property
+    def trouble(self) -> tuple[str, BaseException] | None:
+        """The first operation that went wrong since the beginning, and how."""
+        return self._trouble[0] if self._trouble else None
+
+    def note(self, error: BaseException, op: str) -> None:
+        """Keeps an error until the commit, which it makes fail on all members."""
+        with self._lock:
+            self._trouble.append((op, error))
+
+    def reduce(
+        self, tensor: torch.Tensor, weight: float, tag: int | None, deterministic: bool
+    ) -> None:
+        """Starts to average a tensor in place, weighted, over the members.
+
+        Args:
+            tag: names the reduction within the step, alike on all members; None numbers them.
+
+        Raises:
+            Misused: the tensor is not dense on the CPU and in one piece, or takes part already.
+        """
+        require_dense(tensor)
+        if not tensor.is_contiguous():
+            raise Misused("a tensor of a training step must be contiguous", op="reduce")
+        memory = tensor.detach()
+        with self._lock:
+            if self._closed:
+                raise Misused("this training step has been committed already", op="reduce")
+            self._tensors.append(memory)
+            try:
+                self._step.all_reduce(
+                    memory, op="avg", tag=tag, weight=weight, deterministic=deterministic
+                )
+            except Closed:
+                raise  # this process was put out meanwhile
+            except UsageError as error:
+                raise Misused(str(error), op="reduce") from error
+
+    def close(self, *, ok: bool, awaited: bool) -> Outcome:
+        """Ends the step: returns how it was committed.
+
+        Raises:
+            PcclError: it was not, on any member, or this process is out.
+        """
+        with self._lock:
+            self._closed = True
+            self._flags[SPOILED] = not ok or bool(self._trouble)
+            self._flags[AWAITED] = awaited
+            if self._replays:
+                self._step.all_reduce(self._flags, op="max", tag=FLAGS_TAG)
+            else:  # what every member sends to all cannot be had from fewer: no replay
+                self._everyone = np.zeros((self._step.world_size, 2), np.uint8)
+                self._step.all_gather(self._flags, self._everyone, tag=FLAGS_TAG)
+        try:
+            self._step.__exit__(None, None, None)
+        finally:
+            self._tensors.clear()
+        return self._step.outcome
+
+    @property
+    def spoiled(self) -> bool:
+        """Says, after `close`, whether some member could not do its part."""
+        return bool(self._said(SPOILED))
+
+    @property
+    def awaited(self) -> bool:
+        """Says, after `close`, whether some member knows of a newcomer."""
+        return bool(self._said(AWAITED))
+
+    def _said(self, flag: int) -> Any:
+        return self._everyone.reshape(-1, 2)[:, flag].max()
+
+    def abandon(self) -> None:
+        """Leaves the run: the program broke off inside the step, the others go on without it."""
+        error = PcclError("the program broke off between begin and commit")
+        self._step.__exit__(type(error), error, None)
