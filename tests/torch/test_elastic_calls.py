@@ -1,0 +1,236 @@
+"""What elastic groups offer around the training step: calls, weights, samples, and refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from pccl.pytorch import Batches, Mismatch, Options, PcclDistError, State, elastic_group, steps
+from tests.torch import exact
+from tests.torch.members import Member, Members
+from tests.torch.test_elastic import LAYERS, enter, make_model
+
+# ---- plain collectives
+
+
+def reduce_and_gather(me: Member, until: int) -> list[Any]:
+    """Collectives of the group inside a training step, and what they gave."""
+    group = enter(me, 1, 3)
+    alone = torch.full((3,), float(me.number))
+    dist.all_reduce(alone)
+    seen: list[Any] = [alone.tolist()]
+    state = State(model=make_model())
+    for step in steps(state, until):
+        total = torch.tensor([float(1 << me.number)], dtype=torch.float64)
+        dist.all_reduce(total)
+        rows = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, torch.tensor([me.number]))
+        shared = torch.tensor([step if dist.get_rank() == 1 else -1])
+        dist.broadcast(shared, 1)
+        assert group.commit()
+        seen.append((total.item(), [int(row) for row in rows], shared.item(), dist.get_rank()))
+    return seen
+
+
+def test_collectives_of_the_group_work_within_a_step_and_are_local_before_the_first() -> None:
+    with Members(reduce_and_gather, 4) as members:
+        members.start(0, 1, 2)
+        found = [members.result(number) for number in range(3)]
+    for number, seen in enumerate(found):
+        assert seen[0] == [float(number)] * 3
+        for step, (total, rows, shared, rank) in enumerate(seen[1:]):
+            assert total == 7.0 and sorted(rows) == [0, 1, 2]
+            assert rows[rank] == number and shared == step
+
+
+# ---- weights, samples, states
+
+
+def weighted(me: Member, until: int) -> list[Any]:
+    group = enter(me, 1, 3)
+    state = State(model=make_model())
+    seen = []
+    for step in steps(state, until, weight=float(me.number)):
+        gradient = torch.full((5,), float(me.number + step), dtype=torch.float64)
+        group.reduce_gradient(gradient)
+        mine = gradient.clone() if me.number == 0 else None
+        assert group.commit()
+        seen.append(gradient.tolist())
+        assert mine is None or mine.shape == gradient.shape
+    return seen
+
+
+def test_means_divide_by_the_weights_that_were_given() -> None:
+    with Members(weighted, 4) as members:
+        members.start(0, 1, 3)
+        found = [members.result(number) for number in (0, 1, 3)]
+    # Weights 0, 1, 3 and values 0 + s, 1 + s, 3 + s.
+    assert found == [[[(10.0 + 4 * step) / 4] * 5 for step in range(4)]] * 3
+
+
+def take(me: Member, until: int, pause_s: float = 0.02) -> tuple[list[tuple[int, list[int]]], int]:
+    """Returns which samples this member took in which committed steps, and the last position."""
+    group = enter(me, 1, 2)
+    batches = Batches(list(range(10_000)), 4, seed=1)
+    state = State(model=make_model(), loader=batches)
+    taken = []
+    for samples in steps(state, until):
+        if group.commit():
+            taken.append((state.step, samples.tolist()))
+        me.say(state.step)
+        time.sleep(pause_s)
+    return taken, batches.position
+
+
+def test_every_sample_is_taken_once_while_members_join() -> None:
+    with Members(take, 200) as members:
+        members.start(0, 1)
+        members.await_step(0, 5)
+        members.start(2)
+        found = [members.result(number) for number in range(3)]
+    assert len({position for _, position in found}) == 1
+    samples = [sample for taken, _ in found for _, batch in taken for sample in batch]
+    order = Batches(list(range(10_000)), 4, seed=1)
+    assert sorted(samples) == sorted(order.index(at) for at in range(found[0][1]))
+    assert len({len(taken) for taken, _ in found}) == 2  # the joiner came later
+
+
+def with_model(me: Member, layers: int, until: int) -> str:
+    group = enter(me, 1, 1)
+    model = exact.make_model(layers if me.number == 9 else LAYERS)
+    state = State(model=model)
+    try:
+        for _ in steps(state, until):
+            group.commit()
+            me.say(state.step)
+            time.sleep(0.02)
+    except Mismatch as error:
+        return str(error)
+    return state.digest().hex()
+
+
+def test_a_joiner_with_another_model_is_refused_and_the_others_go_on() -> None:
+    with Members(with_model, LAYERS + 1, 150) as members:
+        members.start(0, 1)
+        members.await_step(0, 5)
+        members.start(9)
+        assert "the members' model differs in" in members.result(9)
+        assert members.result(0) == members.result(1)
+
+
+def lose_source(me: Member, until: int) -> str:
+    group = enter(me, 1, 2)
+    state = State(model=make_model())
+    if me.number == 0:
+        take_snapshot = state.snapshot
+
+        def die() -> bytes:
+            if group.size() == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return take_snapshot()
+
+        state.snapshot = die  # type: ignore[method-assign]
+    for _ in steps(state, until):
+        group.commit()
+        me.say(state.step)
+        time.sleep(0.02)
+    return state.digest().hex()
+
+
+def test_a_joiner_is_healed_by_another_member_when_the_first_one_dies() -> None:
+    with Members(lose_source, 150) as members:
+        members.start(0)
+        members.start(1)
+        members.await_step(1, 5)
+        members.start(2)
+        assert members.result(1) == members.result(2)
+    # Whoever came first gives the state; the test is void unless that was the one who dies.
+
+
+def stale(me: Member) -> list[str]:
+    group = enter(me, 1, 3)
+    state = State(model=make_model())
+    group.begin(state)
+    assert group.commit()
+    me.say(0)
+    if me.number == 2:
+        time.sleep(60)
+    rows = [torch.zeros(1) for _ in range(3)]
+    said = []
+    for _ in range(2):  # the first one finds the loss, the second one begins after it
+        try:
+            dist.all_gather(rows, torch.ones(1), group=group)
+            said.append("nothing")
+        except PcclDistError as error:
+            said.append(type(error).__name__)
+    group.begin(state)
+    assert group.size() == 2
+    assert group.commit()
+    return said
+
+
+def test_a_call_of_an_older_view_is_stale() -> None:
+    with Members(stale) as members:
+        members.start(0, 1, 2)
+        for number in range(3):
+            assert members.hear(number) == 0
+        members.signal(2)
+        for number in range(2):
+            assert members.result(number) in (["PeerLost", "StaleView"], ["StaleView"] * 2)
+
+
+# ---- misuse
+
+
+def misuse(me: Member) -> list[str]:
+    said = []
+    for options in (Options(elastic=True), Options(elastic=True, coordinator="127.0.0.1:1")):
+        try:
+            store = HashStore()
+            timeout = timedelta(seconds=2)
+            dist.init_process_group(
+                "pccl", store=store, rank=0, world_size=1, timeout=timeout, pg_options=options
+            )
+        except PcclDistError as error:
+            said.append(str(error))
+    group = enter(me, 1, 1)
+    for call in (group.commit, lambda: group.weigh(2.0), lambda: elastic_group(object())):
+        try:
+            call()
+        except PcclDistError as error:
+            said.append(str(error))
+    group.begin(State(model=make_model()))
+    gradient = torch.ones(4)
+    group.reduce_gradient(gradient)
+    try:
+        dist.all_reduce(gradient)
+    except PcclDistError as error:
+        said.append(str(error))
+    group.commit()
+    return said
+
+
+def test_what_cannot_be_done_is_refused_with_what_to_do() -> None:
+    with Members(misuse) as members:
+        members.start(0)
+        said = members.result(0)
+    for text, part in zip(
+        said,
+        (
+            "start `pccl coordinator`",
+            "is `pccl coordinator` running",
+            "call begin() first",
+            "call begin() first",
+            "no elastic group",
+            "read and change gradients after commit()",
+        ),
+        strict=True,
+    ):
+        assert part in text, said

@@ -1,0 +1,149 @@
+"""FSDP2 replicas of two processes each, on an elastic group: replicas die and join.
+
+Numbers of members are 10 r + j: process j of replica r.  Worlds and steps are such that all values
+are exact, so that the order of sums does not matter.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from pccl.pytorch import Misused, Options, State, elastic_fsdp, steps
+from tests.torch import exact
+from tests.torch.members import Member, Members, Trained, same
+from tests.torch.test_elastic import TIMEOUT_S, strike, trained
+
+PARTS = 2
+STEPS = 6
+
+
+def enter(me: Member, folder: str, start: int, peer_group: int) -> tuple[Any, Any]:
+    """Returns this replica's static group and the elastic one."""
+    replica, part = divmod(me.number, 10)
+    timeout = timedelta(seconds=TIMEOUT_S)
+    store = FileStore(str(Path(folder) / f"replica-{replica}"), PARTS)
+    dist.init_process_group("pccl", store=store, rank=part, world_size=PARTS, timeout=timeout)
+    options = Options(
+        elastic=True, coordinator=me.address, job="fsdp", start_world=start, peer_group=peer_group
+    )
+    group = dist.new_group(list(range(PARTS)), backend="pccl", timeout=timeout, pg_options=options)
+    return dist.group.WORLD, group
+
+
+def sharded(shards: Any) -> nn.Sequential:
+    model = exact.make_model()
+    mesh = DeviceMesh.from_group(shards, "cpu")
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def train(
+    me: Member,
+    folder: str,
+    start: int = 1,
+    until: int = STEPS,
+    doom: str = "",
+    doomed_at: int = -1,
+    pause_s: float = 0.0,
+) -> Trained:
+    shards, group = enter(me, folder, start, me.number % 10)
+    model = sharded(shards)
+    elastic_fsdp(model, group, shards)
+    optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
+    state = State(model=model, optimizer=optimizer)
+    me.introduce(bytes(group.run.communicator.peer_id))
+    for step in steps(state, until, group=group):
+        optimizer.zero_grad()
+        loss = exact.loss_of(model, exact.batch(me.number, step))
+        if step == doomed_at:
+            strike(doom, "backward")
+        loss.backward()  # type: ignore[no-untyped-call]
+        if group.commit():
+            optimizer.step()
+        me.say(state.step)
+        time.sleep(pause_s)
+    found = trained(me, group, nn.Module())  # shards are not what is compared
+    found.parameters[:] = [p.full_tensor().detach().numpy() for p in model.parameters()]  # type: ignore[attr-defined]
+    return found
+
+
+def checked(found: list[Trained], numbers: dict[bytes, int]) -> dict[int, list[int]]:
+    """Joins the histories of both peer groups, and checks as if they were one."""
+    replicas: dict[int, list[int]] = {}
+    for one in found:
+        for step, members, _ in one.history:
+            named = [numbers[peer] // 10 for peer in members]
+            assert replicas.setdefault(step, named) == named, f"step {step}: parts differ"
+    expected = exact.reference(
+        0,
+        STEPS,
+        ranks_at=lambda step: [10 * r + j for r in replicas[step + 1] for j in range(PARTS)],
+    )
+    assert sorted(replicas) == list(range(1, STEPS + 1))
+    for one in found:
+        assert same(one, expected), f"member {one.number} differs"
+    return replicas
+
+
+def test_two_replicas_train_as_one_process_would() -> None:
+    with tempfile.TemporaryDirectory() as folder, Members(train, folder) as members:
+        members.start(0, 1, 10, 11, start=2)
+        found = [members.result(number) for number in (0, 1, 10, 11)]
+        replicas = checked(found, members.numbers())
+    assert all(sorted(who) == [0, 1] for who in replicas.values())
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_replica_that_loses_a_process_is_out_and_the_other_trains_on(part: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, Members(train, folder) as members:
+        members.start(0, 1, 10 + 1 - part, start=2)
+        members.start(10 + part, start=2, doom="backward", doomed_at=3)
+        found = [members.result(number) for number in (0, 1)]
+        replicas = checked(found, members.numbers())
+        assert members.exit_code(10 + part) == -signal.SIGKILL
+        with pytest.raises(AssertionError, match=r"PEER_LOST|STALE_VIEW|ABORTED"):
+            members.result(10 + 1 - part)
+    assert replicas[STEPS] == [0]
+
+
+def test_a_replica_comes_in_process_by_process() -> None:
+    with tempfile.TemporaryDirectory() as folder, Members(train, folder) as members:
+        members.start(0, 1, pause_s=1.0)
+        members.await_step(0, 1)
+        members.start(10, 11, pause_s=1.0)
+        found = [members.result(number) for number in (0, 1, 10, 11)]
+        replicas = checked(found, members.numbers())
+    assert replicas[1] == [0] and sorted(replicas[STEPS]) == [0, 1]
+    assert all(not one.rolled_back for one in found)
+
+
+def wrong_part(me: Member, folder: str) -> str:
+    shards, group = enter(me, folder, 1, 1 - me.number % 10)
+    try:
+        elastic_fsdp(sharded(shards), group, shards)
+    except Misused as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_peer_group_that_is_not_the_rank_in_the_replica_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as folder, Members(wrong_part, folder) as members:
+        members.start(0, 1)
+        assert "Options(peer_group=1)" in members.result(1)
+        assert "Options(peer_group=0)" in members.result(0)
