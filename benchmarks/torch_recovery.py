@@ -1,0 +1,227 @@
+"""How long training stands still when a worker is killed: elastic pccl, and torchrun on gloo.
+
+    ./dev run python benchmarks/torch_recovery.py [--workers 3] [--kills 5] [--json FILE]
+
+Each contender trains the same small DDP model; a worker says when a step is done.  One worker is
+killed; what counts is the time until the next step is done on a worker that is left (pccl), or on
+any worker after all have been started again (torchrun on gloo, which is what stock torch offers).
+pccl's killed worker is started again before the next kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+WAIT_S = 120.0
+WIDTH, LAYERS, SETTLED = 256, 4, 20  # steps after which a worker may be killed
+ENOUGH = 10**9
+
+
+def _model() -> Any:
+    from torch import nn
+
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+
+
+def _say(folder: Path, step: int) -> None:
+    """Appends one line: who, which step, when (a clock that all processes share)."""
+    with (folder / f"{os.getpid()}").open("a") as out:
+        out.write(f"{step} {time.monotonic():.6f}\n")
+
+
+def train_elastic(address: str, folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    import pccl.pytorch as pt
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "pccl",
+        init_method=f"pccl://{address}/recovery?min=2",
+        timeout=timedelta(seconds=WAIT_S),
+        pg_options=pt.Options(elastic=True),
+    )
+    model = pt.elastic_ddp(_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = pt.State(model=model, optimizer=optimizer)
+    group = pt.elastic_group()
+    for _ in pt.steps(state, ENOUGH):
+        optimizer.zero_grad()
+        model(torch.ones(8, WIDTH)).sum().backward()
+        if group.commit():
+            optimizer.step()
+            _say(folder, state.step)
+
+
+def train_stock(folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    # By env:// alone torch 2.13's gloo finds the addresses of the attempt before in the store.
+    timeout = timedelta(seconds=WAIT_S)
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    dist.init_process_group(
+        "gloo",
+        store=PrefixStore(attempt, TCPStore(*where, is_master=False, timeout=timeout)),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
+    model = DistributedDataParallel(_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for step in range(ENOUGH):
+        optimizer.zero_grad()
+        model(torch.ones(8, WIDTH)).sum().backward()
+        optimizer.step()
+        _say(folder, step)
+
+
+class Watched:
+    """Workers that write when they have done a step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> dict[int, list[float]]:
+        """Returns, by process, when its steps were done."""
+        found = {}
+        for path in self.folder.iterdir():
+            lines = path.read_text().splitlines()
+            found[int(path.name)] = [float(line.split()[1]) for line in lines if " " in line]
+        return found
+
+    def settled(self, workers: int) -> list[int]:
+        """Waits until so many live workers have done enough steps; returns their process ids."""
+        until_s = time.monotonic() + WAIT_S
+        while time.monotonic() < until_s:
+            alive = [p for p, s in self.steps().items() if len(s) >= SETTLED and _lives(p)]
+            if len(alive) >= workers:
+                return alive
+            time.sleep(0.05)
+        raise SystemExit(f"{workers} workers do not train within {WAIT_S:g} s; see {self.folder}")
+
+    def gap_after(self, kill_s: float, killed: int) -> float:
+        """Waits for the first step that is done after a kill by somebody else."""
+        until_s = time.monotonic() + WAIT_S
+        while time.monotonic() < until_s:
+            later = [
+                done_s
+                for process, times in self.steps().items()
+                for done_s in times
+                if process != killed and done_s > kill_s
+            ]
+            # The others may finish the step that the victim had sent its part of.
+            after = sorted(later)
+            if len(after) >= 4:
+                return max(b - a for a, b in zip([kill_s, *after], after, strict=False))
+            time.sleep(0.01)
+        raise SystemExit(f"no step within {WAIT_S:g} s of a kill")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def measure_elastic(workers: int, kills: int) -> list[float]:
+    from pccl.membership.service import CoordinatorOptions, CoordinatorThread
+    from pccl.transport.address import parse_address
+
+    gaps = []
+    options = CoordinatorOptions(listen=parse_address("127.0.0.1:0", port_min=0))
+    with tempfile.TemporaryDirectory() as name, CoordinatorThread(options) as coordinator:
+        command = [sys.executable, __file__, "--as", "elastic", "--folder", name]
+        command += ["--address", coordinator.address]
+        running = {w.pid: w for w in (subprocess.Popen(command) for _ in range(workers))}
+        watched = Watched(Path(name))
+        try:
+            for _ in range(kills):
+                victim = watched.settled(workers)[-1]
+                kill_s = time.monotonic()
+                os.kill(victim, signal.SIGKILL)
+                gaps.append(watched.gap_after(kill_s, victim))
+                running.pop(victim).wait()
+                another = subprocess.Popen(command)
+                running[another.pid] = another
+        finally:
+            for worker in running.values():
+                worker.kill()
+                worker.wait()
+    return gaps
+
+
+def measure_stock(workers: int, kills: int) -> list[float]:
+    gaps = []
+    with tempfile.TemporaryDirectory() as name:
+        launcher = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(f"--nproc-per-node={workers}", f"--max-restarts={kills}"),
+                *("--monitor-interval=0.1", __file__, "--as", "stock", "--folder", name),
+            ],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        watched = Watched(Path(name))
+        try:
+            for _ in range(kills):
+                victim = watched.settled(workers)[-1]
+                kill_s = time.monotonic()
+                os.kill(victim, signal.SIGKILL)
+                gaps.append(watched.gap_after(kill_s, victim))
+        finally:
+            launcher.terminate()
+            launcher.wait()
+    return gaps
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=5, help="of each contender")
+    parser.add_argument("--json", type=Path, help="write the gaps, in seconds, here")
+    parser.add_argument("--as", dest="role", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--address", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.role == "elastic":
+        train_elastic(given.address, given.folder)
+        return 0
+    if given.role == "stock":
+        train_stock(given.folder)
+        return 0
+    gaps = {
+        "pccl, elastic": measure_elastic(given.workers, given.kills),
+        "gloo, torchrun": measure_stock(given.workers, given.kills),
+    }
+    for name, found in gaps.items():
+        print(
+            f"{name:15} {given.workers} workers, {len(found)} kills: without a step for "
+            f"{statistics.median(found):.3f} s (median), {max(found):.3f} s (longest)"
+        )
+    if given.json is not None:
+        given.json.write_text(json.dumps(gaps, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
