@@ -69,6 +69,24 @@ class Step(StepCollectives):
             self._session.leave_after(interruption)
             raise
 
+    def give_up(self, reason: str) -> None:
+        """Makes the step fail on all members, whatever they have posted; ends the block's use.
+
+        Raises:
+            DeadlineExceeded: it has failed so, with this reason, on every member; inputs are as
+                they were before.
+            PcclError: it ended otherwise.
+        """
+        ticket = self._open()
+        try:
+            ticket.give_up(reason)
+            ticket.finish()
+        except PcclError:
+            raise
+        except BaseException as interruption:
+            self._session.leave_after(interruption)
+            raise
+
     @property
     def outcome(self) -> Outcome:
         """The outcome, once the block has ended.  Raises UsageError before."""

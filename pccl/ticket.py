@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pccl.session import Session
 
 TAG_MAX = (1 << 32) - 1
+TEXT_CHARACTERS_MAX = 200
 _AGREE = "make shape, dtype, op, tag and options agree on all peers"
 
 
@@ -146,6 +147,14 @@ class Ticket:
         self.sealed = True
         self._deadline = Deadline(self.timeout_s)
         self.session.engine.seal(self.begun.step)
+
+    def give_up(self, reason: str) -> None:
+        """Asks the members to fail the step; nothing more is posted here, and it is not sealed."""
+        self._proposed = True
+        self.sealed = True
+        self._deadline = Deadline(self.timeout_s)
+        text = f"given up on peer {self.session.peer_id}: {reason}"[:TEXT_CHARACTERS_MAX]
+        self.session.engine.propose_failure(self.begun.step, int(SuspectCode.DEADLINE), text)
 
     # ---- any thread
 

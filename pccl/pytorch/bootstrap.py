@@ -28,7 +28,7 @@ from pccl.connecting import connect
 from pccl.membership.service import CoordinatorThread
 from pccl.outcome import Peer
 from pccl.pytorch import hosting, rendezvous
-from pccl.pytorch.errors import PcclDistError, TimedOut, kind_of
+from pccl.pytorch.errors import Misused, PcclDistError, TimedOut, kind_of
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.pytorch.options import Options, check_options
 from pccl.pytorch.run import Place, Run
@@ -60,6 +60,7 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
         from pccl.pytorch.elastic.bootstrap import create_elastic
 
         return create_elastic(place.group_id, options, elastic, timeout_s)
+    _refuse_part_of_elastic()
     adopted = rendezvous.take_adopted(place.rank, place.size)
     if adopted is not None:
         run = Run(place, adopted, options, None)
@@ -74,6 +75,16 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
 
 def seconds_of(timeout: timedelta) -> float:
     return min(max(timeout.total_seconds(), 0.001), TIMEOUT_S_MAX)
+
+
+def _refuse_part_of_elastic() -> None:
+    world = dist.group.WORLD
+    if isinstance(world, ProcessGroupPccl) and world.run.options.elastic:
+        raise Misused(
+            "the default group is elastic, so a part of it would keep ranks that change; make the "
+            "static group first and the elastic one by new_group, or another elastic one",
+            op="new_group",
+        )
 
 
 def _inherited() -> Options:

@@ -9,6 +9,7 @@ from typing import Literal
 from pccl.pytorch.errors import Misused
 
 LANES_MAX = 64
+JOB_CHARACTERS_MAX = 200
 ELASTIC_ONLY = frozenset(
     "coordinator job min_world start_world peer_group on_loss rejoin check_state failures_max "
     "straggler_s drain_on_sigterm_s".split()
@@ -72,6 +73,14 @@ class Options:
             raise Misused(f"on_loss must be 'replay' or 'discard', not {self.on_loss!r}")
         if min(self.min_world, self.start_world) < 1 or self.failures_max < 0:
             raise Misused("min_world and start_world are at least 1, failures_max at least 0")
+        if not 0 < len(self.job) <= JOB_CHARACTERS_MAX:
+            raise Misused(f"job has 1 to {JOB_CHARACTERS_MAX} characters")
+        if self.peer_group < 0:
+            raise Misused(f"peer_group must not be negative: {self.peer_group}")
+        for name in ("straggler_s", "drain_on_sigterm_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                raise Misused(f"{name} must be finite and positive, not {seconds!r}")
         if self.host is not None and not (isinstance(self.host, str) and self.host):
             raise Misused(f"host must be an address of this machine, not {self.host!r}")
         if not 0 <= self.lanes <= LANES_MAX:

@@ -186,6 +186,9 @@ class PcclWork(dist.Work):
 
     def when_decided(self, notify: Callable[[], None]) -> None:
         """Calls `notify` once, when all parts are decided."""
+        if not self._parts:
+            notify()
+            return
         self._undecided = len(self._parts)
         lock = threading.Lock()
 

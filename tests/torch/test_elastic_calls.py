@@ -12,7 +12,16 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pccl.pytorch import Batches, Mismatch, Options, PcclDistError, State, elastic_group, steps
+from pccl.pytorch import (
+    Batches,
+    Mismatch,
+    Options,
+    PcclDistError,
+    State,
+    elastic_ddp,
+    elastic_group,
+    steps,
+)
 from tests.torch import exact
 from tests.torch.members import Member, Members
 from tests.torch.test_elastic import LAYERS, enter, make_model
@@ -234,3 +243,118 @@ def test_what_cannot_be_done_is_refused_with_what_to_do() -> None:
         strict=True,
     ):
         assert part in text, said
+
+
+def skip(me: Member, until: int) -> tuple[list[list[int]], int, int]:
+    """Gives batches up, without a backward pass; returns the batches that were committed."""
+    group = enter(me, 1, 2)
+    model = elastic_ddp(make_model())
+    batches = Batches(list(range(1000)), 2, shuffle=False)
+    state = State(model=model, loader=batches)
+    kept, given_up = [], 0
+    for samples in steps(state, until):
+        bad = me.number == 0 and given_up == 0 and state.step == 3
+        if bad:
+            given_up += 1
+            assert not group.commit(ok=False)
+            continue
+        exact.loss_of(model, exact.batch(me.number, 0)).backward()  # type: ignore[no-untyped-call]
+        if group.commit():
+            kept.append(samples.tolist())
+    return kept, batches.position, state.step
+
+
+def test_a_batch_that_one_member_gives_up_is_skipped_by_all() -> None:
+    with Members(skip, 6) as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in range(2)]
+    samples = sorted(sample for kept, _, _ in found for batch in kept for sample in batch)
+    assert samples == [n for n in range(28) if not 12 <= n < 16]
+    assert [(position, step) for _, position, step in found] == [(28, 6)] * 2
+
+
+def broken_data(me: Member) -> str:
+    group = enter(me, 1, 2)
+    state = State(model=make_model(), loader=Broken(me.number))
+    try:
+        for _ in steps(state, 40):
+            group.commit()
+            time.sleep(0.02)
+    except OSError as error:
+        return str(error)
+    return state.digest().hex()
+
+
+class Broken:
+    """A loader whose data cannot be read on one member."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.position = number, 0
+
+    def batch(self, rank: int, size: int) -> int:
+        if self.number == 0 and self.position == 10:
+            raise OSError("no such file")
+        return self.position
+
+    def advance(self, size: int) -> None:
+        self.position += 1
+
+
+def test_a_member_whose_data_cannot_be_read_leaves_and_the_others_go_on() -> None:
+    with Members(broken_data) as members:
+        members.start(0, 1)
+        assert members.result(0) == "no such file"
+        assert members.result(1)
+
+
+def late_wrap(me: Member) -> list[Any]:
+    """Wraps models after the first step: two, and one with a forward and a hook of its own."""
+    group = enter(me, 1, 2)
+    state = State(model=make_model())
+    group.begin(state)
+    group.commit()
+    models = [elastic_ddp(make_model()) for _ in range(2)]
+    patched = make_model()
+    patched.forward = patched.forward  # type: ignore[method-assign]
+    patched.register_forward_hook(lambda module, args, out: out + args[0].sum() * 0)
+    models.append(elastic_ddp(patched))
+    assert "forward" in patched.__dict__ and len(patched._forward_hooks) == 1
+    group.begin(state)
+    for model in models:
+        exact.loss_of(model, exact.batch(me.number, 0)).backward()  # type: ignore[no-untyped-call]
+    assert group.commit()
+    return [[p.grad.tolist() for p in model.parameters() if p.grad is not None] for model in models]
+
+
+def test_models_may_be_wrapped_later_and_several_of_them() -> None:
+    with Members(late_wrap) as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in range(2)]
+    assert found[0] == found[1] and found[0][0] == found[0][1] == found[0][2]
+    reference = make_model()
+    for number in (0, 1):
+        exact.loss_of(reference, exact.batch(number, 0)).backward()  # type: ignore[no-untyped-call]
+    assert found[0][0] == [
+        (p.grad / 2).tolist() for p in reference.parameters() if p.grad is not None
+    ]
+
+
+def futures(me: Member) -> list[float]:
+    enter(me, 1, 1)
+    rows = [torch.zeros(2)]
+    work = dist.all_gather(rows, torch.ones(4)[::2], async_op=True)
+    assert work is not None
+    work.get_future().wait()
+    store = HashStore()
+    try:
+        dist.new_group([0], backend="pccl")
+    except PcclDistError as error:
+        assert "the default group is elastic" in str(error), store
+        return [float(value) for value in rows[0]]
+    return []
+
+
+def test_futures_of_a_world_of_one_complete_and_parts_of_an_elastic_group_are_refused() -> None:
+    with Members(futures) as members:
+        members.start(0)
+        assert members.result(0) == [1.0, 1.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -91,3 +93,60 @@ def test_options_of_elastic_groups_are_refused_for_others() -> None:
     with pytest.raises(Misused, match="on_loss must be"):
         Options(elastic=True, on_loss="wait")  # type: ignore[arg-type]
     assert Options(elastic=True, min_world=2).min_world == 2
+
+
+def test_buffers_are_each_members_own_and_positions_are_not() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    state = State(model=model, loader=Batches([1, 2, 3], 1))
+    before = state.digest()
+    model(torch.randn(8, 4))
+    assert state.digest() == before
+    state.advance(2)
+    assert state.loader.position == 2 and state.digest() != before
+
+
+def test_a_state_whose_optimizer_has_other_groups_is_refused_and_nothing_is_written() -> None:
+    def state(groups: int) -> State:
+        model = exact.make_model()
+        parameters = list(model.parameters())
+        split = [parameters] if groups == 1 else [parameters[:1], parameters[1:]]
+        optimizer = torch.optim.SGD([{"params": p} for p in split], lr=0.5, momentum=0.5)
+        return State(model=model, optimizer=optimizer)
+
+    mine, theirs = state(2), state(1)
+    with torch.no_grad():
+        next(iter(theirs.model.parameters())).add_(1)  # type: ignore[attr-defined]
+    before = mine.digest()
+    with pytest.raises(Mismatch, match="other groups of parameters"):
+        mine.restore(theirs.snapshot())
+    assert mine.digest() == before
+
+
+def test_a_part_that_does_not_take_a_state_is_named() -> None:
+    class Picky:
+        def state_dict(self) -> dict[str, int]:
+            return {"a": 1}
+
+        def load_state_dict(self, state_dict: dict[str, int], /) -> None:
+            raise KeyError("a")
+
+    def state() -> State:
+        return State(model=exact.make_model(), extra={"picky": Picky()})
+
+    with pytest.raises(Mismatch, match="picky does not take"):
+        state().restore(state().snapshot())
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"job": ""},
+        {"peer_group": -1},
+        {"straggler_s": 0.0},
+        {"drain_on_sigterm_s": float("nan")},
+        {"start_world": 0},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(named: dict[str, Any]) -> None:
+    with pytest.raises(Misused):
+        Options(elastic=True, **named)

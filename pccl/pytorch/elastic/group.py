@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DescriptorMismatch, Excluded, PcclError, StepFailed
+from pccl.base.errors import DeadlineExceeded, DescriptorMismatch, Excluded, PcclError, StepFailed
 from pccl.base.log import get_logger
 from pccl.collectives.placed import Seat
 from pccl.outcome import Peer
@@ -43,6 +43,8 @@ from pccl.pytorch.work import PcclWork
 
 EVENTS_KEPT: Final = 1024
 STEP: Final = "torch step"
+RESERVED_FROM: Final = 1 << 20  # tags of wrapped modules; those below are the program's
+GIVEN_UP: Final = "given up on peer"
 _log = get_logger("pytorch")
 
 
@@ -72,6 +74,9 @@ class ElasticGroup(ProcessGroupPccl):
     def __init__(self, run: ElasticRun, timeout_s: float) -> None:
         super().__init__(run, timeout_s)
         self._state: State | None = None
+        self.turn = 0  # counts steps that were opened
+        self._next_tag = RESERVED_FROM
+        self._begun_with = 1  # members, when the open step began
         self._failures = 0
         self._mismatches = 0
         self._weight = 1.0
@@ -165,11 +170,16 @@ class ElasticGroup(ProcessGroupPccl):
                 )
             except (StepFailed, *OUT) as error:  # at the gate: nothing has begun
                 run.must_meet = True
+                if isinstance(error, Excluded) and self._shards is not None:
+                    run.communicator.session.close("one process of this replica was excluded")
+                    raise run.translate(error, "begin") from error
                 run.synced = run.synced and not isinstance(error, (Excluded, *OUT))
                 if deadline.passed() or not (run.options.rejoin or not run.out):
                     raise run.translate(error, "begin") from error
             except PcclError as error:
                 raise run.translate(error, "begin") from error
+        self._begun_with = run.place.size
+        self.turn += 1
 
     def weigh(self, weight: float) -> None:
         """Sets the weight of this member's gradients in the averages of the open step, for example
@@ -203,7 +213,7 @@ class ElasticGroup(ProcessGroupPccl):
                 be touched before the commit.
             tag: names the reduction within the step; None numbers them in program order.
         """
-        if self.run.alone:
+        if self.run.alone or self._solo_depth:
             return  # a world of one: its own mean
         transaction = self._open("reduce_gradient")
         try:
@@ -212,6 +222,12 @@ class ElasticGroup(ProcessGroupPccl):
             raise
         except PcclError as error:
             transaction.note(error, "reduce_gradient")
+
+    def reserve_tags(self, count: int) -> int:
+        """Returns the first of so many tags that nobody else uses; called in the same order on all
+        members, as modules are wrapped."""
+        first, self._next_tag = self._next_tag, self._next_tag + count
+        return first
 
     def before_commit(self, call: Any) -> None:
         """Has `call()` called at the beginning of each commit, to post what is still to be."""
@@ -222,7 +238,9 @@ class ElasticGroup(ProcessGroupPccl):
         every reduced tensor is what it was before.
 
         Args:
-            ok: False gives the step up, on all members: for example a loss that is not finite.
+            ok: False gives the step up, on all members, at whatever point: for example before
+                backward, since a loss is not finite.  Its batch would give the same again, so
+                `steps` goes on with the next one.
 
         Raises:
             Mismatch: members posted different reductions, twice; said on all of them.
@@ -232,14 +250,15 @@ class ElasticGroup(ProcessGroupPccl):
         transaction, run = self._open("commit"), self.run
         assert self._state is not None
         try:
-            for call in self._before_commit:
+            for call in self._before_commit if ok else ():
                 call()
         except BaseException:
             self.abandon()  # the others must not wait for what this member cannot post
             raise
         try:
-            awaited = run.someone_waits
-            outcome = transaction.close(ok=ok, awaited=awaited)
+            if not ok:
+                transaction.give_up("commit(ok=False)")
+            outcome = transaction.close(awaited=run.someone_waits)
         except PcclError as error:
             return self._failed(error)
         finally:
@@ -251,10 +270,11 @@ class ElasticGroup(ProcessGroupPccl):
         run.must_meet = meets
         if spoiled:
             reason = transaction.trouble
-            said = "another member gave the step up" if ok else "this member gave the step up"
+            said = "another member could not do its part"
             return self._rolled_back(said if reason is None else f"{reason[0]}: {reason[1]}")
         self._failures = self._mismatches = 0
         self._state.step += 1
+        self._state.advance(self._begun_with)
         self._events.append(
             Committed(self._state.step, outcome.epoch, outcome.contributors, outcome.retries)
         )
@@ -263,6 +283,8 @@ class ElasticGroup(ProcessGroupPccl):
     def _failed(self, error: PcclError) -> bool:
         run = self.run
         run.must_meet = True
+        if isinstance(error, DeadlineExceeded) and GIVEN_UP in str(error) and self._state:
+            self._state.advance(self._begun_with)
         # Once it may be that members went different ways when one was lost; twice it is a bug.
         mismatch = isinstance(error, DescriptorMismatch)
         self._mismatches = self._mismatches + 1 if mismatch else 0

@@ -35,7 +35,15 @@ from pccl.base.errors import (
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
 from pccl.pytorch.elastic.run import ElasticRun
-from pccl.pytorch.elastic.survey import DIGEST_BYTES, Decision, Report, complete, decide
+from pccl.pytorch.elastic.survey import (
+    DIGEST_BYTES,
+    Decision,
+    Report,
+    UnknownReport,
+    complete,
+    decide,
+    right_form,
+)
 from pccl.pytorch.errors import Mismatch, Misused, PcclDistError, PeerLost, TimedOut
 
 ROUNDS_MAX: Final = 8  # of healing after which members still differ
@@ -63,6 +71,13 @@ class Healing:
     diverged: tuple[Peer, ...]
     step: int
     byte_count: int
+
+
+def _read(row: bytes) -> Report | None:
+    try:
+        return Report.unpack(row)
+    except UnknownReport:
+        return None
 
 
 class Meeting:
@@ -154,21 +169,36 @@ class Meeting:
         if not complete(view.groups, self._parts):
             self._require_partners(view.members)
             return None
-        reports = [Report.unpack(row) for row in said]
-        if {report.parts for report in reports} != {self._parts}:
-            raise Mismatch(
-                f"replicas of {sorted({r.parts for r in reports})} processes meet in one job",
-                op="begin",
-            )
-        new = not any(report.synced for report in reports)
+        reports = self._fitting(said)
+        if reports is None:
+            return None
+        new = not any(report.synced or report.step for report in reports)
         if new and len(members) < run.joining.start:
             return None
         decision = decide(reports)
-        if self._check and not new:
+        if self._check and any(report.synced for report in reports):
             decision = self._compared(reports, decision)
         if decision.source is not None:
             self._heal(decision)
         return decision
+
+    def _fitting(self, said: list[bytes]) -> list[Report] | None:
+        """Returns what all say; None if somebody does not fit in here, who leaves.
+
+        Raises:
+            Mismatch: that is this process.
+        """
+        reports = [_read(row) for row in said]
+        parts = right_form(reports)
+        if self._parts != parts:
+            self._run.communicator.session.close("its replicas are not those of the job")
+            raise Mismatch(
+                f"replicas have {parts} processes in job {self._run.joining.job!r}, here "
+                f"{self._parts} (`elastic_fsdp` says how many)",
+                op="begin",
+            )
+        fit = [report for report in reports if report is not None and report.parts == parts]
+        return fit if len(fit) == len(reports) else None
 
     def _compared(self, reports: list[Report], decision: Decision) -> Decision:
         """Decides anew by digests, unless the same members' have been compared before.
@@ -226,6 +256,7 @@ class Meeting:
         )
         if me in decision.diverged:
             _log.error("this member's state differs from most others'; it takes over theirs")
+        run.compared = ()  # what has been healed is compared as well
         if takes:
             try:
                 state.restore(content.data)

@@ -15,6 +15,7 @@ order in which backward comes to them.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pccl.pytorch.elastic.group import ElasticGroup
 from pccl.pytorch.errors import Misused
 
 PEER_ID_BYTES = 16
+BUCKETS_MAX = 1 << 16  # of one DDP module
 _DDP_TAKES = inspect.signature(DistributedDataParallel.__init__).parameters
 
 
@@ -65,7 +67,8 @@ def elastic_ddp(module: nn.Module, group: Any = None, **named: Any) -> Distribut
         raise Misused("static_graph lets DDP rebuild its buckets, which members do at other times")
     with elastic.alone():
         wrapped = DistributedDataParallel(module, process_group=elastic, **named)
-        wrapped.register_comm_hook(elastic, _post_bucket)
+        tags = elastic.reserve_tags(BUCKETS_MAX)
+        wrapped.register_comm_hook((elastic, tags), _post_bucket)
         if not named.get("find_unused_parameters"):
             _settle_buckets(wrapped, module)
     return wrapped
@@ -86,19 +89,28 @@ def _settle_buckets(wrapped: DistributedDataParallel, module: nn.Module) -> None
             total = total + parameter.reshape(-1)[:1].sum().real.to(total.dtype) * 0
         return total
 
+    own = module.__dict__.get("forward")  # torch.compile and others put it there
+    hooks = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
     module.forward = touch
     try:
         for _ in range(2):
             wrapped().backward()
     finally:
-        del module.forward  # the class's own again
+        del module.forward
+        if own is not None:
+            module.forward = own
+        module._forward_pre_hooks, module._forward_hooks = hooks
     for parameter in trained:
         parameter.grad = None
 
 
-def _post_bucket(group: ElasticGroup, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _post_bucket(
+    wrapped_in: tuple[ElasticGroup, int], bucket: GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    group, first_tag = wrapped_in
     buffer = bucket.buffer()
-    group.reduce_gradient(buffer, tag=bucket.index())
+    group.reduce_gradient(buffer, tag=first_tag + bucket.index())
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(buffer)
     return done
@@ -144,6 +156,8 @@ class _Shards:
     def __init__(self, group: ElasticGroup, trained: list[nn.Parameter]) -> None:
         self._group = group
         self._trained = trained
+        self._first_tag = group.reserve_tags(len(trained))
+        self._turn = 0
         self._posted: set[int] = set()
         for number, parameter in enumerate(trained):
             parameter.register_post_accumulate_grad_hook(self._hook(number))  # type: ignore[no-untyped-call]
@@ -151,6 +165,9 @@ class _Shards:
 
     def _hook(self, number: int) -> Any:
         def ready(parameter: torch.Tensor) -> None:
+            if self._group.run.transaction is None:
+                return  # a pass that is not part of a step
+            self._heed_turn()
             if number in self._posted:
                 raise Misused(
                     "a second backward before commit; for several micro-batches call "
@@ -160,17 +177,22 @@ class _Shards:
 
         return ready
 
+    def _heed_turn(self) -> None:
+        if self._turn != self._group.turn:
+            self._turn = self._group.turn
+            self._posted.clear()
+
     def _post(self, number: int, parameter: torch.Tensor) -> None:
         if parameter.grad is None:  # no sample has come by here
             parameter.grad = torch.zeros_like(parameter)
         self._posted.add(number)
-        self._group.reduce_gradient(_memory(parameter.grad), tag=number)
+        self._group.reduce_gradient(_memory(parameter.grad), tag=self._first_tag + number)
 
     def _post_rest(self) -> None:
+        self._heed_turn()
         for number, parameter in enumerate(self._trained):
             if number not in self._posted:
                 self._post(number, parameter)
-        self._posted.clear()
 
 
 def _memory(gradient: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ change inside `meet` and after a committed step, never between `begin` and `comm
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ class ElasticRun(Run):
             except ConnectError as error:
                 if deadline.remaining_s() <= RETRY_S:
                     raise self.translate(error, "begin") from error
+                threading.Event().wait(RETRY_S)
         with self._lock:
             over = self._over
             if over is None:

@@ -5,8 +5,8 @@
 Each part has `state_dict` and `load_state_dict`.  A part's tensors may be sharded (DTensor): then
 this process gives and takes its own shards, from the member of another replica that has the same.
 
-Invariant: a snapshot is restored as a whole or refused before anything is written; it holds tensors
-and plain values only and runs nothing when it is read.
+Invariant: a snapshot that does not fit the model, the optimizer or the names of the parts is
+refused before anything is written; it holds tensors and plain values only, and runs nothing.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class State:
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise Misused(f"{name!r} has no state_dict and load_state_dict")
 
+    def advance(self, size: int) -> None:
+        """What so many members took in a step is behind the loader now."""
+        if hasattr(self.loader, "advance"):
+            self.loader.advance(size)
+
     def snapshot(self) -> bytes:
         """Returns the whole state.  Cost: a copy of it."""
         content = {name: _local(part.state_dict()) for name, part in self._parts.items()}
@@ -82,7 +87,8 @@ class State:
         """Takes over another member's state.
 
         Raises:
-            Mismatch: it does not fit this process's model, optimizer or parts; nothing was written.
+            Mismatch: it does not fit this process's model, optimizer or parts; nothing was written,
+                unless a part's own load_state_dict found the fault.
         """
         try:
             found = torch.load(io.BytesIO(snapshot), weights_only=True)
@@ -96,18 +102,29 @@ class State:
                 op="heal",
             )
         self._check_model(content["model"])
+        _check_optimizer(self.optimizer, content.get("optimizer"))
         for name, part in self._parts.items():
             mine = part.state_dict()
-            part.load_state_dict(self._global(name, content[name], mine))
+            try:
+                part.load_state_dict(self._global(name, content[name], mine))
+            except Exception as error:  # a part of the program's own
+                raise Mismatch(
+                    f"{name} does not take the members' state: {error}", op="heal"
+                ) from error
         self.step = step
 
     def digest(self) -> bytes:
-        """Returns 16 bytes that are equal where model and optimizer are, bit by bit, and `step`.
+        """Returns 16 bytes that are equal where parameters, optimizer, loader and `step` are, bit
+        by bit.  A module's buffers, such as running means, are each member's own.
 
         Cost: one pass over their memory.
         """
         digest = hashlib.blake2b(str(self.step).encode(), digest_size=16)
-        for name in ("model", "optimizer"):
+        if isinstance(self.model, torch.nn.Module):
+            _feed(digest, dict(self.model.named_parameters()))
+        else:
+            _feed(digest, self.model.state_dict())
+        for name in ("optimizer", "loader"):
             if name in self._parts:
                 _feed(digest, self._parts[name].state_dict())
         return digest.digest()
@@ -137,6 +154,18 @@ class State:
         if name == "optimizer":
             return _optimizer_state(self.optimizer, theirs)
         return theirs
+
+
+def _check_optimizer(optimizer: Any, theirs: Any) -> None:
+    """Raises Mismatch if parameters are grouped in another way, or have other options."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    mine = optimizer.state_dict()["param_groups"]
+    form = [(len(group["params"]), sorted(group)) for group in mine]
+    if not isinstance(theirs, Mapping) or form != [
+        (len(group["params"]), sorted(group)) for group in theirs.get("param_groups", ())
+    ]:
+        raise Mismatch("the members' optimizer has other groups of parameters", op="heal")
 
 
 def _optimizer_state(optimizer: Any, theirs: Any) -> Any:
@@ -180,7 +209,8 @@ def _local(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _local(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_local(item) for item in value)
+        parts = [_local(item) for item in value]
+        return parts if isinstance(value, list) else tuple(parts)
     return value
 
 

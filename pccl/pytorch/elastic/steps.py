@@ -45,6 +45,7 @@ def steps(
         PcclDistError: as `ElasticGroup.begin`.
     """
     elastic = elastic_group(group)
+    offer = _offer_of(state)
     while state.step < until:
         try:
             elastic.begin(state, timeout_s=timeout_s)
@@ -55,31 +56,30 @@ def steps(
         if state.step >= until:  # the members go further than this joiner was asked to
             elastic.abandon()
             return
-        before, size = state.step, elastic.size()
-        batch = _batch_of(state, elastic.rank(), size)
-        elastic.weigh(weight(batch) if callable(weight) else weight)
-        committed = False
+        whole = False
         try:
+            batch = offer(state.step, elastic.rank(), elastic.size())
+            elastic.weigh(weight(batch) if callable(weight) else weight)
             yield batch
-            committed = True
+            whole = True
         finally:
-            if not committed:  # the loop was left, by break or by an exception
+            if not whole:  # the loop was left, by break or by an exception
                 elastic.abandon()
         if elastic.run.transaction is not None:
             elastic.abandon()
             raise Misused("the loop's body must call commit()", op="steps")
-        if state.step > before and hasattr(state.loader, "advance"):
-            state.loader.advance(size)
 
 
-def _batch_of(state: State, rank: int, size: int) -> Any:
+def _offer_of(state: State) -> Callable[[int, int, int], Any]:
+    """Returns what gives the batch of a step to a rank of so many.  Raises Misused."""
     loader = state.loader
     if loader is None:
-        return state.step
+        return lambda step, rank, size: step
     if hasattr(loader, "batch"):
-        return loader.batch(rank, size)
+        return lambda step, rank, size: loader.batch(rank, size)
     if callable(loader) and len(inspect.signature(loader).parameters) == 3:
-        return loader(state.step, rank, size)
+        given: Callable[[int, int, int], Any] = loader
+        return given
     raise Misused(
         "state.loader must have batch(rank, size) and advance(size), as pccl.pytorch.Batches, or "
         "be a function of (step, rank, size)"

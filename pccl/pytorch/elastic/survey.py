@@ -2,10 +2,13 @@
 
 Every member sends a Report to all; all decide from the same reports, so all decide alike.
 
-    nobody is synced          the run is new: rank 0's state becomes everybody's
+    nobody is synced          the run is new, or all have come in again: as below, among all
     some are                  who holds the latest step is right; among those the digest most of
-                              them hold, of equally many the one with the lowest rank
-    everybody else            is healed by the lowest rank that is right
+                              them hold, of equally many the one with the first source
+    everybody else            is healed by the first source that is right
+
+The first source has the lowest rank, or where replicas have several processes the lowest replica:
+then each part of a replica is healed by the same one.
 
 Invariant: `decide` names a source if and only if somebody is to be healed.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -89,18 +92,34 @@ class Decision:
 
 def decide(reports: Sequence[Report]) -> Decision:
     """Returns what follows from all members' reports, in rank order (at least one)."""
+
+    def first(ranks: Iterable[int]) -> int:
+        return min(ranks, key=lambda r: (reports[r].replica if reports[r].parts > 1 else b"", r))
+
     synced = [rank for rank, report in enumerate(reports) if report.synced]
+    latest = max(reports[rank].step for rank in synced or range(len(reports)))
     if not synced:
-        return Decision.of(reports[0].step, 0, tuple(range(1, len(reports))))
-    latest = max(reports[rank].step for rank in synced)
+        source = first(rank for rank, report in enumerate(reports) if report.step == latest)
+        return Decision.of(latest, source, tuple(r for r in range(len(reports)) if r != source))
     holders = [rank for rank in synced if reports[rank].step == latest]
     votes = Counter(reports[rank].digest for rank in holders)
     most = max(votes.values())
-    right = next(reports[rank].digest for rank in holders if votes[reports[rank].digest] == most)
+    majority = [rank for rank in holders if votes[reports[rank].digest] == most]
+    right = reports[first(majority)].digest
     holds = {rank for rank in holders if reports[rank].digest == right}
     healed = tuple(rank for rank in range(len(reports)) if rank not in holds)
     diverged = tuple(rank for rank in holders if rank not in holds)
-    return Decision.of(latest, min(holds), healed, diverged)
+    return Decision.of(latest, first(holds), healed, diverged)
+
+
+def right_form(reports: Sequence[Report | None]) -> int:
+    """Returns how many processes a replica has in this run, going by those that were here first.
+
+    Args:
+        reports: None where a member speaks another version of this exchange.
+    """
+    known = [report for report in reports if report is not None]
+    return next((r.parts for r in known if r.synced), known[0].parts if known else 1)
 
 
 def complete(groups: Sequence[int], parts: int) -> bool:

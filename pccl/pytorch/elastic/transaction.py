@@ -68,8 +68,11 @@ class Transaction:
             tag: names the reduction within the step, alike on all members; None numbers them.
 
         Raises:
-            Misused: the tensor is not dense on the CPU and in one piece, or takes part already.
+            Misused: the tensor is not dense on the CPU and in one piece, or takes part already; or
+                the tag is above those of programs.
         """
+        if tag is not None and not 0 <= tag < FLAGS_TAG:
+            raise Misused(f"tag must be within 0 to {FLAGS_TAG - 1}, not {tag!r}", op="reduce")
         require_dense(tensor)
         if not tensor.is_contiguous():
             raise Misused("a tensor of a training step must be contiguous", op="reduce")
@@ -87,7 +90,17 @@ class Transaction:
             except UsageError as error:
                 raise Misused(str(error), op="reduce") from error
 
-    def close(self, *, ok: bool, awaited: bool) -> Outcome:
+    def give_up(self, reason: str) -> None:
+        """Ends the step without what this member has not posted: it fails on all.  Raises PcclError
+        as `Step.give_up` does."""
+        with self._lock:
+            self._closed = True
+        try:
+            self._step.give_up(reason)
+        finally:
+            self._tensors.clear()
+
+    def close(self, *, awaited: bool) -> Outcome:
         """Ends the step: returns how it was committed.
 
         Raises:
@@ -95,7 +108,7 @@ class Transaction:
         """
         with self._lock:
             self._closed = True
-            self._flags[SPOILED] = not ok or bool(self._trouble)
+            self._flags[SPOILED] = bool(self._trouble)
             self._flags[AWAITED] = awaited
             if self._replays:
                 self._step.all_reduce(self._flags, op="max", tag=FLAGS_TAG)

@@ -13,6 +13,7 @@ from pccl.pytorch.elastic.survey import (
     UnknownReport,
     complete,
     decide,
+    right_form,
 )
 
 A, B, C = (bytes([n]) * 16 for n in range(1, 4))
@@ -57,6 +58,26 @@ def test_in_a_new_run_everybody_takes_the_state_of_rank_0() -> None:
     assert decide([NEW, NEW, NEW]) == Decision(0, 0, (1, 2))
 
 
+def test_where_all_have_come_in_again_the_latest_step_wins_over_a_fresh_process() -> None:
+    found = decide([NEW, Report(False, 499), Report(False, 500), Report(False, 500)])
+    assert found == Decision(500, 2, (0, 1, 3))
+
+
+def test_all_parts_of_a_replica_are_healed_by_the_same_replica() -> None:
+    """The peer groups may have the replicas in different orders."""
+    first, second = (Report(True, 5, b"", replica=name * 8, parts=2) for name in (b"a", b"b"))
+    new = Report(False, 0, b"", replica=b"0" * 8, parts=2)
+    assert decide([first, second, new]).source == 0
+    assert decide([second, new, first]).source == 2
+
+
+def test_who_was_here_first_says_how_many_processes_a_replica_has() -> None:
+    one, two = Report(True, 3, parts=1), Report(False, 0, parts=2)
+    assert right_form([two, one]) == 1
+    assert right_form([None, two]) == 2
+    assert right_form([None]) == 1
+
+
 def test_nobody_is_healed_where_all_hold_the_same() -> None:
     assert decide([synced(7, A), synced(7, A)]) == Decision(7, None, ())
     assert decide([NEW]).source is None
@@ -95,7 +116,8 @@ def test_after_healing_all_hold_one_state_that_somebody_held(said: list[Report])
         assert {said[rank].digest for rank in right} == {source.digest}
         assert found.step == source.step == max(r.step for r in said if r.synced)
     else:
-        assert not any(report.synced for report in said) and found.source == 0
+        assert not any(report.synced for report in said)
+        assert found.step == source.step == max(report.step for report in said)
 
 
 def test_a_replica_is_complete_when_all_its_processes_are_in() -> None:
