@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pccl.pytorch.elastic.batches import Batches
     from pccl.pytorch.elastic.group import ElasticGroup
-    from pccl.pytorch.elastic.replicas import elastic_ddp, elastic_fsdp, elastic_group
     from pccl.pytorch.elastic.state import State
     from pccl.pytorch.elastic.steps import steps
+    from pccl.pytorch.elastic.wrapping import elastic_ddp, elastic_fsdp, elastic_group
     from pccl.pytorch.errors import (
         Aborted,
         Mismatch,
@@ -63,9 +63,9 @@ _HOMES: Final = {
     "Batches": "elastic.batches",
     "ElasticGroup": "elastic.group",
     "State": "elastic.state",
-    "elastic_ddp": "elastic.replicas",
-    "elastic_fsdp": "elastic.replicas",
-    "elastic_group": "elastic.replicas",
+    "elastic_ddp": "elastic.wrapping",
+    "elastic_fsdp": "elastic.wrapping",
+    "elastic_group": "elastic.wrapping",
     "steps": "elastic.steps",
     "Options": "options",
     "ProcessGroupPccl": "group",

@@ -75,6 +75,11 @@ class Run:
     def alive(self) -> bool:
         return self._over is None
 
+    @property
+    def whole(self) -> bool:
+        """Says whether no rank is known to be lost."""
+        return self._over is None and not self._missing()
+
     def peer_of(self, rank: int) -> Peer:
         """Raises UsageError if the group has no such rank."""
         if not 0 <= rank < len(self._members):

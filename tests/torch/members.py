@@ -152,6 +152,14 @@ class Members:
         assert self.exit_code(number) == 0
         return said
 
+    def end_of(self, number: int) -> tuple[int | None, Any]:
+        """Returns a member's exit code, and the last thing that it said."""
+        last = None
+        with contextlib.suppress(AssertionError):
+            while True:
+                last = self.hear(number)
+        return self.exit_code(number), last
+
     def exit_code(self, number: int) -> int | None:
         process = self._started[number].process
         process.join(WAIT_S)

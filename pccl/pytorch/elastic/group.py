@@ -2,7 +2,7 @@
 
     group = pccl.pytorch.elastic_group()
     group.begin(state)          all members (and joiners) meet; rank and size are those of the view
-    ... backward ...            gradients are reduced meanwhile (`replicas`)
+    ... backward ...            gradients are reduced meanwhile (`wrapping`)
     if group.commit(): ...      all members: the reductions are in place; or none: everything is as
                                 it was before
 
@@ -30,6 +30,7 @@ from pccl.base.log import get_logger
 from pccl.collectives.placed import Seat
 from pccl.outcome import Peer
 from pccl.pytorch.elastic.meeting import OUT, Healing, Meeting
+from pccl.pytorch.elastic.replica import Replica
 from pccl.pytorch.elastic.run import ElasticRun
 from pccl.pytorch.elastic.state import State
 from pccl.pytorch.elastic.transaction import Transaction
@@ -82,8 +83,7 @@ class ElasticGroup(ProcessGroupPccl):
         self._weight = 1.0
         self._solo_depth = 0
         self._events: deque[Committed | RolledBack | Healing] = deque(maxlen=EVENTS_KEPT)
-        self._partners: frozenset[Peer] = frozenset()
-        self._shards: Any = None
+        self.replica = Replica(run)
         self._before_commit: list[Any] = []
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class ElasticGroup(ProcessGroupPccl):
                 )
             except (StepFailed, *OUT) as error:  # at the gate: nothing has begun
                 run.must_meet = True
-                if isinstance(error, Excluded) and self._shards is not None:
+                if isinstance(error, Excluded) and self.replica.divided:
                     run.communicator.session.close("one process of this replica was excluded")
                     raise run.translate(error, "begin") from error
                 run.synced = run.synced and not isinstance(error, (Excluded, *OUT))
@@ -184,18 +184,19 @@ class ElasticGroup(ProcessGroupPccl):
     def weigh(self, weight: float) -> None:
         """Sets the weight of this member's gradients in the averages of the open step, for example
         its number of samples; 0 if it has none but takes part.  Without a call it is 1."""
-        self._open("weigh")
+        if self._open("weigh").posted:
+            raise Misused("gradients are on their way already: weigh before backward", op="weigh")
         if not (math.isfinite(weight) and weight >= 0):
             raise Misused(f"weight must be finite and not negative: {weight!r}", op="weigh")
         self._weight = float(weight)
 
     def _meet(self, state: State, deadline: Deadline) -> None:
+        if self.run.alone:
+            self.replica.gather()
         meeting = Meeting(
             self.run,
             state,
-            replica=self._replica_id(),
-            parts=self._parts(),
-            partners=self._partners,
+            self.replica,
             check=self.run.options.check_state,
             deadline=deadline,
         )
@@ -263,14 +264,14 @@ class ElasticGroup(ProcessGroupPccl):
             return self._failed(error)
         finally:
             run.transaction = None
-        spoiled, meets = self._agreed(transaction.spoiled, transaction.awaited)
-        if outcome.contributors != run.members:
-            run.frame(outcome.contributors)
-            meets = True
-        run.must_meet = meets
+        changed = outcome.contributors != run.members
+        run.frame(outcome.contributors)
+        spoiled, run.must_meet = self.replica.agreed(
+            transaction.spoiled, transaction.awaited or changed
+        )
         if spoiled:
             reason = transaction.trouble
-            said = "another member could not do its part"
+            said = "another member could not do its part, or the weights add up to 0"
             return self._rolled_back(said if reason is None else f"{reason[0]}: {reason[1]}")
         self._failures = self._mismatches = 0
         self._state.step += 1
@@ -289,12 +290,13 @@ class ElasticGroup(ProcessGroupPccl):
         mismatch = isinstance(error, DescriptorMismatch)
         self._mismatches = self._mismatches + 1 if mismatch else 0
         if self._mismatches > 1:
+            run.leave_at_once("members posted different reductions")
             raise run.translate(error, "commit") from error
         if isinstance(error, (Excluded, *OUT)):
             run.synced = False
-            if self._shards is not None and not run.out:  # one part of a replica is behind
+            if self.replica.divided and not run.out:  # one part of a replica is behind
                 run.communicator.session.close("one process of this replica was excluded")
-            if run.out and not (run.options.rejoin and self._shards is None):
+            if run.out and not (run.options.rejoin and not self.replica.divided):
                 raise run.translate(error, "commit") from error
         return self._rolled_back(str(error))
 
@@ -304,6 +306,7 @@ class ElasticGroup(ProcessGroupPccl):
         self._events.append(RolledBack(self._state.step, reason))
         _log.warning("training step %d was rolled back: %s", self._state.step, reason)
         if self._failures > self.run.options.failures_max:
+            self.run.leave_at_once("too many training steps have failed")
             raise PcclDistError(
                 f"{self._failures} training steps failed one after the other; the last: {reason}",
                 op="commit",
@@ -335,33 +338,6 @@ class ElasticGroup(ProcessGroupPccl):
             self.run.communicator.leave(deadline_s)
         except PcclError as error:
             raise self.run.translate(error, "leave") from error
-
-    # ---- replicas of several processes
-
-    def bind_replica(self, shards: Any) -> None:
-        """Says which static group makes up one replica with this process; this group's
-        `Options.peer_group` is this process's rank there."""
-        from pccl.pytorch.elastic.replicas import partners_of
-
-        self._partners = partners_of(self, shards)
-        self._shards = shards
-
-    def _parts(self) -> int:
-        return 1 if self._shards is None else int(self._shards.size())
-
-    def _replica_id(self) -> bytes:
-        return bytes(min(self._partners, default=self.run.communicator.peer_id))[:8]
-
-    def _agreed(self, spoiled: bool, meets: bool) -> tuple[bool, bool]:
-        """The flags of one peer group are known in that group; a replica's processes, of all peer
-        groups, make them known to all."""
-        if self._shards is None:
-            return spoiled, meets
-        import torch.distributed as dist
-
-        flags = torch.tensor([spoiled, meets], dtype=torch.uint8)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._shards)
-        return bool(flags[0]), bool(flags[1])
 
     # ---- collectives
 

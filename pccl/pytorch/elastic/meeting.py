@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from pccl.base.clock import Deadline
+from pccl.base.clock import Deadline, system_clock
 from pccl.base.errors import (
     Closed,
     CoordinatorLost,
@@ -34,6 +34,7 @@ from pccl.base.errors import (
 )
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
+from pccl.pytorch.elastic.replica import Replica
 from pccl.pytorch.elastic.run import ElasticRun
 from pccl.pytorch.elastic.survey import (
     DIGEST_BYTES,
@@ -47,6 +48,8 @@ from pccl.pytorch.elastic.survey import (
 from pccl.pytorch.errors import Mismatch, Misused, PcclDistError, PeerLost, TimedOut
 
 ROUNDS_MAX: Final = 8  # of healing after which members still differ
+REPLICA_S: Final = 10.0  # in which all processes of a replica come in, once one of them has
+NO_STATE: Final = 1 << 63  # for a size
 PAUSE_S: Final = 0.02  # while members are coming in one by one
 OUT: Final = (Evicted, CoordinatorLost, Closed)  # this process is no peer any more
 _log = get_logger("pytorch")
@@ -87,27 +90,22 @@ class Meeting:
         self,
         run: ElasticRun,
         state: Heals,
+        replica: Replica,
         *,
-        replica: bytes,
-        parts: int,
-        partners: frozenset[Peer],
         check: bool,
         deadline: Deadline,
     ) -> None:
         """
         Args:
-            replica, parts: see `survey.Report`.
-            partners: the peers that with this one make up a replica; without one of them that has
-                been in, this one has nothing to do here.
             check: compares digests of the members' states; not for replicas of several processes,
                 whose parts would have to heal together.
         """
         self._run = run
         self._state = state
-        self._replica, self._parts, self._partners = replica, parts, partners
-        self._check = check and parts == 1
+        self._replica, self._parts = replica, replica.parts
+        self._check = check and not replica.divided
         self._deadline = deadline
-        self._seen: set[Peer] = set()
+        self._alone_since_s: float | None = None
         self.healings: list[Healing] = []
 
     def meet(self) -> None:
@@ -158,20 +156,24 @@ class Meeting:
     def _round(self) -> Decision | None:
         """Surveys, and heals if somebody needs it.  None: not all are in that must be."""
         run = self._run
-        own = Report(run.synced, self._state.step, b"", self._replica, self._parts)
+        own = Report(run.synced, self._state.step, b"", self._replica.name, self._parts)
         left_s = max(self._deadline.remaining_s(), 0.001)
         said, members = self._gather(run.joining.entry, own.pack(), left_s)
         run.frame(members)
+        if self._parts > 1 and not self._replica.whole():
+            raise self._broken("this replica has lost a process")
         if run.place.rank >= run.joining.most:
             run.communicator.session.close("the job is full")
             raise Misused(f"job {run.joining.job!r} takes {run.joining.most} members", op="begin")
         view = run.communicator.view
+        self._replica.seen |= self._replica.partners & set(view.members)
         if not complete(view.groups, self._parts):
             self._require_partners(view.members)
             return None
         reports = self._fitting(said)
         if reports is None:
             return None
+        run.replicas = {m: r.replica for m, r in zip(members, reports, strict=True)}
         new = not any(report.synced or report.step for report in reports)
         if new and len(members) < run.joining.start:
             return None
@@ -236,11 +238,21 @@ class Meeting:
         me = run.place.rank
         source = run.members[decision.source]
         gives, takes = me == decision.source, me in decision.healed
-        content = np.frombuffer(state.snapshot(), np.uint8) if gives else None
-        size = np.array([0 if content is None else content.size], np.uint64)
+        content, size = None, np.zeros(1, np.uint64)
+        if gives:
+            try:
+                content = np.frombuffer(state.snapshot(), np.uint8)
+                size[0] = content.size
+            except Exception:  # a part of the program's own
+                _log.exception("this member's state cannot be given; who needs it cannot come in")
+                size[0] = NO_STATE
         limit_s = run.joining.timeout_s
         with run.communicator.step("torch state size", limit_s) as step:
             step.broadcast(size, source)
+        if int(size[0]) == NO_STATE:
+            if takes:
+                raise self._broken(f"member {source} could not give its state; see its log")
+            return
         if content is None:
             content = np.empty(int(size[0]), np.uint8)
         with run.communicator.step("torch state", limit_s) as step:
@@ -269,11 +281,18 @@ class Meeting:
 
     def _require_partners(self, members: tuple[Peer, ...]) -> None:
         """A replica that has lost a process cannot compute: the rest of it leaves."""
-        present = self._partners & set(members)
-        lost = self._seen - present
-        self._seen |= present
-        if lost:
-            raise self._broken(f"this replica has lost {', '.join(map(str, sorted(lost)))}")
+        partners = self._replica.partners
+        present = partners & set(members)
+        lost = self._replica.seen - present
+        if lost or not self._replica.whole():
+            raise self._broken(f"this replica has lost {len(lost) or 'some'} of its processes")
+        if present == partners:
+            self._alone_since_s = None
+            return
+        now_s = system_clock()
+        self._alone_since_s = self._alone_since_s or now_s
+        if now_s - self._alone_since_s > REPLICA_S:
+            raise self._broken(f"the rest of this replica has not come in within {REPLICA_S:g} s")
 
     def _broken(self, reason: str) -> PeerLost:
         self._run.communicator.session.close(reason)
@@ -281,6 +300,7 @@ class Meeting:
 
     def _pause(self) -> None:
         if self._deadline.passed():
+            self._run.leave_at_once("not enough members have come")
             raise TimedOut(
                 f"{self._run.place.size} members are in; to start it takes "
                 f"{self._run.joining.start}, and all processes of each replica",
@@ -291,6 +311,7 @@ class Meeting:
     def _await_members(self, error: WorldTooSmall) -> None:
         """Joiners come in when members come to the entry, so members come to it again and again."""
         if self._deadline.passed():
+            self._run.leave_at_once("not enough members have come")
             raise TimedOut(str(error), op="begin") from error
         threading.Event().wait(PAUSE_S)
 
@@ -301,5 +322,4 @@ class Meeting:
             reason = error or Closed("this process was put out of the run")
             raise run.translate(reason, "begin") from error
         _log.warning("out of the run (%s); coming in again without state", error or "closed")
-        self._seen.clear()
         run.come_in_again(self._deadline)

@@ -11,6 +11,7 @@ change inside `meet` and after a committed step, never between `begin` and `comm
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class ElasticRun(Run):
         self.alone = True
         self.synced = False
         self.must_meet = True  # before the next step, since this is the first or somebody was lost
+        self.replicas: dict[Peer, bytes] = {}  # of whom which peer is a part
         self.compared: tuple[Peer, ...] = ()  # whose states were compared last
         self.transaction: Transaction | None = None
 
@@ -100,7 +102,16 @@ class ElasticRun(Run):
         world = self.communicator.session.agent.standing.world
         return world is not None and world.admitted > world.members
 
+    def replicas_digest(self) -> int:
+        """Returns a number that is the same where the members are parts of the same replicas."""
+        names = sorted(self.replicas.get(member, bytes(member)) for member in self._members)
+        return int.from_bytes(hashlib.blake2b(b"".join(names), digest_size=7).digest(), "little")
+
     # ---- out and in again
+
+    def leave_at_once(self, reason: str) -> None:
+        """Is no member any more, so that nobody waits for this process."""
+        self.communicator.session.close(reason)
 
     @property
     def out(self) -> bool:

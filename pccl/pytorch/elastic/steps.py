@@ -13,8 +13,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pccl.pytorch.elastic.replicas import elastic_group
 from pccl.pytorch.elastic.state import State
+from pccl.pytorch.elastic.wrapping import elastic_group
 from pccl.pytorch.errors import Aborted, Misused
 
 

@@ -6,8 +6,9 @@
 Reductions begin when they are posted and run while backward goes on; a member that dies meanwhile
 makes the library run them again among those that are left, from the same inputs.
 
-Invariant: besides the program's tensors each member contributes two flags, so all know alike
-whether somebody had to give up (`spoiled`), and whether somebody waits to come in (`awaited`).
+Invariant: besides the program's tensors each member contributes three flags, so all know alike
+whether somebody could not do its part or nobody's weight counts (`spoiled`), and whether somebody
+waits to come in (`awaited`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pccl.pytorch.errors import Misused
 from pccl.pytorch.layout import require_dense
 
 FLAGS_TAG: Final = 1 << 30  # above all that programs choose
-SPOILED, AWAITED = 0, 1
+SPOILED, AWAITED, COUNTS = 0, 1, 2
+FLAGS: Final = 3
 
 
 class Transaction:
@@ -41,13 +43,18 @@ class Transaction:
         self._lock = threading.Lock()
         self._tensors: list[torch.Tensor] = []  # the engine works in their memory
         self._trouble: list[tuple[str, BaseException]] = []
-        self._flags = np.zeros(2, np.uint8)
+        self._flags = np.zeros(FLAGS, np.uint8)
+        self._counts = True  # something of weight, or nothing at all, is averaged
         self._everyone = self._flags
         self._closed = False
 
     @property
     def epoch(self) -> int:
         return self._step.epoch
+
+    @property
+    def posted(self) -> bool:
+        return bool(self._tensors)
 
     @property
     def trouble(self) -> tuple[str, BaseException] | None:
@@ -77,10 +84,13 @@ class Transaction:
         if not tensor.is_contiguous():
             raise Misused("a tensor of a training step must be contiguous", op="reduce")
         memory = tensor.detach()
+        if weight == 0:
+            memory.zero_()  # else what is not finite would still spoil the mean
         with self._lock:
             if self._closed:
                 raise Misused("this training step has been committed already", op="reduce")
             self._tensors.append(memory)
+            self._counts = weight > 0
             try:
                 self._step.all_reduce(
                     memory, op="avg", tag=tag, weight=weight, deterministic=deterministic
@@ -110,10 +120,11 @@ class Transaction:
             self._closed = True
             self._flags[SPOILED] = bool(self._trouble)
             self._flags[AWAITED] = awaited
+            self._flags[COUNTS] = self._counts
             if self._replays:
                 self._step.all_reduce(self._flags, op="max", tag=FLAGS_TAG)
             else:  # what every member sends to all cannot be had from fewer: no replay
-                self._everyone = np.zeros((self._step.world_size, 2), np.uint8)
+                self._everyone = np.zeros((self._step.world_size, FLAGS), np.uint8)
                 self._step.all_gather(self._flags, self._everyone, tag=FLAGS_TAG)
         try:
             self._step.__exit__(None, None, None)
@@ -123,8 +134,8 @@ class Transaction:
 
     @property
     def spoiled(self) -> bool:
-        """Says, after `close`, whether some member could not do its part."""
-        return bool(self._said(SPOILED))
+        """Says, after `close`, whether some member could not do its part, or all weights are 0."""
+        return bool(self._said(SPOILED)) or not self._said(COUNTS)
 
     @property
     def awaited(self) -> bool:
@@ -132,7 +143,7 @@ class Transaction:
         return bool(self._said(AWAITED))
 
     def _said(self, flag: int) -> Any:
-        return self._everyone.reshape(-1, 2)[:, flag].max()
+        return self._everyone.reshape(-1, FLAGS)[:, flag].max()
 
     def abandon(self) -> None:
         """Leaves the run: the program broke off inside the step, the others go on without it."""

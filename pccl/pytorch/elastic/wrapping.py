@@ -18,7 +18,6 @@ import inspect
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -26,11 +25,9 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pccl.outcome import Peer
 from pccl.pytorch.elastic.group import ElasticGroup
 from pccl.pytorch.errors import Misused
 
-PEER_ID_BYTES = 16
 BUCKETS_MAX = 1 << 16  # of one DDP module
 _DDP_TAKES = inspect.signature(DistributedDataParallel.__init__).parameters
 
@@ -143,7 +140,7 @@ def elastic_fsdp(module: nn.Module, group: Any, shards: Any) -> None:
             f"this process is rank {rank} of its replica; make the elastic group with "
             f"Options(peer_group={rank}), not {elastic.run.options.peer_group}"
         )
-    elastic.bind_replica(shards)
+    elastic.replica.bind(shards)
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise Misused("no parameter of the module is trained")
@@ -198,11 +195,3 @@ class _Shards:
 def _memory(gradient: torch.Tensor) -> torch.Tensor:
     local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
     return local.detach()
-
-
-def partners_of(group: ElasticGroup, shards: Any) -> frozenset[Peer]:
-    """Returns the peer ids of this replica's processes in the elastic run; a collective call."""
-    own = torch.from_numpy(np.frombuffer(bytes(group.run.communicator.peer_id), np.uint8).copy())
-    rows = [torch.empty(PEER_ID_BYTES, dtype=torch.uint8) for _ in range(shards.size())]
-    dist.all_gather(rows, own, group=shards)
-    return frozenset(Peer(bytes(row.numpy())) for row in rows)
