@@ -4,7 +4,7 @@
     python examples/elastic_ddp.py 127.0.0.1:48148     in as many others as you like, at any time
 
 Kill a worker: the others train on.  Start one: it receives the state and joins.  `--local 4` starts
-coordinator and workers, kills one in the middle and starts another.  The text is Python's own
+coordinator and workers, kills one in the middle and lets another one in.  The text is Python's own
 documentation.
 """
 
@@ -26,10 +26,8 @@ from pccl.transport.address import parse_address
 CONTEXT, BATCH = 12, 128  # bytes that the model sees; samples per worker and step
 
 
-class Text(
-    torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
-):  # bytes, each with those before it
-    def __init__(self) -> None:
+class Text(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self) -> None:  # bytes, each with those before it
         data = "\n".join(pydoc_data.topics.topics.values()).encode()
         self.data = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
@@ -63,7 +61,7 @@ def work(address: str, until: int) -> None:
             print(f"from step {state.step} on: {size} workers", flush=True)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(contexts), letters)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if group.commit():
             optimizer.step()
             if state.step % 100 == 0 and group.rank() == 0:
@@ -76,24 +74,26 @@ def run_locally(count: int, until: int) -> None:
     options = CoordinatorOptions(listen=parse_address("127.0.0.1:0", port_min=0))
     with CoordinatorThread(options) as coordinator:
         command = [sys.executable, __file__, coordinator.address, "--until", str(until)]
-        lines, said = os.pipe()
+        (lines, said), (gate, key) = os.pipe(), os.pipe()
         workers = [subprocess.Popen(command, stdout=said) for _ in range(count)]
+        workers.insert(0, subprocess.Popen([*command, "--spare"], stdin=gate, stdout=said))
+        os.close(said)  # what is read ends with the workers
         for line in os.fdopen(lines):
             print(line, end="", flush=True)
             if line.startswith("step 100:"):
-                print("--- one worker is killed, another one started", flush=True)
+                print("--- one worker is killed, another one comes", flush=True)
                 workers.pop().kill()
-                workers.append(subprocess.Popen(command, stdout=said))
-                os.close(said)  # what is read ends with the workers
+                os.close(key)
         assert not any(worker.wait() for worker in workers)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("address", nargs="?", help="the coordinator's, host:port")
-    parser.add_argument("--local", type=int, metavar="N", help="start all of it, N workers")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("address", nargs="?", help="the coordinator's, host:port")
+    where.add_argument("--local", type=int, metavar="N", help="start all of it, N workers")
+    parser.add_argument("--spare", action="store_true", help="begin when standard input ends")
     parser.add_argument("--until", type=int, default=1500, help="steps")
     chosen = parser.parse_args()
-    if not (chosen.local or chosen.address):
-        parser.error("give the coordinator's address, or --local 4")
+    _ = chosen.spare and sys.stdin.read()  # torch is imported by now
     run_locally(chosen.local, chosen.until) if chosen.local else work(chosen.address, chosen.until)

@@ -77,7 +77,7 @@ def main() -> None:
         optimizer.zero_grad()
         mine = slice(rank, None, parts)
         loss = nn.functional.cross_entropy(model(contexts[mine]), letters[mine])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if group is None or group.commit():
             optimizer.step()
             if group is None:

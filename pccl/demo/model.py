@@ -122,7 +122,7 @@ class Trainer:
         """Fills the gradients with those of the loss on `text`; returns the loss."""
         self.gradients.zero_()
         loss: Tensor = self.model(text)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     def update(self, step: int) -> None:

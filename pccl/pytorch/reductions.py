@@ -54,7 +54,7 @@ def reduction_of(asked: Any) -> Reduction:
     if found is not None:
         return found
     if op == ReduceOp.PREMUL_SUM:
-        return Reduction("sum", factor=op.factor)
+        return Reduction("sum", factor=op.__getstate__()[1])  # older versions have no `factor`
     raise Misused(f"the pccl backend has no reduction {op}")
 
 

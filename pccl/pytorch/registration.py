@@ -29,7 +29,7 @@ def autoload() -> None:
     if NAME not in dist.Backend.backend_list:
         dist.Backend.register_backend(NAME, _create, extended_api=True, devices=DEVICES)
     try:
-        register_rendezvous_handler(NAME, _rendezvous)  # type: ignore[no-untyped-call]
+        register_rendezvous_handler(NAME, _rendezvous)
     except RuntimeError:
         return  # registered by an earlier call
 

@@ -126,10 +126,10 @@ class Run:
         said: PcclDistError
         if kind is TimedOut:
             said = kind(f"its timeout is over: {error}", op=op, epoch=self._epoch())
-        elif not issubclass(kind, PeerLost):
-            said = kind(str(error), op=op, epoch=self._epoch())
-        else:
+        elif issubclass(kind, PeerLost) or (kind is StaleView and self._missing()):
             said = self._lost(kind, error, op)
+        else:
+            said = kind(str(error), op=op, epoch=self._epoch())
         if kind.ends_group:
             with self._lock:
                 self._over = self._over or said

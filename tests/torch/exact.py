@@ -48,7 +48,7 @@ def loss_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def backward(model: nn.Module, inputs: torch.Tensor) -> None:
-    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    loss_of(model, inputs).backward()
 
 
 def train(model: nn.Module, rank: int, steps: int = STEPS) -> list[torch.Tensor]:

@@ -35,7 +35,7 @@ class SuiteCase(distributed_test.TestDistBackend, distributed_test.DistributedTe
     """All tests; each starts its ranks from the fork server."""
 
     def setUp(self) -> None:
-        super().setUp()
+        super().setUp()  # type: ignore[no-untyped-call]
         self._spawn_processes()
 
     def run_test(self, test_name: str, parent_pipe: Any) -> None:

@@ -66,7 +66,7 @@ def test_every_collective_is_exact_on_cuda() -> None:
 def ahead(me: Rank) -> list[Any]:
     """The copy waits for the kernel that writes the input, the program does not."""
     device = device_of(me)
-    dist.all_reduce(torch.zeros(1, device=device))  # what is made once
+    dist.all_reduce(torch.zeros(1 << 16, device=device))  # what is made once, for each size
     torch.cuda.synchronize()
     tensor = torch.zeros(1 << 16, device=device)
     began_s = time.monotonic()

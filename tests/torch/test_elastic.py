@@ -72,7 +72,7 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     state = State(model=model, optimizer=optimizer)
     for parameter in list(model.parameters())[2:3]:  # in the middle of backward
-        parameter.register_hook(  # type: ignore[no-untyped-call]
+        parameter.register_hook(
             lambda _: strike(doom if state.step == doomed_at else "", "backward")
         )
     peer = b""
@@ -108,7 +108,7 @@ def train(
 
 
 def backward(model: Any, batch: torch.Tensor) -> None:
-    exact.loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
+    exact.loss_of(model, batch).backward()
 
 
 def spoil(model: torch.nn.Module) -> None:

@@ -73,7 +73,7 @@ def train(
         loss = exact.loss_of(model, exact.batch(me.number, step))
         if step == doomed_at:
             strike(doom, "backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if group.commit():
             optimizer.step()
         me.say(state.step)

@@ -18,7 +18,7 @@ def trained_state(steps: int) -> State:
     state = State(model=model, optimizer=optimizer, loader=Batches(list(range(10)), 2))
     for step in range(steps):
         optimizer.zero_grad()
-        exact.loss_of(model, exact.batch(0, step)).backward()  # type: ignore[no-untyped-call]
+        exact.loss_of(model, exact.batch(0, step)).backward()
         optimizer.step()
         state.step += 1
         state.loader.advance(2)
@@ -34,7 +34,7 @@ def test_a_restored_state_is_the_same_bit_by_bit_and_trains_on_alike() -> None:
     for state in (one, other):
         model: nn.Module = state.model  # type: ignore[assignment]
         model.zero_grad()
-        exact.loss_of(model, exact.batch(0, 9)).backward()  # type: ignore[no-untyped-call]
+        exact.loss_of(model, exact.batch(0, 9)).backward()
         state.optimizer.step()  # type: ignore[union-attr]
     assert one.digest() == other.digest()
 

@@ -91,7 +91,7 @@ def train_under_manager(
             waits = False
         stepper.zero_grad()
         inputs = exact.batch(me.rank, manager.current_step())
-        exact.loss_of(ddp, inputs).backward()  # type: ignore[no-untyped-call]
+        exact.loss_of(ddp, inputs).backward()
         step, contributed = manager.current_step(), manager.is_participating()
         divisor = manager.num_participants()
         stepper.step()

@@ -157,7 +157,7 @@ class _Shards:
         self._turn = 0
         self._posted: set[int] = set()
         for number, parameter in enumerate(trained):
-            parameter.register_post_accumulate_grad_hook(self._hook(number))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._hook(number))
         group.before_commit(self._post_rest)
 
     def _hook(self, number: int) -> Any:
