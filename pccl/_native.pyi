@@ -25,6 +25,7 @@ class Engine:
         lanes: int = 0,
         spin_us: int = -1,
         host_key: int = 0,
+        shared_memory: bool = True,
     ) -> None:
         """Starts to listen.  `lanes=0` chooses; OSError if the port cannot be bound."""
 

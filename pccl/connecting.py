@@ -69,6 +69,7 @@ def connect(
     step_timeout_s: float = STEP_TIMEOUT_S,
     coordinator_grace_s: float | None = None,
     spin_us: int = -1,
+    shared_memory: bool = True,
 ) -> Communicator:
     """Joins the run of a coordinator; blocks until this process is admitted.
 
@@ -95,6 +96,8 @@ def connect(
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
         spin_us: how long a waiting call polls before it sleeps, 0 to a second; -1 chooses.
+        shared_memory: large payloads between processes of one user on one machine, joined by an
+            address of their own, go through memory and not through the kernel.
 
     Raises:
         UsageError: an argument is not as described.
@@ -117,7 +120,7 @@ def connect(
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
-    agent = MemberAgent(config, partial(make_engine, config, lanes, spin_us))
+    agent = MemberAgent(config, partial(make_engine, config, lanes, spin_us, bool(shared_memory)))
     return admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
 
 
@@ -185,7 +188,12 @@ class _Listening:
 
 
 def _make_engine(
-    where: _Listening, config: AgentConfig, lanes: int, spin_us: int, local_host: str
+    where: _Listening,
+    config: AgentConfig,
+    lanes: int,
+    spin_us: int,
+    shared_memory: bool,
+    local_host: str,
 ) -> Seat:
     at = where.at or Address(local_host, 0)
     _require_allowed(at.host, where.insecure)
@@ -196,6 +204,7 @@ def _make_engine(
         lanes=lanes,
         spin_us=spin_us,
         host_key=config.host_key,
+        shared_memory=shared_memory,
     )
     return seat_of(engine, at.host, where.advertised)
 

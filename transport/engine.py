@@ -97,6 +97,7 @@ class Engine(LetterCalls):
         lanes: int = 0,
         spin_us: int = -1,
         host_key: int = 0,
+        shared_memory: bool = True,
         native: Any = None,
     ) -> None:
         self.leaving = False
@@ -110,6 +111,7 @@ class Engine(LetterCalls):
                 lanes=lanes,
                 spin_us=spin_us,
                 host_key=host_key,
+                shared_memory=shared_memory,
             )
         except OSError as error:
             raise ConnectError(

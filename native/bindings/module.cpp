@@ -152,6 +152,7 @@ nb::dict stats(Engine& engine) {
   dict["lanes_lost"] = now.executor.lanes_lost;
   dict["lanes_refused"] = now.executor.lanes_refused;
   dict["lanes_silent"] = now.executor.lanes_silent;
+  dict["bytes_by_memory"] = now.executor.bytes_by_memory;
   dict["connections_accepted"] = now.control.accepted;
   dict["connections_dropped"] = now.control.dropped;
   dict["heartbeats"] = now.control.heartbeats;
@@ -342,11 +343,11 @@ NB_MODULE(_native, module) {
       .def("__init__",
            [](Engine* self, const nb::bytes& peer_id, const std::string& listen_host,
               std::uint16_t listen_port, std::uint16_t lanes, int spin_us,
-              std::uint64_t host_key) {
+              std::uint64_t host_key, bool shared_memory) {
              new (self) Engine({to_bytes16<PeerIdKind>(peer_id, "peer_id"), listen_host,
-                                listen_port, lanes, spin_us, host_key});
+                                listen_port, lanes, spin_us, host_key, shared_memory});
            }, nb::kw_only(), "peer_id"_a, "listen_host"_a, "listen_port"_a = 0, "lanes"_a = 0,
-           "spin_us"_a = -1, "host_key"_a = 0)
+           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true)
       .def_prop_ro("port", &Engine::port)
       .def_prop_ro("event_fd", &Engine::event_fd)
       .def("drain_events", &drain);

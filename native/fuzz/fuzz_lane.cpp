@@ -68,7 +68,7 @@ struct Setting {
   View view{1, 1, {}, Pause::none};
   std::vector<MemberEntry> entries;
   fuzz::Pipe pipes[2];
-  Executor executor{id(2), 1, 0, host};
+  Executor executor{id(2), 1, false, 0, host};
 };
 
 struct Work {

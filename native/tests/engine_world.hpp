@@ -27,12 +27,14 @@ inline PeerId peer_id(std::size_t rank) {
 class World {
  public:
   /// Port 9 is the discard service: nobody there, and mostly nobody needed.
-  explicit World(std::size_t size, std::uint16_t lanes = 1, std::uint16_t coordinator_port = 9) {
+  explicit World(std::size_t size, std::uint16_t lanes = 1, std::uint16_t coordinator_port = 9,
+                 bool shared_memory = true) {
     for (std::size_t rank = 0; rank < size; ++rank) {
       EngineConfig config;
       config.peer_id = peer_id(rank);
       config.lanes = lanes;
       config.spin_us = 0;
+      config.shared_memory = shared_memory;
       engines.push_back(std::make_unique<Engine>(config));
       Secret secret;
       secret.bytes[3] = static_cast<std::uint8_t>(rank + 7);

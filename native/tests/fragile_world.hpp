@@ -13,9 +13,10 @@
 namespace world {
 
 struct FragileWorld : World {
+  /// With shared memory large payloads do not go through the proxies, their headers do.
   explicit FragileWorld(std::size_t size, std::uint16_t lanes = 1,
-                        std::uint16_t coordinator_port = 9)
-      : World(size, lanes, coordinator_port) {
+                        std::uint16_t coordinator_port = 9, bool shared_memory = false)
+      : World(size, lanes, coordinator_port, shared_memory) {
     for (std::size_t rank = 0; rank < size; ++rank) {
       proxies.push_back(std::make_unique<LaneProxy>(engines[rank]->port(),
                                                     static_cast<unsigned>(rank)));

@@ -24,7 +24,7 @@ constexpr FrameType types[] = {
     FrameType::open,  FrameType::data,     FrameType::seal,    FrameType::done,
     FrameType::have,  FrameType::ask,      FrameType::offer,   FrameType::message,
     FrameType::grant, FrameType::received, FrameType::refused, FrameType::withdrawn,
-    FrameType::held};
+    FrameType::held,  FrameType::memory,   FrameType::opened,  FrameType::room};
 
 constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, 0, Algorithm::direct, 1u << 20, true};
 
@@ -39,10 +39,13 @@ std::uint32_t good_length(FrameType type) {
     case FrameType::held: return 17;
     case FrameType::offer: return offer_bytes;
     case FrameType::refused: return refused_bytes;
+    case FrameType::memory: return ring_name_bytes;
     case FrameType::ask:
     case FrameType::grant:
     case FrameType::received:
-    case FrameType::withdrawn: return 0;
+    case FrameType::withdrawn:
+    case FrameType::opened:
+    case FrameType::room: return 0;
   }
   return 0;
 }
@@ -201,14 +204,21 @@ TEST(another_magic_version_type_phase_or_flag_is_refused_though_its_check_is_rig
     CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 3));
   }
   CHECK(!accepted(forged(header, 3, std::uint8_t{0})));
-  for (unsigned type = 14; type < 256; ++type) {
+  for (unsigned type = 17; type < 256; ++type) {
     CHECK(!accepted(forged(header, 3, static_cast<std::uint8_t>(type))));
   }
   for (unsigned phase = 2; phase < 256; ++phase) {
     CHECK(!accepted(forged(header, 26, static_cast<std::uint8_t>(phase))));
   }
-  for (unsigned flags = 2; flags < 256; ++flags) {
-    CHECK(!accepted(forged(header, 27, static_cast<std::uint8_t>(flags))));
+  for (unsigned flags = 0; flags < 256; ++flags) {
+    const bool fits = flags == flag_hashed || flags == (flag_hashed | flag_ring);
+    CHECK(accepted(forged(header, 27, static_cast<std::uint8_t>(flags))) == fits);
+    FrameHeader contribution = header;
+    contribution.phase = Phase::reduce;
+    const bool also = flags == flag_unhashed || flags == (flag_unhashed | flag_ring);
+    CHECK(accepted(forged(contribution, 27, static_cast<std::uint8_t>(flags))) == (fits || also));
+    const FrameHeader done = sample(FrameType::done);
+    CHECK(accepted(forged(done, 27, static_cast<std::uint8_t>(flags))) == (flags == flag_hashed));
   }
   CHECK(!accepted(forged(header, 56, std::uint32_t{1})));
 }
@@ -230,7 +240,9 @@ TEST(each_type_has_the_lengths_it_can_have_and_no_other) {
     CHECK(lengths(FrameType::held, length) == (length > 0));
     CHECK(lengths(FrameType::offer, length) == (length == 24));
     CHECK(lengths(FrameType::refused, length) == (length == 16));
-    for (const auto type : {FrameType::grant, FrameType::received, FrameType::withdrawn}) {
+    CHECK(lengths(FrameType::memory, length) == (length == 32));
+    for (const auto type : {FrameType::grant, FrameType::received, FrameType::withdrawn,
+                            FrameType::opened, FrameType::room}) {
       CHECK(lengths(type, length) == (length == 0));
     }
   }

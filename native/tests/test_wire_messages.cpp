@@ -80,6 +80,39 @@ TEST(frames_of_messages_have_the_bytes_that_the_protocol_page_says) {
         "0300000000000000000000000000f03fbba8de2b15cb371700000000bec12e52");
 }
 
+TEST(what_is_said_of_a_ring_has_the_bytes_that_the_protocol_page_says) {
+  FrameHeader header{.type = FrameType::data, .epoch = 3, .step = 7, .tag = 2};
+  header.shard = 1;
+  header.flags = flag_unhashed;
+  header.slice = 4;
+  header.length = 65536;
+  header.descriptor = 5;
+  std::array<std::byte, header_bytes> bytes;
+  encode(header, bytes);
+  mark_in_ring(bytes);
+  CHECK(hex(bytes) ==
+        "7063030203000000070000000000000002000000000000000100000604000000"
+        "0000010005000000000000000000f03f000000000000000000000000370ad172");
+  encode(FrameHeader{.type = FrameType::opened}, bytes);
+  CHECK(hex(bytes) ==
+        "7063030f00000000000000000000000000000000000000000000000000000000"
+        "0000000000000000000000000000f03f00000000000000000000000027e76d31");
+  encode(FrameHeader{.type = FrameType::room}, bytes);
+  CHECK(hex(bytes) ==
+        "7063031000000000000000000000000000000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000dbc2e812");
+  RingName name{4711, 12, 1u << 21, {}};
+  for (unsigned i = 0; i < name.token.size(); ++i) name.token[i] = static_cast<std::byte>(0xa0 + i);
+  std::array<std::byte, ring_name_bytes> body;
+  encode(name, body);
+  CHECK(hex(body) == "671200000c0000000000200000000000a0a1a2a3a4a5a6a7a8a9aaabacadaeaf");
+  RingName got;
+  CHECK(decode(body, got) == Status::ok && got.process == 4711 && got.descriptor == 12 &&
+        got.bytes == 1u << 21 && got.token == name.token);
+  body[12] = std::byte{1};
+  CHECK(decode(body, got) == Status::protocol);
+}
+
 TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
   std::array<std::byte, offer_bytes> offered;
   encode(OfferBody{{Dtype::c128, 1u << 30}, false, ~std::uint64_t{0}}, offered);

@@ -94,6 +94,10 @@ class Run:
         self.check(op)
         try:
             return self._issuer.issue(op, postings, timeout_s)
+        except StaleView as stale:
+            said = self._lost(StaleView, stale.reason, op)
+            self._end(said)
+            raise said from stale
         except PcclError as error:
             raise self.translate(error, op) from error
 
@@ -126,20 +130,25 @@ class Run:
         said: PcclDistError
         if kind is TimedOut:
             said = kind(f"its timeout is over: {error}", op=op, epoch=self._epoch())
-        elif issubclass(kind, PeerLost) or (kind is StaleView and self._missing()):
-            said = self._lost(kind, error, op)
-        else:
+        elif not issubclass(kind, PeerLost):
             said = kind(str(error), op=op, epoch=self._epoch())
+        else:
+            said = self._lost(kind, error, op)
         if kind.ends_group:
-            with self._lock:
-                self._over = self._over or said
+            self._end(said)
         return said
+
+    def _end(self, said: PcclDistError) -> None:
+        with self._lock:
+            self._over = self._over or said
 
     def absorb(self, error: BaseException, op: str) -> PcclDistError | None:
         """Returns what whoever waits for a failed operation is to be told; None: nothing, yet."""
         return self.translate(error, op)
 
-    def _lost(self, kind: type[PcclDistError], error: BaseException, op: str) -> PcclDistError:
+    def _lost(
+        self, kind: type[PcclDistError], error: BaseException | str, op: str
+    ) -> PcclDistError:
         ranks = self._missing()
         if isinstance(error, Evicted):
             ranks, who = (self.place.rank,), "the others have given up this rank"

@@ -62,6 +62,7 @@ struct EngineConfig {
   std::uint16_t lanes = 0;  // per pair; 0: automatic
   int spin_us = -1;         // of a waiting caller before it blocks; -1: automatic
   std::uint64_t host_key = 0;
+  bool shared_memory = true;  // payloads between processes of one machine go through memory
 };
 
 struct BegunStep {

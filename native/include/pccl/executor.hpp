@@ -90,6 +90,7 @@ struct ExecutorCounters {
   std::uint64_t frames_early = 0;
   std::uint64_t controls_handled = 0;  // OPEN, SEAL and DONE that were news
   std::uint64_t lanes_silent = 0;      // given up because nothing came back through them
+  std::uint64_t bytes_by_memory = 0;   // sent through rings
 };
 
 /// A message that a program sends, or is ready to receive.
@@ -105,7 +106,8 @@ struct PostedLetter {
 
 class Executor final : public FrameSink, private LettersHost {
  public:
-  Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host);
+  Executor(PeerId self, std::uint16_t lanes, bool shared_memory, std::uint64_t host_key,
+           ExecutorHost& host);
 
   // --- the program ---
   std::optional<StepId> begin(std::uint64_t name_hash);
@@ -245,6 +247,7 @@ class Executor final : public FrameSink, private LettersHost {
 
   PeerId self_;
   std::uint16_t lanes_wanted_;
+  bool shared_memory_;
   std::uint64_t host_key_;
   ExecutorHost& host_;
   BufferPool buffers_;

@@ -5,6 +5,9 @@
 // the
 // way in, the FrameSink says where each frame's payload goes before a byte of it is read.
 //
+// Between two processes of one machine large payloads go through memory, if both can open it
+// (payload_ring.hpp); their headers stay in order on the socket.
+//
 // Ownership: owns its socket; payloads are borrowed from operations, or owned as pooled buffers.
 // Threads:   under the engine's turn.
 // Errors:    Status; closed, io_error and protocol end the lane.
@@ -14,9 +17,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
+#include <span>
 
 #include "pccl/buffers.hpp"
 #include "pccl/fd.hpp"
+#include "pccl/payload_ring.hpp"
 #include "pccl/status.hpp"
 #include "pccl/wire.hpp"
 
@@ -41,6 +47,7 @@ struct Placement {
   LetterId letter = 0;
   std::uint16_t transfer = 0;
   Buffer buffer;
+  bool used_up = false;  // delivered() needs the payload no longer: a tile of one's own is not needed
 };
 
 /// What is on its way out.
@@ -50,6 +57,9 @@ struct OutgoingFrame {
   const std::byte* payload = nullptr;  // into the operation's memory, `small` or `buffer`
   std::uint32_t length = 0;
   bool in_small = false;
+  bool may_be_unhashed = false;        // the lane says so to its source
+  bool in_ring = false;                // the payload is there already
+  bool parked = false;                 // it waits for room in the ring
   Buffer buffer;
   Operation* operation = nullptr;  // null for control frames, and once it let go
   LetterId letter = 0;             // likewise
@@ -81,12 +91,15 @@ class FrameSource {
 
 class Lane {
  public:
-  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false)
-      : relayed(through_relay), moved_s(now_s), socket_(std::move(socket)), id_(id) {}
+  /// `by_memory`: large payloads may go through rings, if both ends turn out to be on one machine.
+  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false,
+       bool by_memory = false);
 
   [[nodiscard]] int fd() const noexcept { return socket_.get(); }
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
-  [[nodiscard]] bool blocked() const noexcept { return blocked_; }
+  /// The socket, or the ring, has no room now.
+  [[nodiscard]] bool blocked() const noexcept { return blocked_ || parked(); }
+  [[nodiscard]] bool socket_full() const noexcept { return blocked_; }
   [[nodiscard]] bool idle() const noexcept { return out_.empty(); }
   void unblock() noexcept { blocked_ = false; }
   /// The other side's kernel has all that was sent.
@@ -130,6 +143,7 @@ class Lane {
   double moved_s;       // when the peer's kernel last took something, or had nothing to take
   bool owing = false;   // as of the last look: something is sent and not acknowledged
   bool unwatched = false;  // the system has no room to poll it, so it would stand still for ever
+  std::uint64_t ring_bytes_sent = 0;
   double unread_s = 0;  // so long bytes have lain here that this side, though it ran, did not read
 
  private:
@@ -141,13 +155,27 @@ class Lane {
   template <class Holds>
   void let_go_where(const Holds& holds, BufferPool& buffers) noexcept;
   [[nodiscard]] std::size_t buffered() const noexcept { return inbox_end_ - inbox_begin_; }
+  [[nodiscard]] bool parked() const noexcept { return !out_.empty() && out_.back().parked; }
+  bool pull(FrameSource& source);
+  void pass_through_ring(OutgoingFrame& frame) noexcept;
+  void offer_ring();
+  Status take_from_ring(Link& link, FrameSink& sink, std::size_t& taken);
+  Status hear_of_ring(Link& link) noexcept;
+  void post(FrameHeader header, std::span<const std::byte> body) noexcept;
 
   Fd socket_;
   std::uint32_t id_;
   bool blocked_ = false;
   std::uint64_t acknowledged_ = 0;
+  std::uint64_t taken_by_memory_ = 0;
   std::uint64_t read_ = 0;  // bytes_received at the last look
   double looked_s_ = 0;
+
+  bool local_;  // and rings are wanted
+  bool ring_offered_ = false;
+  std::unique_ptr<PayloadRing> ring_out_;
+  std::unique_ptr<PayloadRing> ring_in_;
+  std::array<std::byte, ring_name_bytes> ring_body_;
 
   std::deque<OutgoingFrame> out_;
   std::size_t out_done_ = 0;  // bytes of out_.front() that the kernel has

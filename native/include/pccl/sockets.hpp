@@ -35,6 +35,9 @@ Status connect_result(int fd) noexcept;
 /// sent bytes stay unacknowledged for 10 s.  Best effort: old kernels lack some of it.
 void set_liveness_options(int fd) noexcept;
 
+/// Says whether both ends have one and the same address, which only one machine has in its network.
+[[nodiscard]] bool is_local(int fd) noexcept;
+
 /// Bytes handed to the kernel that the other one has not acknowledged.
 [[nodiscard]] std::uint64_t unacknowledged_bytes(int fd) noexcept;
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -33,6 +34,10 @@ enum class FrameType : std::uint8_t {
   refused = 11,    // it will not be received: why, and what was expected
   withdrawn = 12,  // the sender has forgotten it
   held = 13,       // which of its chunks have arrived (a lane died)
+  // Of the lane alone, where both ends are on one machine:
+  memory = 14,  // payloads may come through a ring of the sender's: its name
+  opened = 15,  // the ring is open here
+  room = 16,    // the ring that was full has room again
 };
 
 inline constexpr std::size_t header_bytes = 64;
@@ -44,6 +49,10 @@ inline constexpr std::uint64_t message_bytes_max =
     std::uint64_t{have_bytes_max} * 8 * chunk_bytes_max;
 
 inline constexpr std::uint8_t flag_hashed = 1;  // payload_hash holds XXH3-128's low half
+/// It does not: both ends are on one machine and have opened a ring.  Only of contributions, which
+/// are added up and gone; what stays is checked where it stays.
+inline constexpr std::uint8_t flag_unhashed = 2;
+inline constexpr std::uint8_t flag_ring = 4;  // the payload is the next one in the lane's ring
 
 /// What the payload of DATA is hashed with: another slice's bytes are no good here.
 constexpr std::uint64_t slice_seed(std::uint16_t shard, std::uint32_t slice) noexcept {
@@ -133,12 +142,21 @@ struct RefusedBody {
   RefusalCode code = RefusalCode::differs;
 };
 
+/// The body of MEMORY: what the other side needs to open a payload ring.
+struct RingName {
+  std::uint32_t process = 0;
+  std::uint32_t descriptor = 0;
+  std::uint32_t bytes = 0;
+  std::array<std::byte, 16> token{};
+};
+
 inline constexpr std::size_t offer_bytes = 24;
 inline constexpr std::size_t refused_bytes = 16;
 inline constexpr std::size_t descriptor_bytes = 32;
 inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
 inline constexpr std::size_t done_bytes = 32;
+inline constexpr std::size_t ring_name_bytes = 32;
 
 struct SealBody {
   Digest manifest;
@@ -155,6 +173,8 @@ void sign(FrameHeader& header, std::span<const std::byte> body) noexcept;
 [[nodiscard]] bool intact(const FrameHeader& header, const std::byte* body) noexcept;
 
 void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) noexcept;
+/// Says in an encoded header that the payload is in the ring.
+void mark_in_ring(std::span<std::byte, header_bytes> header) noexcept;
 Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept;
 void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes> out) noexcept;
 Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& out) noexcept;
@@ -168,5 +188,7 @@ void encode(const OfferBody& body, std::span<std::byte, offer_bytes> out) noexce
 Status decode(std::span<const std::byte, offer_bytes> bytes, OfferBody& out) noexcept;
 void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) noexcept;
 Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept;
+void encode(const RingName& name, std::span<std::byte, ring_name_bytes> out) noexcept;
+Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) noexcept;
 
 }  // namespace pccl

@@ -69,7 +69,8 @@ Engine::Engine(const EngineConfig& config)
       forks_((note_forks(), forks.load())),
       event_fd_(make_eventfd()),
       kick_fd_(make_eventfd()),
-      executor_(config.peer_id, config.lanes != 0 ? config.lanes : lanes_default, config.host_key,
+      executor_(config.peer_id, config.lanes != 0 ? config.lanes : lanes_default,
+                config.shared_memory, config.host_key,
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
   // So that no memory is needed to say that there is none.

@@ -33,9 +33,11 @@ Digest digest_of(std::vector<std::pair<Tag, Value>> entries) {
 
 }  // namespace
 
-Executor::Executor(PeerId self, std::uint16_t lanes, std::uint64_t host_key, ExecutorHost& host)
+Executor::Executor(PeerId self, std::uint16_t lanes, bool shared_memory, std::uint64_t host_key,
+                   ExecutorHost& host)
     : self_(self),
       lanes_wanted_(lanes),
+      shared_memory_(shared_memory),
       host_key_(host_key),
       host_(host),
       letters_(self, *this) {}

@@ -128,7 +128,7 @@ void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
   link.series = hello.series;
   const std::uint32_t id = next_lane_++;
   Lane& lane = *link.lanes.emplace_back(
-      std::make_unique<Lane>(std::move(socket), id, now_s, hello.relayed));
+      std::make_unique<Lane>(std::move(socket), id, now_s, hello.relayed, shared_memory_));
   lane_links_[id] = &link;
   host_.watch(lane);
   if (hello.relayed) link.direct_again_s = now_s + direct_again_s;
@@ -159,22 +159,25 @@ std::size_t Executor::pump_link(Link& link, double now_s) {
   }
   for (std::size_t i = 0; i < link.lanes.size(); ++i) {
     Lane& lane = *link.lanes[i];
-    if (lane.blocked()) continue;
+    if (lane.socket_full()) continue;
     const std::uint64_t before = lane.bytes_sent;
+    const std::uint64_t before_by_memory = lane.ring_bytes_sent;
     const Status status = lane.pump(link, send_budget);
-    moved += lane.bytes_sent - before;
+    const std::uint64_t by_memory = lane.ring_bytes_sent - before_by_memory;
+    counters_.bytes_by_memory += by_memory;
+    moved += lane.bytes_sent - before + by_memory;
     if (status != Status::ok) {
       lose(link, lane, status, now_s);
       --i;
       continue;
     }
-    if (lane.blocked()) {
+    if (lane.socket_full()) {
       host_.want_write(lane, true);
-    } else if (!lane.idle() || link.has_output()) {
+    } else if (!lane.blocked() && (!lane.idle() || link.has_output())) {
       link.dirty = true;
     }
   }
-  // All lanes full: the poller says when one takes bytes again.
+  // All lanes full: the poller says when one takes bytes again, or the other side that its ring does.
   const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
                                 [](const auto& lane) { return !lane->blocked(); });
   link.dirty = link.dirty && open;

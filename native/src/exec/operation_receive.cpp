@@ -34,6 +34,7 @@ Status Operation::place(const FrameHeader& head, std::uint16_t from,
     return Status::ok;
   }
   placement.kind = Placement::Kind::tile;
+  placement.used_up = !plan_->plan.ordered;  // else it waits for its turn
   placement.buffer = environment_.buffers.take(head.length);
   placement.target = placement.buffer.data();
   return placement.buffer ? Status::ok : Status::exhausted;
@@ -47,8 +48,12 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
   if (received != 0) return Status::ok;  // the other copy was faster
   const std::uint16_t shard = transfer.shard;
   const bool copy = transfer.kind == TransferKind::receive_copy;
-  const Digest digest = xxh3_128({placement.target, head.length}, seed(shard, head.slice));
-  if (digest.low != head.payload_hash) {
+  const bool hashed = (head.flags & flag_hashed) != 0;
+  Digest digest;
+  if (hashed || copy) {
+    digest = xxh3_128({placement.target, head.length}, seed(shard, head.slice));
+  }
+  if (hashed && digest.low != head.payload_hash) {
     return Status::protocol;  // damaged on the way: the lane ends and the slice comes again
   }
   received = 1;

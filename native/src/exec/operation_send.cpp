@@ -63,6 +63,8 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   head.flags = flag_hashed;
   if (transfer.source == Source::output || slice.settled) {
     head.payload_hash = slice.hash;  // known from the result's digest
+  } else if (frame.may_be_unhashed && transfer.phase == Phase::reduce) {
+    head.flags = flag_unhashed;
   } else {
     head.payload_hash =
         xxh3_128({frame.payload, frame.length}, seed(transfer.shard, item.slice)).low;

@@ -20,12 +20,21 @@ namespace pccl {
 namespace {
 
 constexpr std::size_t frames_out_max = 8;
+constexpr std::size_t ring_frames_max = 2;  // beyond those: an offer, an answer to one
 // One system call carries about this much: below it the sender pays for the calls (2.5 times the
 // CPU per byte at 64 KiB), above it nothing more is gained.
 constexpr std::size_t batch_bytes = 256 * 1024;
 constexpr double look_counts_s = 0.25;  // more between two looks: this side itself stood still
 constexpr double round_trips_min = 20;  // as patient with a lane as with a peer's beats
 constexpr std::size_t small_payload = 4096;  // below it, reading through the inbox is cheaper
+
+std::size_t body_bytes(const OutgoingFrame& frame) noexcept {
+  return frame.in_ring ? 0 : frame.length;
+}
+
+bool of_ring(FrameType type) noexcept {
+  return type == FrameType::memory || type == FrameType::opened || type == FrameType::room;
+}
 
 Status status_of(int error) noexcept {
   if (error == EAGAIN || error == EWOULDBLOCK) return Status::would_block;
@@ -34,23 +43,28 @@ Status status_of(int error) noexcept {
 
 }  // namespace
 
+Lane::Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay, bool by_memory)
+    : relayed(through_relay),
+      moved_s(now_s),
+      socket_(std::move(socket)),
+      id_(id),
+      local_(by_memory && !through_relay && is_local(socket_.get())) {}
+
 Status Lane::pump(FrameSource& source, std::size_t budget) {
   std::size_t moved = 0;
   while (!blocked_) {
+    if (parked()) pass_through_ring(out_.back());
     std::size_t pending = 0;
     for (const OutgoingFrame& frame : out_) pending += header_bytes + frame.length;
-    while (pending < batch_bytes && out_.size() < frames_out_max) {
-      OutgoingFrame& frame = out_.emplace_back();
-      if (!source.next(id_, frame)) {
-        out_.pop_back();
-        break;
-      }
+    while (!parked() && pending < batch_bytes && out_.size() < frames_out_max && pull(source)) {
+      const OutgoingFrame& frame = out_.back();
       pending += header_bytes + frame.length;
+      if (frame.in_ring) moved += frame.length;
     }
-    if (out_.empty()) return Status::ok;
+    if (out_.empty() || out_.front().parked) return Status::ok;
     if (moved >= budget) return Status::ok;
 
-    std::array<iovec, 2 * frames_out_max> parts;
+    std::array<iovec, 2 * (frames_out_max + ring_frames_max)> parts;
     std::size_t count = 0;
     std::size_t skip = out_done_;
     const auto add = [&](const std::byte* data, std::size_t length) {
@@ -60,8 +74,9 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
       parts[count++] = {const_cast<std::byte*>(data) + skipped, length - skipped};
     };
     for (const OutgoingFrame& frame : out_) {
+      if (frame.parked) break;  // the last one
       add(frame.header.data(), header_bytes);
-      add(frame.in_small ? frame.small.data() : frame.payload, frame.length);
+      add(frame.in_small ? frame.small.data() : frame.payload, body_bytes(frame));
     }
     msghdr message{};
     message.msg_iov = parts.data();
@@ -77,8 +92,9 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
     moved += static_cast<std::size_t>(sent);
     bytes_sent += static_cast<std::uint64_t>(sent);
     out_done_ += static_cast<std::size_t>(sent);
-    while (!out_.empty() && out_done_ >= header_bytes + out_.front().length) {
-      out_done_ -= header_bytes + out_.front().length;
+    while (!out_.empty() && !out_.front().parked &&
+           out_done_ >= header_bytes + body_bytes(out_.front())) {
+      out_done_ -= header_bytes + body_bytes(out_.front());
       const OutgoingFrame frame = std::move(out_.front());
       out_.pop_front();
       if (frame.operation != nullptr) source.sent(frame);
@@ -91,8 +107,10 @@ void Lane::look(double now_s, bool expecting) noexcept {
   // A lane that was silent since the last look costs one system call, and while no step runs none.
   const std::uint64_t queued = acknowledged_ == bytes_sent ? 0 : unacknowledged_bytes(fd());
   const std::uint64_t taken = bytes_sent - std::min(queued, bytes_sent);
-  owing = queued > 0;
-  if (taken != acknowledged_ || !owing) moved_s = now_s;
+  const std::uint64_t by_memory = ring_out_ ? ring_out_->taken() : 0;
+  const bool more_by_memory = std::exchange(taken_by_memory_, by_memory) != by_memory;
+  owing = queued > 0 || (ring_out_ && !ring_out_->empty());
+  if (taken != acknowledged_ || more_by_memory || !owing) moved_s = now_s;
   acknowledged_ = taken;
   const double passed_s = std::min(now_s - std::exchange(looked_s_, now_s), look_counts_s);
   const bool read = std::exchange(read_, bytes_received) != bytes_received;
@@ -163,10 +181,18 @@ Status Lane::accept_header(Link& link, FrameSink& sink) {
   placement_ = Placement{};
   received_ = 0;
   in_payload_ = true;
+  if (of_ring(header_.type)) {
+    placement_.kind = Placement::Kind::control;
+    placement_.target = ring_body_.data();
+    return Status::ok;
+  }
+  // Only who has opened the other side's ring knows that both are on one machine.
+  if ((header_.flags & (flag_ring | flag_unhashed)) != 0 && !ring_in_) return Status::protocol;
   return sink.place(link, header_, placement_);
 }
 
 Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool& empty) {
+  if ((header_.flags & flag_ring) != 0) return take_from_ring(link, sink, taken);
   const std::size_t missing = header_.length - received_;
   if (const std::size_t here = std::min(missing, buffered()); here > 0) {
     if (placement_.target != nullptr) {
@@ -184,6 +210,7 @@ Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool&
   in_payload_ = false;
   Placement placement = std::move(placement_);
   placement_ = Placement{};
+  if (of_ring(header_.type)) return hear_of_ring(link);
   return sink.delivered(link, header_, placement);
 }
 
@@ -204,8 +231,9 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
     } else if (buffered() >= header_bytes) {
       status = accept_header(link, sink);
       taken += header_bytes;  // a flood of empty frames is a flood, too
-      // A frame without payload is delivered at once.
-      if (status == Status::ok && header_.length == 0) {
+      // What needs nothing more from the socket is delivered at once.
+      const bool here = header_.length == 0 || (header_.flags & flag_ring) != 0;
+      if (status == Status::ok && here) {
         status = take_payload(link, sink, taken, empty);
       }
     } else {
@@ -232,6 +260,11 @@ void Lane::let_go_where(const Holds& holds, BufferPool& buffers) noexcept {
   for (std::size_t i = 0; i < out_.size(); ++i) {
     OutgoingFrame& frame = out_[i];
     if (!holds(frame)) continue;
+    if (frame.in_ring) {  // what was written there is read from there; its header must follow
+      frame.operation = nullptr;
+      frame.letter = 0;
+      continue;
+    }
     if (i > 0 || out_done_ == 0) {
       out_.erase(out_.begin() + static_cast<std::ptrdiff_t>(i));
       --i;

@@ -159,6 +159,27 @@ void set_liveness_options(int fd) noexcept {
   set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, unacknowledged_ms_max);
 }
 
+bool is_local(int fd) noexcept {
+  Address here;
+  Address there;
+  here.bytes = there.bytes = sizeof here.storage;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&here.storage), &here.bytes) != 0 ||
+      ::getpeername(fd, reinterpret_cast<sockaddr*>(&there.storage), &there.bytes) != 0 ||
+      here.storage.ss_family != there.storage.ss_family) {
+    return false;
+  }
+  if (here.storage.ss_family == AF_INET) {
+    const auto address = [](const Address& a) {
+      return reinterpret_cast<const sockaddr_in*>(&a.storage)->sin_addr.s_addr;
+    };
+    return address(here) == address(there);
+  }
+  const auto address = [](const Address& a) {
+    return reinterpret_cast<const sockaddr_in6*>(&a.storage)->sin6_addr.s6_addr;
+  };
+  return here.storage.ss_family == AF_INET6 && std::memcmp(address(here), address(there), 16) == 0;
+}
+
 std::uint64_t unacknowledged_bytes(int fd) noexcept {
   int bytes = 0;
   return ::ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? static_cast<std::uint64_t>(bytes) : 0;

@@ -44,16 +44,29 @@ bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
     case FrameType::done: return length == done_bytes;
     case FrameType::offer: return length == offer_bytes;
     case FrameType::refused: return length == refused_bytes;
+    case FrameType::memory: return length == ring_name_bytes;
     case FrameType::ask:
     case FrameType::grant:
     case FrameType::received:
-    case FrameType::withdrawn: return length == 0;
+    case FrameType::withdrawn:
+    case FrameType::opened:
+    case FrameType::room: return length == 0;
     case FrameType::data: return length > 0 && length <= slice_bytes_max;
     case FrameType::message: return length > 0 && length <= chunk_bytes_max;
     case FrameType::have:
     case FrameType::held: return length > 0 && length <= have_bytes_max;
   }
   return false;
+}
+
+/// No body comes without its hash: a bit may flip on any way, loopback included.  But what is
+/// written to memory and read from it is as safe there as it is in the tensors.
+bool flags_fit(FrameType type, Phase phase, std::uint32_t length, std::uint8_t flags) noexcept {
+  if (length == 0) return flags == 0;
+  if (type != FrameType::data && type != FrameType::message) return flags == flag_hashed;
+  const bool contribution = type == FrameType::data && phase == Phase::reduce;
+  const auto hash = static_cast<std::uint8_t>(flags & ~flag_ring);
+  return hash == flag_hashed || (contribution && hash == flag_unhashed);
 }
 
 /// Reads and checks what a message is made of.
@@ -119,6 +132,12 @@ void encode(const FrameHeader& header, std::span<std::byte, header_bytes> out) n
   put(p, 60, check_of(p));
 }
 
+void mark_in_ring(std::span<std::byte, header_bytes> header) noexcept {
+  std::byte* p = header.data();
+  p[27] |= std::byte{flag_ring};
+  put(p, 60, check_of(p));
+}
+
 Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& header) noexcept {
   const std::byte* p = bytes.data();
   if (get<std::uint16_t>(p, 0) != magic || get<std::uint8_t>(p, 2) != version) {
@@ -139,8 +158,7 @@ Status decode(std::span<const std::byte, header_bytes> bytes, FrameHeader& heade
   header.shard = get<std::uint16_t>(p, 24);
   header.phase = static_cast<Phase>(phase);
   header.flags = get<std::uint8_t>(p, 27);
-  // No body comes without its hash: a bit may flip on any way, memory and loopback included.
-  if (header.flags != (length > 0 ? flag_hashed : 0)) return Status::protocol;
+  if (!flags_fit(header.type, header.phase, length, header.flags)) return Status::protocol;
   header.slice = get<std::uint32_t>(p, 28);
   header.length = length;
   header.descriptor = get<std::uint32_t>(p, 36);
@@ -254,6 +272,24 @@ Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out)
   if (code < 1 || code > 2 || !is_zero(p + 2, p + 8)) return Status::protocol;
   out.code = static_cast<RefusalCode>(code);
   return get_content(p, out.expected);
+}
+
+void encode(const RingName& name, std::span<std::byte, ring_name_bytes> out) noexcept {
+  std::byte* p = out.data();
+  put(p, 0, name.process);
+  put(p, 4, name.descriptor);
+  put(p, 8, name.bytes);
+  put(p, 12, std::uint32_t{0});
+  std::memcpy(p + 16, name.token.data(), name.token.size());
+}
+
+Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) noexcept {
+  const std::byte* p = bytes.data();
+  out.process = get<std::uint32_t>(p, 0);
+  out.descriptor = get<std::uint32_t>(p, 4);
+  out.bytes = get<std::uint32_t>(p, 8);
+  std::memcpy(out.token.data(), p + 16, out.token.size());
+  return get<std::uint32_t>(p, 12) == 0 ? Status::ok : Status::protocol;
 }
 
 }  // namespace pccl
