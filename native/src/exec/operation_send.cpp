@@ -28,6 +28,10 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
     case Source::input:
       if (verbatim) settle_own(transfer.shard, item.slice);
       frame.payload = original(transfer.shard, item.slice);
+      // What comes back will overwrite it: saved now, it is read from memory once for both.
+      if (!plan_->plan.ordered && transfer.phase == Phase::reduce) {
+        save(transfer.shard, item.slice);
+      }
       if (transfer.element == Element::accumulator &&
           (weighted || accumulator_bytes_ != element_bytes_)) {
         frame.buffer = environment_.buffers.take(frame.length);
