@@ -234,8 +234,9 @@ void run_all(FragileWorld& world, std::size_t count, bool uneven) {
 }  // namespace
 
 TEST(lanes_that_die_in_the_middle_of_any_collective_lose_nothing) {
-  for (const std::uint16_t lanes : {std::uint16_t{1}, std::uint16_t{3}}) {
-    FragileWorld world(3, lanes);
+  for (const auto& [lanes, shared_memory] :
+       {std::pair{std::uint16_t{1}, false}, {std::uint16_t{3}, false}, {std::uint16_t{2}, true}}) {
+    FragileWorld world(3, lanes, 9, shared_memory);
     for (int round = 0; round < (check::sanitized ? 4 : 12); ++round) {
       for (const std::size_t rank : {1u, 2u}) world.proxies[rank]->cut();  // nobody dials rank 0
       run_all(world, 150'001, round % 2 == 1);

@@ -134,6 +134,22 @@ TEST(nothing_but_the_offered_file_is_opened_and_nobody_can_shrink_it) {
   CHECK(PayloadRing::open(ring->name()) == nullptr);  // the descriptor is closed: it is over
 }
 
+TEST(a_file_of_the_right_name_and_size_that_could_be_shrunk_is_not_opened) {
+  const std::string called = "pccl-ring-" + std::string(32, '0');
+  for (const bool sealed : {false, true}) {
+    const Fd file(::memfd_create(called.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    CHECK(::ftruncate(file.get(), 4096 + ring_bytes) == 0);
+    if (sealed) {
+      CHECK(::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
+    }
+    RingName name;
+    name.process = static_cast<std::uint32_t>(::getpid());
+    name.descriptor = static_cast<std::uint32_t>(file.get());
+    name.bytes = ring_bytes;
+    CHECK((PayloadRing::open(name) != nullptr) == sealed);
+  }
+}
+
 namespace {
 
 std::uint64_t by_memory(World& world) {

@@ -60,6 +60,7 @@ struct OutgoingFrame {
   bool may_be_unhashed = false;        // the lane says so to its source
   bool in_ring = false;                // the payload is there already
   bool parked = false;                 // it waits for room in the ring
+  bool tells_room = false;             // a ROOM; one is enough
   Buffer buffer;
   Operation* operation = nullptr;  // null for control frames, and once it let go
   LetterId letter = 0;             // likewise
@@ -101,6 +102,8 @@ class Lane {
   [[nodiscard]] bool blocked() const noexcept { return blocked_ || parked(); }
   [[nodiscard]] bool socket_full() const noexcept { return blocked_; }
   [[nodiscard]] bool idle() const noexcept { return out_.empty(); }
+  /// Something could go out as soon as the socket takes it.
+  [[nodiscard]] bool has_unsent() const noexcept { return !out_.empty() && !out_.front().parked; }
   void unblock() noexcept { blocked_ = false; }
   /// The other side's kernel has all that was sent.
   [[nodiscard]] bool delivered() const noexcept;
@@ -157,22 +160,25 @@ class Lane {
   [[nodiscard]] std::size_t buffered() const noexcept { return inbox_end_ - inbox_begin_; }
   [[nodiscard]] bool parked() const noexcept { return !out_.empty() && out_.back().parked; }
   bool pull(FrameSource& source);
-  void pass_through_ring(OutgoingFrame& frame) noexcept;
+  void pass_through_ring(OutgoingFrame& frame);
   void offer_ring();
   Status take_from_ring(Link& link, FrameSink& sink, std::size_t& taken);
-  Status hear_of_ring(Link& link) noexcept;
-  void post(FrameHeader header, std::span<const std::byte> body) noexcept;
+  Status hear_of_ring(Link& link);
+  OutgoingFrame& post(FrameHeader header, std::span<const std::byte> body);
 
   Fd socket_;
   std::uint32_t id_;
   bool blocked_ = false;
   std::uint64_t acknowledged_ = 0;
   std::uint64_t taken_by_memory_ = 0;
+  bool in_kernel_ = false;   // as of the last look: bytes that the other kernel has not acknowledged
+  double acknowledged_s_;    // when it last did, or had nothing to
   std::uint64_t read_ = 0;  // bytes_received at the last look
   double looked_s_ = 0;
 
   bool local_;  // and rings are wanted
   bool ring_offered_ = false;
+  bool room_queued_ = false;
   std::unique_ptr<PayloadRing> ring_out_;
   std::unique_ptr<PayloadRing> ring_in_;
   std::array<std::byte, ring_name_bytes> ring_body_;

@@ -28,6 +28,11 @@
 namespace pccl {
 
 inline constexpr std::uint32_t ring_bytes = 2u << 20;
+/// Below it a copy through the kernel costs no more than what it is sent with anyway.
+inline constexpr std::uint32_t ring_payload_min = 16384;
+// Who waits has room when half of the ring is free, whatever is lost at its end; and all that one
+// lane holds back behind a parked frame fits into the other half, so it is read without that room.
+static_assert(ring_bytes / 2 >= 2 * slice_bytes_max && slice_bytes_max >= chunk_bytes_max);
 
 class PayloadRing {
  public:

@@ -77,10 +77,10 @@ Status Executor::stage(Link& link, const FrameHeader& header, Placement& placeme
     }
     if (bytes > eager_operation_bytes) return Status::protocol;
   }
-  placement.kind = Placement::Kind::early;
   placement.buffer = buffers_.take(header.length);
-  placement.target = placement.buffer.data();
   if (!placement.buffer) return Status::exhausted;
+  placement.kind = Placement::Kind::early;
+  placement.target = placement.buffer.data();
   link.early_bytes += header.length;
   ++counters_.frames_early;
   return Status::ok;

@@ -173,13 +173,14 @@ std::size_t Executor::pump_link(Link& link, double now_s) {
     }
     if (lane.socket_full()) {
       host_.want_write(lane, true);
-    } else if (!lane.blocked() && (!lane.idle() || link.has_output())) {
+    } else if (lane.has_unsent() || (!lane.blocked() && link.has_output())) {
       link.dirty = true;
     }
   }
   // All lanes full: the poller says when one takes bytes again, or the other side that its ring does.
-  const bool open = std::any_of(link.lanes.begin(), link.lanes.end(),
-                                [](const auto& lane) { return !lane->blocked(); });
+  const bool open = std::any_of(link.lanes.begin(), link.lanes.end(), [](const auto& lane) {
+    return !lane->socket_full() && (lane->has_unsent() || !lane->blocked());
+  });
   link.dirty = link.dirty && open;
   return moved;
 }
@@ -197,7 +198,7 @@ bool Executor::pump(double now_s) {
   settle_sent();  // may queue DONEs: then there is more
   for (const auto& [name, link] : links_) {
     const bool open = std::any_of(link->lanes.begin(), link->lanes.end(),
-                                  [](const auto& lane) { return !lane->blocked(); });
+                                  [](const auto& lane) { return !lane->socket_full(); });
     more = more || (link->dirty && open);
   }
   return more;

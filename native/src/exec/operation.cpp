@@ -244,7 +244,7 @@ void Operation::undo() noexcept {
 
 void Operation::save(std::uint16_t shard, std::uint32_t slice) noexcept {
   SliceState& state = slices_[index(shard, slice)];
-  if (!undo_ || state.saved) return;
+  if (!undo_ || state.saved || !lands(shard)) return;
   const std::uint64_t at = output_offset(shard, slice);
   const std::uint64_t bytes = elements(shard, slice) * element_bytes_;
   if (!overwrites(posted_.output + at, bytes)) return;

@@ -67,7 +67,8 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   head.flags = flag_hashed;
   if (transfer.source == Source::output || slice.settled) {
     head.payload_hash = slice.hash;  // known from the result's digest
-  } else if (frame.may_be_unhashed && transfer.phase == Phase::reduce) {
+  } else if (frame.may_be_unhashed && transfer.phase == Phase::reduce &&
+             frame.length >= ring_payload_min) {
     head.flags = flag_unhashed;
   } else {
     head.payload_hash =

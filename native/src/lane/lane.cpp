@@ -20,7 +20,7 @@ namespace pccl {
 namespace {
 
 constexpr std::size_t frames_out_max = 8;
-constexpr std::size_t ring_frames_max = 2;  // beyond those: an offer, an answer to one
+constexpr std::size_t ring_frames_max = 3;  // beyond those: MEMORY, OPENED, ROOM
 // One system call carries about this much: below it the sender pays for the calls (2.5 times the
 // CPU per byte at 64 KiB), above it nothing more is gained.
 constexpr std::size_t batch_bytes = 256 * 1024;
@@ -48,6 +48,7 @@ Lane::Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay, bool b
       moved_s(now_s),
       socket_(std::move(socket)),
       id_(id),
+      acknowledged_s_(now_s),
       local_(by_memory && !through_relay && is_local(socket_.get())) {}
 
 Status Lane::pump(FrameSource& source, std::size_t budget) {
@@ -74,7 +75,7 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
       parts[count++] = {const_cast<std::byte*>(data) + skipped, length - skipped};
     };
     for (const OutgoingFrame& frame : out_) {
-      if (frame.parked) break;  // the last one
+      if (frame.parked || count + 2 > parts.size()) break;  // the parked one is the last
       add(frame.header.data(), header_bytes);
       add(frame.in_small ? frame.small.data() : frame.payload, body_bytes(frame));
     }
@@ -97,6 +98,7 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
       out_done_ -= header_bytes + body_bytes(out_.front());
       const OutgoingFrame frame = std::move(out_.front());
       out_.pop_front();
+      if (frame.tells_room) room_queued_ = false;
       if (frame.operation != nullptr) source.sent(frame);
     }
   }
@@ -110,17 +112,19 @@ void Lane::look(double now_s, bool expecting) noexcept {
   const std::uint64_t by_memory = ring_out_ ? ring_out_->taken() : 0;
   const bool more_by_memory = std::exchange(taken_by_memory_, by_memory) != by_memory;
   owing = queued > 0 || (ring_out_ && !ring_out_->empty());
-  if (taken != acknowledged_ || more_by_memory || !owing) moved_s = now_s;
-  acknowledged_ = taken;
+  in_kernel_ = queued > 0;
+  const bool acknowledged = std::exchange(acknowledged_, taken) != taken;
+  if (acknowledged || !in_kernel_) acknowledged_s_ = now_s;
+  if (acknowledged || more_by_memory || !owing) moved_s = now_s;
   const double passed_s = std::min(now_s - std::exchange(looked_s_, now_s), look_counts_s);
   const bool read = std::exchange(read_, bytes_received) != bytes_received;
   unread_s = expecting && !read && unread_bytes(fd()) > 0 ? unread_s + passed_s : 0;
 }
 
 bool Lane::cut(double now_s, double patience_s) const noexcept {
-  if (!owing || now_s - moved_s < patience_s) return false;
+  if (!in_kernel_ || now_s - acknowledged_s_ < patience_s) return false;
   const PathState path = path_state(fd());
-  return path.in_flight && now_s - moved_s >= round_trips_min * path.rtt_s;
+  return path.in_flight && now_s - acknowledged_s_ >= round_trips_min * path.rtt_s;
 }
 
 Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {
@@ -187,7 +191,7 @@ Status Lane::accept_header(Link& link, FrameSink& sink) {
     return Status::ok;
   }
   // Only who has opened the other side's ring knows that both are on one machine.
-  if ((header_.flags & (flag_ring | flag_unhashed)) != 0 && !ring_in_) return Status::protocol;
+  if ((header_.flags & flag_ring) != 0 && !ring_in_) return Status::protocol;
   return sink.place(link, header_, placement_);
 }
 

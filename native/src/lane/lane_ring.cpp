@@ -2,6 +2,7 @@
 // Ownership: see lane.hpp.
 // Threads:   under the engine's turn.
 // Errors:    protocol where a header names a payload that the ring does not hold.
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -10,12 +11,6 @@
 #include "pccl/link.hpp"
 
 namespace pccl {
-namespace {
-
-// Below it a copy through the kernel costs no more than what it is sent with anyway.
-constexpr std::size_t ring_payload_min = 16384;
-
-}  // namespace
 
 /// Takes the next frame from the source; false: there is none.
 bool Lane::pull(FrameSource& source) {
@@ -25,11 +20,12 @@ bool Lane::pull(FrameSource& source) {
     out_.pop_back();
     return false;
   }
-  if (local_ && frame.length >= ring_payload_min && !frame.in_small) pass_through_ring(frame);
+  const bool payload = frame.operation != nullptr || frame.letter != 0;
+  if (local_ && payload && frame.length >= ring_payload_min) pass_through_ring(frame);
   return true;
 }
 
-void Lane::pass_through_ring(OutgoingFrame& frame) noexcept {
+void Lane::pass_through_ring(OutgoingFrame& frame) {
   if (!std::exchange(ring_offered_, true)) offer_ring();
   if (!ring_out_ || !ring_out_->ready()) return;
   std::byte* room = ring_out_->reserve(frame.length);
@@ -56,16 +52,17 @@ void Lane::offer_ring() {
 }
 
 /// Queues a frame of the lane's own, before one that is parked: the other side may wait for it.
-void Lane::post(FrameHeader header, std::span<const std::byte> body) noexcept {
+OutgoingFrame& Lane::post(FrameHeader header, std::span<const std::byte> body) {
   sign(header, body);
   OutgoingFrame& frame = *out_.emplace(parked() ? std::prev(out_.end()) : out_.end());
   frame.length = header.length;
   frame.in_small = true;
-  std::memcpy(frame.small.data(), body.data(), body.size());
+  std::copy(body.begin(), body.end(), frame.small.begin());
   encode(header, frame.header);
+  return frame;
 }
 
-Status Lane::hear_of_ring(Link& link) noexcept {
+Status Lane::hear_of_ring(Link& link) {
   if (header_.type == FrameType::opened) {
     if (!ring_out_ || ring_out_->ready()) return Status::protocol;
     ring_out_->opened();
@@ -104,10 +101,10 @@ Status Lane::take_from_ring(Link& link, FrameSink& sink, std::size_t& taken) {
     std::memcpy(placement.target, payload, header_.length);
   }
   const Status status = sink.delivered(link, header_, placement);
-  if (ring_in_->consume(header_.length)) {
+  if (ring_in_->consume(header_.length) && !std::exchange(room_queued_, true)) {
     FrameHeader room;
     room.type = FrameType::room;
-    post(room, {});
+    post(room, {}).tells_room = true;
     link.dirty = true;
   }
   return status;

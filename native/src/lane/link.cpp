@@ -12,6 +12,16 @@
 #include "pccl/xxh3.hpp"
 
 namespace pccl {
+namespace {
+
+/// What could not be built leaves nothing behind for whatever is sent instead.
+void clear(OutgoingFrame& frame) noexcept {
+  const bool may_be_unhashed = frame.may_be_unhashed;
+  frame = OutgoingFrame{};
+  frame.may_be_unhashed = may_be_unhashed;
+}
+
+}  // namespace
 
 bool Link::has_lane(std::uint32_t id) const noexcept {
   return std::any_of(lanes.begin(), lanes.end(),
@@ -114,6 +124,7 @@ bool Link::next_of(std::deque<SendQueue*>& queues, std::uint32_t lane,
     }
     auto& items = queue.results.empty() ? queue.inputs : queue.results;
     const Status built = queue.operation->build(items.front(), lane, frame);
+    if (built != Status::ok) clear(frame);
     if (built != Status::ok && built != Status::closed) {
       queues.push_front(&queue);
       return false;

@@ -8,9 +8,13 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <linux/magic.h>
+
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -29,6 +33,7 @@ constexpr std::uint64_t room_told = ring_bytes / 2;
 constexpr std::size_t file_bytes = payloads_at + ring_bytes;
 constexpr int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 using FileName = std::array<char, 64>;
+using Path = std::array<char, 64>;
 
 /// What the file is called; the reader opens nothing that is called otherwise.
 FileName file_name(const RingName& name) noexcept {
@@ -39,6 +44,45 @@ FileName file_name(const RingName& name) noexcept {
     at += 2;
   }
   return text;
+}
+
+Path path_of(int file) noexcept {
+  Path path{};
+  std::snprintf(path.data(), path.size(), "/proc/self/fd/%d", file);
+  return path;
+}
+
+/// Says of a file that is held, not opened, whether it is a memory file of that name and size.
+bool is_offered(int held, const RingName& name) noexcept {
+  std::array<char, 128> called{};
+  std::array<char, 128> wanted{};
+  std::snprintf(wanted.data(), wanted.size(), "/memfd:%s (deleted)", file_name(name).data());
+  struct stat status {};
+  struct statfs system {};
+  return ::readlink(path_of(held).data(), called.data(), called.size() - 1) > 0 &&
+         called == wanted && ::fstat(held, &status) == 0 && S_ISREG(status.st_mode) &&
+         static_cast<std::size_t>(status.st_size) == file_bytes && ::fstatfs(held, &system) == 0 &&
+         system.f_type == TMPFS_MAGIC;
+}
+
+/// A new memory file; where the system can, one that can never be executed.
+Fd memory_file(const char* name) noexcept {
+#ifdef MFD_NOEXEC_SEAL
+  constexpr unsigned never_executed = MFD_NOEXEC_SEAL;
+#else
+  constexpr unsigned never_executed = 8;
+#endif
+  const int file = ::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | never_executed);
+  if (file >= 0 || errno != EINVAL) return Fd(file);
+  return Fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));  // before Linux 6.3
+}
+
+bool allocate(int file, std::size_t bytes) noexcept {
+  int error = 0;
+  do {
+    error = ::posix_fallocate(file, 0, static_cast<off_t>(bytes));
+  } while (error == EINTR);
+  return error == 0;
 }
 
 std::byte* map(int file) noexcept {
@@ -64,9 +108,9 @@ std::unique_ptr<PayloadRing> PayloadRing::make() noexcept {
       static_cast<ssize_t>(name.token.size())) {
     return nullptr;
   }
-  Fd file(::memfd_create(file_name(name).data(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  Fd file = memory_file(file_name(name).data());
   // Allocated now: a page that cannot be had later would be a signal in the middle of a copy.
-  if (!file || ::posix_fallocate(file.get(), 0, file_bytes) != 0 ||
+  if (!file || !allocate(file.get(), file_bytes) ||
       ::fcntl(file.get(), F_ADD_SEALS, seals) != 0) {
     return nullptr;
   }
@@ -83,22 +127,16 @@ std::unique_ptr<PayloadRing> PayloadRing::make() noexcept {
 
 std::unique_ptr<PayloadRing> PayloadRing::open(const RingName& name) noexcept {
   if (name.bytes != ring_bytes) return nullptr;
+  // The number may be another process's here, and what it names may change: the file is held by a
+  // descriptor that does nothing else, looked at, and only then opened.
   std::array<char, 64> path{};
   std::snprintf(path.data(), path.size(), "/proc/%u/fd/%u", name.process, name.descriptor);
-  // The number may be another process's here; what is opened must be what was offered.
-  std::array<char, 128> found{};
-  std::array<char, 128> wanted{};
-  std::snprintf(wanted.data(), wanted.size(), "/memfd:%s (deleted)", file_name(name).data());
-  if (::readlink(path.data(), found.data(), found.size() - 1) < 0 || found != wanted) {
-    return nullptr;
-  }
-  Fd file(::open(path.data(), O_RDWR | O_CLOEXEC));
-  struct stat status {};
-  if (!file || ::fstat(file.get(), &status) != 0 ||
-      static_cast<std::size_t>(status.st_size) != file_bytes ||
-      (::fcntl(file.get(), F_GET_SEALS) & seals) != seals) {
-    return nullptr;
-  }
+  const Fd found(::open(path.data(), O_PATH | O_CLOEXEC));
+  if (!found || !is_offered(found.get(), name)) return nullptr;
+  const Path held = path_of(found.get());
+  const Fd file(::open(held.data(), O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  const int has = file ? ::fcntl(file.get(), F_GET_SEALS) : -1;
+  if (has < 0 || (has & seals) != seals) return nullptr;
   std::byte* memory = map(file.get());
   if (memory == nullptr) return nullptr;
   const bool same = std::memcmp(memory + token_at, name.token.data(), name.token.size()) == 0;

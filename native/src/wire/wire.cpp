@@ -65,8 +65,8 @@ bool flags_fit(FrameType type, Phase phase, std::uint32_t length, std::uint8_t f
   if (length == 0) return flags == 0;
   if (type != FrameType::data && type != FrameType::message) return flags == flag_hashed;
   const bool contribution = type == FrameType::data && phase == Phase::reduce;
-  const auto hash = static_cast<std::uint8_t>(flags & ~flag_ring);
-  return hash == flag_hashed || (contribution && hash == flag_unhashed);
+  return flags == flag_hashed || flags == (flag_hashed | flag_ring) ||
+         (contribution && flags == (flag_unhashed | flag_ring));
 }
 
 /// Reads and checks what a message is made of.
