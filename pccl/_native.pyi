@@ -144,8 +144,8 @@ class Engine:
         Drives the reactor meanwhile, and looks for signals about every 50 ms.
         """
 
-    def step_result(self, step: int) -> tuple[int, int, int, list[bytes], int, int, str]:
-        """Returns state, epoch, retries, contributors, wire bytes, code, text.
+    def step_result(self, step: int) -> tuple[int, int, int, list[bytes], list[int], int, int, str]:
+        """Returns state, epoch, retries, contributors, groups, wire bytes, code, text.
 
         State is 0 open, 1 committed, 2 failed.
         """

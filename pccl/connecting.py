@@ -105,9 +105,7 @@ def connect(
     """
     step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
     drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
-    lanes = check_number("lanes", lanes, 0, LANES_MAX)  # 0: automatic
-    spin_us = check_number("spin_us", spin_us, -1, SPIN_US_MAX)
-    make_engine = partial(_make_engine, _Listening.parse(listen, advertise, insecure))
+    transport = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory)
     config = AgentConfig(
         addresses=check_addresses(address),
         host_key=this_host_key(),
@@ -120,7 +118,7 @@ def connect(
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
-    agent = MemberAgent(config, partial(make_engine, config, lanes, spin_us, bool(shared_memory)))
+    agent = MemberAgent(config, partial(_make_engine, transport, config))
     return admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
 
 
@@ -166,47 +164,55 @@ def admit(
 
 
 @dataclass(frozen=True, slots=True)
-class _Listening:
-    """Where this process may be reached by its peers, as far as the program says."""
+class _Transport:
+    """How this process talks with its peers, as far as the program says."""
 
-    at: Address | None  # None: the address used towards the coordinator
+    at: Address | None  # where they reach it; None: the address used towards the coordinator
     advertised: Address | None
     insecure: bool
+    lanes: int
+    spin_us: int
+    shared_memory: bool
 
     @classmethod
-    def parse(cls, listen: str | None, advertise: str | None, insecure: bool) -> Self:
-        at = (
-            None
-            if listen is None
-            else _literal(parse_address(check_text("listen", listen), port_min=0))
-        )
-        if at is not None:
+    def parse(
+        cls,
+        listen: str | None,
+        advertise: str | None,
+        insecure: bool,
+        lanes: int,
+        spin_us: int,
+        shared_memory: bool,
+    ) -> Self:
+        at = None
+        if listen is not None:
+            at = _literal(parse_address(check_text("listen", listen), port_min=0))
             _require_allowed(at.host, insecure)
-        if advertise is None:
-            return cls(at, None, insecure)
-        return cls(at, _parse_advertise(check_text("advertise", advertise)), insecure)
+        return cls(
+            at=at,
+            advertised=(
+                None if advertise is None else _parse_advertise(check_text("advertise", advertise))
+            ),
+            insecure=insecure,
+            lanes=check_number("lanes", lanes, 0, LANES_MAX),  # 0: automatic
+            spin_us=check_number("spin_us", spin_us, -1, SPIN_US_MAX),
+            shared_memory=bool(shared_memory),
+        )
 
 
-def _make_engine(
-    where: _Listening,
-    config: AgentConfig,
-    lanes: int,
-    spin_us: int,
-    shared_memory: bool,
-    local_host: str,
-) -> Seat:
-    at = where.at or Address(local_host, 0)
-    _require_allowed(at.host, where.insecure)
+def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) -> Seat:
+    at = transport.at or Address(local_host, 0)
+    _require_allowed(at.host, transport.insecure)
     engine = Engine(
         peer_id=config.peer_id,
         listen_host=at.host,
         listen_port=at.port,
-        lanes=lanes,
-        spin_us=spin_us,
+        lanes=transport.lanes,
+        spin_us=transport.spin_us,
         host_key=config.host_key,
-        shared_memory=shared_memory,
+        shared_memory=transport.shared_memory,
     )
-    return seat_of(engine, at.host, where.advertised)
+    return seat_of(engine, at.host, transport.advertised)
 
 
 def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:

@@ -27,12 +27,14 @@ class Outcome:
         epoch: the view in which the step committed.
         retries: attempts that were undone before.
         wire_bytes: bytes this peer sent for the step, headers and aborted attempts included.
+        groups: the peer group of each participant, those of other groups included.
     """
 
     contributors: tuple[Peer, ...]
     epoch: int
     retries: int
     wire_bytes: int
+    groups: tuple[int, ...] = ()
 
     @property
     def world_size(self) -> int:

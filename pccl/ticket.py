@@ -261,6 +261,7 @@ class Ticket:
                     result.epoch,
                     result.retries,
                     result.wire_bytes,
+                    result.groups,
                 )
             else:
                 self._error = failure_of(result.code, result.text, self.begun.step)

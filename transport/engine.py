@@ -294,12 +294,14 @@ class Engine(LetterCalls):
 
     def step_result(self, step: int) -> StepResult:
         try:
-            state, epoch, retries, contributors, wire_bytes, code, text = self._native.step_result(
+            state, epoch, retries, peers, groups, wire_bytes, code, text = self._native.step_result(
                 step
             )
         except self._error_type as error:
             raise self._mapped(error, deciding=True) from error
-        return StepResult(state, epoch, retries, tuple(contributors), wire_bytes, code, text)
+        return StepResult(
+            state, epoch, retries, tuple(peers), tuple(groups), wire_bytes, code, text
+        )
 
     def release_step(self, step: int) -> None:
         self._call(self._native.release_step, step)

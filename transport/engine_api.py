@@ -51,6 +51,7 @@ class StepResult:
     epoch: int
     retries: int
     contributors: tuple[bytes, ...]
+    groups: tuple[int, ...]
     wire_bytes: int
     code: int
     text: str

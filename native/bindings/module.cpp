@@ -134,8 +134,10 @@ nb::tuple step_result(Engine& engine, StepId step) {
     nb::gil_scoped_release release;
     result = engine.result(step);
   }
+  nb::list groups;
+  for (const std::uint32_t group : result.groups) groups.append(group);
   return nb::make_tuple(static_cast<int>(result.state), result.epoch, result.retries,
-                        to_python(result.contributors), result.wire_bytes,
+                        to_python(result.contributors), groups, result.wire_bytes,
                         static_cast<int>(result.code), result.text);
 }
 

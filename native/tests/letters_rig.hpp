@@ -2,7 +2,8 @@
 // Frames are in order on a lane and in none among lanes.  A frame's header arrives first, its
 // payload later; what it is for may have ended in between.  A dead lane loses all that it carries;
 // each end notices by itself, some time later.
-// Ownership: the office owns its peers.
+// Ownership: the office owns its peers; every message has memory of its own, freed when its letter
+//            ended.
 // Threads:   the test's main thread.
 // Errors:    CHECKs.
 #pragma once
@@ -247,6 +248,66 @@ inline void Peer::let_go(Correspondent& to, LetterId letter) noexcept {
     const bool here = std::get<0>(key) == number_of(to) && std::get<1>(key) == me;
     if (here && way.placement && way.placement->letter == letter) way.placement->kind = {};
   }
+}
+
+inline constexpr double never_s = 1e9;
+inline constexpr std::size_t chunk = chunk_bytes_max;
+
+inline std::byte byte_of(std::uint64_t message, std::size_t at) {
+  return static_cast<std::byte>((message * 131 + at * 7 + at / 251) & 0xff);
+}
+
+/// One end of a message; the memory goes as soon as its letter has ended.
+struct End {
+  End(Peer& owner, std::size_t size) : peer(owner), memory(size, std::byte{0xee}) {}
+  /// Says whether it has ended, and keeps what it was.
+  bool over() {
+    if (result) return true;
+    const Letter* letter = peer.letters.find(id);
+    if (letter->state == LetterState::open) return false;
+    result = *letter;
+    content = memory;
+    std::vector<std::byte>().swap(memory);  // whoever writes there now is found by a sanitizer
+    peer.letters.release(id);
+    return true;
+  }
+  bool done() { return over() && result->state == LetterState::done; }
+  bool holds(std::uint64_t message) const {
+    for (std::size_t i = 0; i < content.size(); ++i) {
+      if (content[i] != byte_of(message, i)) return false;
+    }
+    return true;
+  }
+  Peer& peer;
+  LetterId id = 0;
+  std::vector<std::byte> memory;
+  std::vector<std::byte> content;
+  std::optional<Letter> result;
+};
+
+using Ends = std::vector<std::unique_ptr<End>>;
+
+inline End& send(Office& office, Ends& ends, std::size_t from, std::size_t to, Tag tag,
+                 std::size_t size, std::uint64_t message, double deadline_s = never_s) {
+  Peer& peer = *office.peers[from];
+  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
+  for (std::size_t i = 0; i < size; ++i) end.memory[i] = byte_of(message, i);
+  end.id = peer.letters.send(*peer.mail[to], tag, {Dtype::u8, size}, end.memory.data(), deadline_s);
+  return end;
+}
+
+inline End& receive(Office& office, Ends& ends, std::size_t at, std::optional<std::size_t> from,
+                    Tag tag, std::size_t size, double deadline_s = never_s) {
+  Peer& peer = *office.peers[at];
+  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
+  end.id = peer.letters.receive(from ? peer.mail[*from] : nullptr, tag, {Dtype::u8, size},
+                                end.memory.data(), deadline_s);
+  return end;
+}
+
+/// Notes what has ended.
+inline void look_at(const Ends& ends) {
+  for (const auto& end : ends) (void)end->over();
 }
 
 }  // namespace post

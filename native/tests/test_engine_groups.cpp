@@ -73,6 +73,8 @@ TEST(each_group_reduces_for_itself) {
       CHECK(all_are(data, rank < 2 ? 3.0f : 7.0f));
       CHECK(result.contributors.size() == 2);
       CHECK(result.contributors[0] == peer_id(rank < 2 ? 0 : 2));
+      CHECK(result.groups.size() == 4);
+      CHECK(std::count(result.groups.begin(), result.groups.end(), result.groups[0]) == 2);
       engine.release(begun.step);
     }
   });

@@ -1,5 +1,5 @@
 // native/tests/test_letters.cpp — messages: order, exact bytes, once each, whatever lanes do.
-// Ownership: see letters_rig.hpp; every message has memory of its own, freed when its letter ended.
+// Ownership: see letters_rig.hpp.
 // Threads:   the main thread.
 // Errors:    CHECKs.
 #include <algorithm>
@@ -10,61 +10,6 @@
 namespace {
 
 using namespace post;
-
-constexpr double never_s = 1e9;
-constexpr std::size_t chunk = chunk_bytes_max;
-
-std::byte byte_of(std::uint64_t message, std::size_t at) {
-  return static_cast<std::byte>((message * 131 + at * 7 + at / 251) & 0xff);
-}
-
-/// One end of a message; the memory goes as soon as its letter has ended.
-struct End {
-  End(Peer& owner, std::size_t size) : peer(owner), memory(size, std::byte{0xee}) {}
-  /// Says whether it has ended, and keeps what it was.
-  bool over() {
-    if (result) return true;
-    const Letter* letter = peer.letters.find(id);
-    if (letter->state == LetterState::open) return false;
-    result = *letter;
-    content = memory;
-    std::vector<std::byte>().swap(memory);  // whoever writes there now is found by a sanitizer
-    peer.letters.release(id);
-    return true;
-  }
-  bool done() { return over() && result->state == LetterState::done; }
-  bool holds(std::uint64_t message) const {
-    for (std::size_t i = 0; i < content.size(); ++i) {
-      if (content[i] != byte_of(message, i)) return false;
-    }
-    return true;
-  }
-  Peer& peer;
-  LetterId id = 0;
-  std::vector<std::byte> memory;
-  std::vector<std::byte> content;
-  std::optional<Letter> result;
-};
-
-using Ends = std::vector<std::unique_ptr<End>>;
-
-End& send(Office& office, Ends& ends, std::size_t from, std::size_t to, Tag tag, std::size_t size,
-          std::uint64_t message, double deadline_s = never_s) {
-  Peer& peer = *office.peers[from];
-  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
-  for (std::size_t i = 0; i < size; ++i) end.memory[i] = byte_of(message, i);
-  end.id = peer.letters.send(*peer.mail[to], tag, {Dtype::u8, size}, end.memory.data(), deadline_s);
-  return end;
-}
-
-End& receive(Office& office, Ends& ends, std::size_t at, std::optional<std::size_t> from, Tag tag,
-             std::size_t size, double deadline_s = never_s) {
-  Peer& peer = *office.peers[at];
-  End& end = *ends.emplace_back(std::make_unique<End>(peer, size));
-  end.id = peer.letters.receive(from ? peer.mail[*from] : nullptr, tag, {Dtype::u8, size},
-                                end.memory.data(), deadline_s);
-  return end;
-}
 
 LetterEnd how(End& end) { return end.over() ? end.result->end : LetterEnd::none; }
 
@@ -328,9 +273,8 @@ TEST(whatever_order_and_losses_each_message_is_received_once_and_exactly) {
       } else {
         office.move();
       }
-      for (auto* ends : {&sends, &receives}) {
-        for (const auto& end : *ends) (void)end->over();
-      }
+      look_at(sends);
+      look_at(receives);
     }
     office.settle();
     for (std::size_t i = 0; i < items.size(); ++i) {
@@ -338,6 +282,29 @@ TEST(whatever_order_and_losses_each_message_is_received_once_and_exactly) {
     }
     for (const auto& peer : office.peers) CHECK(peer->budget.used() == 0);
   }
+}
+
+/// Who says done was received, who was given up at most once; then nobody waits any longer.
+void check_once_at_most(Office& office, const Ends& sends, const Ends& receives) {
+  std::vector<int> got(sends.size(), 0);
+  for (const auto& end : receives) {
+    if (!end->done()) continue;
+    std::size_t message = 0;
+    while (message < sends.size() && !end->holds(message)) ++message;
+    CHECK(message < sends.size());
+    if (message < sends.size()) ++got[message];
+  }
+  for (std::size_t i = 0; i < sends.size(); ++i) {
+    CHECK(got[i] <= 1);
+    if (sends[i]->done()) CHECK(got[i] == 1);
+    if (!sends[i]->over()) CHECK(got[i] == 0);
+    // It arrived while its sender gave it up, or it did not.
+    if (got[i] == 1 && !sends[i]->done()) CHECK(how(*sends[i]) == LetterEnd::cancelled);
+    sends[i]->peer.letters.cancel(sends[i]->id);
+  }
+  office.settle();
+  for (const auto& end : receives) end->peer.letters.cancel(end->id);
+  office.settle();
 }
 
 /// As above, with receives from any and letters that are given up at any moment on either side.
@@ -370,30 +337,11 @@ TEST(what_is_given_up_is_received_at_most_once_and_costs_no_other_message) {
       } else {
         office.move();
       }
-      for (auto* ends : {&sends, &receives}) {
-        for (const auto& end : *ends) (void)end->over();
-      }
+      look_at(sends);
+      look_at(receives);
     }
     office.settle();
-    std::vector<int> got(sends.size(), 0);
-    for (const auto& end : receives) {
-      if (!end->done()) continue;
-      std::size_t message = 0;
-      while (message < sends.size() && !end->holds(message)) ++message;
-      CHECK(message < sends.size());
-      if (message < sends.size()) ++got[message];
-    }
-    for (std::size_t i = 0; i < sends.size(); ++i) {
-      CHECK(got[i] <= 1);
-      if (sends[i]->done()) CHECK(got[i] == 1);
-      if (!sends[i]->over()) CHECK(got[i] == 0);
-      // It arrived while its sender gave it up, or it did not.
-      if (got[i] == 1 && !sends[i]->done()) CHECK(how(*sends[i]) == LetterEnd::cancelled);
-      sends[i]->peer.letters.cancel(sends[i]->id);
-    }
-    office.settle();
-    for (const auto& end : receives) end->peer.letters.cancel(end->id);
-    office.settle();
+    check_once_at_most(office, sends, receives);
     // A number that was given up is remembered until a later one comes.
     Ends last;
     for (std::size_t a = 0; a < 3; ++a) {

@@ -97,7 +97,8 @@ TEST(counters_that_the_other_side_invents_lead_nowhere_outside) {
   CHECK(mapped != MAP_FAILED);
   auto* counters = static_cast<std::uint64_t*>(mapped);
   CHECK(write(*ends.out, 1000, 1));
-  for (const std::uint64_t taken : {std::uint64_t{5000}, ~std::uint64_t{0}, ~std::uint64_t{0} / 2}) {
+  constexpr auto most = ~std::uint64_t{0};
+  for (const std::uint64_t taken : {std::uint64_t{5000}, most, most / 2}) {
     counters[128 / 8] = taken;
     CHECK(ends.out->reserve(1000) == nullptr);
   }

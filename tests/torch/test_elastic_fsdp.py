@@ -79,7 +79,8 @@ def train(
         me.say(state.step)
         time.sleep(pause_s)
     found = trained(me, group, nn.Module())  # shards are not what is compared
-    found.parameters[:] = [p.full_tensor().detach().numpy() for p in model.parameters()]  # type: ignore[attr-defined]
+    whole = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
+    found.parameters[:] = [tensor.detach().numpy() for tensor in whole]
     return found
 
 

@@ -76,7 +76,8 @@ struct StepResult {
   StepState state = StepState::open;
   Epoch epoch = 0;
   std::uint32_t retries = 0;
-  std::vector<PeerId> contributors;
+  std::vector<PeerId> contributors;  // of the own group, in rank order
+  std::vector<std::uint32_t> groups;  // of each participant, of all groups
   std::uint64_t wire_bytes = 0;
   SuspectCode code = SuspectCode::none;
   std::string text;

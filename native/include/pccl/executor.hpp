@@ -50,6 +50,7 @@ struct StepRecord {
   std::vector<Link*> peers;       // by that rank; null for this peer
   std::vector<Link*> everyone;    // the other participants, of all groups: DONE goes to them
   std::vector<PeerId> contributors;
+  std::vector<std::uint32_t> groups;  // of each participant, of all groups
   std::vector<std::pair<PeerId, Incarnation>> present;     // the attempt's, of the own group
   std::vector<std::pair<PeerId, Incarnation>> begun_with;  // the first attempt's: ranks are of it
   std::vector<std::unique_ptr<Operation>> operations;

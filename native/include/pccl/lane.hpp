@@ -47,7 +47,7 @@ struct Placement {
   LetterId letter = 0;
   std::uint16_t transfer = 0;
   Buffer buffer;
-  bool used_up = false;  // delivered() needs the payload no longer: a tile of one's own is not needed
+  bool used_up = false;  // delivered() needs the payload no longer, hence no tile
 };
 
 /// What is on its way out.
@@ -171,7 +171,7 @@ class Lane {
   bool blocked_ = false;
   std::uint64_t acknowledged_ = 0;
   std::uint64_t taken_by_memory_ = 0;
-  bool in_kernel_ = false;   // as of the last look: bytes that the other kernel has not acknowledged
+  bool in_kernel_ = false;   // as of the last look: bytes that were not acknowledged
   double acknowledged_s_;    // when it last did, or had nothing to
   std::uint64_t read_ = 0;  // bytes_received at the last look
   double looked_s_ = 0;

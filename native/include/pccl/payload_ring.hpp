@@ -6,8 +6,9 @@
 // wake-ups, silence and death are the socket's matter, and where there is no ring payloads go that
 // way, too.
 //
-//   byte 0 token, 64 produced, 128 consumed (both only grow), 192 whether the writer waits for room,
-//   4096 the payloads, each in one piece: what does not fit before the end begins at the front again
+//   byte 0 token, 64 produced, 128 consumed (both only grow), 192 whether the writer waits for
+//   room, 4096 the payloads, each in one piece: what does not fit before the end begins at the
+//   front again
 //
 // The two trust each other's payloads (they take them into their sums), not each other's counters:
 // whatever those say, no access is out of bounds.  The file cannot shrink (it is sealed), so no

@@ -227,8 +227,8 @@ StepResult Engine::result(StepId step) {
   const Lock turn = take_turn();
   const StepRecord* record = executor_.record(step);
   if (record == nullptr) throw EngineFailure("usage", "no such step");
-  return {record->state,      record->epoch, record->retries, record->contributors,
-          record->wire_bytes, record->code,  record->text};
+  return {record->state,  record->epoch,      record->retries, record->contributors,
+          record->groups, record->wire_bytes, record->code,    record->text};
 }
 
 void Engine::release(StepId step) {

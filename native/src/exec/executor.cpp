@@ -161,8 +161,10 @@ void Executor::on_start(const Start& effect) {
   step.peers.clear();
   step.everyone.clear();
   step.contributors.clear();
+  step.groups.clear();
   step.present.clear();
   for (const Member& member : machine_->participants(effect.step)) {
+    step.groups.push_back(member.group);
     const bool self = member.peer == self_;
     Link* link = self ? nullptr : &link_to(member.peer, member.incarnation, 0);
     if (!self) step.everyone.push_back(link);

@@ -177,7 +177,7 @@ std::size_t Executor::pump_link(Link& link, double now_s) {
       link.dirty = true;
     }
   }
-  // All lanes full: the poller says when one takes bytes again, or the other side that its ring does.
+  // All lanes full: the poller says when one takes bytes again, the other side when its ring does.
   const bool open = std::any_of(link.lanes.begin(), link.lanes.end(), [](const auto& lane) {
     return !lane->socket_full() && (lane->has_unsent() || !lane->blocked());
   });

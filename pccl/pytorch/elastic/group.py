@@ -34,7 +34,7 @@ from pccl.pytorch.elastic.replica import Replica
 from pccl.pytorch.elastic.run import ElasticRun
 from pccl.pytorch.elastic.state import State
 from pccl.pytorch.elastic.transaction import Transaction
-from pccl.pytorch.errors import Misused, PcclDistError
+from pccl.pytorch.errors import Mismatch, Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.pytorch.issue import Posting
 from pccl.pytorch.layout import Finish
@@ -244,7 +244,8 @@ class ElasticGroup(ProcessGroupPccl):
                 `steps` goes on with the next one.
 
         Raises:
-            Mismatch: members posted different reductions, twice; said on all of them.
+            Mismatch: members called different collectives, or posted different reductions, twice;
+                said on all of them.
             PcclDistError: too many steps failed one after the other; or this process is out of
                 the run and does not rejoin.
         """
@@ -270,9 +271,13 @@ class ElasticGroup(ProcessGroupPccl):
             transaction.spoiled, transaction.awaited or changed
         )
         if spoiled:
-            reason = transaction.trouble
-            said = "another member could not do its part, or the weights add up to 0"
-            return self._rolled_back(said if reason is None else f"{reason[0]}: {reason[1]}")
+            if transaction.trouble is None:
+                return self._rolled_back(
+                    "another member could not do its part, or the weights add up to 0"
+                )
+            op, trouble = transaction.trouble
+            self._count_mismatch(trouble)
+            return self._rolled_back(f"{op}: {trouble}")
         self._failures = self._mismatches = 0
         self._state.step += 1
         self._state.advance(self._begun_with)
@@ -286,12 +291,7 @@ class ElasticGroup(ProcessGroupPccl):
         run.must_meet = True
         if isinstance(error, DeadlineExceeded) and GIVEN_UP in str(error) and self._state:
             self._state.advance(self._begun_with)
-        # Once it may be that members went different ways when one was lost; twice it is a bug.
-        mismatch = isinstance(error, DescriptorMismatch)
-        self._mismatches = self._mismatches + 1 if mismatch else 0
-        if self._mismatches > 1:
-            run.leave_at_once("members posted different reductions")
-            raise run.translate(error, "commit") from error
+        self._count_mismatch(error)
         if isinstance(error, (Excluded, *OUT)):
             run.synced = False
             if self.replica.divided and not run.out:  # one part of a replica is behind
@@ -299,6 +299,14 @@ class ElasticGroup(ProcessGroupPccl):
             if run.out and not (run.options.rejoin and not self.replica.divided):
                 raise run.translate(error, "commit") from error
         return self._rolled_back(str(error))
+
+    def _count_mismatch(self, error: BaseException) -> None:
+        """Once it may be that members went different ways when one was lost; twice it is a bug."""
+        mismatch = isinstance(error, (DescriptorMismatch, Mismatch))
+        self._mismatches = self._mismatches + 1 if mismatch else 0
+        if self._mismatches > 1:
+            self.run.leave_at_once("members called different collectives")
+            raise self.run.translate(error, "commit") from error
 
     def _rolled_back(self, reason: str) -> bool:
         assert self._state is not None

@@ -33,7 +33,7 @@ from pccl.base.errors import (
     WorldTooSmall,
 )
 from pccl.base.log import get_logger
-from pccl.outcome import Peer
+from pccl.outcome import Outcome, Peer
 from pccl.pytorch.elastic.replica import Replica
 from pccl.pytorch.elastic.run import ElasticRun
 from pccl.pytorch.elastic.survey import (
@@ -158,17 +158,18 @@ class Meeting:
         run = self._run
         own = Report(run.synced, self._state.step, b"", self._replica.name, self._parts)
         left_s = max(self._deadline.remaining_s(), 0.001)
-        said, members = self._gather(run.joining.entry, own.pack(), left_s)
+        said, outcome = self._gather(run.joining.entry, own.pack(), left_s)
+        members = outcome.contributors
         run.frame(members)
         if self._parts > 1 and not self._replica.whole():
             raise self._broken("this replica has lost a process")
         if run.place.rank >= run.joining.most:
             run.communicator.session.close("the job is full")
             raise Misused(f"job {run.joining.job!r} takes {run.joining.most} members", op="begin")
-        view = run.communicator.view
-        self._replica.seen |= self._replica.partners & set(view.members)
-        if not complete(view.groups, self._parts):
-            self._require_partners(view.members)
+        present = run.communicator.view.members
+        self._replica.seen |= self._replica.partners & set(present)
+        if not complete(outcome.groups, self._parts):
+            self._require_partners(present)
             return None
         reports = self._fitting(said)
         if reports is None:
@@ -212,10 +213,10 @@ class Meeting:
         if run.compared == run.members and not decision.healed:
             return decision
         own = self._state.digest() if run.synced else bytes(DIGEST_BYTES)
-        said, members = self._gather("torch state check", own, run.joining.timeout_s)
-        if members != run.members:
+        said, outcome = self._gather("torch state check", own, run.joining.timeout_s)
+        if outcome.contributors != run.members:
             raise ViewChanged("a member was lost while states were compared")
-        run.compared = members
+        run.compared = outcome.contributors
         return decide(
             [
                 replace(report, digest=digest if report.synced else b"")
@@ -223,14 +224,12 @@ class Meeting:
             ]
         )
 
-    def _gather(
-        self, name: str, own: bytes, timeout_s: float
-    ) -> tuple[list[bytes], tuple[Peer, ...]]:
-        """Returns what all say in a step, in rank order, and who they are."""
+    def _gather(self, name: str, own: bytes, timeout_s: float) -> tuple[list[bytes], Outcome]:
+        """Returns what all say in a step, in rank order, and who took part."""
         with self._run.communicator.step(name, timeout_s) as step:
             rows = np.zeros((step.world_size, len(own)), np.uint8)
             step.all_gather(np.frombuffer(own, np.uint8), rows)
-        return [row.tobytes() for row in rows], step.outcome.contributors
+        return [row.tobytes() for row in rows], step.outcome
 
     def _heal(self, decision: Decision) -> None:
         run, state = self._run, self._state

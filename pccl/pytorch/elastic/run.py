@@ -158,6 +158,9 @@ class ElasticRun(Run):
         self._note(said)
         return said
 
+    def _end(self, said: PcclDistError) -> None:
+        self._note(said)
+
     def _note(self, error: PcclDistError) -> None:
         """An operation ends alike on all members; after a loss all meet before the next step."""
         if isinstance(error, PeerLost):

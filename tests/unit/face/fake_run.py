@@ -102,7 +102,9 @@ class FakeRun:
         return REDUCE[posts[0].op](parts, [post.weight for post in posts])
 
     def decide(self, step: FakeStep, state: int, code: int = 0, text: str = "") -> None:
-        step.result = StepResult(state, self.epoch, 0, tuple(self.live), 64, code, text)
+        step.result = StepResult(
+            state, self.epoch, 0, tuple(self.live), (0,) * len(self.live), 64, code, text
+        )
         self.changed.notify_all()
 
 
@@ -197,7 +199,7 @@ class FakeEngine:
             raise UsageError(f"step {step} was released")
         with self.run.changed:
             found = self.run.steps[step].result
-            return found or StepResult(STEP_OPEN, 0, 0, (), 0, 0, "")
+            return found or StepResult(STEP_OPEN, 0, 0, (), (), 0, 0, "")
 
     def release_step(self, step: int) -> None:
         assert step not in self.released
