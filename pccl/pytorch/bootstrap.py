@@ -37,6 +37,7 @@ from pccl.transport.address import is_loopback, parse_address
 LOOPBACK = "127.0.0.1"
 ENTRY = "torch group"  # the name of the step in which all ranks come in
 FAILED = "failed: "
+COORDINATOR_GRACE_S = 3.0  # it ended with a process that does not come back
 TIMEOUT_S_MAX = 10 * 365 * 86400.0
 
 
@@ -170,7 +171,7 @@ def _connect(
         lanes=options.lanes,
         insecure=not is_loopback(parse_address(address).host),
         step_timeout_s=timeout_s,
-        coordinator_grace_s=options.coordinator_grace_s,
+        coordinator_grace_s=options.coordinator_grace_s or COORDINATOR_GRACE_S,
     )
 
 

@@ -28,7 +28,9 @@ class Options:
         deterministic: reduces in rank order, so that a run can be repeated bit by bit; else
             contributions are added as they arrive.  All ranks hold the same bits either way.
         coordinator_grace_s: after the process of the group's rank 0 has ended, which runs the
-            coordinator, the others raise PeerLost within so many seconds.
+            coordinator, the others raise PeerLost within so many seconds, 3 if this is None.  In
+            an elastic group: how long to go on without a coordinator while no step gets done; None
+            leaves that to the coordinator's profile.
         elastic: the group lives on while members die and join (docs/TORCH.md); what follows is for
             such groups only.
         coordinator: host:port[,host:port] of the `pccl coordinator`; None if the group is made with
@@ -52,7 +54,7 @@ class Options:
     host: str | None = None
     lanes: int = 0
     deterministic: bool = False
-    coordinator_grace_s: float = 3.0
+    coordinator_grace_s: float | None = None
     elastic: bool = False
     coordinator: str | None = None
     job: str = "default"
@@ -77,7 +79,7 @@ class Options:
             raise Misused(f"job has 1 to {JOB_CHARACTERS_MAX} characters")
         if self.peer_group < 0:
             raise Misused(f"peer_group must not be negative: {self.peer_group}")
-        for name in ("straggler_s", "drain_on_sigterm_s"):
+        for name in ("coordinator_grace_s", "straggler_s", "drain_on_sigterm_s"):
             seconds = getattr(self, name)
             if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
                 raise Misused(f"{name} must be finite and positive, not {seconds!r}")
@@ -85,10 +87,6 @@ class Options:
             raise Misused(f"host must be an address of this machine, not {self.host!r}")
         if not 0 <= self.lanes <= LANES_MAX:
             raise Misused(f"lanes must be within 0 to {LANES_MAX}, not {self.lanes!r}")
-        if not (math.isfinite(self.coordinator_grace_s) and self.coordinator_grace_s > 0):
-            raise Misused(
-                f"coordinator_grace_s must be finite and positive, not {self.coordinator_grace_s!r}"
-            )
 
     def _refuse_elastic_only(self) -> None:
         for field in fields(self):

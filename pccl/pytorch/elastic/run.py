@@ -64,6 +64,7 @@ class Joining:
             lanes=options.lanes,
             insecure=not all(is_loopback(a.host) for a in parse_addresses(self.addresses)),
             step_timeout_s=self.timeout_s,
+            coordinator_grace_s=options.coordinator_grace_s,
         )
 
 

@@ -1,0 +1,184 @@
+"""Where an elastic group gives up, and what each member is told then."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pccl.pytorch import Options, PcclDistError, State, elastic_group, steps
+from tests.integration.coordinator_processes import (
+    CoordinatorProcess,
+    free_address,
+    journal_option,
+)
+from tests.torch import exact
+from tests.torch.members import Member, Members
+from tests.torch.test_elastic import enter, make_model
+
+
+def different(me: Member, how: str) -> list[Any]:
+    """Trains with members that call different things; returns what became of each step."""
+    group = enter(me, 1, 2)
+    state = State(model=make_model())
+    mine = torch.ones(3 + me.number)
+    seen: list[Any] = []
+    for _ in range(3):
+        try:
+            group.begin(state)
+            if how == "reductions":
+                group.reduce_gradient(mine)
+            elif how == "collectives" and me.number == 0:
+                dist.broadcast(mine, 0)
+            else:
+                dist.all_reduce(mine)
+            seen.append(group.commit())
+        except PcclDistError as error:
+            seen.append(type(error).__name__ + ": " + str(error))
+            break
+    assert mine.tolist() == [1.0] * (3 + me.number)
+    return seen
+
+
+@pytest.mark.parametrize("how", ["reductions", "shapes", "collectives"])
+def test_members_that_call_different_things_are_told_so_at_the_second_step(how: str) -> None:
+    began = time.monotonic()
+    with Members(different, how) as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in range(2)]
+    assert time.monotonic() - began < 30
+    for first, second in found:
+        assert first is False and second.startswith("Mismatch: [pccl:MISMATCH"), found
+        # Both are named, by every member.
+        for said in ("all_reduce", "broadcast") if how == "collectives" else ("[3]", "[4]"):
+            assert said in second or said.strip("[]") in second, second
+
+
+def fail_on_and_on(me: Member) -> list[Any]:
+    group = enter(me, 1, 2, failures_max=2)
+    state = State(model=make_model())
+    seen: list[Any] = []
+    for _ in range(5):
+        try:
+            group.begin(state)
+            seen.append(group.commit(ok=me.number != 0))
+        except PcclDistError as error:
+            seen.append(str(error))
+            break
+    return seen
+
+
+def test_steps_that_fail_one_after_the_other_end_the_run() -> None:
+    with Members(fail_on_and_on) as members:
+        members.start(0, 1)
+        for number in range(2):
+            *before, last = members.result(number)
+            assert before == [False, False]
+            assert "3 training steps failed one after the other" in last or "PEER_LOST" in last
+
+
+def train_on(me: Member, until: int, **options: Any) -> str:
+    group = enter(me, 1, 2, **options)
+    model = make_model()
+    state = State(model=model)
+    try:
+        for _ in steps(state, until):
+            group.commit()
+            me.say(state.step)
+            time.sleep(0.02)
+    except PcclDistError as error:
+        return type(error).__name__
+    return str(state.step)
+
+
+def test_a_member_that_shall_not_rejoin_raises_once_it_was_given_up() -> None:
+    with Members(train_on, 300) as members:
+        members.start(0, 1, rejoin=False)
+        members.await_step(1, 10)
+        members.signal(1, signal.SIGSTOP)
+        members.await_step(0, 100)
+        members.signal(1, signal.SIGCONT)
+        assert members.result(1) == "PeerLost"
+        assert members.result(0) == "300"
+
+
+def crowded(me: Member, until: int) -> str:
+    try:
+        dist.init_process_group(
+            "pccl",
+            init_method=f"pccl://{me.address}/test?min=1&max=2&start=2",
+            pg_options=Options(elastic=True),
+        )
+        state = State(model=exact.make_model(2))
+        for _ in steps(state, until):
+            elastic_group().commit()
+            me.say(state.step)
+            time.sleep(0.02)
+    except PcclDistError as error:
+        return str(error)
+    return str(state.step)
+
+
+def test_a_job_takes_no_more_members_than_it_says() -> None:
+    with Members(crowded, 150) as members:
+        members.start(0, 1)
+        members.await_step(0, 10)
+        members.start(2)
+        assert "takes 2 members" in members.result(2)
+        assert members.result(0) == members.result(1) == "150"
+
+
+def test_a_state_that_differs_is_kept_where_states_are_not_compared() -> None:
+    with Members(differ, 120) as members:
+        members.start(0, 1, check_state=False)
+        members.await_step(0, 10)
+        members.start(2, check_state=False)
+        found = [members.result(number) for number in range(3)]
+    assert found[0] != found[1] and found[2] in found[:2]
+
+
+def differ(me: Member, until: int, **options: Any) -> str:
+    group = enter(me, 1, 2, **options)
+    model = make_model()
+    state = State(model=model)
+    for step in steps(state, until):
+        if me.number == 1 and step == 5:
+            next(model.parameters()).data += 1
+        group.commit()
+        me.say(state.step)
+        time.sleep(0.02)
+    return state.digest().hex()
+
+
+# ---- without a coordinator
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_member_is_killed_while_there_is_no_coordinator(tmp_path: Path, comes_back: bool) -> None:
+    address = free_address()
+    options = ("--listen", address, *journal_option(tmp_path))
+    coordinator = CoordinatorProcess(*options).ready()
+    named: dict[str, Any] = {"rejoin": False}
+    if not comes_back:
+        named["coordinator_grace_s"] = 2.0
+    try:
+        with Members(train_on, 200, address=address) as members:
+            members.start(0, 1, 2, **named)
+            members.await_step(0, 10)
+            coordinator.kill()
+            members.signal(2)
+            began = time.monotonic()
+            if comes_back:
+                time.sleep(3.0)
+                coordinator = CoordinatorProcess(*options).ready()
+            found = [members.result(number) for number in range(2)]
+            waited_s = time.monotonic() - began
+    finally:
+        coordinator.discard()
+    assert found == ["200" if comes_back else "PeerLost"] * 2
+    assert comes_back or waited_s < 20
