@@ -30,7 +30,9 @@ PARTS = 2
 STEPS = 6
 
 
-def enter(me: Member, folder: str, start: int, peer_group: int) -> tuple[Any, Any]:
+def enter(
+    me: Member, folder: str, start: int, peer_group: int, after_s: float = 0.0
+) -> tuple[Any, Any]:
     """Returns this replica's static group and the elastic one."""
     replica, part = divmod(me.number, 10)
     timeout = timedelta(seconds=TIMEOUT_S)
@@ -39,6 +41,7 @@ def enter(me: Member, folder: str, start: int, peer_group: int) -> tuple[Any, An
     options = Options(
         elastic=True, coordinator=me.address, job="fsdp", start_world=start, peer_group=peer_group
     )
+    time.sleep(after_s)
     group = dist.new_group(list(range(PARTS)), backend="pccl", timeout=timeout, pg_options=options)
     return dist.group.WORLD, group
 
@@ -132,6 +135,32 @@ def test_a_replica_comes_in_process_by_process() -> None:
         replicas = checked(found, members.numbers())
     assert replicas[1] == [0] and sorted(replicas[STEPS]) == [0, 1]
     assert all(not one.rolled_back for one in found)
+
+
+def share(
+    me: Member, folder: str, until: int, after_s: float
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """Returns the rank, and what this process is offered at each step."""
+    shards, group = enter(me, folder, 2, me.number % 10, after_s)
+    model = sharded(shards)
+    elastic_fsdp(model, group, shards)
+    state = State(model=model, loader=lambda step, rank, size: (step, rank, size))
+    offered = []
+    for batch in steps(state, until, group=group):
+        offered.append(batch)
+        assert group.commit()
+    return group.rank(), offered
+
+
+def test_all_parts_of_a_replica_are_offered_the_same_whatever_order_they_came_in() -> None:
+    with tempfile.TemporaryDirectory() as folder, Members(share, folder, 5) as members:
+        for number, after_s in {0: 0.0, 1: 2.0, 10: 1.0, 11: 1.0}.items():
+            members.start(number, after_s=after_s)
+        found = {number: members.result(number) for number in (0, 1, 10, 11)}
+    ranks = {number: rank for number, (rank, _) in found.items()}
+    assert ranks[0] != ranks[1], "not the case that is to be tested"
+    assert found[0][1] == found[1][1] and found[10][1] == found[11][1]
+    assert {found[0][1][0], found[10][1][0]} == {(0, 0, 2), (0, 1, 2)}
 
 
 def wrong_part(me: Member, folder: str) -> str:

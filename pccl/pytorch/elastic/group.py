@@ -178,7 +178,7 @@ class ElasticGroup(ProcessGroupPccl):
                     raise run.translate(error, "begin") from error
             except PcclError as error:
                 raise run.translate(error, "begin") from error
-        self._begun_with = run.place.size
+        self._begun_with = self.replica.share[1]
         self.turn += 1
 
     def weigh(self, weight: float) -> None:

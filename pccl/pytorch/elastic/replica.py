@@ -58,6 +58,19 @@ class Replica:
     def partners(self) -> frozenset[Peer]:
         return self._peers - {self._run.communicator.peer_id}
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of how many of a step's samples is this replica's.
+
+        A process's rank, but where replicas have several processes: those are ranked among other
+        peers each, and must go by one order of the replicas.
+        """
+        run = self._run
+        if not self.divided:
+            return run.place.rank, run.place.size
+        names = sorted(run.replicas.get(member, bytes(member)) for member in run.members)
+        return names.index(self.name), len(names)
+
     def whole(self) -> bool:
         """Says whether no part is known to be lost."""
         return not isinstance(self._shards, ProcessGroupPccl) or self._shards.run.whole

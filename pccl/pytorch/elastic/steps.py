@@ -34,7 +34,8 @@ def steps(
     Args:
         state: its `loader` says where batches come from: one that has `batch(rank, size)` and
             `advance(size)`, as `Batches`; or a function of (step, rank, size).  Without one the
-            number of the step is yielded.
+            number of the step is yielded.  Rank and size are the group's; where replicas have
+            several processes these get the same ones, and divide the batch among themselves.
         until: committed steps in all, also those before this process came.
         group: None takes the default group.
         weight: of this member's gradients in a step's averages, or a function of the batch.
@@ -58,7 +59,7 @@ def steps(
             return
         whole = False
         try:
-            batch = offer(state.step, elastic.rank(), elastic.size())
+            batch = offer(state.step, *elastic.replica.share)
             elastic.weigh(weight(batch) if callable(weight) else weight)
             yield batch
             whole = True
