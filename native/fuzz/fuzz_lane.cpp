@@ -3,7 +3,7 @@
 // The input chooses the operations and writes headers field by field; the check and, mostly, the
 // hash are made right, so that what is behind them is reached.  Whatever comes, nothing outside
 // the operations' and messages' memory is touched, a retry gives in-place inputs back bit for bit,
-// and what is sent is only read.
+// and what is sent is only read.  The other sides may offer rings, and put payloads there or not.
 //
 // Ownership: everything is made anew for each input.
 // Threads:   one.
@@ -18,6 +18,7 @@
 #include "fuzz/pipe.hpp"
 #include "pccl/arithmetic.hpp"
 #include "pccl/executor.hpp"
+#include "pccl/payload_ring.hpp"
 #include "pccl/xxh3.hpp"
 
 using namespace pccl;
@@ -26,6 +27,8 @@ namespace {
 
 constexpr std::size_t operations_max = 3;
 constexpr std::size_t frames_max = 64;
+constexpr std::size_t type_at = 3;  // in a frame
+constexpr std::size_t flags_at = 27;
 
 PeerId id(std::uint8_t number) {
   PeerId value;
@@ -51,7 +54,7 @@ class Host final : public ExecutorHost {
 
 /// Three members; the second one is tested, the others are what the input says.
 struct Setting {
-  Setting() {
+  explicit Setting(bool by_memory) : executor(id(2), 1, by_memory, 0, host) {
     for (std::uint8_t number = 1; number <= 3; ++number) {
       const Member member{id(number), number, 0, 0};
       view.members.push_back(member);
@@ -68,8 +71,44 @@ struct Setting {
   View view{1, 1, {}, Pause::none};
   std::vector<MemberEntry> entries;
   fuzz::Pipe pipes[2];
-  Executor executor{id(2), 1, false, 0, host};
+  std::unique_ptr<PayloadRing> rings[2];  // to what is tested
+  Executor executor;
 };
+
+/// Returns the frame that offers a ring.
+fuzz::Bytes offer_of(const PayloadRing& ring, fuzz::Pieces& input) {
+  fuzz::Bytes offer(header_bytes + ring_name_bytes);
+  const std::span<std::byte> body = std::span(offer).subspan(header_bytes);
+  encode(ring.name(), body.first<ring_name_bytes>());
+  if (input.number<std::uint8_t>() == 255) body[4] ^= std::byte{1};  // another descriptor
+  FrameHeader header;
+  header.type = FrameType::memory;
+  sign(header, body);
+  encode(header, std::span(offer).first<header_bytes>());
+  return offer;
+}
+
+/// Moves a frame's payload into a ring, which is made and offered before if there is none.
+void pass_through_ring(std::unique_ptr<PayloadRing>& ring, fuzz::Pieces& input,
+                       fuzz::Bytes& frame) {
+  fuzz::Bytes said;
+  if (!ring) {
+    ring = PayloadRing::make();
+    if (!ring) return;
+    said = offer_of(*ring, input);
+  }
+  const std::size_t length = frame.size() - header_bytes;
+  const auto how = input.number<std::uint8_t>();
+  if (how < 64) frame[flags_at] = std::byte{flag_unhashed};
+  mark_in_ring(std::span(frame).first<header_bytes>());
+  if (std::byte* room = how < 250 ? ring->reserve(length) : nullptr; room != nullptr) {
+    std::memcpy(room, frame.data() + header_bytes, length);
+    ring->produce(length);
+  }
+  frame.resize(header_bytes);
+  fuzz::append(said, frame);
+  frame = std::move(said);
+}
 
 struct Work {
   Posted posted;  // but for its step and tag
@@ -216,9 +255,11 @@ std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
 
 fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   FrameHeader header;
-  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 13);
+  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 16);
   const auto style = input.number<std::uint8_t>();
-  if (header.type >= FrameType::offer) return message_frame(input, header, style);
+  if (header.type >= FrameType::offer && header.type < FrameType::memory) {
+    return message_frame(input, header, style);
+  }
   header.epoch = (style & 1) != 0 ? input.number<std::uint8_t>() : 1;
   header.step = (style & 2) != 0 ? input.number<std::uint8_t>() : 0;
   header.tag = input.number<std::uint8_t>() % (operations_max + 1);
@@ -244,6 +285,7 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
     case FrameType::open: length = open_bytes; break;
     case FrameType::seal: length = seal_bytes; break;
     case FrameType::done: length = done_bytes; break;
+    case FrameType::memory: length = ring_name_bytes; break;
     case FrameType::ask: break;
     case FrameType::have: length = width % 32; break;
     case FrameType::data:
@@ -276,9 +318,9 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const DefaultArithmetic arithmetic;
   fuzz::Pieces input(data, size);
-  Setting setting;
-  Executor& executor = setting.executor;
   const auto plan = input.number<std::uint8_t>();
+  Setting setting((plan & 32) != 0);
+  Executor& executor = setting.executor;
   const std::size_t operations = plan % (operations_max + 1);
   std::vector<Work> works;
   for (std::size_t i = 0; i < operations; ++i) works.push_back(work_of(input));
@@ -306,7 +348,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (way == 255) executor.tick(1.0);  // their deadline is over
     const std::size_t lane = way & 1;
     Link* link = executor.link_of_lane(setting.host.lanes[lane]);
-    const fuzz::Bytes frame = frame_of(input, works);
+    fuzz::Bytes frame = frame_of(input, works);
+    const auto type = static_cast<FrameType>(frame[type_at]);
+    const bool payload = type == FrameType::data || type == FrameType::message;
+    if (payload && (way & 16) != 0) pass_through_ring(setting.rings[lane], input, frame);
     if (link == nullptr) continue;  // this one has ended its lane
     const std::size_t cut = (way & 2) != 0 ? std::min<std::size_t>(way, frame.size()) : 0;
     for (const auto part : {std::span(frame).first(cut), std::span(frame).subspan(cut)}) {

@@ -7,6 +7,7 @@
 #include <linux/sockios.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -80,6 +81,16 @@ ssize_t transmit(int fd, std::span<const iovec> parts) {
   return sent > 0 ? sent : fail(EAGAIN);
 }
 
+/// Both ends are on one machine.
+int loopback(sockaddr* address, socklen_t* bytes) {
+  sockaddr_in here{};
+  here.sin_family = AF_INET;
+  here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::memcpy(address, &here, std::min<std::size_t>(*bytes, sizeof here));
+  *bytes = sizeof here;
+  return 0;
+}
+
 }  // namespace
 
 namespace fuzz {
@@ -118,6 +129,8 @@ ssize_t __real_recvmsg(int fd, msghdr* message, int flags);
 ssize_t __real_sendmsg(int fd, const msghdr* message, int flags);
 int __real_setsockopt(int fd, int level, int name, const void* value, socklen_t bytes);
 int __real_getsockopt(int fd, int level, int name, void* value, socklen_t* bytes);
+int __real_getsockname(int fd, sockaddr* address, socklen_t* bytes);
+int __real_getpeername(int fd, sockaddr* address, socklen_t* bytes);
 int __real_shutdown(int fd, int how);
 int __real_ioctl(int fd, unsigned long request, ...);
 int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
@@ -145,6 +158,12 @@ int __wrap_setsockopt(int fd, int level, int name, const void* value, socklen_t 
 }
 int __wrap_getsockopt(int fd, int level, int name, void* value, socklen_t* bytes) {
   return ours(fd) ? fail(EOPNOTSUPP) : __real_getsockopt(fd, level, name, value, bytes);
+}
+int __wrap_getsockname(int fd, sockaddr* address, socklen_t* bytes) {
+  return ours(fd) ? loopback(address, bytes) : __real_getsockname(fd, address, bytes);
+}
+int __wrap_getpeername(int fd, sockaddr* address, socklen_t* bytes) {
+  return ours(fd) ? loopback(address, bytes) : __real_getpeername(fd, address, bytes);
 }
 int __wrap_shutdown(int fd, int how) {
   if (!ours(fd)) return __real_shutdown(fd, how);
