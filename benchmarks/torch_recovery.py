@@ -1,16 +1,18 @@
-"""How long training stands still when a worker is killed: elastic pccl, and torchrun on gloo.
+"""How long training stands still when a worker is killed: elastic pccl, torchft, torchrun on gloo.
 
     ./dev run python benchmarks/torch_recovery.py [--workers 3] [--kills 5] [--json FILE]
 
 Each contender trains the same small DDP model; a worker says when a step is done.  One worker is
-killed; what counts is the time until the next step is done on a worker that is left (pccl), or on
-any worker after all have been started again (torchrun on gloo, which is what stock torch offers).
-pccl's killed worker is started again before the next kill.
+killed; what counts is the time until the next step is done on a worker that is left (pccl,
+torchft), or on any worker after all have been started again (torchrun on gloo, which is what stock
+torch offers).  Where workers are left the killed one is started again before the next kill.
+torchft, where it is installed, runs with its defaults, on its own Gloo group and on pccl's.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -92,6 +94,45 @@ def train_stock(folder: Path) -> None:
         _say(folder, step)
 
 
+def train_torchft(kind: str, lighthouse: str, folder: Path) -> None:
+    import torch
+    import torchft
+    from torch._C._distributed_c10d import TCPStore
+    from torchft.process_group import ProcessGroupGloo
+
+    from pccl.pytorch.torchft import DistributedDataParallel, ProcessGroupPCCL
+
+    torch.set_num_threads(1)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    timeout = timedelta(seconds=WAIT_S)
+    manager = torchft.Manager(
+        pg=ProcessGroupPCCL(timeout) if kind == "pccl" else ProcessGroupGloo(timeout),
+        load_state_dict=model.load_state_dict,
+        state_dict=model.state_dict,
+        min_replica_size=1,
+        timeout=timeout,
+        rank=0,
+        world_size=1,
+        store_addr="127.0.0.1",
+        store_port=server.port,
+        lighthouse_addr=lighthouse,
+        replica_id=f"replica{os.getpid()}",
+        hostname="127.0.0.1",
+    )
+    # torchft 0.2.0's own wrapper raises as soon as an all-reduce fails, on its own group as well.
+    ddp = DistributedDataParallel(manager, model)
+    stepper = torchft.Optimizer(manager, optimizer)
+    while True:
+        done = manager.current_step()
+        stepper.zero_grad()
+        ddp(torch.ones(8, WIDTH)).sum().backward()
+        stepper.step()
+        if manager.current_step() > done:
+            _say(folder, done)
+
+
 class Watched:
     """Workers that write when they have done a step."""
 
@@ -146,11 +187,27 @@ def measure_elastic(workers: int, kills: int) -> list[float]:
     from pccl.membership.service import CoordinatorOptions, CoordinatorThread
     from pccl.transport.address import parse_address
 
-    gaps = []
     options = CoordinatorOptions(listen=parse_address("127.0.0.1:0", port_min=0))
-    with tempfile.TemporaryDirectory() as name, CoordinatorThread(options) as coordinator:
-        command = [sys.executable, __file__, "--as", "elastic", "--folder", name]
-        command += ["--address", coordinator.address]
+    with CoordinatorThread(options) as coordinator:
+        return _kill_one_by_one("elastic", coordinator.address, workers, kills)
+
+
+def measure_torchft(role: str, workers: int, kills: int) -> list[float]:
+    from torchft.coordination import LighthouseServer
+
+    lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=2)
+    try:
+        return _kill_one_by_one(role, lighthouse.address(), workers, kills)
+    finally:
+        lighthouse.shutdown()
+
+
+def _kill_one_by_one(role: str, address: str, workers: int, kills: int) -> list[float]:
+    """Kills a worker, and starts another one in its place, again and again."""
+    gaps = []
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-W", "ignore", __file__, "--as", role, "--folder", name]
+        command += ["--address", address]
         running = {w.pid: w for w in (subprocess.Popen(command) for _ in range(workers))}
         watched = Watched(Path(name))
         try:
@@ -209,10 +266,18 @@ def main() -> int:
     if given.role == "stock":
         train_stock(given.folder)
         return 0
-    gaps = {
-        "pccl, elastic": measure_elastic(given.workers, given.kills),
-        "gloo, torchrun": measure_stock(given.workers, given.kills),
-    }
+    if given.role in ("torchft-gloo", "torchft-pccl"):
+        train_torchft(given.role.partition("-")[2], given.address, given.folder)
+        return 0
+    gaps = {"pccl, elastic": measure_elastic(given.workers, given.kills)}
+    if importlib.util.find_spec("torchft") is None:
+        print("torchft is not installed here, and left out")
+    else:
+        for kind in ("pccl", "gloo"):
+            gaps[f"{kind}, torchft"] = measure_torchft(
+                f"torchft-{kind}", given.workers, given.kills
+            )
+    gaps["gloo, torchrun"] = measure_stock(given.workers, given.kills)
     for name, found in gaps.items():
         print(
             f"{name:15} {given.workers} workers, {len(found)} kills: without a step for "

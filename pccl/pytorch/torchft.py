@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import AllreduceOptions, PrefixStore, Store, TCPStore
 
 from pccl.pytorch import hybrid
 from pccl.pytorch.bootstrap import create_group
@@ -220,7 +220,7 @@ def _reduce(manager: Any, buffer: torch.Tensor) -> torch.futures.Future[torch.Te
         buffer.zero_()
     count = manager.num_participants()
     try:
-        future = manager._pg.allreduce([buffer]).get_future()
+        future = manager._pg.allreduce([buffer], AllreduceOptions()).get_future()
     except Exception as error:  # of any kind: it is the Manager's to judge
         manager.report_error(error)
         return kept
