@@ -195,6 +195,11 @@ class Session:
             if conflict and not transfer.done():
                 raise UsageError(f"the memory of this operation is in use: {transfer!r}")
 
+    @property
+    def busy(self) -> bool:
+        """Says whether steps of this process are in flight."""
+        return bool(self._open)
+
     def users_of(self, source: Buffer, target: Buffer) -> list[Ticket]:
         """Returns the steps in flight whose operations use this memory in conflict."""
         return [

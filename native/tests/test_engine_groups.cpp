@@ -300,14 +300,14 @@ TEST(late_frames_change_nothing_after_an_exclusion) {
 }
 
 TEST(a_leaver_touches_no_step_after_its_own) {
+  auto shared = filled(0);  // longer than the engine, which gives back what a step has not done
+  auto own = filled(0);
   World world(1);
   install_with_raw(world, 1);
   RawPeer raw(world, 0);
   Engine& engine = *world.engines[0];
   engine.activate(world.view_of(2, {0}, Pause::none), world.entries_of({0}), 1, "");
-  auto shared = filled(0);
   CHECK(post_one(engine, shared) == 0);
-  auto own = filled(0);
   const BegunStep begun = engine.begin_step("step", 20);
   CHECK(begun.step == 1 && begun.epoch == 2 && begun.world_size == 1);
   engine.post(post_of(1, 0, own.data(), own.data(), own.size(), Dtype::f32, ReduceOp::sum,

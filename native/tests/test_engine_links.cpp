@@ -188,10 +188,10 @@ TEST(a_heartbeat_says_whom_the_oldest_step_waits_for_and_why) {
 
 TEST(bytes_for_a_peer_that_cannot_be_reached_stand_still) {
   Listener coordinator;
+  std::vector<float> data[2];  // longer than the engines, which give back what a step has not done
+  for (auto& one : data) one.assign(count, 1.0f);
   FragileWorld world(2, 1, coordinator.port());
   coordinator.greet(peer_id(0));
-  std::vector<float> data[2];
-  for (auto& one : data) one.assign(count, 1.0f);
   World::all({0, 1}, [&](std::size_t rank) {
     CHECK(sum_step(*world.engines[rank], data[rank], Algorithm::direct));
   });

@@ -25,8 +25,12 @@ bool refuse() noexcept {
 
 // Out of line, as is release(): where only one of them is inlined, the compiler sees new paired
 // with free, or malloc with delete, and warns.
+[[gnu::noinline]] void* take_or_not(std::size_t bytes) noexcept {
+  return refuse() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+}
+
 [[gnu::noinline]] void* take(std::size_t bytes) {
-  void* memory = refuse() ? nullptr : std::malloc(bytes == 0 ? 1 : bytes);
+  void* memory = take_or_not(bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
@@ -37,6 +41,8 @@ bool refuse() noexcept {
 
 void* operator new(std::size_t bytes) { return take(bytes); }
 void* operator new[](std::size_t bytes) { return take(bytes); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return take_or_not(bytes); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { release(memory); }
 void operator delete(void* memory) noexcept { release(memory); }
 void operator delete[](void* memory) noexcept { release(memory); }
 void operator delete(void* memory, std::size_t) noexcept { release(memory); }

@@ -23,6 +23,7 @@ from pccl.pytorch.completer import completer
 from pccl.pytorch.group_base import GroupBase
 from pccl.pytorch.group_collectives import GroupCollectives
 from pccl.pytorch.group_messages import GroupMessages
+from pccl.pytorch.ordering import Copies
 from pccl.pytorch.registration import DEVICES
 from pccl.pytorch.run import Run
 from pccl.pytorch.staged import StagedCalls, staging_of
@@ -60,6 +61,7 @@ class ProcessGroupPccl(  # type: ignore[misc]
         """Goes on with a run; a former one has been closed."""
         self.run = run
         self._batch = None
+        self._copies = Copies()
         # What has a way of its own to launch calls cannot have them launched for it.
         ours = type(self)._launch is GroupBase._launch
         self._staging = staging_of(run) if ours else None

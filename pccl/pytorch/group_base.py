@@ -15,7 +15,9 @@ from pccl.base.errors import PcclError
 from pccl.collectives.placed import Request
 from pccl.pytorch.errors import Misused
 from pccl.pytorch.issue import PlacedPosting, Posting
-from pccl.pytorch.layout import Finish
+from pccl.pytorch.layout import OUTPUTS_SHARED, Finish
+from pccl.pytorch.ordering import Copies
+from pccl.pytorch.overlap import any_overlap
 from pccl.pytorch.run import Run
 from pccl.pytorch.work import PcclWork
 
@@ -28,6 +30,7 @@ class GroupBase:
     run: Run
     _timeout_s: float
     _batch: list[PcclWork] | None  # works of an open coalescing block
+    _copies: Copies | None = None  # None: whoever makes the calls keeps their order
 
     # ---- coalescing blocks
 
@@ -58,8 +61,13 @@ class GroupBase:
     ) -> PcclWork:
         if not postings:  # an empty list of tensors
             return self._noted(PcclWork(self.run, op, (), result))
+        if finishes and len(result) > 1 and any_overlap(result):
+            raise Misused(OUTPUTS_SHARED, op=op)
         step = self.run.issue(op, postings, self._limit_s(opts))
-        return self._noted(PcclWork(self.run, op, (step,), result, finishes))
+        work = PcclWork(self.run, op, (step,), result, finishes)
+        if finishes and self._copies is not None:
+            self._copies.add(work, result)
+        return self._noted(work)
 
     def _noted(self, work: PcclWork) -> PcclWork:
         if self._batch is not None:

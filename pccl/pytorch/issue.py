@@ -15,10 +15,11 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.base.errors import UsageError
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.placed import Placed, Request, Seat
 from pccl.pytorch.errors import StaleView
+from pccl.pytorch.ordering import await_users
 from pccl.session import Session
 from pccl.standalone import end_empty
 from pccl.step import CheckedAllReduce
@@ -87,7 +88,8 @@ class Issuer:
         if len(postings) > 1:
             _require_apart(postings)
         with self._lock:
-            self._await_memory(postings, timeout_s)
+            for posting in postings:
+                await_users(session, posting.source, posting.target, timeout_s)
             ticket = session.begin(name, timeout_s)
             last = len(postings) - 1
             if any(posting.seat not in (None, ticket.seat) for posting in postings):
@@ -105,20 +107,6 @@ class Issuer:
                 session.leave_after(error)  # begun, but never to be completed by this rank
                 raise
         return Work(ticket, None)
-
-    def _await_memory(self, postings: Sequence[Posting], timeout_s: float) -> None:
-        session = self._session
-        for posting in postings:
-            for ticket in session.users_of(posting.source, posting.target):
-                if not ticket.sealed:
-                    raise UsageError(
-                        "this memory is being reduced by the open training step; read and change "
-                        "gradients after commit()"
-                    )
-                if not ticket.wait(timeout_s):
-                    raise DeadlineExceeded(
-                        f"an earlier operation on the same memory is not done after {timeout_s:g} s"
-                    )
 
 
 def _require_apart(postings: Sequence[Posting]) -> None:

@@ -9,15 +9,16 @@ or two outputs that do, are refused before anything is sent.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 
 from pccl.pytorch.errors import Misused
+from pccl.pytorch.overlap import any_overlap, is_apart
 
 Tensor = torch.Tensor
 Finish = Callable[[], None]
+OUTPUTS_SHARED = "two outputs of one operation share memory; give each its own"
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -100,16 +101,9 @@ def packed_targets(tensors: Sequence[Tensor], finishes: list[Finish]) -> Tensor:
 
 
 def refuse_shared(outputs: Sequence[Tensor]) -> None:
-    """Raises Misused if two outputs share memory.  Only those in one piece can be told apart by
-    their addresses; others are not judged."""
-    spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size())
-        for tensor in outputs
-        if tensor.numel() and tensor.layout is torch.strided and tensor.is_contiguous()
-    )
-    for (_, end), (begin, _) in itertools.pairwise(spans):
-        if begin < end:
-            raise Misused("two outputs of one operation share memory; give each rank its own")
+    """Raises Misused if two outputs share memory."""
+    if any_overlap(outputs):
+        raise Misused(OUTPUTS_SHARED)
 
 
 def _in_one_piece(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -134,9 +128,8 @@ def _copy_back(output: Tensor, buffer: Tensor) -> None:
 
 
 def require_own_memory(output: Tensor) -> None:
-    if any(
-        stride == 0 and size > 1 for stride, size in zip(output.stride(), output.shape, strict=True)
-    ):
+    if not is_apart(output):
         raise Misused(
-            "elements of an output share memory (it was expanded); pass output.contiguous()"
+            "elements of an output share memory (it was expanded, or its strides overlap); pass "
+            "output.contiguous()"
         )

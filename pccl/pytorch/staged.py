@@ -19,12 +19,14 @@ from pccl.pytorch.group_base import GroupBase
 from pccl.pytorch.group_collectives import GroupCollectives
 from pccl.pytorch.group_messages import GroupMessages
 from pccl.pytorch.launcher import Launcher, Pending
+from pccl.pytorch.ordering import Copies, await_tensors
 from pccl.pytorch.run import Run
 from pccl.pytorch.staging import Landing, Layer, Pool, Trip
 from pccl.pytorch.work import PcclWork
 
 Tensor = torch.Tensor
 DRAIN_S: Final = 60.0
+MESSAGES: Final = frozenset(("send", "recv", "recv_anysource", "recvAnysource"))
 
 # What each argument that holds tensors is: (i)nput, (o)utput, (u)pdated in place.  `R` is updated
 # on the root and an input elsewhere, `B` is an input on the root and an output elsewhere.
@@ -87,7 +89,7 @@ class Staging:
             twins = trip.twins([*flat(args[at])], read=role in "iu", written=role in "ou")
             staged[at] = alike(args[at], iter(twins))
         trip.depart()
-        result = [t for at, role in enumerate(roles) if role in "ou" for t in flat(args[at])]
+        result = written_of(name, args, run.place.rank)
         result = result or [tensor for at in range(len(roles)) for tensor in flat(args[at])]
         landing = Landing(self._layer, result)
 
@@ -106,18 +108,39 @@ class StagedCalls(GroupBase):
     """The methods of a group as torch calls them; to stand before those that do the work."""
 
     _staging: Staging | None
+    _copies: Copies
+
+    def _await_order(self, name: str, args: tuple[Any, ...]) -> None:
+        """Waits for what else uses the memory of a call's tensors, before they are copied."""
+        run = self.run
+        roles = roles_of(name, args, run.place.rank)
+        tensors = [
+            (t, role in "ou") for role, arg in zip(roles, args, strict=False) for t in flat(arg)
+        ]
+        self._copies.settle([tensor for tensor, _ in tensors])
+        session = run.communicator.session
+        await_tensors(session, tensors, self._timeout_s, lambda error: run.translate(error, name))
 
 
 def _door(name: str) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **named: Any) -> Any:
         staging: Staging | None = self._staging
         plain = getattr(super(StagedCalls, self), name)
-        if staging is None:
+        ordered = name not in MESSAGES
+        busy = ordered and (self._copies.some or self.run.communicator.session.busy)
+        if staging is None and not busy:
             return plain(*args, **named)
         given = positional(name, args, named) if named else args
+        if busy:
+            self._await_order(name, given)
+        if staging is None:
+            return plain(*given)
         if not staging.concerns(given):
             return plain(*given)
-        return self._noted(staging.call(name, given, self._timeout_s))
+        work = staging.call(name, given, self._timeout_s)
+        if ordered:
+            self._copies.add(work, written_of(name, given, self.run.place.rank))
+        return self._noted(work)
 
     call.__name__ = name
     return call
@@ -137,6 +160,12 @@ def roles_of(name: str, args: tuple[Any, ...], rank: int) -> str:
         return role[: len(args)]
     at_root = int(args[1].rootRank) == rank
     return {("R", True): "u", ("R", False): "i", ("B", True): "i", ("B", False): "o"}[role, at_root]
+
+
+def written_of(name: str, args: tuple[Any, ...], rank: int) -> list[Tensor]:
+    """Returns the tensors that a call writes."""
+    roles = roles_of(name, args, rank)
+    return [t for role, arg in zip(roles, args, strict=False) if role in "ou" for t in flat(arg)]
 
 
 def flat(value: Any) -> Iterator[Tensor]:

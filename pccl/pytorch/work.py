@@ -90,6 +90,20 @@ class PcclWork(dist.Work):
         if self._error is not None:
             raise self._error.with_traceback(None)
 
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    def outwait(self) -> None:
+        """Waits until this Work has written all that it will write, however it ends.
+
+        Raises:
+            TimedOut: it is not even decided.
+        """
+        self._drive(None)
+        for landing in self._landings:
+            landing.join()
+
     def __del__(self) -> None:
         """Keeps what was dropped in flight for a while: torch's C++ may hold it still (DDP's join
         does), and without its Python half it would wait in torch's base class for ever."""

@@ -241,6 +241,7 @@ class Executor final : public FrameSink, private LettersHost {
   void has_chunks(Correspondent& to) noexcept override;
   void let_go(Correspondent& to, LetterId letter) noexcept override;
   void ended(const Letter& letter) override { host_.letter_ended(letter); }
+  void hear_out(const View& next, double now_s);
   void tell_letters();
   Status hear_of_letter(Link& link, const FrameHeader& header, const std::byte* body);
   std::shared_ptr<const CompiledPlan> plan_for(const StepRecord& record, const Posted& posted);

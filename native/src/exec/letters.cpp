@@ -7,6 +7,11 @@
 #include "pccl/executor.hpp"
 
 namespace pccl {
+namespace {
+
+constexpr int hear_out_max = 64;  // reads, each of as much as a lane may take in a turn
+
+}  // namespace
 
 LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
   if (!machine_ || machine_->rank() < 0) {
@@ -41,6 +46,29 @@ LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
     return letters_.send(*other, posted.tag, posted.what, posted.memory, posted.deadline_s);
   }
   return letters_.receive(other, posted.tag, posted.what, posted.memory, posted.deadline_s);
+}
+
+/// Who is no member of the next view may have said, before it went, that a message has arrived: what
+/// lies in the sockets is heard before its letters are given up.
+void Executor::hear_out(const View& next, double now_s) {
+  if (letters_.open() == 0) return;
+  std::vector<Link*> gone;
+  for (const auto& [key, link] : links_) {
+    const bool stays = std::any_of(next.members.begin(), next.members.end(), [&](const Member& m) {
+      return m.peer == link->peer && m.incarnation == link->incarnation;
+    });
+    if (!stays && link->up()) gone.push_back(link.get());
+  }
+  for (Link* link : gone) {
+    int left = hear_out_max;
+    for (std::size_t i = 0; i < link->lanes.size() && left > 0; --left) {
+      Lane& lane = *link->lanes[i];
+      const std::uint32_t id = lane.id();
+      const std::uint64_t before = lane.bytes_received;
+      ready(*link, lane, true, false, now_s);
+      if (link->has_lane(id) && lane.bytes_received == before) ++i;
+    }
+  }
 }
 
 /// The view may be another one now.

@@ -68,6 +68,7 @@ StepId Executor::hold(Generation generation, Epoch epoch) {
 void Executor::activate(const View& view, const std::vector<MemberEntry>& members, StepId step,
                         std::optional<std::uint64_t> name_hash, double now_s) {
   if (!machine_ || abandoned_) return;
+  hear_out(view, now_s);
   learn(members, now_s);
   Effects effects;
   machine_->activate(view, step, name_hash, effects);
@@ -99,6 +100,7 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
                          double now_s) {
   if (!machine_) return Status::usage;
   if (abandoned_) return Status::ok;
+  hear_out(view, now_s);
   learn(members, now_s);
   Effects effects;
   const Status status = machine_->install(view, committed_below, decisions, effects);

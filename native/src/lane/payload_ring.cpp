@@ -159,7 +159,7 @@ std::uint64_t PayloadRing::begin_of(std::uint64_t position, std::size_t bytes) n
 std::byte* PayloadRing::reserve(std::size_t bytes) noexcept {
   const std::uint64_t begin = begin_of(position_, bytes);
   const std::uint64_t consumed =
-      counter(memory_, consumed_at).load(std::memory_order_acquire);
+      counter(memory_, consumed_at).load(std::memory_order_seq_cst);  // see await_room
   // A counter that cannot be is a ring without room.
   const std::uint64_t held = begin + bytes - consumed;
   if (consumed > position_ || held > ring_bytes) return nullptr;
@@ -169,7 +169,6 @@ std::byte* PayloadRing::reserve(std::size_t bytes) noexcept {
 bool PayloadRing::await_room(std::size_t bytes) noexcept {
   // In one order on both sides: either the reader sees that we wait, or we see what it has taken.
   counter(memory_, waits_at).store(1, std::memory_order_seq_cst);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   if (reserve(bytes) == nullptr) return true;
   counter(memory_, waits_at).store(0, std::memory_order_seq_cst);
   return false;
@@ -196,7 +195,6 @@ const std::byte* PayloadRing::front(std::size_t bytes) const noexcept {
 bool PayloadRing::consume(std::size_t bytes) noexcept {
   position_ = begin_of(position_, bytes) + bytes;
   counter(memory_, consumed_at).store(position_, std::memory_order_seq_cst);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   const std::uint64_t produced = counter(memory_, produced_at).load(std::memory_order_acquire);
   const bool some = produced - position_ <= ring_bytes - room_told;
   return some && counter(memory_, waits_at).load(std::memory_order_seq_cst) != 0 &&
