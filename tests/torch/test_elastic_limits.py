@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
 import signal
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pccl.pytorch import Options, PcclDistError, State, elastic_group, steps
+from pccl.pytorch import Options, PcclDistError, State, elastic_ddp, elastic_group, steps
 from tests.integration.coordinator_processes import (
     CoordinatorProcess,
     free_address,
@@ -153,6 +156,104 @@ def differ(me: Member, until: int, **options: Any) -> str:
         me.say(state.step)
         time.sleep(0.02)
     return state.digest().hex()
+
+
+# ---- mistakes
+
+
+def mistaken(me: Member, how: str) -> list[Any]:
+    """One mistake at the third step; returns what was said, and the gradients."""
+    group = enter(me, 1, 2)
+    model = elastic_ddp(exact.make_model(3))
+    state = State(model=model)
+    try:
+        for step in steps(state, 5, timeout_s=10.0):
+            model.zero_grad()
+            exact.loss_of(model, exact.batch(me.number, step)).backward()
+            if step == 2 and how == "clips":
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            if step == 2 and how == "goes back twice":
+                exact.loss_of(model, exact.batch(me.number, step)).backward()
+            assert group.commit()
+    except PcclDistError as error:
+        return [type(error).__name__, str(error)]
+    return ["done"]
+
+
+@pytest.mark.parametrize(
+    ("how", "advice"),
+    [("clips", r"after commit\(\) has returned"), ("goes back twice", r"no_sync\(\)")],
+)
+def test_a_gradient_that_is_touched_while_it_is_reduced_is_told(how: str, advice: str) -> None:
+    with Members(mistaken, how) as members:
+        members.start(0, 1)
+        for number in range(2):
+            kind, text = members.result(number)
+            assert kind == "Misused" and re.search(advice, text), text
+
+
+def leave_the_loop(me: Member, how: str) -> tuple[str, int, float]:
+    """One member leaves the loop after a commit, and lives on."""
+    group = enter(me, 1, 3)
+    state = State(model=make_model())
+    slowest = 0.0
+    with contextlib.suppress(ZeroDivisionError):
+        began = time.monotonic()
+        for _ in steps(state, 40):
+            group.commit()
+            slowest, began = max(slowest, time.monotonic() - began), time.monotonic()
+            time.sleep(0.02)
+            if me.number == 1 and state.step == 10:
+                if how == "break":
+                    break
+                raise ZeroDivisionError
+    me.say(state.step)
+    if me.number == 1:
+        time.sleep(8.0)
+    return how, state.step, slowest
+
+
+@pytest.mark.parametrize("how", ["break", "an exception"])
+def test_nobody_waits_for_a_member_that_has_left_its_loop_between_steps(how: str) -> None:
+    with Members(leave_the_loop, how) as members:
+        members.start(0, 1, 2)
+        found = [members.result(number) for number in range(3)]
+    assert [step for _, step, _ in found] == [40, 10, 40]
+    assert max(slowest for _, _, slowest in (found[0], found[2])) < 6.0
+
+
+def without_weight(me: Member) -> list[Any]:
+    group = enter(me, 1, 2)
+    state = State(model=make_model())
+    group.begin(state)
+    group.weigh(0.0)
+    gradient = torch.full((6,), 3.0)
+    group.reduce_gradient(gradient)
+    return [group.commit(), gradient.tolist()]
+
+
+def test_gradients_without_weight_are_what_they_were_after_a_rollback() -> None:
+    with Members(without_weight) as members:
+        members.start(0, 1)
+        assert [members.result(number) for number in range(2)] == [[False, [3.0] * 6]] * 2
+
+
+def unwrapped(me: Member) -> list[str]:
+    group = enter(me, 1, 2)
+    state = State(model=make_model())
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pccl.pytorch").addHandler(handler)
+    for _ in steps(state, 3):
+        group.commit()
+    return [text for text in heard if "no gradient was reduced" in text]
+
+
+def test_who_forgets_to_wrap_the_model_is_warned_once() -> None:
+    with Members(unwrapped) as members:
+        members.start(0, 1)
+        assert all(len(members.result(number)) == 1 for number in range(2))
 
 
 # ---- without a coordinator

@@ -124,12 +124,13 @@ def shared(me: Rank) -> tuple[list[str], list[float]]:
     own = torch.ones(4)
     square = torch.ones(2, 2)
     told = []
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: dist.all_gather([matrix[:, 0], matrix[:, 0]], own),
         lambda: dist.all_gather_into_tensor(odd, own),
         lambda: dist.all_reduce_coalesced([square.t(), square.t()]),
         lambda: dist.all_reduce_coalesced([square.t(), square[:, 0]]),
-    ):
+    )
+    for call in calls:
         try:
             call()
         except ValueError as error:

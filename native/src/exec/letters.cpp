@@ -48,8 +48,8 @@ LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
   return letters_.receive(other, posted.tag, posted.what, posted.memory, posted.deadline_s);
 }
 
-/// Who is no member of the next view may have said, before it went, that a message has arrived: what
-/// lies in the sockets is heard before its letters are given up.
+/// Who is no member of the next view may have said, before it went, that a message has arrived:
+/// what lies in the sockets is heard before its letters are given up.
 void Executor::hear_out(const View& next, double now_s) {
   if (letters_.open() == 0) return;
   std::vector<Link*> gone;

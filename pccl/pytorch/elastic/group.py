@@ -45,7 +45,7 @@ from pccl.pytorch.work import PcclWork
 EVENTS_KEPT: Final = 1024
 STEP: Final = "torch step"
 RESERVED_FROM: Final = 1 << 20  # tags of wrapped modules; those below are the program's
-GIVEN_UP: Final = "given up on peer"
+REFUSED: Final = "commit(ok=False)"  # why a step was given up, as the others are told
 _log = get_logger("pytorch")
 
 
@@ -85,6 +85,7 @@ class ElasticGroup(ProcessGroupPccl):
         self._events: deque[Committed | RolledBack | Healing] = deque(maxlen=EVENTS_KEPT)
         self.replica = Replica(run)
         self._before_commit: list[Any] = []
+        self._warned = False  # that nothing was reduced
 
     def __repr__(self) -> str:
         place = self.run.place
@@ -251,15 +252,25 @@ class ElasticGroup(ProcessGroupPccl):
         """
         transaction, run = self._open("commit"), self.run
         assert self._state is not None
+        self._warn_of_nothing(transaction)
         try:
             for call in self._before_commit if ok else ():
                 call()
+            if transaction.touched:
+                raise Misused(
+                    "a gradient was changed between backward and commit, while it was being "
+                    "reduced; read, clip and scale gradients after commit() has returned True",
+                    op="commit",
+                )
         except BaseException:
             self.abandon()  # the others must not wait for what this member cannot post
             raise
+        trouble = transaction.trouble
         try:
-            if not ok:
-                transaction.give_up("commit(ok=False)")
+            if trouble is not None:
+                self._count_mismatch(trouble[1])
+            if trouble is not None or not ok:
+                transaction.give_up(REFUSED if trouble is None else "{}: {}".format(*trouble))
             outcome = transaction.close(awaited=run.someone_waits)
         except PcclError as error:
             return self._failed(error)
@@ -268,16 +279,11 @@ class ElasticGroup(ProcessGroupPccl):
         changed = outcome.contributors != run.members
         run.frame(outcome.contributors)
         spoiled, run.must_meet = self.replica.agreed(
-            transaction.spoiled, transaction.awaited or changed
+            not transaction.counts, transaction.awaited or changed
         )
         if spoiled:
-            if transaction.trouble is None:
-                return self._rolled_back(
-                    "another member could not do its part, or the weights add up to 0"
-                )
-            op, trouble = transaction.trouble
-            self._count_mismatch(trouble)
-            return self._rolled_back(f"{op}: {trouble}")
+            parts = ", or parts of replicas averaged with different ones" * self.replica.divided
+            return self._rolled_back(f"the weights of all members add up to 0{parts}")
         self._failures = self._mismatches = 0
         self._state.step += 1
         self._state.advance(self._begun_with)
@@ -289,9 +295,10 @@ class ElasticGroup(ProcessGroupPccl):
     def _failed(self, error: PcclError) -> bool:
         run = self.run
         run.must_meet = True
-        if isinstance(error, DeadlineExceeded) and GIVEN_UP in str(error) and self._state:
+        if isinstance(error, DeadlineExceeded) and REFUSED in str(error) and self._state:
             self._state.advance(self._begun_with)
-        self._count_mismatch(error)
+        if isinstance(error, DescriptorMismatch):
+            self._count_mismatch(error)
         if isinstance(error, (Excluded, *OUT)):
             run.synced = False
             if self.replica.divided and not run.out:  # one part of a replica is behind
@@ -300,10 +307,19 @@ class ElasticGroup(ProcessGroupPccl):
                 raise run.translate(error, "commit") from error
         return self._rolled_back(str(error))
 
+    def _warn_of_nothing(self, transaction: Transaction) -> None:
+        """The likeliest mistake of all is a model that was not wrapped."""
+        idle = not transaction.posted and not self._before_commit and self.run.place.size > 1
+        if idle and not self._warned:
+            self._warned = True
+            _log.warning(
+                "no gradient was reduced in a training step, so members' models will differ: "
+                "wrap the model by elastic_ddp or elastic_fsdp, or call group.reduce_gradient"
+            )
+
     def _count_mismatch(self, error: BaseException) -> None:
         """Once it may be that members went different ways when one was lost; twice it is a bug."""
-        mismatch = isinstance(error, (DescriptorMismatch, Mismatch))
-        self._mismatches = self._mismatches + 1 if mismatch else 0
+        self._mismatches += isinstance(error, (DescriptorMismatch, Mismatch))
         if self._mismatches > 1:
             self.run.leave_at_once("members called different collectives")
             raise self.run.translate(error, "commit") from error
@@ -333,6 +349,11 @@ class ElasticGroup(ProcessGroupPccl):
         transaction, self.run.transaction = self.run.transaction, None
         if transaction is not None:
             transaction.abandon()
+
+    def quit(self, reason: str) -> None:
+        """Leaves the run at once, whether a step is open or not."""
+        self.abandon()
+        self.run.leave_at_once(reason)
 
     @property
     def leaving(self) -> bool:

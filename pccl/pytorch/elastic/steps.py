@@ -30,6 +30,7 @@ def steps(
 
     Each turn begins a step, which the loop's body ends by `group.commit()`.  What was rolled back
     is offered again.  Ends early, without an error, when this member has left (`group.leave`).
+    Whoever leaves the loop, by `break` or an exception, leaves the run: nobody waits for it.
 
     Args:
         state: its `loader` says where batches come from: one that has `batch(rank, size)` and
@@ -65,7 +66,7 @@ def steps(
             whole = True
         finally:
             if not whole:  # the loop was left, by break or by an exception
-                elastic.abandon()
+                elastic.quit("the loop over steps was left")
         if elastic.run.transaction is not None:
             elastic.abandon()
             raise Misused("the loop's body must call commit()", op="steps")

@@ -6,9 +6,8 @@
 Reductions begin when they are posted and run while backward goes on; a member that dies meanwhile
 makes the library run them again among those that are left, from the same inputs.
 
-Invariant: besides the program's tensors each member contributes three flags, so all know alike
-whether somebody could not do its part or nobody's weight counts (`spoiled`), and whether somebody
-waits to come in (`awaited`).
+Invariant: besides the program's tensors each member contributes two flags, so all know alike
+whether anybody's weight counts (`counts`), and whether somebody waits to come in (`awaited`).
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from pccl.pytorch.errors import Misused
 from pccl.pytorch.layout import require_dense
 
 FLAGS_TAG: Final = 1 << 30  # above all that programs choose
-SPOILED, AWAITED, COUNTS = 0, 1, 2
-FLAGS: Final = 3
+AWAITED, COUNTS = 0, 1
+FLAGS: Final = 2
 
 
 class Transaction:
@@ -41,10 +40,13 @@ class Transaction:
         self._step.__enter__()
         self._replays = replays
         self._lock = threading.Lock()
-        self._tensors: list[torch.Tensor] = []  # the engine works in their memory
+        # The engine works in their memory; each with its version when that began.
+        self._tensors: list[tuple[torch.Tensor, int]] = []
+        self._tags: set[int] = set()
         self._trouble: list[tuple[str, BaseException]] = []
         self._flags = np.zeros(FLAGS, np.uint8)
         self._counts = True  # something of weight, or nothing at all, is averaged
+        self._weightless: list[tuple[torch.Tensor, torch.Tensor]] = []  # with what they held
         self._everyone = self._flags
         self._closed = False
 
@@ -57,12 +59,17 @@ class Transaction:
         return bool(self._tensors)
 
     @property
+    def touched(self) -> bool:
+        """Says whether torch has changed a tensor since its reduction was posted."""
+        return any(tensor._version != version for tensor, version in self._tensors)
+
+    @property
     def trouble(self) -> tuple[str, BaseException] | None:
         """The first operation that went wrong since the beginning, and how."""
         return self._trouble[0] if self._trouble else None
 
     def note(self, error: BaseException, op: str) -> None:
-        """Keeps an error until the commit, which it makes fail on all members."""
+        """Keeps an error until the commit, which is to fail on all members then."""
         with self._lock:
             self._trouble.append((op, error))
 
@@ -76,7 +83,7 @@ class Transaction:
 
         Raises:
             Misused: the tensor is not dense on the CPU and in one piece, or takes part already; or
-                the tag is above those of programs.
+                the tag is above those of programs, or was used in this step.
         """
         if tag is not None and not 0 <= tag < FLAGS_TAG:
             raise Misused(f"tag must be within 0 to {FLAGS_TAG - 1}, not {tag!r}", op="reduce")
@@ -84,16 +91,31 @@ class Transaction:
         if not tensor.is_contiguous():
             raise Misused("a tensor of a training step must be contiguous", op="reduce")
         memory = tensor.detach()
-        if weight == 0:
-            memory.zero_()  # else what is not finite would still spoil the mean
+        given = memory
+        if weight == 0:  # contributes zeros: what is not finite would still spoil the mean
+            given = torch.zeros_like(memory)
+            self._weightless.append((memory, memory.clone()))
         with self._lock:
             if self._closed:
                 raise Misused("this training step has been committed already", op="reduce")
-            self._tensors.append(memory)
+            if tag in self._tags:
+                raise Misused(
+                    "a second backward before commit, or a tag used twice; for several "
+                    "micro-batches use no_sync() (FSDP2: set_requires_gradient_sync(False)) for "
+                    "all but the last",
+                    op="reduce",
+                )
+            self._tags.update(() if tag is None else (tag,))
+            self._tensors.append((memory, memory._version))
             self._counts = weight > 0
             try:
                 self._step.all_reduce(
-                    memory, op="avg", tag=tag, weight=weight, deterministic=deterministic
+                    given,
+                    out=memory,
+                    op="avg",
+                    tag=tag,
+                    weight=weight,
+                    deterministic=deterministic,
                 )
             except Closed:
                 raise  # this process was put out meanwhile
@@ -118,7 +140,6 @@ class Transaction:
         """
         with self._lock:
             self._closed = True
-            self._flags[SPOILED] = bool(self._trouble)
             self._flags[AWAITED] = awaited
             self._flags[COUNTS] = self._counts
             if self._replays:
@@ -130,12 +151,15 @@ class Transaction:
             self._step.__exit__(None, None, None)
         finally:
             self._tensors.clear()
+        if not self.counts:  # so this member's did not, either
+            for memory, held in self._weightless:
+                memory.copy_(held)
         return self._step.outcome
 
     @property
-    def spoiled(self) -> bool:
-        """Says, after `close`, whether some member could not do its part, or all weights are 0."""
-        return bool(self._said(SPOILED)) or not self._said(COUNTS)
+    def counts(self) -> bool:
+        """Says, after `close`, whether some member's weight is above 0."""
+        return bool(self._said(COUNTS))
 
     @property
     def awaited(self) -> bool:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 
-import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from pccl.pytorch.overlap import any_overlap, extent, is_apart, overlap  # noqa: E402
+from pccl.pytorch.overlap import any_overlap, extent, is_apart, overlap
 
 
 def cells(tensor: torch.Tensor) -> list[int]:
