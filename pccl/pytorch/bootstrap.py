@@ -32,6 +32,7 @@ from pccl.pytorch.errors import Misused, PcclDistError, TimedOut, kind_of
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.pytorch.options import Options, check_options
 from pccl.pytorch.run import Place, Run
+from pccl.pytorch.waiting import require_reachable
 from pccl.transport.address import is_loopback, parse_address
 
 LOOPBACK = "127.0.0.1"
@@ -160,6 +161,7 @@ def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> str:
 def _connect(
     address: str, place: Place, options: Options, deadline: Deadline, timeout_s: float
 ) -> Communicator:
+    require_reachable(options.host, address)
     return connect(
         address,
         seat=place.rank,

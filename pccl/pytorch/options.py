@@ -35,7 +35,8 @@ class Options:
             such groups only.
         coordinator: host:port[,host:port] of the `pccl coordinator`; None if the group is made with
             `init_method="pccl://..."`, which says it, and the job and `min_world` as well.
-        job: groups of other jobs do not meet.
+        job: whose members meet.  A coordinator serves one job at a time: members of another wait at
+            their entry until it is over, so give each job a coordinator of its own.
         min_world: training goes on only with so many members; alike on all.
         start_world: it begins only with so many; alike on all.
         peer_group: which part of a replica this process is (`elastic_fsdp`); members of one peer
@@ -69,6 +70,10 @@ class Options:
     drain_on_sigterm_s: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("elastic", "rejoin", "check_state", "deterministic"):
+            said = getattr(self, name)
+            if not isinstance(said, bool):  # a text as "false" would count as true
+                raise Misused(f"{name} must be True or False, not {said!r}")
         if not self.elastic:
             self._refuse_elastic_only()
         if self.on_loss not in ("replay", "discard"):

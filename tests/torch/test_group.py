@@ -233,7 +233,15 @@ def test_ranks_come_from_a_coordinator_that_runs_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["pccl://", "pccl://h:1/j?min=0", "pccl://h:1/j?size=3", "pccl://h:1?min=x"]
+    "url",
+    [
+        "pccl://",
+        "pccl://h:1/j?min=0",
+        "pccl://h:1/j?size=3",
+        "pccl://h:1?min=x",
+        "pccl://h:1/j",
+        "pccl://h:1/j?min=2&start=2",
+    ],
 )
 def test_an_address_that_says_nothing_clear_is_refused(url: str) -> None:
     with pytest.raises(Misused, match=r"\[pccl:MISUSED\]"):
