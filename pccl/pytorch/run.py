@@ -27,6 +27,7 @@ from pccl.pytorch import hosting
 from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, StaleView, TimedOut, kind_of
 from pccl.pytorch.issue import Issuer, Posting
 from pccl.pytorch.options import Options
+from pccl.pytorch.wording import GROUP_OVER, in_torchs_terms
 from pccl.work import Work
 
 DRAIN_S = 2.0  # for operations that nobody has waited for when the group is shut down
@@ -109,7 +110,7 @@ class Run:
         if isinstance(over, Aborted):
             raise Aborted(over.reason, op=op)
         raise StaleView(
-            f"the group is over since it lost a rank: {over.reason}; destroy it and make a new one",
+            f"called after the loss of a rank: {over.reason}",  # which says that this is the end
             op=op,
             epoch=over.epoch,
             ranks=over.ranks,
@@ -128,10 +129,13 @@ class Run:
         elif kind is PcclDistError and self._missing():
             kind = PeerLost
         said: PcclDistError
+        text = in_torchs_terms(str(error), self._members)
         if kind is TimedOut:
-            said = kind(f"its timeout is over: {error}", op=op, epoch=self._epoch())
+            if "was not done after" in text:  # whom it waited for, no rank can know for all
+                text += "; that rank's time ran out, but it may be another one that did not call it"
+            said = kind(f"its timeout is over: {text}", op=op, epoch=self._epoch())
         elif not issubclass(kind, PeerLost):
-            said = kind(str(error), op=op, epoch=self._epoch())
+            said = kind(text, op=op, epoch=self._epoch())
         else:
             said = self._lost(kind, error, op)
         if kind.ends_group:
@@ -156,7 +160,8 @@ class Run:
             ranks, who = ranks or (0,), "rank 0, whose process ran the coordinator, is gone"
         else:
             who = f"rank {', '.join(map(str, ranks))} of {self.place.size} is gone"
-        return kind(f"{who}: {error}", op=op, epoch=self._epoch(), ranks=ranks)
+        why = in_torchs_terms(str(error), self._members)
+        return kind(f"{who}: {why}; {GROUP_OVER}", op=op, epoch=self._epoch(), ranks=ranks)
 
     def _missing(self) -> tuple[int, ...]:
         with contextlib.suppress(PcclError):

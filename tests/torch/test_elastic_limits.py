@@ -136,6 +136,46 @@ def test_a_job_takes_no_more_members_than_it_says() -> None:
         assert members.result(0) == members.result(1) == "150"
 
 
+def wait_in_vain(me: Member, job: str, least: int, timeout_s: float) -> str:
+    dist.init_process_group(
+        "pccl",
+        init_method=f"pccl://{me.address}/{job}?min={least}",
+        pg_options=Options(elastic=True),
+    )
+    group, state = elastic_group(), State(model=exact.make_model(2))
+    try:
+        while True:
+            group.begin(state, timeout_s=timeout_s)
+            group.commit()
+            me.say(state.step)
+    except PcclDistError as error:
+        return str(error)
+
+
+def test_who_is_left_with_too_few_is_told_how_many_there_are() -> None:
+    with Members(wait_in_vain, "test", 2, 8.0) as members:
+        members.start(0, 1)
+        members.await_step(0, 10)
+        members.signal(1)
+        text = members.result(0)
+    assert "1 of 2 members are in after 8 s; start more, or lower ?min" in text, text
+
+
+def serve_one_of_two_jobs(me: Member) -> str:
+    if me.number == 0:
+        return wait_in_vain(me, "first", 1, 60.0)
+    return wait_in_vain(me, "second", 1, 3.0)
+
+
+def test_who_comes_to_a_coordinator_of_another_job_is_told_so() -> None:
+    with Members(serve_one_of_two_jobs) as members:
+        members.start(0)
+        members.await_step(0, 10)
+        members.start(1)
+        text = members.result(1)
+    assert "TIMED_OUT" in text and "serves another job than 'second'" in text, text
+
+
 def test_a_state_that_differs_is_kept_where_states_are_not_compared() -> None:
     with Members(differ, 120) as members:
         members.start(0, 1, check_state=False)

@@ -94,7 +94,9 @@ def test_a_killed_rank_ends_the_call_of_every_survivor(how: str, victim: int) ->
             assert re.search(r"\[pccl:(PEER_LOST|STALE_VIEW)", first[1]), first
             assert first[2] < SOON_S, first
             assert f"rank {victim}" in first[1], first
+            assert "destroy it and make a new one" in first[1], first
             for later in (second, third):
+                assert later[1].count("destroy it") == 1 and "retry" not in later[1], later
                 assert later[0] == "StaleView" and later[2] < 1.0, later
             assert kept[1] == "True"
             assert ranks.exit_code(rank) == 0
@@ -181,8 +183,10 @@ def test_calls_that_do_not_fit_are_told_to_all_ranks_and_the_group_goes_on(how: 
     for (kind, text, seconds), total in run_ranks(mismatched, 2, how):
         assert "[pccl:MISMATCH" in text and kind in ("Mismatch", "RuntimeError"), (kind, text)
         assert seconds < SOON_S and total == [2.0, 2.0]
+        assert "all ranks must call the same collectives in the same order" in text, text
         if how not in ("number", "root"):
             assert text.count("posted ") >= 2, text
+            assert "rank 0 posted " in text and "rank 1 posted " in text, text
 
 
 def ddp_mismatch(me: Rank) -> tuple[str, str, float]:
@@ -224,6 +228,7 @@ def late(me: Rank) -> list[Any]:
 def test_a_call_that_is_late_has_timed_out_on_all_ranks_and_the_group_goes_on() -> None:
     for (kind, text, _), total in run_ranks(late, 2):
         assert kind == "TimedOut" and text.startswith("[pccl:TIMED_OUT"), (kind, text)
+        assert "after 1 s on rank 0; " in text and "another one" in text, text
         assert total == [4.0, 4.0]
 
 

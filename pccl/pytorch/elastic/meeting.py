@@ -25,6 +25,7 @@ from pccl.base.clock import Deadline, system_clock
 from pccl.base.errors import (
     Closed,
     CoordinatorLost,
+    DeadlineExceeded,
     Evicted,
     Excluded,
     PcclError,
@@ -46,6 +47,7 @@ from pccl.pytorch.elastic.survey import (
     right_form,
 )
 from pccl.pytorch.errors import Mismatch, Misused, PcclDistError, PeerLost, TimedOut
+from pccl.pytorch.rendezvous import another_job
 
 ROUNDS_MAX: Final = 8  # of healing after which members still differ
 REPLICA_S: Final = 10.0  # in which all processes of a replica come in, once one of them has
@@ -105,6 +107,7 @@ class Meeting:
         self._replica, self._parts = replica, replica.parts
         self._check = check and not replica.divided
         self._deadline = deadline
+        self._limit_s = round(deadline.remaining_s(), 1)
         self._alone_since_s: float | None = None
         self.healings: list[Healing] = []
 
@@ -134,6 +137,8 @@ class Meeting:
                 if self._deadline.passed():
                     raise
                 continue
+            except DeadlineExceeded as error:
+                raise self._not_met(error) from error
             except OUT as error:
                 self._come_in_again(error)
                 continue
@@ -301,8 +306,9 @@ class Meeting:
         if self._deadline.passed():
             self._run.leave_at_once("not enough members have come")
             raise TimedOut(
-                f"{self._run.place.size} members are in; to start it takes "
-                f"{self._run.joining.start}, and all processes of each replica",
+                f"{self._run.place.size} members are in after {self._limit_s:g} s; to start it "
+                f"takes {self._run.joining.start}, and all processes of each replica: start more, "
+                "or lower ?start (Options.start_world)",
                 op="begin",
             )
         threading.Event().wait(PAUSE_S)
@@ -310,9 +316,21 @@ class Meeting:
     def _await_members(self, error: WorldTooSmall) -> None:
         """Joiners come in when members come to the entry, so members come to it again and again."""
         if self._deadline.passed():
-            self._run.leave_at_once("not enough members have come")
-            raise TimedOut(str(error), op="begin") from error
+            run, have = self._run, len(self._run.communicator.view.members)
+            run.leave_at_once("not enough members have come")
+            raise TimedOut(
+                f"{have} of {run.joining.least} members are in after {self._limit_s:g} s; start "
+                "more, or lower ?min (Options.min_world)",
+                op="begin",
+            ) from error
         threading.Event().wait(PAUSE_S)
+
+    def _not_met(self, error: DeadlineExceeded) -> TimedOut:
+        """Returns what a process is told that has waited at the entry, or in a step, in vain."""
+        run = self._run
+        if run.communicator.session.engine.view().rank >= 0:
+            return TimedOut(str(error), op="begin")  # a member: the job is this one
+        return TimedOut(f"{error}; {another_job(run.joining.job)}", op="begin")
 
     def _come_in_again(self, error: PcclError | None) -> None:
         run = self._run

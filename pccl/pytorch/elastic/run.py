@@ -27,6 +27,7 @@ from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, kind_of
 from pccl.pytorch.issue import Issuer
 from pccl.pytorch.options import Options
 from pccl.pytorch.run import Place, Run
+from pccl.pytorch.wording import AGREE, CALL_ALIKE, name_ranks
 from pccl.transport.address import is_loopback, parse_addresses
 
 RETRY_S = 0.5  # between attempts to come in again
@@ -155,7 +156,8 @@ class ElasticRun(Run):
         over = self._over
         if over is not None:
             return Aborted(over.reason, op=op)
-        said = kind_of(error)(str(error), op=op, epoch=self._epoch())
+        text = name_ranks(str(error), self._members).replace(AGREE, CALL_ALIKE)
+        said = kind_of(error)(text, op=op, epoch=self._epoch())
         self._note(said)
         return said
 

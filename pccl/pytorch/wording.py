@@ -1,0 +1,51 @@
+"""The library's texts in torch's terms: ranks instead of peers, and advice that fits a group.
+
+The library speaks to programs that begin a step again under another view.  In a group of torch
+calls are made by all ranks in one order, and nothing is begun again by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from pccl.base.ids import short_id
+
+GROUP_OVER: Final = "the group is over: destroy it and make a new one"
+CALL_ALIKE: Final = (
+    "all ranks must call the same collectives in the same order, with the same shapes and dtypes"
+)
+_PEER: Final = re.compile(r"\bpeer ([0-9a-f]{8})(?:\.\d+)?((?:, [0-9a-f]{8}\b)*)(?![0-9a-f])")
+AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
+_WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
+    "; steps run again when enough have come in",
+    "; retry under the next view",
+    "; retry it under the present view",
+    "; post them again",
+    "; connect again",
+)
+
+
+def name_ranks(text: str, members: Sequence[bytes]) -> str:
+    """Returns `text` with `rank 2` for `peer 0a1b2c3d` where that is member 2; others stay.
+
+    An id that two members share in its first digits stays as well: better no name than a wrong one.
+    """
+    shorts = [short_id(bytes(member)) for member in members]
+    ranks = {short: rank for rank, short in enumerate(shorts) if shorts.count(short) == 1}
+
+    def named(found: re.Match[str]) -> str:
+        ids = [found[1], *found[2].split(", ")[1:]]
+        if not all(one in ranks for one in ids):
+            return found[0]
+        return f"rank {', '.join(str(ranks[one]) for one in ids)}"
+
+    return _PEER.sub(named, text)
+
+
+def in_torchs_terms(text: str, members: Sequence[bytes]) -> str:
+    """Returns what an error of the library says to a program that uses torch."""
+    for advice in _WRONG:
+        text = text.replace(advice, "")
+    return name_ranks(text.replace(AGREE, CALL_ALIKE), members)
