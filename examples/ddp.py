@@ -2,8 +2,9 @@
 
     torchrun --standalone --nproc-per-node=4 examples/ddp.py
 
-Nothing of pccl is imported: torch finds the backend by itself where pccl is installed.  The text is
-Python's own documentation, which every interpreter carries.
+In a checkout `./dev run` goes before that.  Nothing of pccl is imported: torch finds the
+backend by itself where pccl is installed.  The text is Python's own documentation, which every
+interpreter carries.
 """
 
 import argparse

@@ -3,6 +3,9 @@
     pccl coordinator --listen 127.0.0.1:48148          in one terminal
     python examples/elastic_ddp.py 127.0.0.1:48148     in as many others as you like, at any time
 
+In a checkout `./dev run` goes before each line; for other machines the coordinator listens on an
+address of the network, with --insecure.
+
 Kill a worker: the others train on.  Start one: it receives the state and joins.  `--local 4` starts
 coordinator and workers, kills one in the middle and lets another one in.  The text is Python's own
 documentation.

@@ -2,9 +2,15 @@
 
     torchrun --standalone --nproc-per-node=2 examples/fsdp2.py
 
-shards the model over two processes.  With the address of a `pccl coordinator` as argument it is
-one replica of an elastic run: start the same line again, here or elsewhere, and both train
-together; kill one, and the other goes on.  The text is Python's own documentation.
+shards the model over two processes.  With the address of a coordinator it is one replica of an
+elastic run:
+
+    pccl coordinator --listen 127.0.0.1:48148
+    torchrun --standalone --nproc-per-node=2 examples/fsdp2.py 127.0.0.1:48148
+
+Start the second line again, here or elsewhere, and both train together; kill one, and the other
+goes on.  For other machines the coordinator listens on an address of the network, with --insecure.
+In a checkout `./dev run` goes before each line.  The text is Python's own documentation.
 """
 
 import argparse
