@@ -65,7 +65,7 @@ def create_group(backend_options: Any, pg_options: object) -> ProcessGroupPccl:
     _refuse_part_of_elastic()
     adopted = rendezvous.take_adopted(place.rank, place.size)
     if adopted is not None:
-        run = Run(place, adopted, options, None)
+        run = Run(place, adopted, options, None, hosted=False)
     elif getattr(backend_options, "enable_reconfigure", False):  # torch 2.14: members by handles
         from pccl.pytorch.reconfigure import unmade_run
 

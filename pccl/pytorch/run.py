@@ -59,7 +59,13 @@ class Run:
         options: Options,
         coordinator: CoordinatorThread | None,
         members: tuple[Peer, ...] | None = None,
+        *,
+        hosted: bool = True,
     ) -> None:
+        """
+        Args:
+            hosted: the coordinator runs in the process of rank 0, and not by itself.
+        """
         self.place = place
         self.process_id = os.getpid()
         self.options = options
@@ -67,6 +73,7 @@ class Run:
         self.seat = Seat(place.rank, place.size, bytes(communicator.peer_id))
         self._members = members or communicator.view.members
         self._coordinator = coordinator
+        self._hosted = hosted
         self._issuer = Issuer(communicator.session)
         self._lock = threading.Lock()
         self._over: PcclDistError | None = None
@@ -156,10 +163,14 @@ class Run:
         ranks = self._missing()
         if isinstance(error, Evicted):
             ranks, who = (self.place.rank,), "the others have given up this rank"
-        elif isinstance(error, CoordinatorLost) or not ranks:
-            ranks, who = ranks or (0,), "rank 0, whose process ran the coordinator, is gone"
-        else:
+        elif ranks and not (self._hosted and isinstance(error, CoordinatorLost)):
             who = f"rank {', '.join(map(str, ranks))} of {self.place.size} is gone"
+        elif self._hosted:
+            ranks, who = ranks or (0,), "rank 0, whose process ran the coordinator, is gone"
+        elif isinstance(error, CoordinatorLost):
+            who = "the coordinator does not answer"
+        else:
+            who = "a rank is gone"
         why = in_torchs_terms(str(error), self._members)
         return kind(f"{who}: {why}; {GROUP_OVER}", op=op, epoch=self._epoch(), ranks=ranks)
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from pccl.membership.service import CoordinatorOptions, CoordinatorThread
-from pccl.pytorch import Misused, Options
-from tests.torch.ranks import Rank, run_ranks
+from pccl.pytorch import Misused, Options, PeerLost
+from tests.torch.ranks import Rank, run_ranks, started
 
 
 def first_slice(me: Rank) -> list[float]:
@@ -230,6 +230,30 @@ def test_ranks_come_from_a_coordinator_that_runs_by_itself() -> None:
     with CoordinatorThread(CoordinatorOptions()) as coordinator:
         found = run_ranks(by_address, 2, coordinator.address)
     assert sorted(found) == [[0, 2, 3.0], [1, 2, 3.0]]
+
+
+def lose_the_other(me: Rank, address: str) -> tuple[int, str]:
+    dist.destroy_process_group()
+    dist.init_process_group("pccl", init_method=f"pccl://{address}/a-job?min=2")
+    dist.barrier()
+    me.say("ready")
+    try:
+        while True:
+            dist.all_reduce(torch.ones(1))
+    except PeerLost as error:
+        return dist.get_rank(), str(error)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_no_rank_of_such_a_group_is_taken_for_the_coordinator(victim: int) -> None:
+    with (
+        CoordinatorThread(CoordinatorOptions()) as coordinator,
+        started(lose_the_other, 2, coordinator.address) as ranks,
+    ):
+        assert [ranks.hear(rank) for rank in range(2)] == ["ready"] * 2
+        ranks.kill(victim)
+        rank, text = ranks.hear(1 - victim)
+    assert f"rank {1 - rank} of 2 is gone" in text and "ran the coordinator" not in text, text
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,12 @@ class ElasticRun(Run):
         self._note(said)
         return said
 
+    def _lost(
+        self, kind: type[PcclDistError], error: BaseException | str, op: str
+    ) -> PcclDistError:
+        why = name_ranks(str(error), self._members)
+        return kind(f"{why}; the next begin mends the view", op=op, epoch=self._epoch())
+
     def _end(self, said: PcclDistError) -> None:
         self._note(said)
 
