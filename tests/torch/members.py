@@ -207,6 +207,19 @@ def same(one: Trained, expected: list[torch.Tensor]) -> bool:
     return exact.same([torch.from_numpy(array) for array in one.parameters], expected)
 
 
+def histories(
+    found: Sequence[Trained], numbers: Mapping[bytes, int], steps: int
+) -> dict[int, list[int]]:
+    """Returns which members' gradients are in each step.  Fails unless all say the same."""
+    committed: dict[int, list[int]] = {}
+    for one in found:
+        for step, members, _ in one.history:
+            named = [numbers[peer] for peer in members]
+            assert committed.setdefault(step, named) == named, f"step {step}: histories differ"
+    assert sorted(committed) == list(range(1, steps + 1)), sorted(committed)
+    return committed
+
+
 def check(
     found: Sequence[Trained],
     numbers: Mapping[bytes, int],
@@ -217,12 +230,7 @@ def check(
 
     Returns which members' gradients are in each step.
     """
-    committed: dict[int, list[int]] = {}
-    for one in found:
-        for step, members, _ in one.history:
-            named = [numbers[peer] for peer in members]
-            assert committed.setdefault(step, named) == named, f"step {step}: histories differ"
-    assert sorted(committed) == list(range(1, steps + 1)), sorted(committed)
+    committed = histories(found, numbers, steps)
     expected = exact.reference(0, steps, make, ranks_at=lambda step: committed[step + 1])
     for one in found:
         assert same(one, expected), f"member {one.number} differs"
