@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tests.torch import exact
 from tests.torch.ranks import Rank, run_ranks
 
+OVERLAP_S = 30.0  # what does not overlap would not be there however long backward took
 TINY_MB = 1e-4  # a hundred bytes: every parameter is a bucket of its own
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -109,6 +111,40 @@ def buffers(me: Rank) -> list[float]:
 
 def test_buffers_are_those_of_rank_0() -> None:
     assert run_ranks(buffers, 2) == [[0.0] * exact.WIDTH] * 2
+
+
+def overlapped(me: Rank) -> tuple[bool, bool]:
+    """Returns whether the last layer's mean was there before backward; and whether it was there by
+    the first layer's turn, and all means at the end."""
+    model = DDP(exact.make_model(), bucket_cap_mb=TINY_MB, gradient_as_bucket_view=True)
+    exact.backward(model, exact.batch(me.rank, 0))  # DDP arranges its buckets after a first pass
+    model.zero_grad()
+    alone = exact.make_model()
+    for rank in range(me.world):
+        exact.backward(alone, exact.batch(rank, 1))
+        assert _gradients(alone)[-1].any(), "a mean could not be told from one rank's share of it"
+    parameters, wanted = list(model.parameters()), [g / me.world for g in _gradients(alone)]
+    seen = []
+
+    def there() -> bool:
+        gradient = parameters[-1].grad
+        return gradient is not None and torch.equal(gradient, wanted[-1])
+
+    def amid_backward(gradient: torch.Tensor) -> None:
+        """Holds up the first layer's weight until the last layer's bias has been reduced."""
+        until = time.monotonic() + OVERLAP_S
+        while not there() and time.monotonic() < until:
+            time.sleep(0.001)
+        seen.append(there())
+
+    before = there()
+    parameters[0].register_hook(amid_backward)
+    exact.backward(model, exact.batch(me.rank, 1))
+    return before, seen == [True] and exact.same(_gradients(model), wanted)
+
+
+def test_the_last_layers_gradients_are_reduced_while_backward_is_still_at_the_first() -> None:
+    assert run_ranks(overlapped, 2) == [(False, True)] * 2
 
 
 # ---- comm hooks

@@ -44,6 +44,26 @@ def make_model() -> torch.nn.Sequential:
     return exact.make_model(LAYERS)
 
 
+class Branching(torch.nn.Module):
+    """A batch decides which of two layers comes after the common one, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.common, self.second = (
+            torch.nn.Linear(exact.WIDTH, exact.WIDTH, dtype=torch.float64) for _ in range(3)
+        )
+        exact.fill(self)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.common(inputs).relu()
+        match int(inputs.sum()) % 3:
+            case 1:
+                hidden = self.first(hidden)
+            case 2:
+                hidden = self.second(hidden)
+        return hidden
+
+
 def strike(doom: str, here: str) -> None:
     """Kills this process if this is where it is to die."""
     if doom == here:
@@ -64,11 +84,13 @@ def train(
     sleep_at: int = -1,
     spoil_at: int = -1,
     micro: bool = False,
+    branching: bool = False,
     **options: Any,
 ) -> Trained:
     """Trains as one member; `doom` says where in which step it kills itself."""
     group = enter(me, least, start, **options)
-    model = elastic_ddp(make_model(), bucket_cap_mb=1e-4)
+    made = Branching() if branching else make_model()
+    model = elastic_ddp(made, bucket_cap_mb=1e-4, find_unused_parameters=branching)
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     state = State(model=model, optimizer=optimizer)
     for parameter in list(model.parameters())[2:3]:  # in the middle of backward
@@ -317,3 +339,18 @@ def test_gradients_of_several_batches_are_reduced_once() -> None:
             parameter.grad = (first + second) / 2
         optimizer.step()
     assert all(same(one, [p.detach() for p in model.parameters()]) for one in found)
+
+
+@pytest.mark.parametrize("where", ["backward", pytest.param("commit", marks=SLOW)])
+def test_members_may_leave_out_different_parameters_also_while_one_is_killed(where: str) -> None:
+    with Members(train) as members:
+        named = {"until": 200, "start": 3, "pause_s": 0.02, "branching": True}
+        members.start(0, 2, **named)
+        members.start(1, doom=where, doomed_at=5, **named)
+        members.await_step(0, 6)
+        members.start(3, **named)
+        found = [members.result(number) for number in (0, 2, 3)]
+        committed = check(found, members.numbers(), 200, Branching)
+        assert members.exit_code(1) == -signal.SIGKILL
+    ends = [sorted(committed[step]) for step in (1, 10, 200)]
+    assert ends == [[0, 1, 2], [0, 2], [0, 2, 3]], ends
