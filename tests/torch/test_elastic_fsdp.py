@@ -19,7 +19,9 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from pccl.membership.service_status import fetch_status_now
 from pccl.pytorch import Misused, Options, State, elastic_fsdp, steps
+from pccl.transport.address import parse_addresses
 from tests.torch import exact
 from tests.torch.members import Member, Members, Trained, same
 from tests.torch.test_elastic import TIMEOUT_S, strike, trained
@@ -29,10 +31,8 @@ LAYERS = 3
 STEPS = 6
 
 
-def enter(
-    me: Member, folder: str, start: int, peer_group: int, after_s: float = 0.0
-) -> tuple[Any, Any]:
-    """Returns this replica's static group and the elastic one."""
+def enter(me: Member, folder: str, start: int, peer_group: int, after: int = 0) -> tuple[Any, Any]:
+    """Returns this replica's static group and the elastic one, in which `after` come before."""
     replica, part = divmod(me.number, 10)
     timeout = timedelta(seconds=TIMEOUT_S)
     store = FileStore(str(Path(folder) / f"replica-{replica}"), PARTS)
@@ -40,9 +40,14 @@ def enter(
     options = Options(
         elastic=True, coordinator=me.address, job="fsdp", start_world=start, peer_group=peer_group
     )
-    time.sleep(after_s)
+    while after and admitted(me.address) < after:
+        time.sleep(0.02)
     group = dist.new_group(list(range(PARTS)), backend="pccl", timeout=timeout, pg_options=options)
     return dist.group.WORLD, group
+
+
+def admitted(address: str) -> int:
+    return int(fetch_status_now(parse_addresses(address), timeout_s=TIMEOUT_S)["admitted"])
 
 
 class Gated(nn.Module):
@@ -189,10 +194,10 @@ def test_a_replica_comes_in_process_by_process() -> None:
 
 
 def share(
-    me: Member, folder: str, until: int, after_s: float
+    me: Member, folder: str, until: int, after: int
 ) -> tuple[int, list[tuple[int, int, int]]]:
     """Returns the rank, and what this process is offered at each step."""
-    shards, group = enter(me, folder, 2, me.number % 10, after_s)
+    shards, group = enter(me, folder, 2, me.number % 10, after)
     model = sharded(shards)
     elastic_fsdp(model, group, shards)
     state = State(model=model, loader=lambda step, rank, size: (step, rank, size))
@@ -205,8 +210,8 @@ def share(
 
 def test_all_parts_of_a_replica_are_offered_the_same_whatever_order_they_came_in() -> None:
     with tempfile.TemporaryDirectory() as folder, Members(share, folder, 5) as members:
-        for number, after_s in {0: 0.0, 1: 2.0, 10: 1.0, 11: 1.0}.items():
-            members.start(number, after_s=after_s)
+        for number, after in {0: 0, 1: 3, 10: 1, 11: 1}.items():
+            members.start(number, after=after)
         found = {number: members.result(number) for number in (0, 1, 10, 11)}
     ranks = {number: rank for number, (rank, _) in found.items()}
     assert ranks[0] != ranks[1], "not the case that is to be tested"
