@@ -200,6 +200,10 @@ class Session:
         """Says whether steps of this process are in flight."""
         return bool(self._open)
 
+    def in_flight(self) -> frozenset[object]:
+        """Returns the steps and messages of this process that are not decided."""
+        return frozenset((*list(self._open.values()), *list(self._transfers)))
+
     def users_of(self, source: Buffer, target: Buffer) -> list[Ticket]:
         """Returns the steps in flight whose operations use this memory in conflict."""
         return [

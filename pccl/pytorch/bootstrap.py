@@ -30,10 +30,11 @@ from pccl.outcome import Peer
 from pccl.pytorch import hosting, rendezvous
 from pccl.pytorch.errors import Misused, PcclDistError, TimedOut, kind_of
 from pccl.pytorch.group import ProcessGroupPccl
+from pccl.pytorch.host_watch import HostWatch
 from pccl.pytorch.options import Options, check_options
 from pccl.pytorch.run import Place, Run
 from pccl.pytorch.waiting import require_reachable
-from pccl.transport.address import is_loopback, parse_address
+from pccl.transport.address import is_loopback, parse_address, parse_addresses
 
 LOOPBACK = "127.0.0.1"
 ENTRY = "torch group"  # the name of the step in which all ranks come in
@@ -113,6 +114,10 @@ def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout
         communicator = _connect(address, place, options, deadline, timeout_s)
         members = _enter(communicator, place, deadline)
         run = Run(place, communicator, options, coordinator, members)
+        if coordinator is None:
+            addresses = parse_addresses(address)
+            watch = HostWatch(run, communicator.session, addresses, place.group_id)
+            run.queues.append(watch)
         made = True
         return run
     except PcclError as error:

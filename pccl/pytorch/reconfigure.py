@@ -137,6 +137,10 @@ class Unmade(Run):
     def alive(self) -> bool:
         return True
 
+    @property
+    def busy(self) -> bool:
+        return False
+
     def check(self, op: str) -> None:
         raise Misused(
             "the group has no members yet: it was made with enable_reconfigure; reconfigure it",

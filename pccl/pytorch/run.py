@@ -88,6 +88,11 @@ class Run:
         """Says whether no rank is known to be lost."""
         return self._over is None and not self._missing()
 
+    @property
+    def busy(self) -> bool:
+        """Says whether steps of this process are in flight."""
+        return self.communicator.session.busy
+
     def peer_of(self, rank: int) -> Peer:
         """Raises UsageError if the group has no such rank."""
         if not 0 <= rank < len(self._members):
@@ -173,6 +178,12 @@ class Run:
             who = "a rank is gone"
         why = in_torchs_terms(str(error), self._members)
         return kind(f"{who}: {why}; {GROUP_OVER}", op=op, epoch=self._epoch(), ranks=ranks)
+
+    def lose_host(self, reason: str) -> None:
+        """Ends the run: the process of rank 0 is there, but does not run."""
+        text = f"rank 0, whose process runs the coordinator, is stopped: {reason}; {GROUP_OVER}"
+        self._end(PeerLost(text, ranks=(0,)))
+        self.communicator.session.close(reason)
 
     def _missing(self) -> tuple[int, ...]:
         with contextlib.suppress(PcclError):

@@ -127,7 +127,7 @@ def _door(name: str) -> Callable[..., Any]:
         staging: Staging | None = self._staging
         plain = getattr(super(StagedCalls, self), name)
         ordered = name not in MESSAGES
-        busy = ordered and (self._copies.some or self.run.communicator.session.busy)
+        busy = ordered and (self._copies.some or self.run.busy)
         if staging is None and not busy:
             return plain(*args, **named)
         given = positional(name, args, named) if named else args

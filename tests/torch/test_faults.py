@@ -102,6 +102,33 @@ def test_a_killed_rank_ends_the_call_of_every_survivor(how: str, victim: int) ->
             assert ranks.exit_code(rank) == 0
 
 
+@pytest.mark.parametrize("how", ["all_reduce", "future"])
+def test_a_stopped_first_rank_ends_the_call_of_every_other(how: str) -> None:
+    """It runs the coordinator, which is stopped with it; the group's timeout is far away."""
+    with started(wait_for_end, 3, how, 0) as ranks:
+        for rank in range(3):
+            assert ranks.hear(rank) == "ready"
+        ranks.kill(0, signal.SIGSTOP)
+        for rank in (1, 2):
+            first, second, third, kept = ranks.hear(rank)
+            assert "[pccl:PEER_LOST" in first[1] and "rank 0" in first[1], first
+            assert first[2] < 30.0, first
+            assert second[0] == third[0] == "StaleView" and kept[1] == "True"
+            assert ranks.exit_code(rank) == 0
+
+
+def come_late(me: Rank) -> float:
+    if me.rank == 1:
+        time.sleep(12.0)
+    tensor = torch.ones(2)
+    dist.all_reduce(tensor)
+    return float(tensor.sum().item())
+
+
+def test_a_late_rank_is_waited_for_while_the_first_one_lives() -> None:
+    assert run_ranks(come_late, 2) == [4.0, 4.0]
+
+
 def lose_one_inside(me: Rank, what: str, victim: int) -> tuple[str, str, float]:
     if what == "backward":
         model = DDP(exact.make_model(layers=4), bucket_cap_mb=1e-4)

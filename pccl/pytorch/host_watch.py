@@ -1,0 +1,87 @@
+"""Whether the process of rank 0, which runs the coordinator of a static group, still runs.
+
+    QUIET --an operation takes long--> ASKING --no answer, several times--> rank 0 is lost
+      ^                                  │
+      └────────── an answer ─────────────┘
+
+A process that has ended is noticed by its connections.  One that is stopped keeps them, and the
+only one that could tell the others is stopped with it; so when an operation takes long, each rank
+asks the coordinator how the run is.
+
+Invariant: nobody is asked while operations get done; a group is given up only when what it waits
+for has not been decided for the whole time, and no question was answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Final, Protocol
+
+from pccl.base.errors import PcclError
+from pccl.base.log import get_logger
+from pccl.membership.service_status import fetch_status_now
+from pccl.session import Session
+from pccl.transport.address import Address
+
+LOOK_S: Final = 2.5  # an operation that is in flight at two looks takes long
+ANSWER_S: Final = 3.0
+QUESTIONS: Final = 3
+JOIN_S: Final = ANSWER_S + 2.0
+_log = get_logger("pytorch")
+
+
+class Watched(Protocol):
+    """The run of a group."""
+
+    def lose_host(self, reason: str) -> None:
+        """Ends the run, since rank 0 is lost."""
+
+
+class HostWatch:
+    """A thread of one group on a rank that does not run the coordinator itself."""
+
+    def __init__(
+        self, run: Watched, session: Session, addresses: tuple[Address, ...], name: str
+    ) -> None:
+        self._run, self._session, self._addresses = run, session, addresses
+        self._process_id = os.getpid()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"pccl-host {name}", daemon=True)
+        self._thread.start()
+
+    def drain(self, timeout_s: float) -> None:
+        """Nothing is queued here."""
+
+    def close(self) -> None:
+        self._over.set()
+        if self._thread is not threading.current_thread() and os.getpid() == self._process_id:
+            self._thread.join(JOIN_S)
+
+    def _watch(self) -> None:
+        before: frozenset[object] = frozenset()
+        while not self._over.wait(LOOK_S) and not self._session.closed:
+            now = self._session.in_flight()
+            if before & now and not self._answers():
+                break
+            before = now
+        else:
+            return
+        text = f"no answer for {QUESTIONS * ANSWER_S:g} s while an operation waits"
+        _log.warning("the process of rank 0, which runs the coordinator, gives %s", text)
+        self._run.lose_host(text)
+
+    def _answers(self) -> bool:
+        """Says whether the coordinator lives; True also when that does not matter any more."""
+        waiting = self._session.in_flight()
+        for _ in range(QUESTIONS):
+            with contextlib.suppress(PcclError, OSError):
+                fetch_status_now(self._addresses, timeout_s=ANSWER_S)
+                return True
+            if self._over.is_set() or not waiting & self._session.in_flight():
+                return True
+            self._over.wait(
+                0.1
+            )  # a refused connection fails at once; its loss is noticed elsewhere
+        return False
