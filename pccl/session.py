@@ -202,7 +202,8 @@ class Session:
 
     def in_flight(self) -> frozenset[object]:
         """Returns the steps and messages of this process that are not decided."""
-        return frozenset((*list(self._open.values()), *list(self._transfers)))
+        steps = [ticket for ticket in list(self._open.values()) if not ticket.poll()]
+        return frozenset((*steps, *(t for t in list(self._transfers) if not t.done())))
 
     def users_of(self, source: Buffer, target: Buffer) -> list[Ticket]:
         """Returns the steps in flight whose operations use this memory in conflict."""

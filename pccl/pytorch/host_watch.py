@@ -60,6 +60,10 @@ class HostWatch:
             self._thread.join(JOIN_S)
 
     def _watch(self) -> None:
+        with contextlib.suppress(PcclError):  # the group has ended meanwhile
+            self._look()
+
+    def _look(self) -> None:
         before: frozenset[object] = frozenset()
         while not self._over.wait(LOOK_S) and not self._session.closed:
             now = self._session.in_flight()

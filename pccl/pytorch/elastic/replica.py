@@ -3,37 +3,24 @@
 A replica of several processes is held together by a static group (`shards`), and each part of it is
 a member of another peer group of the elastic run.  It is in as a whole, or not at all.
 
-A part that has died ends the static group within seconds, and so the replica.  So does one that is
-stopped, but for the first, whose process runs that group's coordinator: without it nobody there can
-tell a slow part from a stopped one before the group's timeout, and the other replicas would wait as
-long.  The elastic group's coordinator can; so the others go by it (`_watch_host`).
-
 Invariant: the parts of one replica take the same decisions: what is known in one peer group only is
 told to the others (`agreed`).
 """
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from pccl.base.clock import system_clock
-from pccl.base.errors import CoordinatorLost, PcclError
 from pccl.outcome import Peer
 from pccl.pytorch.elastic.run import ElasticRun
-from pccl.pytorch.errors import PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
 
 PEER_ID_BYTES = 16
 REPLICA_ID_BYTES = 8
-WATCH_S: Final = 0.5
-# The parts end their work together, or nearly: one that leaves the run as it should is not taken
-# for lost while the others still finish theirs.
-HOST_GONE_S: Final = 5.0
 
 
 class Replica:
@@ -50,12 +37,8 @@ class Replica:
         own = np.frombuffer(bytes(self._run.communicator.peer_id), np.uint8).copy()
         rows = [torch.empty(PEER_ID_BYTES, dtype=torch.uint8) for _ in range(shards.size())]
         dist.all_gather(rows, torch.from_numpy(own), group=shards)
-        peers = [Peer(bytes(row.numpy())) for row in rows]
-        first, self._peers, self._shards = not self._peers, frozenset(peers), shards
-        if first and isinstance(shards, ProcessGroupPccl) and shards.rank() > 0:
-            threading.Thread(
-                target=self._watch_host, args=(peers[0],), name="pccl-replica", daemon=True
-            ).start()
+        self._peers = frozenset(Peer(bytes(row.numpy())) for row in rows)
+        self._shards = shards
 
     @property
     def divided(self) -> bool:
@@ -114,25 +97,3 @@ class Replica:
             raise
         differ = int(flags[2]) != -int(flags[3])
         return bool(flags[0]) or differ, bool(flags[1]) or differ
-
-    # ---- a first part that is stopped
-
-    def _watch_host(self, host: Peer) -> None:
-        """Ends the static group once its first process has been out of the elastic run for long."""
-        seen, since_s, run, shards = False, None, self._run, self._shards.run
-        rounds = threading.Event()
-        while not rounds.wait(WATCH_S):
-            try:
-                run.check("watch")
-                present = host in run.communicator.view.members
-            except (PcclError, PcclDistError):
-                return  # this process is out itself, or at its end
-            if present or not seen:
-                seen, since_s = seen or present, None
-                continue
-            since_s = since_s or system_clock()
-            if system_clock() - since_s >= HOST_GONE_S:
-                reason = f"it has been out of the elastic run for {HOST_GONE_S:g} s"
-                shards.translate(CoordinatorLost(reason), "watch")
-                shards.communicator.session.close(reason)
-                return
