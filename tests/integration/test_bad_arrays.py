@@ -72,7 +72,6 @@ BAD_ARRAYS: dict[str, Callable[[], Any]] = {
     "column-major": lambda: np.full((2, 3), 3.0, order="F"),
     "broadcast": lambda: np.broadcast_to(np.float64(3), 8),
     "read-only": read_only,
-    "complex": lambda: np.full(8, 3, np.complex64),
     "long double": lambda: np.full(8, 3, np.longdouble),
     "big-endian": lambda: np.full(8, 3, ">f4"),
     "objects": lambda: np.full(8, 3, object),
@@ -90,7 +89,7 @@ BAD_ARRAYS: dict[str, Callable[[], Any]] = {
     "strided tensor": lambda: torch.full((16,), 3.0)[::2],
     "transposed tensor": lambda: torch.full((2, 3), 3.0).T,
     "expanded tensor": lambda: torch.full((1,), 3.0).expand(8),
-    "complex tensor": lambda: torch.full((8,), 3, dtype=torch.complex64),
+    "tensor of 8-bit floats": lambda: torch.full((8,), 3.0).to(torch.float8_e5m2),
     "sparse tensor": lambda: torch.full((8,), 3.0).to_sparse(),
     "tensor without memory": lambda: torch.empty(8, device="meta"),
 }
