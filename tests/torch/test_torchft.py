@@ -309,7 +309,7 @@ class StubManager:
         self.errors: list[Exception] = []
         self.future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
 
-    def allreduce(self, tensors: list[torch.Tensor]) -> Any:
+    def allreduce(self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions) -> Any:
         if self._fails:
             raise PeerLost("gone")
         self.sent.append(tensors[0].tolist())
