@@ -15,9 +15,8 @@ from pccl.base.errors import PcclError
 from pccl.collectives.placed import Request
 from pccl.pytorch.errors import Misused
 from pccl.pytorch.issue import PlacedPosting, Posting
-from pccl.pytorch.layout import OUTPUTS_SHARED, Finish
+from pccl.pytorch.layout import Finish, refuse_shared
 from pccl.pytorch.ordering import Copies
-from pccl.pytorch.overlap import any_overlap
 from pccl.pytorch.run import Run
 from pccl.pytorch.work import PcclWork
 
@@ -61,8 +60,8 @@ class GroupBase:
     ) -> PcclWork:
         if not postings:  # an empty list of tensors
             return self._noted(PcclWork(self.run, op, (), result))
-        if finishes and len(result) > 1 and any_overlap(result):
-            raise Misused(OUTPUTS_SHARED, op=op)
+        if finishes:
+            refuse_shared(result, op)
         step = self.run.issue(op, postings, self._limit_s(opts))
         work = PcclWork(self.run, op, (step,), result, finishes)
         if finishes and self._copies is not None:

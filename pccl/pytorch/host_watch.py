@@ -85,7 +85,6 @@ class HostWatch:
                 return True
             if self._over.is_set() or not waiting & self._session.in_flight():
                 return True
-            self._over.wait(
-                0.1
-            )  # a refused connection fails at once; its loss is noticed elsewhere
+            # A refused connection fails at once; its loss is noticed elsewhere.
+            self._over.wait(0.1)
         return False

@@ -18,7 +18,6 @@ from pccl.pytorch.overlap import any_overlap, is_apart
 
 Tensor = torch.Tensor
 Finish = Callable[[], None]
-OUTPUTS_SHARED = "two outputs of one operation share memory; give each its own"
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -100,10 +99,10 @@ def packed_targets(tensors: Sequence[Tensor], finishes: list[Finish]) -> Tensor:
     return buffer
 
 
-def refuse_shared(outputs: Sequence[Tensor]) -> None:
+def refuse_shared(outputs: Sequence[Tensor], op: str = "") -> None:
     """Raises Misused if two outputs share memory."""
     if any_overlap(outputs):
-        raise Misused(OUTPUTS_SHARED)
+        raise Misused("two outputs of one operation share memory; give each its own", op=op)
 
 
 def _in_one_piece(tensors: Sequence[Tensor]) -> Tensor | None:
