@@ -87,7 +87,8 @@ def test_a_member_that_reads_nothing_any_more_is_left_out_and_told(
             peer.until("contributors", 3)
         trigger.touch()
         facts = [peer.until("contributors", 2) for peer in peers]
-        assert all(fact["retries"] == 1 for fact in facts)
+        # Twice, where a lane ended before the coordinator had judged.
+        assert all(fact["retries"] >= 1 for fact in facts)
         told = [fact for fact in deaf.rest() if "failure" in fact or "error" in fact]
         # Two connections tell it, of which the engine's, which knows no reason, may be quicker.
         assert told and told[-1]["failure"] == "Evicted", told

@@ -53,11 +53,12 @@ LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
 void Executor::hear_out(const View& next, double now_s) {
   if (letters_.open() == 0) return;
   std::vector<Link*> gone;
-  for (const auto& [key, link] : links_) {
+  for (const auto& entry : links_) {
+    Link& link = *entry.second;
     const bool stays = std::any_of(next.members.begin(), next.members.end(), [&](const Member& m) {
-      return m.peer == link->peer && m.incarnation == link->incarnation;
+      return m.peer == link.peer && m.incarnation == link.incarnation;
     });
-    if (!stays && link->up()) gone.push_back(link.get());
+    if (!stays && link.up()) gone.push_back(&link);
   }
   for (Link* link : gone) {
     int left = hear_out_max;
