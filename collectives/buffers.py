@@ -23,9 +23,10 @@ from pccl.collectives.dtypes import ITEM_BYTES, SUPPORTED, Dtype, of_numpy, of_t
 DLPACK_CPU = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Buffer:
-    """Borrowed memory of one array."""
+    """Borrowed memory of one array.  Nobody changes one; frozen, it would take three times as long
+    to make, and every operation makes one or two."""
 
     owner: Any
     address: int
@@ -142,7 +143,7 @@ def _of_numpy(array: Any, owner: Any, name: str) -> Buffer:
 
 
 def _of_torch(torch: Any, tensor: Any, name: str) -> Buffer:
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise UsageError(f"{name} is on {tensor.device}; move it to the CPU first")
     if tensor.layout is not torch.strided:
         raise UsageError(f"{name} has layout {tensor.layout}; only dense tensors are supported")

@@ -35,6 +35,8 @@ class Dtype(IntEnum):
     F8_E5M2FNUZ = 18
     F8_E8M0FNU = 19
 
+    __hash__ = int.__hash__  # Enum's own is a Python function, and tables are read per operation
+
     @property
     def label(self) -> str:
         """The short name people see, for example `f32`."""
@@ -142,6 +144,14 @@ def of_numpy(dtype: Any) -> Dtype | None:
     return found
 
 
+_torch_cache: dict[Any, Dtype | None] = {}
+
+
 def of_torch(dtype: Any) -> Dtype | None:
     """Returns the Dtype of a torch dtype, None if unsupported."""
-    return _TORCH_NAMES.get(str(dtype).removeprefix("torch."))
+    try:
+        return _torch_cache[dtype]  # torch has a fixed number of them
+    except KeyError:
+        found = _TORCH_NAMES.get(str(dtype).removeprefix("torch."))
+        _torch_cache[dtype] = found
+        return found

@@ -19,6 +19,8 @@ class ReduceOp(IntEnum):
     MIN = 3
     MAX = 4
 
+    __hash__ = int.__hash__  # as Dtype's
+
     @property
     def label(self) -> str:
         return self.name.lower()
@@ -31,6 +33,8 @@ class Algorithm(IntEnum):
     EXCHANGE = 1
     DIRECT = 2
     RING = 3
+
+    __hash__ = int.__hash__  # as Dtype's
 
 
 _OPS: Final = {op.label: op for op in ReduceOp} | {"mean": ReduceOp.AVG, "product": ReduceOp.PROD}
@@ -61,6 +65,8 @@ def check_weight(weight: float, op: ReduceOp) -> float:
     Raises:
         UsageError: not a finite number >= 0, or given to an operation that has no weights.
     """
+    if type(weight) is float and weight == 1.0:
+        return weight  # as nearly always
     try:
         value = float(weight)
     except (TypeError, ValueError):

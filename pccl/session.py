@@ -10,11 +10,11 @@ nothing of this session runs, and no memory of the caller is touched.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pccl.base import forks
 from pccl.base.clock import Deadline
 from pccl.base.config import LAN
 from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
@@ -47,7 +47,7 @@ class Session:
         self.agent = agent
         self.peer_id = peer_id
         self.step_timeout_s = step_timeout_s
-        self._pid = os.getpid()
+        self._generation = forks.generation()
         self._begin_lock = threading.Lock()
         # Re-entrant: a signal handler or a finalizer may close while this thread is closing.
         self._close_lock = threading.RLock()
@@ -61,7 +61,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        return self._closed is not None or os.getpid() != self._pid
+        return self._closed is not None or forks.generation() != self._generation
 
     @property
     def data_host(self) -> str:
@@ -77,7 +77,7 @@ class Session:
 
     def check(self) -> None:
         """Raises what every call on this session now raises, if it is over."""
-        if os.getpid() != self._pid:
+        if forks.generation() != self._generation:
             raise Forked()
         if self._closed is not None:
             raise Closed(self._closed)
@@ -109,14 +109,17 @@ class Session:
 
     def _begin(self, name: str, timeout_s: float) -> Ticket:
         deadline = Deadline(timeout_s)
-        if not self._begin_lock.acquire(timeout=timeout_s):
+        waited = not self._begin_lock.acquire(blocking=False)
+        if waited and not self._begin_lock.acquire(timeout=timeout_s):
             raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
         try:
-            self.check()
-            self._make_room(deadline)
+            if waited:
+                self.check()
+            if self._open:
+                self._make_room(deadline)
             begun = self._pass_gate(name, deadline)
             self._next_step = begun.step + 1
-            ticket = Ticket(self, name, begun, timeout_s)
+            ticket = Ticket(self, name, begun, timeout_s, deadline)
             self._open[begun.step] = ticket
             return ticket
         except Left:
@@ -207,6 +210,8 @@ class Session:
 
     def users_of(self, source: Buffer, target: Buffer) -> list[Ticket]:
         """Returns the steps in flight whose operations use this memory in conflict."""
+        if not self._open:
+            return []
         return [
             ticket
             for ticket in list(self._open.values())
@@ -264,7 +269,7 @@ class Session:
 
         After an error as after success; `reason` is what later calls are told.
         """
-        if os.getpid() != self._pid:
+        if forks.generation() != self._generation:
             return  # a fork: the run is the parent's, and its locks may be held for ever
         with self._close_lock:
             if self._closed is not None:

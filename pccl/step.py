@@ -10,12 +10,14 @@ every member; until then an attempt may be undone and run again under another vi
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
 from pccl.base.errors import PcclError, UsageError
 from pccl.collectives.buffers import Buffer, describe_pair
 from pccl.collectives.descriptor import Descriptor
+from pccl.collectives.dtypes import Dtype
 from pccl.collectives.ops import (
     COMPLEX_PARTS,
     Algorithm,
@@ -205,5 +207,12 @@ def check_all_reduce(
         source = as_floats(source, reduce_op)
         target = source if in_place else as_floats(target, reduce_op)
     check_meaning(source.dtype, reduce_op)
-    descriptor = Descriptor(source.dtype, source.count, reduce_op, bool(deterministic), plan)
+    descriptor = _descriptor(source.dtype, source.count, reduce_op, bool(deterministic), plan)
     return CheckedAllReduce(descriptor, source, target, checked_weight)
+
+
+@lru_cache(maxsize=256)  # a program has a few, and makes each of them in every step
+def _descriptor(
+    dtype: Dtype, count: int, op: ReduceOp, deterministic: bool, plan: Algorithm
+) -> Descriptor:
+    return Descriptor(dtype, count, op, deterministic, plan)

@@ -45,14 +45,16 @@ _AGREE = "make shape, dtype, op, tag and options agree on all peers"
 class Ticket:
     """Made by `Session.begin`.  `post` and `seal` belong to one thread, the rest to any."""
 
-    def __init__(self, session: Session, name: str, begun: BegunStep, timeout_s: float) -> None:
+    def __init__(
+        self, session: Session, name: str, begun: BegunStep, timeout_s: float, deadline: Deadline
+    ) -> None:
         self.session = session
         self.name = name
         self.begun = begun
         self.timeout_s = timeout_s
         self.sealed = False
         self.spans = SpanSet()
-        self._deadline = Deadline(timeout_s)
+        self._deadline = deadline  # the call's that began it; it begins anew with the seal
         self._buffers: list[tuple[Buffer, Buffer]] = []
         self._tags: set[int] = set()
         self._next_tag = 0
@@ -60,7 +62,8 @@ class Ticket:
         self._waiters = 0
         self._released = False
         self._proposed = False
-        self._outcome: Outcome | None = None
+        self._decision: StepResult | None = None
+        self._outcome: Outcome | None = None  # made when somebody asks for it
         self._error: PcclError | None = None
 
     # ---- the thread that began it
@@ -165,7 +168,7 @@ class Ticket:
 
     @property
     def decided(self) -> bool:
-        return self._outcome is not None or self._error is not None
+        return self._decision is not None
 
     @property
     def proposed(self) -> bool:
@@ -183,7 +186,7 @@ class Ticket:
     def wait(self, timeout_s: float) -> bool:
         """Waits; says whether the step is decided.  Raises when the engine ended meanwhile."""
         with self._lock:
-            if self.decided:
+            if self._decision is not None:
                 return True
             self._waiters += 1
         engine = self.session.engine
@@ -193,11 +196,18 @@ class Ticket:
         finally:
             with self._lock:
                 self._waiters -= 1
-                if done or self.decided:
-                    self._settle(None if self.decided else engine.step_result(self.begun.step))
+                if self._decision is not None:
+                    self._settle(None)
+                elif done:
+                    self._settle(engine.step_result(self.begun.step))
         return done
 
     def finish(self) -> Outcome:
+        """As `settle`; returns the outcome."""
+        self.settle()
+        return self.result()
+
+    def settle(self) -> None:
         """Waits until the step's own deadline and then proposes to all that it has failed.
 
         Raises:
@@ -208,7 +218,7 @@ class Ticket:
             self.propose_deadline()
             if not self.wait_for_decision():
                 raise self.leave_undecided()
-        return self.result()
+        self.require()
 
     def wait_for_decision(self, timeout_s: float = math.inf) -> bool:
         """Waits as long as a decision may take, at most `timeout_s`; says whether there is one.
@@ -245,27 +255,28 @@ class Ticket:
             f"{self.name!r} was not done after {self.timeout_s:g} s on peer {self.session.peer_id}",
         )
 
-    def result(self) -> Outcome:
-        """Returns the outcome of a decided step, or raises what it ended with."""
+    def require(self) -> None:
+        """Raises what a decided step ended with, if it has failed."""
         if self._error is not None:
             raise self._error.with_traceback(None)
-        assert self._outcome is not None
+
+    def result(self) -> Outcome:
+        """Returns the outcome of a decided step, or raises what it ended with."""
+        self.require()
+        if self._outcome is None:
+            assert self._decision is not None
+            _, epoch, retries, contributors, groups, wire_bytes, _, _ = self._decision
+            peers = self.session.peers(contributors)
+            self._outcome = Outcome(peers, epoch, retries, wire_bytes, groups)
         return self._outcome
 
     def _settle(self, result: StepResult | None) -> None:
         """Takes note of a decision and releases the engine's step once.  The lock is held."""
         if result is not None and result.state != STEP_OPEN:
-            if result.state == STEP_COMMITTED:
-                self._outcome = Outcome(
-                    self.session.peers(result.contributors),
-                    result.epoch,
-                    result.retries,
-                    result.wire_bytes,
-                    result.groups,
-                )
-            else:
+            if result.state != STEP_COMMITTED:
                 self._error = failure_of(result.code, result.text, self.begun.step)
-        if self.decided and self._waiters == 0 and not self._released:
+            self._decision = result
+        if self._decision is not None and self._waiters == 0 and not self._released:
             self._released = True
             self._buffers.clear()
             self.session.engine.release_step(self.begun.step)

@@ -70,11 +70,17 @@ class Work:
                 has left the run.
             KeyboardInterrupt: and this peer has left the run.
         """
+        self.settle(timeout_s)
+        return self._ticket.result()
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """As `wait()`, for who needs no Outcome."""
         self._require_sealed()
         ticket = self._ticket
         try:
             if timeout_s is None:
-                return ticket.finish()
+                ticket.settle()
+                return
             if not ticket.wait(min(timeout_s, ticket.deadline.remaining_s())):
                 if not ticket.deadline.passed():
                     raise DeadlineExceeded(self._patience(timeout_s))
@@ -83,7 +89,7 @@ class Work:
                     if timeout_s >= ticket.session.decision_s:
                         raise ticket.leave_undecided()
                     raise DeadlineExceeded(self._patience(timeout_s))
-            return ticket.result()
+            ticket.require()
         except KeyboardInterrupt as error:
             ticket.session.leave_after(error)
             raise

@@ -304,7 +304,10 @@ class Engine(LetterCalls):
         )
 
     def release_step(self, step: int) -> None:
-        self._call(self._native.release_step, step)
+        try:
+            self._native.release_step(step)
+        except self._error_type as error:
+            raise self._mapped(error, deciding=False) from error
 
     def propose_failure(self, step: int, code: int, text: str) -> None:
         self._call(self._native.propose_failure, step, code, text)

@@ -92,7 +92,7 @@ class Issuer:
                 await_users(session, posting.source, posting.target, timeout_s)
             ticket = session.begin(name, timeout_s)
             last = len(postings) - 1
-            if any(posting.seat not in (None, ticket.seat) for posting in postings):
+            if any([p.seat is not None and p.seat != ticket.seat for p in postings]):
                 end_empty(ticket)  # as all others do, whose view has changed, too
                 raise StaleView(
                     f"the group's ranks are of an older view, of which {ticket.seat.world_size} "

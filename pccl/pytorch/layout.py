@@ -25,7 +25,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def require_dense(tensor: Tensor, name: str = "the tensor") -> None:
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise Misused(
             f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and, on "
             "groups of a fixed world, of CUDA"

@@ -245,7 +245,10 @@ class PcclWork(dist.Work):
         error: BaseException | None = None
         for part in self._parts:
             try:
-                part.wait(timeout_s)
+                if isinstance(part, StepWork):
+                    part.settle(timeout_s)
+                else:
+                    part.wait(timeout_s)
             except DeadlineExceeded as late:
                 if not part.done():
                     raise self._run.translate(late, self._op) from late

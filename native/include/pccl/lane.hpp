@@ -110,7 +110,8 @@ class Lane {
 
   /// Sends until the socket is full (then blocked()), the source dry, or `budget` bytes are gone.
   Status pump(FrameSource& source, std::size_t budget);
-  /// Receives until the socket is empty or `budget` bytes came: then `more` is set.
+  /// Receives until the socket is empty, as far as a short read shows, or `budget` bytes came: then
+  /// `more` is set.
   Status receive(Link& link, FrameSink& sink, std::size_t budget, bool& more);
   /// No byte of the operation's memory is touched by this lane any more: a half-sent frame is
   /// finished from a copy, a half-received one is read into scratch.
@@ -189,6 +190,7 @@ class Lane {
   FrameHeader header_;
   Placement placement_;
   bool in_payload_ = false;
+  bool drained_ = false;  // the socket gave less than it was asked for, since the poller told of it
   std::size_t received_ = 0;  // of the payload
   std::size_t inbox_begin_ = 0;
   std::size_t inbox_end_ = 0;

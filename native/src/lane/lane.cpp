@@ -128,6 +128,10 @@ bool Lane::cut(double now_s, double patience_s) const noexcept {
 }
 
 Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {
+  if (drained_) {
+    empty = true;
+    return Status::ok;
+  }
   // The inbox is empty or holds less than a header here: make room behind what it holds.
   if (inbox_begin_ != 0) {
     std::memmove(inbox_.data(), inbox_.data() + inbox_begin_, buffered());
@@ -167,6 +171,8 @@ Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {
     return empty ? Status::ok : status;
   }
   std::size_t arrived = static_cast<std::size_t>(got);
+  const std::size_t asked = parts[0].iov_len + (count == 2 ? parts[1].iov_len : 0);
+  drained_ = arrived < asked;  // whatever comes now, or the end, the poller tells of
   bytes_received += arrived;
   if (wanted_payload >= small_payload) {
     const std::size_t payload = std::min(arrived, parts[0].iov_len);
@@ -222,6 +228,7 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
   std::size_t taken = 0;
   bool empty = false;
   more = false;
+  drained_ = false;
   while (!empty) {
     // What lies in the inbox is known to nobody else: the poller tells only of the socket.
     const bool inbox_done = in_payload_ ? buffered() == 0 : buffered() < header_bytes;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -72,7 +70,7 @@ def test_arguments_that_do_not_fit_the_view_end_a_stand_alone_step_for_all(
     comm, engine, run = alone()
     begin = engine.begin_step
     monkeypatch.setattr(
-        engine, "begin_step", lambda *gate: replace(begin(*gate), rank=1, world_size=2)
+        engine, "begin_step", lambda *gate: begin(*gate)._replace(rank=1, world_size=2)
     )
     odd = np.ones(3)
     with pytest.raises(pccl.UsageError, match="divisible by the world size, 2"):
