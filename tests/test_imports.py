@@ -171,8 +171,9 @@ def test_nobody_imports_a_room_as_a_top_level_module() -> None:
 def test_the_layers_contract_is_kept() -> None:
     pytest.importorskip("importlinter")
     # In a process of its own: its command line disables every logger that exists by then.
+    program = "import importlinter.cli as c; raise SystemExit(c.lint_imports(no_cache=True))"
     done = subprocess.run(
-        [sys.executable, "-c", "import importlinter.cli as c; raise SystemExit(c.lint_imports(no_cache=True))"],
+        [sys.executable, "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
