@@ -56,11 +56,9 @@ class AsyncDiLoCo(OuterOptimizer):
         learning_rate: float = 0.7,
         momentum: float = 0.9,
         eager: bool = False,
-        codec: str | None = None,
         **options: Any,
     ) -> None:
         """Arguments are those of `DiLoCo`, and `eager`, which peers may choose each by itself."""
-        self._codec = codec
         self._eager = bool(eager)
         self._ahead = torch.empty(0)  # v_r
         self._begin = torch.empty(0)  # where the model was when the interval began
@@ -101,8 +99,7 @@ class AsyncDiLoCo(OuterOptimizer):
             STEP_NAME,
             contribution(payload, tokens, self._nonfinite),
             self._state_digest(),
-            codec=self._codec,
-            timeout_s=self._timeout_s,
+            self._wire,
         )
 
     def _drain(self) -> OuterStep | None:

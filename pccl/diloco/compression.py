@@ -258,9 +258,10 @@ class ModelCode:
         Raises:
             ValueError: a contribution is not of such a model.
         """
-        heaviest = max(weights, default=0.0)
+        # Alike, they are left out: the sum of t v over the sum of t is not quite the mean of v.
+        alike = len({weight for weight in weights if weight > 0}) == 1
         parts = [
-            (self.decode(data), weight / heaviest)
+            (self.decode(data), 1.0 if alike else weight)
             for data, weight in zip(contributions, weights, strict=True)
             if weight > 0
         ]

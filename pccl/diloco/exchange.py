@@ -48,6 +48,21 @@ class StatesDiffer(CorruptResult):
 
 
 @dataclass(frozen=True, slots=True)
+class Wire:
+    """How pseudo-gradients travel; alike on all peers.
+
+    Attributes:
+        codec: as in `Step.all_reduce`; None sends f32.
+        deterministic: contributions are added in rank order, so that a run can be repeated.
+        timeout_s: of each step; None takes the communicator's.
+    """
+
+    codec: str | None = None
+    deterministic: bool = False
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What this peer brings to a reduction; `payload` is f32 and is reduced in place.
 
@@ -103,17 +118,15 @@ class Pending:
         name: str,
         brought: Contribution,
         digest: int,
-        *,
-        codec: str | None,
-        timeout_s: float | None,
+        wire: Wire,
     ) -> None:
         """Posts it.  Raises as `Communicator.step` on entering."""
         self.brought = brought
-        self._digest = digest
         self._header = np.array([brought.tokens, brought.left_out], np.int64)
         self._parity = np.array([digest, ~digest & MASK], np.uint64)
-        options: dict[str, Any] = {} if codec is None else {"codec": codec}
-        with comm.step(name, timeout_s) as step:
+        options: dict[str, Any] = {} if wire.codec is None else {"codec": wire.codec}
+        options["deterministic"] = wire.deterministic
+        with comm.step(name, wire.timeout_s) as step:
             step.all_reduce(self._header, op="sum")
             step.all_reduce(self._parity, op="max")
             step.all_reduce(brought.payload, op="avg", weight=float(brought.tokens), **options)

@@ -30,6 +30,7 @@ from pccl.diloco.exchange import (
     NonFinite,
     NonFiniteContribution,
     Reduced,
+    Wire,
     check_tokens,
     digest_of,
     digests_agree,
@@ -59,6 +60,8 @@ class OuterOptimizer(ABC):
         sections: Sequence[Sequence[str]] | None = None,
         extra: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
+        codec: str | None = None,
+        deterministic: bool = False,
         parity: bool = True,
         nonfinite: str = NonFinite.DROP,
         hold: Callable[[], bool] | None = None,
@@ -75,6 +78,7 @@ class OuterOptimizer(ABC):
             extra: arrays of the program that a joiner receives too, writable, alike in form on all
                 peers; equal on all members whenever `step` is called.
             state: what `state_dict()` returned, to resume a run; alike on all founders.
+            codec, deterministic: as in `Step.all_reduce`, for pseudo-gradients; alike on all peers.
             parity: whether each outer step compares a digest of the members' states.
             nonfinite: raise (on all members), drop_contributor (and count it) or allow.
             hold: called at each entry; while it says True on all members, they stay there.
@@ -97,6 +101,7 @@ class OuterOptimizer(ABC):
             raise UsageError(f"nonfinite must be one of {choice}, not {nonfinite!r}") from None
         self._hold = hold
         self._timeout_s = optional_seconds("timeout_s", timeout_s)
+        self._wire = Wire(codec, bool(deterministic), self._timeout_s)
         self._theta = [self._parameters.read(s) for s in range(len(self._parameters))]
         kept = bool(outer.momentum)  # without momentum there is nothing to keep, or to bring
         self._momentum = [torch.zeros(len(theta) if kept else 0) for theta in self._theta]

@@ -86,13 +86,19 @@ class StreamingDiLoCo(OuterOptimizer):
         )
         self.schedule = Schedule(inner_steps, len(names), overlap)
         self._alpha = float(alpha)
-        self._codec = four_bits_if_there() if codec == "auto" else codec
+        codec = four_bits_if_there() if codec == "auto" else codec
         self._flight: _OnItsWay | None = None
         self._seen = 0  # tokens of this peer since it came in
         self._used = [0] * len(names)  # of those, how many are in the fragment's θ
         outer = Nesterov(learning_rate, momentum)
         super().__init__(
-            comm, model, inner_steps=inner_steps, outer=outer, sections=names, **options
+            comm,
+            model,
+            inner_steps=inner_steps,
+            outer=outer,
+            sections=names,
+            codec=codec,
+            **options,
         )
 
     def _joined(self, running: bool) -> None:
@@ -128,8 +134,7 @@ class StreamingDiLoCo(OuterOptimizer):
             f"{STEP_NAME}.{fragment}",
             contribution(payload, tokens, self._nonfinite),
             self._state_digest(),
-            codec=self._codec,
-            timeout_s=self._timeout_s,
+            self._wire,
         )
         due = self.inner_step + self.schedule.overlap
         self._flight = _OnItsWay(pending, fragment, due, self._seen)

@@ -41,15 +41,9 @@ class DiLoCo(OuterOptimizer):
         inner_steps: int = 500,
         learning_rate: float = 0.7,
         momentum: float = 0.9,
-        codec: str | None = None,
         **options: Any,
     ) -> None:
-        """Arguments are those of `OuterOptimizer` and `Nesterov`.
-
-        Args:
-            codec: how pseudo-gradients travel, as in `Step.all_reduce`; None sends f32.
-        """
-        self._codec = codec
+        """Arguments are those of `OuterOptimizer` and `Nesterov`."""
         outer = Nesterov(learning_rate, momentum)
         super().__init__(comm, model, inner_steps=inner_steps, outer=outer, **options)
 
@@ -66,8 +60,7 @@ class DiLoCo(OuterOptimizer):
             STEP_NAME,
             brought,
             self._state_digest(),
-            codec=self._codec,
-            timeout_s=self._timeout_s,
+            self._wire,
         ).wait()
         report = self._commit(0, reduced)
         self._count_inner_steps()
