@@ -11,7 +11,7 @@
 optimizer; docs/LOW_COMMUNICATION.md says what each of them does and what a kill does to it.
 
 Decided in pure code, arithmetic on explicit state: `outer` (Nesterov, mixing), `layers`
-(fragments and their schedule), `compression` over `packing` (top-k, few-bit values, residual).
+(fragments and their schedule), `compression` over `pccl.sparse` (top-k, few-bit values, residual).
 Shells over a Communicator: `exchange` and the methods.
 
 Invariant: what all members share (parameters, outer momentum, counters) changes by committed steps
@@ -20,7 +20,7 @@ changes with the same commit.
 """
 
 from pccl.diloco.asynchronous import AsyncDiLoCo
-from pccl.diloco.exchange import NonFiniteContribution
+from pccl.finite import NonFiniteContribution
 from pccl.diloco.method import OuterOptimizer
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.report import OuterStep

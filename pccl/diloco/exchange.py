@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -22,24 +21,12 @@ from torch import Tensor
 
 from pccl.base.errors import CorruptResult, PcclError, UsageError
 from pccl.communicator import Communicator
+from pccl.finite import NonFinite
 from pccl.outcome import Outcome
 from pccl.work import Work
 
 MASK = (1 << 64) - 1
 TOKENS_MAX = 1 << 53  # weights are doubles, which hold integers up to here
-
-
-class NonFinite(StrEnum):
-    """What becomes of a contribution with an Inf or a NaN in it."""
-
-    RAISE = "raise"
-    DROP = "drop_contributor"
-    ALLOW = "allow"
-
-
-class NonFiniteContribution(PcclError):
-    """Somebody's pseudo-gradient holds an Inf or a NaN; raised on every member, with the shared
-    state as it was before the outer step."""
 
 
 class StatesDiffer(CorruptResult):

@@ -27,8 +27,6 @@ from pccl.base.errors import CorruptResult, Excluded, UsageError
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
     MASK,
-    NonFinite,
-    NonFiniteContribution,
     Reduced,
     Wire,
     check_tokens,
@@ -38,6 +36,7 @@ from pccl.diloco.exchange import (
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.parameters import FlatParameters, Model
 from pccl.diloco.report import OuterStep
+from pccl.finite import NonFinite, NonFiniteContribution
 from pccl.outcome import Outcome
 from pccl.state_transfer import sync_state
 
@@ -94,11 +93,7 @@ class OuterOptimizer(ABC):
         self._parameters = FlatParameters(model, sections)
         self._extra = dict(extra or {})
         self._parity = bool(parity)
-        try:
-            self._nonfinite = NonFinite(nonfinite)
-        except ValueError:
-            choice = ", ".join(NonFinite)
-            raise UsageError(f"nonfinite must be one of {choice}, not {nonfinite!r}") from None
+        self._nonfinite = NonFinite.parse(nonfinite)
         self._hold = hold
         self._timeout_s = optional_seconds("timeout_s", timeout_s)
         self._wire = Wire(codec, bool(deterministic), self._timeout_s)
