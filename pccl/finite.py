@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pccl.base.errors import PcclError, UsageError
+from pccl.base.errors import UsageError
 
 
 class NonFinite(StrEnum):
@@ -25,8 +25,3 @@ class NonFinite(StrEnum):
         except ValueError:
             names = ", ".join(cls)
             raise UsageError(f"nonfinite must be one of {names}, not {value!r}") from None
-
-
-class NonFiniteContribution(PcclError):
-    """Somebody's contribution holds an Inf or a NaN; raised on every member, with nothing
-    applied."""

@@ -19,8 +19,8 @@ only, by the same arithmetic on the same bits; what is a peer's own (residual, w
 changes with the same commit.
 """
 
+from pccl.base.errors import NonFiniteContribution
 from pccl.diloco.asynchronous import AsyncDiLoCo
-from pccl.finite import NonFiniteContribution
 from pccl.diloco.method import OuterOptimizer
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.report import OuterStep

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pccl.base.errors import CorruptResult, PcclError, UsageError
+from pccl.base.errors import CorruptResult, UsageError
 from pccl.communicator import Communicator
 from pccl.finite import NonFinite
 from pccl.outcome import Outcome

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pccl.arguments import check_number, optional_seconds
-from pccl.base.errors import CorruptResult, Excluded, UsageError
+from pccl.base.errors import CorruptResult, Excluded, NonFiniteContribution, UsageError
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
     MASK,
@@ -36,7 +36,7 @@ from pccl.diloco.exchange import (
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.parameters import FlatParameters, Model
 from pccl.diloco.report import OuterStep
-from pccl.finite import NonFinite, NonFiniteContribution
+from pccl.finite import NonFinite
 from pccl.outcome import Outcome
 from pccl.state_transfer import sync_state
 

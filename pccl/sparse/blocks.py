@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pccl import _native
+from pccl.transport import kernels
 
 SIDE_MAX = 64
 BLOCK_MAX = SIDE_MAX * SIDE_MAX
@@ -68,14 +68,14 @@ class Blocks:
         """
         places = np.empty((self.count, k), np.uint16)
         if places.size:
-            _native.top_k(
+            kernels.top_k(
+                places.ctypes.data,
                 flat.ctypes.data,
                 self.rows,
                 self.columns,
                 self.height,
                 self.width,
                 k,
-                places.ctypes.data,
             )
         return places
 

@@ -22,11 +22,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import CorruptResult, DescriptorMismatch, UsageError, ViewChanged
+from pccl.base.errors import (
+    CorruptResult,
+    DescriptorMismatch,
+    NonFiniteContribution,
+    UsageError,
+    ViewChanged,
+)
 from pccl.collectives.buffers import describe
 from pccl.collectives.dtypes import Dtype
 from pccl.communicator import Communicator
-from pccl.finite import NonFinite, NonFiniteContribution
+from pccl.finite import NonFinite
 from pccl.outcome import Outcome, Peer
 from pccl.sparse.blocks import Floats
 from pccl.sparse.code import Sparse, SparseCode, divided
@@ -281,5 +287,6 @@ def _refuse(policy: NonFinite, count: int, who: str) -> None:
     if count and policy is NonFinite.RAISE:
         whose = f" ({who})" if who else ""
         raise NonFiniteContribution(
-            f"{count} of the members' contributions hold an Inf or a NaN{whose}; nothing was applied"
+            f"{count} of the members' contributions hold an Inf or a NaN{whose}; "
+            "nothing was applied"
         )

@@ -15,7 +15,7 @@
 namespace pccl {
 namespace {
 
-constexpr std::size_t together = 1 << 15;        // elements: 128 KiB, which a second-level cache holds
+constexpr std::size_t together = 1 << 15;        // elements, 128 KiB: a second-level cache's
 constexpr std::size_t block_size_max = 1 << 16;  // positions have 16 bits
 constexpr std::int32_t first_stride = 1 << 21;   // a quarter of an octave
 constexpr std::int32_t margin = 1 << 19;         // a sixteenth: of normal numbers a third more
@@ -154,7 +154,7 @@ void top_k(const float* values, const BlockShape& shape, std::size_t k, std::uin
   const std::size_t size = shape.block_size();
   const std::size_t across = shape.columns / shape.block_columns;
   // Some blocks side by side at once: short pieces of far-apart rows are slow to fetch.
-  const std::size_t side_by_side = std::clamp<std::size_t>(together / size, 1, std::max<std::size_t>(across, 1));
+  const std::size_t side_by_side = std::max<std::size_t>(1, std::min(together / size, across));
   Selector selector(size, k);
   std::vector<CacheLine> lines(side_by_side * size / std::size(CacheLine{}.words) + 1);
   std::int32_t* const bits = lines.data()->words;
