@@ -63,7 +63,7 @@ class OuterOptimizer(ABC):
         deterministic: bool = False,
         parity: bool = True,
         nonfinite: str = NonFinite.DROP,
-        hold: Callable[[], bool] | None = None,
+        hold: Callable[[OuterOptimizer], bool] | None = None,
         timeout_s: float | None = None,
     ) -> None:
         """Enters the run: a collective call, which brings a joiner the members' state.
@@ -80,7 +80,8 @@ class OuterOptimizer(ABC):
             codec, deterministic: as in `Step.all_reduce`, for pseudo-gradients; alike on all peers.
             parity: whether each outer step compares a digest of the members' states.
             nonfinite: raise (on all members), drop_contributor (and count it) or allow.
-            hold: called at each entry; while it says True on all members, they stay there.
+            hold: called with this object at each entry; while it says True on all members, they
+                stay there, for newcomers to come in.
             timeout_s: of each step; None takes the communicator's.
 
         Raises:
@@ -285,7 +286,7 @@ class OuterOptimizer(ABC):
         self._counters[ENTRIES] += 1  # before, so that a joiner is told of the same entry
         arrays = {**self.shared_arrays(), **{f"extra.{n}": a for n, a in self._extra.items()}}
         self._synced = self._sync(arrays)
-        while self._hold is not None and self._hold():
+        while self._hold is not None and self._hold(self):
             self._sync(arrays)
 
     def _sync(self, arrays: Mapping[str, Any]) -> bool:

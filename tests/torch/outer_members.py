@@ -199,7 +199,7 @@ def _train(
     leave_at: int,
     options: dict[str, Any],
 ) -> None:
-    def hold() -> bool:
+    def hold(_: object) -> bool:
         fate.pass_by("entry")
         return False
 
@@ -236,9 +236,8 @@ def _train(
 def learn(member: int, inner_step: int, model: torch.nn.Module) -> None:
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
-            parameter -= torch.from_numpy(
-                change(member, inner_step, number, tuple(parameter.shape))
-            )
+            learnt = change(member, inner_step, number, tuple(parameter.shape))
+            parameter.sub_(torch.from_numpy(learnt))
 
 
 def _digest(outer: Any) -> int:
