@@ -263,3 +263,14 @@ class OutcomeMachine:
 def kernels_name() -> str: ...
 def xxh3_64(data: bytes, seed: int = 0) -> int: ...
 def xxh3_128(data: bytes, seed: int = 0) -> bytes: ...
+def top_k(
+    values: int,
+    rows: int,
+    columns: int,
+    block_rows: int,
+    block_columns: int,
+    k: int,
+    positions: int,
+) -> None:
+    """Writes, for each block of an f32 matrix, the ascending positions of its k largest
+    magnitudes as u16.  ValueError if the blocks do not fill the matrix."""

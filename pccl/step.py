@@ -45,6 +45,7 @@ class Step(StepCollectives):
         self._timeout_s = timeout_s
         self._ticket: Ticket | None = None
         self._outcome: Outcome | None = None
+        self._in_background = False
 
     def __enter__(self) -> Self:
         if self._ticket is not None:
@@ -59,6 +60,10 @@ class Step(StepCollectives):
         traceback: TracebackType | None,
     ) -> None:
         ticket = self._begun()
+        if (
+            self._in_background
+        ):  # sealed: nobody waits for anything that this block still has to say
+            return
         if error is not None:
             self._session.leave_after(error)
             return
@@ -89,9 +94,26 @@ class Step(StepCollectives):
             self._session.leave_after(interruption)
             raise
 
+    def commit_async(self) -> Work:
+        """Ends the step's operations without waiting for its outcome; the block may then be left.
+
+        Returns:
+            A Work for the whole step: `wait()` returns its Outcome, or raises what it ended with.
+            Arrays are borrowed until it is decided.
+
+        Raises:
+            UsageError: it was called before, or outside of the block.
+        """
+        ticket = self._open()
+        ticket.seal()
+        self._in_background = True
+        return Work(ticket, None)
+
     @property
     def outcome(self) -> Outcome:
         """The outcome, once the block has ended.  Raises UsageError before."""
+        if self._in_background and self._begun().poll():
+            return self._begun().result()
         if self._outcome is None:
             raise UsageError("a step has an outcome when its block has ended without an error")
         return self._outcome

@@ -15,6 +15,7 @@
 
 #include "bindings/letters.hpp"
 #include "bindings/signals.hpp"
+#include "bindings/sparse.hpp"
 #include "pccl/engine.hpp"
 #include "pccl/xxh3.hpp"
 
@@ -357,6 +358,7 @@ NB_MODULE(_native, module) {
   bind_steps(engine);
   bind_letters(engine);
   bind_outcome(module);
+  bind_sparse(module);
   module.def("kernels_name", [] { return active_kernels().name; });
   module.def("xxh3_64", [](const nb::bytes& data, std::uint64_t seed) {
     return xxh3_64({reinterpret_cast<const std::byte*>(data.c_str()), data.size()}, seed);

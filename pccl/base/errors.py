@@ -136,6 +136,11 @@ class ViewChanged(StepFailed):
     retryable = True
 
 
+class NonFiniteContribution(PcclError):
+    """Somebody's contribution holds an Inf or a NaN; raised on every member, with nothing applied
+    and every input as it was."""
+
+
 class WorldTooSmall(StepFailed):
     """Fewer members than `min_world` are left, and the run was told to raise instead of waiting.
     A later step runs again as soon as enough peers have come in."""

@@ -13,6 +13,7 @@ from types import FrameType
 import click
 from rich.console import Console
 
+from pccl.demo.methods import DDP, METHODS, reductions_of
 from pccl.demo.peer_config import ModelShape
 from pccl.demo.report import checks_table, judge, summary_table, write_json
 from pccl.demo.run import Demo, DemoConfig, SetUpFailed
@@ -25,6 +26,13 @@ LOG_COLUMNS = 120  # a pipe has no width; more than rich then assumes, for whole
 
 @click.command("demo")
 @click.option("--steps", default=200, show_default=True, help="Training steps.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=DDP,
+    show_default=True,
+    help="Average gradients every step, or train with little communication.",
+)
 @click.option("--peers", default=4, show_default=True, help="Peers that start the run.")
 @click.option("--kill-at", type=int, help="Kill one peer after this step.  [default: 0.35 x steps]")
 @click.option("--join-at", type=int, help="Start a new peer after this step.  [default: 0.55 x]")
@@ -47,6 +55,7 @@ LOG_COLUMNS = 120  # a pipe has no width; more than rich then assumes, for whole
 @click.option("--least-step-s", default=0.0, hidden=True, help="Slow small models down.")
 def command(
     steps: int,
+    method: str,
     peers: int,
     kill_at: int | None,
     join_at: int | None,
@@ -66,12 +75,16 @@ def command(
 
     A coordinator and a few peer processes on this machine train a byte-level GPT on the Python
     standard library's own sources and average gradients with pccl. Takes one to three minutes.
+    With another method than ddp they average what they have learnt instead, once in ten steps (a
+    fragment of it in five); what is shown and counted as a step, by --kill-at too, is then one such
+    reduction.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=LOG_COLUMNS, highlight=False)
     if batch < 1 or seed < 0:
         raise click.UsageError("--batch must be at least 1 and --seed at least 0")
+    steps = reductions_of(method, steps)
     if kill_at is None and not no_kill and peers > 1:
         kill_at = max(1, steps * 35 // 100)
     if join_at is None and not no_join:
@@ -89,6 +102,7 @@ def command(
             rows=batch,
             least_step_s=least_step_s,
             shape=ModelShape(layers=layers, width=width, context=context),
+            method=method,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -126,6 +140,7 @@ def _tell_result(demo: Demo, story: Story, console: Console, *, keep_logs: bool)
     good = all(check.good for check in checks)
     settings = {
         **asdict(config.plan),
+        "method": config.method,
         "seed": config.seed,
         "rows": config.rows,
         "shape": asdict(config.shape),

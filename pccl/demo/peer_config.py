@@ -34,6 +34,7 @@ class PeerConfig:
     seed: int
     least_step_s: float
     shape: ModelShape
+    method: str = "ddp"  # of pccl.demo.methods
 
     @classmethod
     def from_json(cls, text: str) -> "PeerConfig":

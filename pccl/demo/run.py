@@ -50,6 +50,7 @@ class DemoConfig:
     rows: int
     least_step_s: float
     shape: ModelShape
+    method: str = "ddp"
 
     @property
     def logs(self) -> Path:
@@ -220,6 +221,7 @@ class Demo:
             seed=config.seed,
             least_step_s=config.least_step_s,
             shape=config.shape,
+            method=config.method,
         )
 
     def _prepare_folder(self) -> None:

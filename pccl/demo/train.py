@@ -33,7 +33,9 @@ from pccl.demo.events import (
     StepDone,
     format_event,
 )
+from pccl.demo.methods import DDP
 from pccl.demo.model import Trainer, held_out_batch, training_batch
+from pccl.demo.outer_train import OuterLoop
 from pccl.demo.peer_config import PeerConfig
 
 BUCKETS = 4  # several operations in flight; each is large enough to be worth its frames
@@ -197,7 +199,11 @@ def main() -> int:
         tell(Failed(str(error)))
         return 1
 
-    loop = TrainingLoop(config, corpus, tell)
+    loop: TrainingLoop | OuterLoop
+    if config.method == DDP:
+        loop = TrainingLoop(config, corpus, tell)
+    else:
+        loop = OuterLoop(config, corpus, tell)
     loop.warm_up()
     tell(Ready())
     if not go.wait(GO_WAIT_S):
@@ -214,7 +220,10 @@ def main() -> int:
             def sync(arrays: Arrays, synced: bool) -> object:
                 return pccl.sync_state(comm, arrays, synced=synced)
 
-            loop.run(comm, sync)
+            if isinstance(loop, TrainingLoop):
+                loop.run(comm, sync)
+            else:
+                loop.run(comm)
     except pccl.PcclError as error:
         tell(Failed(f"{type(error).__name__}: {error}"))
         return 1

@@ -72,6 +72,24 @@ def test_survivors_of_a_kill_and_a_newcomer_end_with_the_same_parameters(tmp_pat
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("method", ["diloco", "async-diloco", "streaming", "sparse-loco"])
+def test_a_kill_and_a_join_under_each_low_communication_method(method: str, tmp_path: Path) -> None:
+    small = ["--layers", "2", "--width", "32", "--context", "32", "--batch", "8"]
+    demo = start(tmp_path, "--method", method, *small, "--steps", "200", "--least-step-s", "0.02")
+    try:
+        said, _ = demo.communicate(timeout=170.0)
+    finally:
+        demo.kill()
+        demo.wait(10.0)
+
+    assert demo.returncode == 0, said
+    record = json.loads((tmp_path / "demo.json").read_text())
+    assert record["settings"]["method"] == method
+    states = [peer["state"] for peer in record["peers"]]
+    assert sorted(states) == ["done"] * 4 + ["killed"], said
+    assert len({peer["digest"] for peer in record["peers"] if peer["state"] == "done"}) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind_when_the_demo_is_ended(
     tmp_path: Path, number: signal.Signals

@@ -9,6 +9,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from pccl.membership.service import CoordinatorOptions, CoordinatorThread
 from pccl.transport.address import Address
 
@@ -61,3 +63,20 @@ def test_two_replicas_of_the_fsdp2_example_hold_the_same_shards() -> None:
     assert any("on 2 replicas" in text for text in said), said
     found = [sorted(re.findall(r"shard ([01]) is ([0-9a-f]+)", text)) for text in said]
     assert found[0] == found[1] and [shard for shard, _ in found[0]] == ["0", "1"], said
+
+
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [
+        ("diloco", ["--until=12"]),
+        ("diloco", ["--until=12", "--delayed"]),
+        ("streaming_diloco", ["--until=32"]),
+        ("sparse_loco", ["--until=12"]),
+    ],
+)
+def test_a_low_communication_example_learns(example: str, options: list[str]) -> None:
+    said = run(str(EXAMPLES / f"{example}.py"), "--local=2", *options)
+    losses = [float(loss) for loss in re.findall(r"loss ([0-9.]+)", said)]
+    assert losses[-1] < min(losses[0], 4.0), said
+    states = re.findall(r"state ([0-9a-f]{16})", said)
+    assert len(states) == 2 and states[0] == states[1], said

@@ -1,0 +1,64 @@
+"""The methods of `pccl demo --method`, and their settings for runs of a few hundred steps.
+
+A run so short has outer steps every 10 inner steps, not every 30 to 500; all other numbers are the
+papers', but for momentum where a reduction is used late.  Free of torch until one is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pccl.communicator import Communicator
+    from pccl.diloco import OuterOptimizer
+
+DDP = "ddp"
+METHODS = (DDP, "diloco", "async-diloco", "streaming", "sparse-loco")
+INNER_STEPS = 10
+FRAGMENT_DISTANCE = 5  # inner steps from one fragment's start to the next one's
+FRAGMENTS_MAX = 4
+
+
+def fragments_of(layers: int) -> int:
+    """Returns how many fragments a model of so many layers has."""
+    return max(1, min(FRAGMENTS_MAX, layers))
+
+
+def inner_steps_per_reduction(method: str) -> int:
+    """Returns how many inner steps there are for one reduction of the method."""
+    return {DDP: 1, "streaming": FRAGMENT_DISTANCE}.get(method, INNER_STEPS)
+
+
+def reductions_of(method: str, steps: int) -> int:
+    """Returns how many reductions a run of so many training steps makes."""
+    return steps // inner_steps_per_reduction(method)
+
+
+def make_outer(
+    method: str, comm: Communicator, model: Any, *, layers: int, **options: Any
+) -> OuterOptimizer:
+    """Enters the run with one of the methods but ddp; options are those that all have."""
+    from pccl import diloco  # with torch
+
+    match method:
+        case "diloco":
+            return diloco.DiLoCo(comm, model, inner_steps=INNER_STEPS, **options)
+        case "async-diloco":
+            # The delay acts like momentum, so there is less of that.
+            return diloco.AsyncDiLoCo(
+                comm, model, inner_steps=INNER_STEPS, momentum=0.5, eager=True, **options
+            )
+        case "streaming":
+            fragments = fragments_of(layers)
+            return diloco.StreamingDiLoCo(
+                comm,
+                model,
+                inner_steps=fragments * FRAGMENT_DISTANCE,
+                fragments=fragments,
+                overlap=FRAGMENT_DISTANCE // 2,
+                **options,
+            )
+        case "sparse-loco":
+            return diloco.SparseLoCo(comm, model, inner_steps=INNER_STEPS, **options)
+        case _:
+            raise ValueError(f"no low-communication method is called {method!r}")

@@ -1,0 +1,292 @@
+"""Sparse contributions among the members: all of them, or their mean.
+
+    all_gather   header and payload of each; one step, bytes grow with the number of members
+    all_reduce   the same and then a mean; or, where that moves fewer bytes, the dense sums of
+                 values and of weights.  The members' number decides, so all take the same way
+
+An all-gather depends on the members: if one is lost, the step ends on all of them with ViewChanged
+and is done again with those who are left, until the time is over.
+
+Invariant: a result is made of committed contributions, in rank order, so all members get the same
+bits.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import (
+    CorruptResult,
+    DescriptorMismatch,
+    NonFiniteContribution,
+    UsageError,
+    ViewChanged,
+)
+from pccl.collectives.buffers import describe
+from pccl.collectives.dtypes import Dtype
+from pccl.communicator import Communicator
+from pccl.finite import NonFinite
+from pccl.outcome import Outcome, Peer
+from pccl.sparse.blocks import Floats
+from pccl.sparse.code import Sparse, SparseCode, divided
+from pccl.sparse.packing import Bytes
+from pccl.step import Step
+
+HEADER = struct.Struct("<dQQ")  # weight, whether left out, digest of shapes and settings
+DENSE_BYTES = 8  # per element: a value and a weight
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SparseGathered:
+    """What an all-gather brought, the same on all members.
+
+    Attributes:
+        contributions: for each contributor, in rank order, its part of each tensor.
+        weights: of each; 0 for one that was left out.
+        left_out: who had an Inf or a NaN and counts for nothing.
+        outcome: the committed step's.
+    """
+
+    contributions: tuple[tuple[Sparse, ...], ...]
+    weights: tuple[float, ...]
+    left_out: tuple[Peer, ...]
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SparseReduced:
+    """What an all-reduce brought.
+
+    Attributes:
+        mean: one f32 array per tensor, of its shape: the weighted mean over those who sent an
+            element, zero where nobody did.  The same bits on all members.
+        sent: what this peer has sent, one f32 array per tensor, zero elsewhere; subtract it from
+            what you gave, and what remains is yours to send later (error feedback).  Zero if this
+            peer was left out.
+        left_out: how many contributions counted for nothing.
+        dense: whether dense sums were exchanged.
+        outcome: the committed step's.
+    """
+
+    mean: tuple[Floats, ...]
+    sent: tuple[Floats, ...]
+    left_out: int
+    dense: bool
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Contribution:
+    """What this peer brings."""
+
+    code: SparseCode
+    shapes: tuple[tuple[int, ...], ...]
+    data: Bytes
+    weight: float
+    left_out: bool
+
+    @property
+    def message(self) -> Bytes:
+        header = HEADER.pack(self.weight, self.left_out, self.code.digest)
+        return np.concatenate([np.frombuffer(header, np.uint8), self.data])
+
+
+def all_gather(
+    comm: Communicator,
+    tensors: Sequence[Any],
+    *,
+    top_k: int,
+    value_bits: int,
+    weight: float,
+    nonfinite: str,
+    timeout_s: float,
+) -> SparseGathered:
+    """See `Communicator.sparse_all_gather`."""
+    policy = NonFinite.parse(nonfinite)
+    own = _contribution(tensors, top_k, value_bits, weight, policy)
+    name = f"sparse_all_gather({own.code.digest:016x})"
+    deadline = Deadline(timeout_s)
+
+    def gather(step: Step) -> Callable[[], SparseGathered]:
+        work = step.all_gather(own.message)
+        return lambda: _gathered(own.code, work.result, step.outcome)
+
+    found = _until_committed(comm, name, deadline, gather)
+    _refuse(policy, len(found.left_out), ", ".join(map(str, found.left_out)))
+    return found
+
+
+def all_reduce(
+    comm: Communicator,
+    tensors: Sequence[Any],
+    *,
+    top_k: int,
+    value_bits: int,
+    weight: float,
+    nonfinite: str,
+    timeout_s: float,
+) -> SparseReduced:
+    """See `Communicator.sparse_all_reduce`."""
+    policy = NonFinite.parse(nonfinite)
+    own = _contribution(tensors, top_k, value_bits, weight, policy)
+    name = f"sparse_all_reduce({own.code.digest:016x})"
+    deadline = Deadline(timeout_s)
+
+    def reduce(step: Step) -> Callable[[], SparseReduced]:
+        way = _dense if dense_is_cheaper(own.code, step.world_size) else _sparse
+        return way(own, step)
+
+    found = _until_committed(comm, name, deadline, reduce)
+    _refuse(policy, found.left_out, "")
+    return found
+
+
+def dense_is_cheaper(code: SparseCode, world_size: int) -> bool:
+    """Says whether each member sends fewer bytes by dense sums than by its contribution to all."""
+    others = world_size - 1
+    gathered = others * (HEADER.size + code.encoded_bytes)
+    return gathered > 2 * others * DENSE_BYTES * sum(code.sizes) / world_size
+
+
+# ---- the two ways
+
+
+def _sparse(own: _Contribution, step: Step) -> Callable[[], SparseReduced]:
+    work = step.all_gather(own.message)
+
+    def conclude() -> SparseReduced:
+        found = _gathered(own.code, work.result, step.outcome)
+        mean = own.code.mean(found.contributions, found.weights)
+        return _reduced(own, mean, len(found.left_out), False, step.outcome)
+
+    return conclude
+
+
+def _dense(own: _Contribution, step: Step) -> Callable[[], SparseReduced]:
+    """Sums in rank order, as the other way has them."""
+    parts = own.code.decode(own.data)
+    values = np.concatenate(own.code.dense(parts))
+    weights = np.zeros(values.size, np.float32)
+    for part, begin in zip(parts, np.cumsum([0, *own.code.sizes[:-1]]), strict=True):
+        weights[begin + part.indices] = own.weight
+    values *= np.float32(own.weight)
+    left_out = np.array([own.left_out], np.uint64)
+    # A value and its complement under max: equal to the own ones iff all are equal.
+    digest = np.array([own.code.digest, ~own.code.digest & (1 << 64) - 1], np.uint64)
+    step.all_reduce(values, op="sum", deterministic=True)
+    step.all_reduce(weights, op="sum", deterministic=True)
+    step.all_reduce(left_out, op="sum")
+    step.all_reduce(digest, op="max")
+
+    def conclude() -> SparseReduced:
+        if int(digest[0]) != own.code.digest or int(digest[0]) ^ int(digest[1]) != (1 << 64) - 1:
+            raise DescriptorMismatch("the members' tensors or settings differ", step=step.number)
+        mean = np.split(divided(values, weights), np.cumsum(own.code.sizes)[:-1])
+        return _reduced(own, mean, int(left_out[0]), True, step.outcome)
+
+    return conclude
+
+
+def _reduced(
+    own: _Contribution, mean: Sequence[Floats], left_out: int, dense: bool, outcome: Outcome
+) -> SparseReduced:
+    if own.left_out or own.weight == 0:
+        sent = [np.zeros(size, np.float32) for size in own.code.sizes]
+    else:
+        sent = own.code.dense(own.code.decode(own.data))
+    return SparseReduced(
+        tuple(flat.reshape(shape) for flat, shape in zip(mean, own.shapes, strict=True)),
+        tuple(flat.reshape(shape) for flat, shape in zip(sent, own.shapes, strict=True)),
+        left_out,
+        dense,
+        outcome,
+    )
+
+
+# ---- what they share
+
+
+def _contribution(
+    tensors: Sequence[Any], top_k: int, value_bits: int, weight: float, policy: NonFinite
+) -> _Contribution:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise UsageError(f"weight must be finite and not negative, not {weight!r}")
+    flats, shapes = [], []
+    for number, tensor in enumerate(tensors):
+        buffer = describe(tensor, name=f"tensor {number}")
+        if buffer.dtype is not Dtype.F32:
+            raise UsageError(f"tensor {number} is {buffer.dtype.label}; sparse exchange takes f32")
+        flats.append(_as_array(tensor))
+        shapes.append(buffer.shape)
+    if not flats:
+        raise UsageError("no tensors are given")
+    code = SparseCode(shapes, top_k, value_bits)
+    left_out = policy is not NonFinite.ALLOW and not all(np.isfinite(f).all() for f in flats)
+    if left_out:  # zeros: what is not finite would spoil a table of levels, too
+        flats = [np.zeros(flat.size, np.float32) for flat in flats]
+    data = code.encode(flats)
+    return _Contribution(code, tuple(shapes), data, 0.0 if left_out else float(weight), left_out)
+
+
+def _as_array(tensor: Any) -> Floats:
+    """Views a numpy array or torch tensor of the CPU as a flat array."""
+    flat = tensor if isinstance(tensor, np.ndarray) else np.from_dlpack(_detached(tensor))
+    return np.asarray(flat.reshape(-1), np.float32)
+
+
+def _detached(tensor: Any) -> Any:
+    return tensor.detach() if hasattr(tensor, "detach") else tensor
+
+
+def _until_committed(
+    comm: Communicator,
+    name: str,
+    deadline: Deadline,
+    post: Callable[[Step], Callable[[], _T]],
+) -> _T:
+    while True:
+        try:
+            with comm.step(name, max(deadline.remaining_s(), 1e-3)) as step:
+                conclude = post(step)
+        except ViewChanged:
+            if deadline.passed():
+                raise
+            continue
+        return conclude()
+
+
+def _gathered(code: SparseCode, rows: Any, outcome: Outcome) -> SparseGathered:
+    contributions, weights, left_out = [], [], []
+    for peer, row in zip(outcome.contributors, rows, strict=True):
+        weight, dropped, digest = HEADER.unpack(row[: HEADER.size].tobytes())
+        if digest != code.digest:
+            raise DescriptorMismatch(
+                f"the tensors or settings of peer {peer} differ from this peer's"
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise CorruptResult(f"peer {peer} has sent a weight of {weight}")
+        try:
+            contributions.append(tuple(code.decode(row[HEADER.size :])))
+        except ValueError as error:
+            raise CorruptResult(f"what peer {peer} has sent cannot be decoded: {error}") from error
+        weights.append(weight)
+        if dropped:
+            left_out.append(peer)
+    return SparseGathered(tuple(contributions), tuple(weights), tuple(left_out), outcome)
+
+
+def _refuse(policy: NonFinite, count: int, who: str) -> None:
+    if count and policy is NonFinite.RAISE:
+        whose = f" ({who})" if who else ""
+        raise NonFiniteContribution(
+            f"{count} of the members' contributions hold an Inf or a NaN{whose}; "
+            "nothing was applied"
+        )

@@ -1,0 +1,156 @@
+"""Low-communication methods: members die in every phase, stop, join; the rest hold the same bits.
+
+Every test computes the run anew from what was committed, in numpy, and compares parameters, outer
+momentum and residuals bit by bit (`outer_replay`).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from tests.torch.members import Members
+from tests.torch.outer_members import Trained, train
+from tests.torch.outer_replay import check
+
+METHODS = ("diloco", "async", "streaming", "sparse")
+UNTIL = 9
+SLOW = [pytest.mark.slow]
+
+
+def results(members: Members, *numbers: int) -> list[Trained]:
+    return [members.result(number) for number in numbers]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "eager"])
+def test_members_train_as_the_formulas_say(method: str) -> None:
+    with Members(train, method, UNTIL) as members:
+        members.start(0, 1, 2, start=3)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method)
+    assert all(numbers == [0, 1, 2] for numbers in who)
+    assert all(not one.failed and one.retries == 0 for one in found)
+
+
+PLACES = ("inner", "begin", "posted", "sealed", "between", "entry", "sync")
+KILLS = [
+    pytest.param(method, place, victim, marks=[] if victim == 0 else SLOW)
+    for method in METHODS
+    for place in PLACES
+    for victim in (0, 2)
+]
+
+
+@pytest.mark.parametrize(("method", "place", "victim"), KILLS)
+def test_a_member_is_killed_and_nothing_of_the_others_is_lost(
+    method: str, place: str, victim: int
+) -> None:
+    with Members(train, method, UNTIL) as members:
+        rest = sorted({0, 1, 2} - {victim})
+        members.start(*rest, start=3)
+        doomed_at = {"inner": 8, "sync": 4}.get(place, 3)
+        members.start(victim, start=3, doom=place, doomed_at=doomed_at)
+        found = results(members, *rest)
+        assert members.exit_code(victim) == -signal.SIGKILL
+        who = check(found, members.numbers(), method)
+    assert who[0] == [0, 1, 2] and who[-1] == rest
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_member_is_killed_while_megabytes_are_reduced(method: str) -> None:
+    # Large arrays are added in another order than that of ranks: these numbers keep sums exact.
+    exact = {"rate": 1.0, "momentum": 0.5} if method in ("diloco", "async") else {}
+    named: dict[str, Any] = {"start": 3, "width": 400}
+    if exact:
+        named |= {"learning_rate": 1.0, "momentum": 0.5}
+    with Members(train, method, 5) as members:
+        members.start(0, 2, **named)
+        members.start(1, doom="reduce", doomed_at=3, **named)
+        found = results(members, 0, 2)
+        assert members.exit_code(1) == -signal.SIGKILL
+        who = check(found, members.numbers(), method, width=400, **exact)
+    assert who[0] == [0, 1, 2] and who[-1] == [0, 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reduction_that_fails_on_all_leaves_everything_as_it_was(method: str) -> None:
+    with Members(train, method, UNTIL) as members:
+        members.start(0, 2, start=3)
+        members.start(1, start=3, spoil_at=3)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method, failing=[3])
+    assert all(len(one.failed) == 1 for one in found)
+    assert len({one.failed[0] for one in found}) == 1
+    assert all(numbers == [0, 1, 2] for numbers in who)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_takes_part_in_what_its_state_does_not_hold(method: str) -> None:
+    until = 60
+    with Members(train, method, until) as members:
+        members.start(0, 1, start=2, pause_s=0.02)
+        members.await_step(0, 4)
+        members.start(2, pause_s=0.02)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method)
+    joined = found[2].entered[0]
+    assert joined >= 4
+    assert who[: joined + 1] == [[0, 1]] * joined + [[0, 1, 2]]
+    assert who[-1] == [0, 1, 2]
+    assert all(not one.failed and one.retries == 0 for one in found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_comes_in_while_a_member_is_killed(method: str) -> None:
+    with Members(train, method, 60) as members:
+        members.start(0, 1, start=3, pause_s=0.02)
+        members.start(3, start=3, pause_s=0.02)
+        members.await_step(0, 4)
+        members.start(2, pause_s=0.02)
+        time.sleep(0.3)
+        members.signal(3)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method)
+    assert who[-1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_that_dies_as_it_comes_in_costs_the_members_nothing(method: str) -> None:
+    with Members(train, method, 60) as members:
+        members.start(0, 1, start=2, pause_s=0.02)
+        members.await_step(0, 4)
+        members.start(2, pause_s=0.02, doom="entry", doomed_at=1)
+        found = results(members, 0, 1)
+        assert members.exit_code(2) == -signal.SIGKILL
+        who = check(found, members.numbers(), method)
+    assert who[-1] == [0, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_member_is_given_up_and_comes_in_again(method: str) -> None:
+    with Members(train, method, 250) as members:
+        members.start(0, 1, 2, start=3, pause_s=0.02)
+        members.await_step(1, 3)
+        members.signal(1, signal.SIGSTOP)
+        members.await_step(0, 20)
+        members.signal(1, signal.SIGCONT)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method)
+    assert [0, 2] in who and who[-1] == [0, 1, 2]
+    assert len(found[1].entered) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_member_that_leaves_costs_no_reduction(method: str) -> None:
+    named: dict[str, Any] = {"start": 3, "pause_s": 0.01}
+    with Members(train, method, 30) as members:
+        members.start(0, 2, **named)
+        members.start(1, leave_at=4, **named)
+        found = results(members, 0, 2)
+        members.result(1)
+        who = check(found, members.numbers(), method)
+    assert who[-1] == [0, 2]
+    assert all(not one.failed and one.retries == 0 for one in found)

@@ -1,0 +1,260 @@
+"""Low-communication methods: what is not finite, states that differ, restarts, FSDP2.
+
+Numbers of members of the sharded story are 10 r + j: process j of replica r.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+import pccl
+from pccl.diloco import AsyncDiLoCo, DiLoCo, NonFiniteContribution, SparseLoCo, StreamingDiLoCo
+from tests.torch.members import Member, Members
+from tests.torch.outer_members import FRAGMENTS, H, change, learn, make, make_model
+
+METHODS = ("diloco", "async", "streaming", "sparse")
+
+
+def poisoned(me: Member, method: str, policy: str) -> Any:
+    """Member 1 computes a NaN in its second interval; tells what became of it."""
+    model = make_model()
+    with pccl.connect(me.address, min_world=2) as comm:
+        comm.wait_for(2)
+        outer = make(method, comm, model, nonfinite=policy)
+        dropped, before, raised = 0, outer.digest(), ""
+        poison_at = H[method] + 1
+        while outer.outer_step < 12 and not raised:
+            learn(me.number, outer.inner_step, model)
+            if me.number == 1 and outer.inner_step == poison_at:
+                for parameter in model.parameters():
+                    parameter.data[0] = float("nan")
+            try:
+                report = outer.step(tokens=3)
+            except NonFiniteContribution as error:
+                raised = str(error)
+                assert outer.digest() == before
+            if report is not None:
+                dropped += report.dropped
+            before = outer.digest()
+        if not raised:
+            outer.finish()
+            outer.verify()
+        finite = all(bool(torch.isfinite(theta).all()) for theta in outer.parameters())
+    return dropped, raised, finite, hex(outer.digest())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_contribution_that_is_not_finite_is_left_out_and_counted(method: str) -> None:
+    with Members(poisoned, method, "drop_contributor") as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in (0, 1)]
+    assert found[0] == found[1]
+    dropped, raised, finite, _ = found[0]
+    assert finite and not raised
+    assert dropped == (FRAGMENTS if method == "streaming" else 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_it_is_to_raise_it_does_so_on_all_and_nothing_is_applied(method: str) -> None:
+    with Members(poisoned, method, "raise") as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0][1] == "1 of the members' pseudo-gradients hold an Inf or a NaN"
+    assert found[0][2]
+
+
+def flipped(me: Member, method: str) -> str:
+    """One bit of member 1's shared state changes in the middle of the run."""
+    model = make_model()
+    with pccl.connect(me.address, min_world=2) as comm:
+        comm.wait_for(2)
+        outer = make(method, comm, model)
+        held: list[bytes] = []
+        try:
+            while outer.outer_step < 20:
+                learn(me.number, outer.inner_step, model)
+                if me.number == 1 and outer.outer_step == 4:
+                    outer.parameters()[-1].view(torch.int32)[5] ^= 1
+                held = [theta.numpy().tobytes() for theta in outer.parameters()]
+                outer.step(tokens=3)
+        except pccl.CorruptResult as error:
+            assert held == [theta.numpy().tobytes() for theta in outer.parameters()]
+            return str(error)
+    return "nobody noticed"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_state_that_was_silently_changed_is_noticed_on_all(method: str) -> None:
+    with Members(flipped, method) as members:
+        members.start(0, 1)
+        for number in (0, 1):
+            assert "shared states differ" in members.result(number)
+
+
+def resumed(me: Member, method: str, folder: str, until: int) -> str:
+    """Trains on from what was saved, if anything was; saves at the end."""
+    model, path = make_model(), Path(folder) / f"{method}-{me.number}.pt"
+    state = torch.load(path) if path.exists() else None
+    with pccl.connect(me.address, min_world=2) as comm:
+        comm.wait_for(2)
+        outer = make(method, comm, model, state=state)
+        while outer.outer_step < until:
+            learn(me.number, outer.inner_step, model)
+            report = outer.step(tokens=3)
+            if report is not None and outer.outer_step == until:
+                outer.finish()
+                torch.save(outer.state_dict(), path)
+        kept = [theta.numpy().tobytes() for theta in (*outer.parameters(), *outer.momentum())]
+        residual = outer.residual.numpy().tobytes() if method == "sparse" else b""
+        return f"{outer.inner_step} {hash_of([*kept, residual])}"
+
+
+def hash_of(parts: list[bytes]) -> str:
+    return "".join(f"{np.frombuffer(part, np.uint8).sum(dtype=np.int64):x}." for part in parts)
+
+
+@pytest.mark.parametrize("method", ["diloco", "sparse"])
+def test_a_run_that_ended_goes_on_from_what_was_saved(method: str) -> None:
+    """In two halves it comes to the same bits as in one piece."""
+    told = []
+    for untils in ((6,), (3, 6)):
+        with tempfile.TemporaryDirectory() as folder:
+            for until in untils:
+                with Members(resumed, method, folder, until) as members:
+                    members.start(0, 1)
+                    told.append([members.result(number) for number in (0, 1)])
+    assert told[0] == told[2]
+    assert told[0] != told[1]
+
+
+def refused(me: Member) -> list[str]:
+    """Arguments that make no sense, each refused before anything is sent."""
+    texts = []
+    with pccl.connect(me.address) as comm:
+        comm.wait_for(1)
+        for call in (
+            lambda: DiLoCo(comm, make_model(), inner_steps=0),
+            lambda: DiLoCo(comm, torch.nn.Flatten()),
+            lambda: DiLoCo(comm, make_model(), momentum=1.0),
+            lambda: DiLoCo(comm, make_model(), nonfinite="ignore"),
+            lambda: DiLoCo(comm, make_model(), state={"x": torch.zeros(1)}),
+            lambda: AsyncDiLoCo(comm, make_model(), learning_rate=-1.0),
+            lambda: StreamingDiLoCo(comm, make_model(), alpha=2.0),
+            lambda: StreamingDiLoCo(comm, make_model(), overlap=25),
+            lambda: StreamingDiLoCo(comm, make_model(), fragments=[["0.weight"]], overlap=0),
+            lambda: SparseLoCo(comm, make_model(), top_k=0),
+            lambda: DiLoCo(comm, make_model(), inner_steps=1).step(tokens=-1),
+        ):
+            try:
+                call()
+            except pccl.UsageError as error:
+                texts.append(str(error))
+    return texts
+
+
+def test_arguments_that_make_no_sense_are_refused_with_what_they_may_be() -> None:
+    with Members(refused) as members:
+        members.start(0)
+        texts = members.result(0)
+    words = ["inner_steps", "no parameter", "momentum", "nonfinite", "another method or model"]
+    words += ["learning_rate", "alpha", "overlap", "every parameter once", "top_k", "tokens"]
+    assert len(texts) == len(words), texts
+    assert all(word in text for word, text in zip(words, texts, strict=True)), texts
+
+
+# ---- FSDP2: a peer group for each shard
+
+PARTS = 2
+
+
+def sharded(me: Member, folder: str, until: int, doomed_at: int) -> Any:
+    """Trains one shard of one replica; replica 1 dies as a whole before an outer step."""
+    replica, part = divmod(me.number, 10)
+    store = dist.FileStore(str(Path(folder) / f"replica-{replica}"), PARTS)
+    dist.init_process_group(
+        "gloo", store=store, rank=part, world_size=PARTS, timeout=timedelta(seconds=40)
+    )
+    model = make_model()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    mesh = DeviceMesh("cpu", list(range(PARTS)))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with pccl.connect(me.address, peer_group=part, step_timeout_s=60) as comm:
+        comm.wait_for(2 * PARTS)
+        outer = DiLoCo(comm, model, inner_steps=2)
+        contributors = []
+        while outer.outer_step < until:
+            if replica == 1 and outer.inner_step == doomed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            with torch.no_grad():
+                for number, (name, parameter) in enumerate(model.named_parameters()):
+                    whole: Any = parameter
+                    full = change(replica, outer.inner_step, number, shapes[name])
+                    local = whole.to_local()
+                    rows = local.shape[0]
+                    local.sub_(torch.from_numpy(full[part * rows : (part + 1) * rows]))
+            report = outer.step(tokens=1 + 2 * replica)
+            if report is not None:
+                contributors.append(len(report.contributors))
+        outer.finish()
+        return contributors, [whole_local(p) for p in model.parameters()]
+
+
+def whole_local(parameter: Any) -> Any:
+    return parameter.to_local().detach().numpy().copy()
+
+
+def unsharded(until: int, lost_after: int) -> list[Any]:
+    """The same run in numpy, of whole models."""
+    f32, inner_step = np.float32, 0
+    theta = [p.detach().numpy().copy() for p in make_model().parameters()]
+    velocity = [np.zeros_like(t) for t in theta]
+    for outer_step in range(until):
+        weights = {0: f32(2)} if outer_step >= lost_after else {0: f32(2), 1: f32(6)}
+        for number, held in enumerate(theta):
+            total = np.zeros_like(held)
+            for replica, weight in weights.items():
+                local = held.copy()
+                for step in (inner_step, inner_step + 1):
+                    local -= change(replica, step, number, held.shape)
+                total = total + (held - local) * weight
+            mean = total / f32(sum(weights.values()))
+            velocity[number] = velocity[number] * f32(0.9) + mean
+            theta[number] = held - f32(0.7) * (velocity[number] * f32(0.9) + mean)
+        inner_step += 2
+    return theta
+
+
+@pytest.mark.parametrize("lost_after", [5, 2])
+def test_shards_of_fsdp2_replicas_are_reduced_among_those_that_hold_the_same(
+    lost_after: int,
+) -> None:
+    until = 5
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Members(sharded, folder, until, 2 * lost_after) as members,
+    ):
+        members.start(0, 1, 10, 11)
+        numbers = (0, 1, 10, 11) if lost_after >= until else (0, 1)
+        found = {number: members.result(number) for number in numbers}
+    expected = unsharded(until, lost_after)
+    for number, (contributors, shards) in found.items():
+        assert contributors == [2] * lost_after + [1] * (until - lost_after)
+        part = number % 10
+        for held, whole in zip(shards, expected, strict=True):
+            rows = held.shape[0]
+            assert held.tobytes() == whole[part * rows : (part + 1) * rows].tobytes()
