@@ -86,10 +86,10 @@ class Holding:
 
 
 class Counted:
-    """Bytes of chunks that were given away."""
+    """Bytes of chunks that were given away, or have come."""
 
     def __init__(self) -> None:
-        self.sent_bytes = 0
+        self.byte_count = 0
 
 
 async def give(
@@ -115,7 +115,7 @@ async def give(
         start, end = holding.manifest.span(index)
         head = ChunkHead(index, end - start)
         await stream.send(head, holding.view[start:end], timeout_s=GIVE_UP_S)
-        count.sent_bytes += end - start
+        count.byte_count += end - start
     try:  # the fetcher hangs up; closing first would drop what the socket still holds
         await stream.receive(GIVE_UP_S)
     except DeadlineExceeded:

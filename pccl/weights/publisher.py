@@ -146,7 +146,7 @@ class Publisher:
     @property
     def sent_bytes(self) -> int:
         """Bytes of updates that this process itself has sent."""
-        return self._hub.given.sent_bytes
+        return self._hub.given.byte_count
 
     @property
     def corruption_reports(self) -> int:

@@ -20,10 +20,11 @@ from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.weights.applying import apply_updates, digest_of
 from pccl.weights.door import require_allowed
 from pccl.weights.errors import BaseMismatch, CorruptUpdate
-from pccl.weights.fetcher import Fetcher, Ready
+from pccl.weights.fetcher import Fetcher
 from pccl.weights.frames import ID_BYTES
 from pccl.weights.layout import Tensor, tensors_of
 from pccl.weights.loop_thread import LoopThread
+from pccl.weights.store import Ready
 from pccl.weights.update import parse
 
 AHEAD_BYTES_MAX: Final = 1 << 30
@@ -138,12 +139,12 @@ class Receiver:
     @property
     def received_bytes(self) -> int:
         """Bytes of updates that have come, from whomever."""
-        return self._fetcher.received.sent_bytes
+        return self._fetcher.received.byte_count
 
     @property
     def sent_bytes(self) -> int:
         """Bytes of updates that were given to other receivers."""
-        return self._fetcher.given.sent_bytes
+        return self._fetcher.given.byte_count
 
     def pull(
         self,
