@@ -38,7 +38,7 @@ class Door:
         self._context = context
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._half_open = 0
+        self._silent: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
 
     async def open(self, address: Address) -> Address:
         """Listens; returns the address with the port it got.
@@ -56,26 +56,41 @@ class Door:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take(self, connection: socket.socket, said: bytes | None) -> bool:
-        full = len(self._tasks) >= CONNECTIONS_MAX or self._half_open >= HALF_OPEN_MAX
+        full = len(self._tasks) >= CONNECTIONS_MAX
+        if not full and len(self._silent) >= HALF_OPEN_MAX:
+            # Who only wants to fill the places says nothing.
+            full = said is None or not self._end_the_longest_silence()
         if said == b"" or full:
             self.drops["left" if said == b"" else "full"] += 1
             connection.close()
             return False
         task = asyncio.get_running_loop().create_task(self._run(connection))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._silent[task] = said is not None
+        task.add_done_callback(self._forget)
         return True
+
+    def _end_the_longest_silence(self) -> bool:
+        for task, spoken in self._silent.items():
+            if not spoken:
+                del self._silent[task]
+                task.cancel()
+                return True
+        return False
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._silent.pop(task, None)
 
     async def _run(self, connection: socket.socket) -> None:
         stream: Stream | None = None
         try:
-            self._half_open += 1
-            try:
-                async with asyncio.timeout(FIRST_WORD_S):
-                    stream = await self._accept(connection)
-                    first = await stream.receive(FIRST_WORD_S)
-            finally:
-                self._half_open -= 1
+            async with asyncio.timeout(FIRST_WORD_S):
+                stream = await self._accept(connection)
+                first = await stream.receive(FIRST_WORD_S)
+            task = asyncio.current_task()
+            assert task is not None
+            self._silent.pop(task, None)
             stream.trust()
             await self._serve(stream, first)
         except RemoteError as error:

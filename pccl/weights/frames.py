@@ -31,6 +31,7 @@ ROOT: Final = b""  # as a source: the publisher itself
 CHUNK_BYTES_MIN: Final = 256 << 10
 CHUNK_BYTES_MAX: Final = 4 << 20  # what is lost when a source dies, and fetched again
 CHUNKS_MAX: Final = 16_000  # their digests fit the 256 KiB that a field may have
+HEADS_BYTES_MAX: Final = 256 << 20  # beyond the elements: 100 bytes per tensor, as a rule
 UPDATE_BYTES_MAX: Final = CHUNK_BYTES_MAX * CHUNKS_MAX  # 62 GiB
 PORT_MAX: Final = 65_535
 
@@ -99,6 +100,8 @@ class Manifest:
     def __post_init__(self) -> None:
         _require_id(self.digest, *([self.base] if self.base else []))
         _require(0 < self.byte_count <= UPDATE_BYTES_MAX, f"{self.byte_count} bytes of an update")
+        most = self.state_bytes + self.state_bytes // 1000 + HEADS_BYTES_MAX
+        _require(self.byte_count <= most, "an update that is larger than its state")
         fits = CHUNK_BYTES_MIN <= self.chunk_bytes <= CHUNK_BYTES_MAX
         _require(fits, f"chunks of {self.chunk_bytes} bytes")
         _require(len(self.chunk_digests) == self.chunks * XXH3_BYTES, "not a digest per chunk")

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from pccl.base.errors import UsageError
 from pccl.weights.frames import Manifest
+
+DELTAS_MIN: Final = 2  # whoever keeps up needs no anchor, however small the budget
 
 
 class History:
@@ -73,9 +76,12 @@ class History:
         assert self._anchor is not None
         at = self._anchor.revision
         early = [m for m in self._deltas if m.revision <= at]
-        while early and sum(m.byte_count for m in early) > self._bytes_max:
+        late = self._deltas[len(early) :]
+        while sum(m.byte_count for m in early) > self._bytes_max:
+            if len(early) + len(late) <= DELTAS_MIN:
+                break
             early.pop(0)
-        self._deltas = early + [m for m in self._deltas if m.revision > at]
+        self._deltas = early + late
 
 
 def route(

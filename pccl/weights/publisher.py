@@ -9,7 +9,6 @@ Invariant: the baseline, the newest revision and what is served change together,
 
 from __future__ import annotations
 
-import math
 import os
 import ssl
 import threading
@@ -24,7 +23,7 @@ from pccl.base.errors import Closed, UsageError
 from pccl.transport.address import parse_address
 from pccl.weights.door import require_allowed
 from pccl.weights.errors import RevisionExists
-from pccl.weights.frames import ID_BYTES, UPDATE_BYTES_MAX, Manifest
+from pccl.weights.frames import HEADS_BYTES_MAX, ID_BYTES, UPDATE_BYTES_MAX, Manifest
 from pccl.weights.history import History
 from pccl.weights.holding import Holding, make_manifest
 from pccl.weights.hub import Hub
@@ -33,13 +32,14 @@ from pccl.weights.layout import (
     Spec,
     Tensor,
     difference,
+    encode_spec,
     state_digest,
     tensor_digest,
     tensors_of,
 )
 from pccl.weights.loop_thread import LoopThread
 from pccl.weights.tree import FAN_OUT
-from pccl.weights.update import HEAD_BYTES_MAX, Difference, advance, encode_anchor, encode_delta
+from pccl.weights.update import RECORD_BYTES, Difference, advance, encode_anchor, encode_delta
 
 ANCHOR_EVERY: Final = 100  # an anchor is a copy of the state: 1 % of its bytes per revision
 HISTORY_BYTES_MAX: Final = 256 << 20  # of deltas from before the newest anchor
@@ -282,10 +282,12 @@ class Publisher:
 
 def _require_possible(tensors: tuple[Tensor, ...]) -> None:
     """Refuses, before anything is read, a state that no update could hold."""
-    size = sum(tensor.memory.size + HEAD_BYTES_MAX for tensor in tensors)
-    size = math.ceil(size * 1.00001)  # the heads of segments
-    if size > UPDATE_BYTES_MAX:
+    size = sum(tensor.memory.size for tensor in tensors)
+    heads = sum(len(encode_spec(tensor.spec)) + RECORD_BYTES for tensor in tensors)
+    if heads > HEADS_BYTES_MAX:
+        raise UsageError(f"names and shapes of {len(tensors)} tensors take {heads} bytes: too much")
+    if size + size // 1000 + heads > UPDATE_BYTES_MAX:
         raise UsageError(
-            f"the state takes up to {size} bytes, an update holds {UPDATE_BYTES_MAX}: publish it "
-            "in parts, by several publishers"
+            f"the state takes {size} bytes, an update holds {UPDATE_BYTES_MAX}: publish it in "
+            "parts, by several publishers"
         )

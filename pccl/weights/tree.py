@@ -8,7 +8,7 @@ once.  Who has everything frees its place above and keeps its own.
 When a holder dies, stops or lies, those below it say so, each for itself, and are put elsewhere,
 never below themselves.  A holder that only waits for its own source says `Waiting` to those below
 it, so nobody blames it for what is not its fault.  One that was blamed for silence gets nobody new
-until it is heard again; one that was blamed for wrong bytes never does.
+until the publisher hears it again; one that was blamed twice, or once for wrong bytes, never does.
 
 Invariant: following sources from any receiver leads to the root.  The root is given a further
 place beyond its fan-out only if no other holder could take anybody.
@@ -22,6 +22,7 @@ from typing import Final
 from pccl.weights.frames import ROOT, Trouble
 
 FAN_OUT: Final = 2
+STRIKES_MAX: Final = 2
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class _Node:
     complete: bool = False
     suspect: bool = False
     liar: bool = False
+    strikes: int = 0  # troubles with it, however well the publisher hears it
     gives: bool = True  # can be reached, and keeps the update
     below: set[bytes] = field(default_factory=set)  # those that fetch from it now
 
@@ -127,7 +129,9 @@ class Tree:
             return
         match trouble:
             case Trouble.LOST | Trouble.SILENT:
+                node.strikes += not node.suspect  # all below it say the same of one silence
                 node.suspect = True
+                node.gives = node.gives and node.strikes < STRIKES_MAX
             case Trouble.CORRUPT:
                 node.liar = True
             case Trouble.GONE:

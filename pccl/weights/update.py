@@ -53,7 +53,7 @@ _HEAD: Final = struct.Struct("<4sBQ16s16sII")
 _SECTION: Final = struct.Struct("<IB")
 _SPARSE: Final = struct.Struct("<IBI")
 _PLANE: Final = struct.Struct("<BI")
-HEAD_BYTES_MAX: Final = NAME_BYTES_MAX + 8 * DIMENSIONS_MAX + 64  # of a record
+RECORD_BYTES: Final = XXH3_BYTES + 4  # behind its spec
 
 
 class Kind(IntEnum):
