@@ -50,10 +50,10 @@ def changed_cells(old: Bytes, new: Bytes, cell_bytes: int) -> Positions:
     per_word = 8 // cell_bytes
     kind = unsigned(cell_bytes)
     if per_word > 1:
-        before = old[:whole].view("<u8")[words].view(kind).reshape(-1, per_word)
-        after = new[:whole].view("<u8")[words].view(kind).reshape(-1, per_word)
-        rows, columns = np.nonzero(before != after)
-        found = words[rows] * per_word + columns
+        before = old[:whole].view("<u8")[words].view(kind)
+        after = new[:whole].view("<u8")[words].view(kind)
+        hits = np.flatnonzero(before != after)
+        found = words[hits // per_word] * per_word + hits % per_word
     if whole < old.size:
         tail = np.flatnonzero(old[whole:].view(kind) != new[whole:].view(kind))
         found = np.concatenate([found, tail + whole // cell_bytes])

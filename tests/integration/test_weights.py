@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from tests.integration.peer_processes import PeerProcess
 from tests.integration.slow_link import SlowLink
 from tests.integration.weight_states import make_state, sha_of
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/weight_sync.py"
 FILE = Path(__file__).with_name("weight_peer.py")
 ANCHOR_BYTES = 12_000_000
 SLOW = 8e6  # bytes a second: an anchor to two receivers takes three
@@ -219,3 +223,11 @@ def test_a_late_joiner_gets_an_anchor_and_what_came_after_it(world: World) -> No
     pull(late, 8)
     (fact,) = all_hold(late, 7)
     assert fact["anchor"] and fact["updates"] == 3
+
+
+def test_the_example_ends_with_the_trainer_s_bits_on_all_workers() -> None:
+    command = [sys.executable, str(EXAMPLE), "--together", "3", "--revisions", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    digests = re.findall(r"^revision 4, digest (\w{12})", done.stdout, re.MULTILINE)
+    assert len(digests) == 4 and len(set(digests)) == 1, done.stdout
