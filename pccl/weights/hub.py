@@ -17,7 +17,7 @@ from typing import Final
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.base.log import get_logger
-from pccl.transport.address import Address
+from pccl.transport.address import Address, is_loopback
 from pccl.weights.door import Door
 from pccl.weights.frames import (
     PROTOCOL,
@@ -68,6 +68,7 @@ class Hub:
         self._secret = secret
         self._fan_out = fan_out
         self._newest = 0
+        self._local = True
         self._holdings: dict[int, Holding] = {}
         self._trees: dict[int, Tree] = {}
         self._receivers: dict[bytes, _Attendant] = {}
@@ -78,6 +79,7 @@ class Hub:
         return len(self._receivers)
 
     async def open(self, address: Address) -> Address:
+        self._local = is_loopback(address.host)
         try:
             return await self._door.open(address)
         except OSError as error:
@@ -147,13 +149,17 @@ class Hub:
             case Want():
                 self._answer(receiver, attendant, message)
             case Held(update) if update in self._trees:
-                self._trees[update].completed(receiver)
+                self._trees[update].completed(receiver, gives=self._gives(attendant))
             case Released(update) if update in self._trees:
                 self._trees[update].released(receiver)
             case Held() | Released() | Alive():
                 pass
             case _:
                 raise RemoteError(f"a receiver sent {type(message).__name__}")
+
+    def _gives(self, attendant: _Attendant) -> bool:
+        """Whether every other receiver may reach it: none on another machine reaches a loopback."""
+        return attendant.port != 0 and (self._local or not is_loopback(attendant.host))
 
     def _answer(self, receiver: bytes, attendant: _Attendant, want: Want) -> None:
         tree = self._trees.get(want.update)
@@ -167,7 +173,7 @@ class Hub:
                 receiver.hex()[:8],
                 want.blamed.hex()[:8] if want.blamed else "the publisher",
             )
-        gives = attendant.port != 0
+        gives = self._gives(attendant)
         holder = tree.assign(receiver, gives=gives, blamed=want.blamed, trouble=want.trouble)
         if holder == ROOT:
             attendant.stream.post(Source(want.update, ROOT, "", 0))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from pccl.base.errors import Closed, DeadlineExceeded, PcclError
+from pccl.base.errors import Closed, DeadlineExceeded, Forked, PcclError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 
@@ -26,6 +27,7 @@ class LoopThread:
 
     def __init__(self, live: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._live = live
+        self._process = os.getpid()
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -48,6 +50,13 @@ class LoopThread:
     def ready(self) -> None:
         """Called by `live` when what can fail at the start has been done."""
         self._ready.set()
+
+    def require_here(self) -> None:
+        """Raises Forked in a fork of the process that made it: the thread is not there."""
+        if os.getpid() != self._process:
+            raise Forked(
+                "this publisher or receiver belongs to the parent process; make one in the child"
+            )
 
     def call(self, function: Callable[[], object]) -> None:
         """Runs a function on the loop, soon; nothing if that has ended."""
@@ -75,6 +84,8 @@ class LoopThread:
 
     def stop(self, timeout_s: float) -> bool:
         """Ends `live` by cancelling it; says whether the thread has ended in time."""
+        if os.getpid() != self._process:
+            return True
         loop, task = self._loop, self._task
         if loop is not None and task is not None:
             with contextlib.suppress(RuntimeError):

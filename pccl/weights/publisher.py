@@ -168,7 +168,7 @@ class Publisher:
             RevisionExists: the revision is not above the newest.
             UsageError: a tensor is unusable, differs in type or shape from before, or the state is
                 too large.
-            Closed: after `close`.
+            Closed: after `close`.  Forked: in a fork of the process that made it.
             In each case nothing is published, and the next `publish` compares with the same state
             as this one did.
 
@@ -176,6 +176,7 @@ class Publisher:
         copy more.
         Source: SparseRL-Sync (arXiv 2605.07330), PULSE (arXiv 2602.03839).
         """
+        self._loop.require_here()
         with self._lock:
             if self._closed:
                 raise Closed("the publisher is closed; make a new one")

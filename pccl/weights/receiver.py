@@ -174,7 +174,7 @@ class Receiver:
             BaseMismatch: see `on_mismatch`.
             CorruptUpdate: the publisher's updates do not lead to what it promises.
             UsageError: a tensor is unusable or differs from what is published.
-            Closed: after `close`.
+            Closed: after `close`.  Forked: in a fork of the process that made it.
             In each case no tensor was changed.
 
         Cost: reads the state once, decodes the updates twice; the first pull reads it once more.
@@ -184,6 +184,7 @@ class Receiver:
             raise UsageError(f'on_mismatch is "raise" or "anchor", not {on_mismatch!r}')
         if not timeout_s > 0 or at_least < 1:
             raise UsageError("timeout_s must be above 0, at_least 1 or more")
+        self._loop.require_here()
         tensors = tensors_of(into, writable=True)
         deadline = Deadline(timeout_s)
         with self._lock:

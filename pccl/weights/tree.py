@@ -85,10 +85,13 @@ class Tree:
             self._nodes[node.source].below.add(receiver)
         return node.source
 
-    def completed(self, receiver: bytes) -> None:
-        """A receiver has everything: its place above is free."""
+    def completed(self, receiver: bytes, *, gives: bool = True) -> None:
+        """A receiver has everything: its place above is free.  One that is not known yet has come
+        back with what it had."""
         node = self._nodes.get(receiver)
-        if node is not None and not node.complete:
+        if node is None:
+            self._nodes[receiver] = _Node(ROOT, complete=True, gives=gives)
+        elif not node.complete:
             node.complete = True
             if node.source != ROOT:
                 self._nodes[node.source].below.discard(receiver)

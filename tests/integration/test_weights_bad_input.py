@@ -213,6 +213,14 @@ def test_after_close_both_ends_say_so_and_close_again_does_nothing(publisher: Pu
         receiver.pull({"w": np.zeros(3)})
 
 
+def test_a_fork_says_that_the_publisher_is_its_parent_s(publisher: Publisher) -> None:
+    publisher.publish(make_state(0))
+    publisher._loop._process += 1  # as a child sees it; pytest itself is no good place to fork
+    with pytest.raises(pccl.Forked):
+        publisher.publish(make_state(1))
+    publisher._loop._process -= 1
+
+
 def test_closing_ends_a_pull_that_waits() -> None:
     with Publisher() as publisher, Receiver(publisher.address) as receiver:
         threading.Timer(0.3, receiver.close).start()

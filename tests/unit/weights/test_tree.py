@@ -107,6 +107,15 @@ def test_one_that_others_cannot_reach_is_never_a_source() -> None:
     assert tree.assign(name(3)) == ROOT, "there is nobody else"
 
 
+def test_one_that_comes_back_with_everything_gives_it_away_again() -> None:
+    tree = grown(2)
+    for n in (1, 2):
+        tree.completed(name(n))
+    tree.left(name(1))
+    tree.completed(name(1))
+    assert {tree.assign(name(n)) for n in range(3, 7)} == {name(1), name(2)}
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["assign", "silent", "lost", "corrupt", "gone", "done", "left", "heard"]),
