@@ -19,6 +19,8 @@ from pccl.transport import native_frames
 from pccl.transport.address import parse_address, parse_addresses
 from pccl.transport.codec import Codec
 from pccl.transport.framing import FIRST_FRAME_BYTES_MAX, HEAD_BYTES, Framer, frame
+from pccl.weights.frames import codec as weight_codec
+from tests.fuzz import weights
 from tests.fuzz.drawing import Source
 
 Target = Callable[[bytes], None]
@@ -153,4 +155,7 @@ DECODERS: dict[str, Target] = {
     "recording": recording,
     "recorded_event": recorded_event,
     "addresses": addresses,
+    "weight_messages": _codec(weight_codec),
+    "weight_update": weights.update,
+    "weight_positions": weights.positions,
 }

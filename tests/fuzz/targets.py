@@ -14,10 +14,13 @@ from pccl.membership.messages import (
     peer_codec,
 )
 from pccl.membership.record import Record, record_codec
+from pccl.weights.frames import Message as WeightMessage
+from pccl.weights.frames import codec as weight_codec
 from tests.fuzz.coordinator_story import coordinator
 from tests.fuzz.decoders import DECODERS, Target
 from tests.fuzz.drawing import Known, Source, draw_or_none
 from tests.fuzz.member_story import member
+from tests.fuzz.weights import updates as weight_updates
 
 VECTORS = Path(__file__).resolve().parent.parent / "wire" / "native_frames.json"
 STORIES: dict[str, Target] = {"coordinator": coordinator, "member": member}
@@ -35,6 +38,10 @@ def seeds(name: str) -> list[bytes]:
             return [b"", *_messages(CoordinatorMessageBody, coordinator_codec, dice)]
         case "record":
             return [b"", *_messages(Record, record_codec, dice)]
+        case "weight_messages":
+            return [b"", *_messages(WeightMessage, weight_codec, dice)]
+        case "weight_update":
+            return [b"", *weight_updates()]
         case "native":
             vectors = json.loads(VECTORS.read_text())["valid"]
             return [b"", *(bytes.fromhex(v["body"]) for v in vectors)]

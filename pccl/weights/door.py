@@ -1,0 +1,129 @@
+"""The listening side of publisher and receivers: takes connections, hears their first word.
+
+Invariant: at most `CONNECTIONS_MAX` connections exist and `HALF_OPEN_MAX` of them have not said
+what they want, none for longer than `FIRST_WORD_S`; no task outlives `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
+from pccl.base.log import get_logger
+from pccl.transport.address import Address, is_loopback
+from pccl.transport.doors import Doors
+from pccl.weights.frames import Message
+from pccl.weights.stream import FIRST_FRAME_BYTES_MAX, READ_BYTES, Stream, StreamEnded
+
+CONNECTIONS_MAX: Final = 4096
+HALF_OPEN_MAX: Final = 64
+FIRST_WORD_S: Final = 5.0
+_log = get_logger("weights")
+
+Serve = Callable[[Stream, Message], Awaitable[None]]
+"""Owns the connection until it returns; RemoteError from it ends the connection and is counted."""
+
+
+class Door:
+    """Listens on one address and runs `serve` per connection; belongs to one event loop."""
+
+    def __init__(self, serve: Serve, *, context: ssl.SSLContext | None = None) -> None:
+        self.drops: Counter[str] = Counter()
+        self._serve = serve
+        self._context = context
+        self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._silent: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
+
+    async def open(self, address: Address) -> Address:
+        """Listens; returns the address with the port it got.
+
+        Raises:
+            OSError: the port is taken, or the host is not one of this machine.
+        """
+        return Address(address.host, await self._doors.open(address))
+
+    async def close(self) -> None:
+        self._doors.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take(self, connection: socket.socket, said: bytes | None) -> bool:
+        full = len(self._tasks) >= CONNECTIONS_MAX
+        if not full and len(self._silent) >= HALF_OPEN_MAX:
+            # Who only wants to fill the places says nothing.
+            full = said is None or not self._end_the_longest_silence()
+        if said == b"" or full:
+            self.drops["left" if said == b"" else "full"] += 1
+            connection.close()
+            return False
+        task = asyncio.get_running_loop().create_task(self._run(connection))
+        self._tasks.add(task)
+        self._silent[task] = said is not None
+        task.add_done_callback(self._forget)
+        return True
+
+    def _end_the_longest_silence(self) -> bool:
+        for task, spoken in self._silent.items():
+            if not spoken:
+                del self._silent[task]
+                task.cancel()
+                return True
+        return False
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._silent.pop(task, None)
+
+    async def _run(self, connection: socket.socket) -> None:
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(FIRST_WORD_S):
+                stream = await self._accept(connection)
+                first = await stream.receive(FIRST_WORD_S)
+            task = asyncio.current_task()
+            assert task is not None
+            self._silent.pop(task, None)
+            stream.trust()
+            await self._serve(stream, first)
+        except RemoteError as error:
+            self.drops["protocol"] += 1
+            _log.info("dropped a connection: %s", error)
+        except (StreamEnded, DeadlineExceeded, OSError):  # among them TimeoutError
+            self.drops["ended"] += 1
+        except Exception:
+            # Our mistake, but one connection's: it ends, and everybody else goes on.
+            _log.exception("a connection failed")
+            self.drops["internal"] += 1
+        finally:
+            if stream is None:
+                connection.close()
+            else:
+                stream.close()
+
+    async def _accept(self, connection: socket.socket) -> Stream:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, connection, ssl=self._context
+        )
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        return Stream(reader, writer, frame_bytes_max=FIRST_FRAME_BYTES_MAX)
+
+
+def require_allowed(host: str, insecure: bool) -> None:
+    """Raises UsageError if listening there would show weights to other machines unasked."""
+    if not insecure and not is_loopback(host):
+        raise UsageError(
+            f"this process would serve weights on {host} without encryption, where other machines "
+            "can reach it; pass insecure=True on a network you trust, or listen='127.0.0.1:0' for "
+            "this machine only"
+        )
