@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pccl.base.clock import Deadline
 from pccl.base.config import LAN
@@ -37,6 +37,16 @@ NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
 _log = get_logger("face")
 
 
+class Keeper(Protocol):
+    """Brings a newcomer's state up to date, before it comes in and as it does."""
+
+    def before_entry(self, name: str, timeout_s: float) -> None: ...
+
+    def after_entry(self, ticket: Ticket) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Session:
     """One process's seat in a run.  Its methods may be called from any thread."""
 
@@ -57,6 +67,7 @@ class Session:
         self._look_at = TRANSFERS_LOOKED_AT
         self._next_step = 0
         self.on_close: Callable[[], None] | None = None
+        self.keeper: Keeper | None = None
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
 
     @property
@@ -87,8 +98,16 @@ class Session:
         if standing.failure is not None:
             raise PcclError(f"the member agent failed: {standing.failure}") from standing.failure
 
-    def begin(self, name: str, timeout_s: float) -> Ticket:
+    @property
+    def next_step(self) -> int:
+        """The number after that of the newest step that has begun here."""
+        return self._next_step
+
+    def begin(self, name: str, timeout_s: float, gate_s: float | None = None) -> Ticket:
         """Passes the gate of an entry; returns the step.
+
+        Args:
+            gate_s: for the gate alone; None as long as for the step.
 
         Raises:
             DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
@@ -100,17 +119,22 @@ class Session:
         if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX:
             raise UsageError(f"a step's name has 1 to {NAME_CHARACTERS_MAX} characters: {name!r}")
         try:
-            return self._begin(name, timeout_s)
+            if self.keeper is not None:
+                self.keeper.before_entry(name, timeout_s)
+            ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+            if self.keeper is not None:
+                self.keeper.after_entry(ticket)
+            return ticket
         except PcclError:
             raise
         except BaseException as error:  # Ctrl-C at the gate
             self.leave_after(error)
             raise
 
-    def _begin(self, name: str, timeout_s: float) -> Ticket:
-        deadline = Deadline(timeout_s)
-        if not self._begin_lock.acquire(timeout=timeout_s):
-            raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
+    def _begin(self, name: str, timeout_s: float, gate_s: float) -> Ticket:
+        deadline = Deadline(gate_s)
+        if not self._begin_lock.acquire(timeout=gate_s):
+            raise DeadlineExceeded(f"another thread still begins a step after {gate_s:g} s")
         try:
             self.check()
             self._make_room(deadline)
@@ -124,7 +148,7 @@ class Session:
             raise
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
-                f"step {name!r} did not begin within {timeout_s:g} s: {self._why_not_begun(error)}"
+                f"step {name!r} did not begin within {gate_s:g} s: {self._why_not_begun(error)}"
             ) from error
         finally:
             self._begin_lock.release()
@@ -271,6 +295,8 @@ class Session:
                 return
             self._closed = reason or "the communicator is closed; connect again"
             try:
+                if self.keeper is not None:
+                    self.keeper.close()
                 if self.on_close is not None:
                     self.on_close()
                 self.agent.stop(reason or "closed", GOODBYE_S, self._decided_below())

@@ -27,6 +27,7 @@ SHELLS = (
     "pccl.transport",
     "pccl.transport.channel",
     "pccl.transport.client",
+    "pccl.transport.digests",
     "pccl.transport.dial",
     "pccl.transport.doors",
     "pccl.transport.engine",

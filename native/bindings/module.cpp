@@ -90,13 +90,22 @@ nb::tuple to_python(const EngineEvent& event) {
     case Kind::failed: return nb::make_tuple("failed", "memory", event.text);
     case Kind::decided: return nb::make_tuple("decided", event.step);
     case Kind::letter: return nb::make_tuple("letter", event.step);
+    case Kind::stream: break;  // see drain()
   }
   return nb::make_tuple("unknown");
 }
 
 nb::list drain(Engine& engine) {
   nb::list list;
-  for (const EngineEvent& event : engine.drain_events()) list.append(to_python(event));
+  for (EngineEvent& event : engine.drain_events()) {
+    if (event.kind == EngineEvent::Kind::stream) {
+      const int fd = event.socket.get();
+      list.append(nb::make_tuple("stream", fd, to_python(event.peers.front())));
+      static_cast<void>(event.socket.release());  // last: the list owns it now
+    } else {
+      list.append(to_python(event));
+    }
+  }
   return list;
 }
 
@@ -333,6 +342,20 @@ void bind_errors(nb::module_& module) {
   });
 }
 
+/// One digest after the other, of each block of the memory; the last block may be short.
+nb::bytes hash_blocks(std::uintptr_t address, std::uint64_t byte_count, std::uint64_t block_bytes) {
+  if (block_bytes == 0) throw nb::value_error("block_bytes must not be 0");
+  const auto* data = reinterpret_cast<const std::byte*>(address);
+  std::vector<Digest> digests(byte_count / block_bytes + (byte_count % block_bytes != 0 ? 1 : 0));
+  {
+    nb::gil_scoped_release release;
+    for (std::uint64_t at = 0, i = 0; at < byte_count; at += block_bytes, ++i) {
+      digests[i] = xxh3_128({data + at, std::min(block_bytes, byte_count - at)});
+    }
+  }
+  return nb::bytes(digests.data(), digests.size() * sizeof(Digest));
+}
+
 }  // namespace
 }  // namespace pccl
 
@@ -361,6 +384,7 @@ NB_MODULE(_native, module) {
   module.def("xxh3_64", [](const nb::bytes& data, std::uint64_t seed) {
     return xxh3_64({reinterpret_cast<const std::byte*>(data.c_str()), data.size()}, seed);
   }, "data"_a, "seed"_a = 0);
+  module.def("xxh3_128_blocks", &hash_blocks, "address"_a, "byte_count"_a, "block_bytes"_a);
   module.def("xxh3_128", [](const nb::bytes& data, std::uint64_t seed) {
     const Digest digest =
         xxh3_128({reinterpret_cast<const std::byte*>(data.c_str()), data.size()}, seed);
