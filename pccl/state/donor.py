@@ -84,7 +84,6 @@ class Donor:
 
     def _serve(self, stream: Stream) -> None:
         serving = _Serving(self, stream)
-        stream.keep_short()
         try:
             while not self.closed:
                 serving.answer(m.question_codec.decode(stream.receive()))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 STRIKES_MAX: Final = 3
-WINDOW_BYTES: Final = 8 << 20  # asked of one source at a time: several round trips' worth
+WINDOW_BYTES: Final = 16 << 20  # asked of one source at a time, over all of its streams
 BATCH_LEAVES_MAX: Final = 64
 BATCH_BYTES: Final = 4 << 20
 STALL_S: Final = 1.0

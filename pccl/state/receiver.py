@@ -27,6 +27,7 @@ from pccl.state.tree import differing, root_of
 
 IDLE_LOOK_S = 0.01
 DEPTH = 2  # questions under way on one stream, so that it never runs dry
+STREAMS_PER_SOURCE = 2  # one is read while what the other brought is hashed and copied
 _log = get_logger("state")
 
 
@@ -138,12 +139,14 @@ class Receiver:
         *,
         stall_s: float = STALL_S,
         opened: Sequence[Opened] = (),
+        ours: bytes | None = None,
     ) -> None:
         self._state = state
         self._target = target
         self._members = list(members)
         self._identity = identity
         self._stall_s = stall_s
+        self._ours = ours  # digests of the memory as it is, if they are known
         self._opened = {one.member.peer_id: one for one in opened}
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
@@ -166,10 +169,8 @@ class Receiver:
         """
         with self._state.writing():
             try:
-                self._state.pull()
-                ours = self._state.hash()
                 self._digests = self._digests_of_target()
-                needed = differing(ours, self._digests, self._state.hashing)
+                needed = differing(self._own_digests(), self._digests, self._state.hashing)
                 fetching = self._plan(needed)
                 if needed:
                     self._start(fetching)
@@ -179,6 +180,12 @@ class Receiver:
                 self._end()  # before anybody else may write
             self._state.push()
         return self.transfer
+
+    def _own_digests(self) -> bytes:
+        if self._ours is None:
+            self._state.pull()
+            self._ours = self._state.hash()
+        return self._ours
 
     def _plan(self, needed: list[int]) -> Fetching:
         sizes = [leaf.byte_count for leaf in self._state.layout.leaves]
@@ -216,7 +223,7 @@ class Receiver:
             self.transfer.lost[peer] = f"holds revision {said.revision} with another root"
             return None
         with self._lock:
-            self._opened[member.peer_id] = one
+            self._opened.setdefault(member.peer_id, one)
             self._streams.add(one.stream)
             if self._over:
                 one.stream.close()
@@ -229,10 +236,12 @@ class Receiver:
 
     def _start(self, fetching: Fetching) -> None:
         for member in self._members:
-            if fetching.sources[member.peer_id].usable:
-                name = f"pccl-fetch-{member.peer_id.hex()[:8]}"
+            if not fetching.sources[member.peer_id].usable:
+                continue
+            for stream in range(STREAMS_PER_SOURCE):
+                name = f"pccl-fetch-{member.peer_id.hex()[:8]}-{stream}"
                 thread = threading.Thread(
-                    target=self._fetch_from, args=(member, fetching), name=name, daemon=True
+                    target=self._fetch_from, args=(member, fetching, stream), name=name, daemon=True
                 )
                 thread.start()
                 self._threads.append(thread)
@@ -271,11 +280,12 @@ class Receiver:
 
     # ---- one source's thread
 
-    def _fetch_from(self, member: MemberInfo, fetching: Fetching) -> None:
+    def _fetch_from(self, member: MemberInfo, fetching: Fetching, stream: int) -> None:
         key = member.peer_id
-        why = "failed"
+        why, one = "failed", None
         try:
-            one = self._opened.get(key) or self._open(member)
+            first = self._opened.get(key) if stream == 0 else None
+            one = first or self._open(member)
             if one is not None:
                 self._ask_all(one, fetching)
             why = self.transfer.lost.get(Peer(key), "is not asked any more")
@@ -291,7 +301,9 @@ class Receiver:
             _log.exception("fetching the state failed")
         finally:
             with self._turn:
-                if not self._over and not fetching.done:
+                if one is None and stream > 0:
+                    self.transfer.lost.pop(Peer(key), None)  # it does without a second stream
+                elif not self._over and not fetching.done:
                     source = fetching.sources[key]
                     if not source.excluded:
                         self.transfer.lost.setdefault(Peer(key), why)

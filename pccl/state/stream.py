@@ -48,6 +48,7 @@ class Stream:
         self._socket = sock
         self._timeout_s = timeout_s
         self._burst_bytes = BURST_BYTES_MAX
+        self._short = False
         sock.settimeout(timeout_s)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,12 +85,6 @@ class Stream:
         with contextlib.suppress(OSError):  # closed by another thread: the next call says so
             self._socket.settimeout(timeout_s)
 
-    def keep_short(self) -> None:
-        """Lets only little lie unsent in the kernel, for a sender that keeps a pace."""
-        option = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.IPPROTO_TCP, option, NOTSENT_BYTES)
-
     def send(self, body: bytes) -> None:
         self._send(memoryview(frame(body)))
 
@@ -99,12 +94,22 @@ class Stream:
         at = 0
         while at < len(view):
             part = pace()
+            if part < 1.0:
+                self._keep_short()
             size = len(view) - at if part >= 1.0 else min(self._burst_bytes, len(view) - at)
             began_s = time.monotonic()
             self._send(view[at : at + size])
             at += size
             if part < 1.0:
                 self._pause(time.monotonic() - began_s, part)
+
+    def _keep_short(self) -> None:
+        """Lets only little lie unsent in the kernel, so that sending takes as long as the way."""
+        if not self._short:
+            self._short = True
+            option = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, NOTSENT_BYTES)
 
     def _pause(self, took_s: float, part: float) -> None:
         if took_s > BURST_S:

@@ -95,6 +95,7 @@ class Sync:
         self._checkpoints = checkpoints
         self._restored: Restored | None = None
         self._looked = False  # for checkpoints
+        self._digests = b""  # of this peer's memory, as surveyed
         self._session = session
         self._state = state
         self._donor = donor
@@ -146,7 +147,7 @@ class Sync:
 
     def _survey(self, strategy: Strategy, deadline: Deadline, gate_s: float | None) -> _Table:
         state = self._state
-        _, root = state.survey()
+        self._digests, root = state.survey()
         record = Record(
             strategy=strategy,
             synced=state.synced,
@@ -236,7 +237,8 @@ class Sync:
         order = [agreement.sources[(me + i) % count] for i in range(count)]  # not all to the first
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
         target = Target(right.revision, right.lineage, root)
-        receiver = Receiver(self._state, target, members, identity_of(self._session))
+        identity = identity_of(self._session)
+        receiver = Receiver(self._state, target, members, identity, ours=self._digests)
         try:
             return receiver.run(deadline), None
         except (StepFailed, DeadlineExceeded) as error:

@@ -14,10 +14,13 @@ Invariant: equal roots mean equal layouts and equal contents, as far as the hash
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
 
 from pccl.base.errors import UsageError
 from pccl.state.layout import LEAF_BYTES, Entry, Layout
@@ -40,14 +43,10 @@ class Hashing:
 
 
 def _blake3_blocks(address: int, byte_count: int, block_bytes: int) -> bytes:
-    import ctypes
-
     hash_type = _blake3()
-    found = []
-    for at in range(0, byte_count, block_bytes):
-        size = min(block_bytes, byte_count - at)
-        found.append(hash_type((ctypes.c_uint8 * size).from_address(address + at)).digest())
-    return b"".join(found)
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * byte_count).from_address(address))
+    blocks = (memory[at : at + block_bytes] for at in range(0, byte_count, block_bytes))
+    return b"".join(hash_type(block).digest() for block in blocks)
 
 
 def _blake3() -> Any:
