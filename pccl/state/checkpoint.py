@@ -32,7 +32,8 @@ from pccl.state.tensorfile import read_header, write_header
 from pccl.state.tensors import Bytes
 
 EVERY_S = 60.0
-CLOSE_S = 30.0  # for the checkpoint under way, when the communicator closes
+CLOSE_S = 2.0  # for the checkpoint under way, when the communicator closes
+WAIT_S = 300.0
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 MANIFEST_BYTES_MAX = 1 << 30
 _WRITING = ".writing-"
@@ -99,17 +100,17 @@ class Checkpoints:
             self._turn.notify_all()
         return True
 
-    def wait(self, timeout_s: float = CLOSE_S) -> bool:
+    def wait(self, timeout_s: float = WAIT_S) -> bool:
         """Waits until nothing is being written; says whether that is so."""
         with self._turn:
             return self._turn.wait_for(lambda: not self._busy and self._wanted is None, timeout_s)
 
     def close(self) -> None:
-        """Gives the checkpoint under way some time."""
+        """Gives the checkpoint under way a moment; `wait` before, to be sure of it."""
         state, self._state = self._state, None
         if state is not None:
             state.on_update = None
-        self.wait()
+        self.wait(CLOSE_S)
         with self._turn:
             self._closing = True
             self._turn.notify_all()

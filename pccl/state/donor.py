@@ -28,7 +28,7 @@ STREAMS_MAX = 64
 IDLE_S = 60.0  # a receiver asks again within this, or has gone
 FOLLOWER_IDLE_S = 3600.0  # a newcomer at an entry that the members come to seldom
 PINS_MAX = 16  # described on one stream
-AT_STEP_S = 30.0  # how long a newcomer's question waits for this program to come to its step
+AT_STEP_S = 20.0  # how long a newcomer's question waits for this program to come to its step
 YIELD_S = 0.02  # a paced donor lets an operation in flight go first, this long at most
 _log = get_logger("state")
 

@@ -14,10 +14,11 @@ Invariant: the state counts as synced only when its root is that of most members
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pccl.base.clock import Deadline
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 SOURCES_MAX = 8  # asked at once; more would only share the same way to this process
 ASK_AGAIN_S = 0.2
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
+OTHERS_S = 1.0  # for further answers, once there is one
 ROUNDS_MAX = (
     8  # of fetching; then it is said that the pace is too slow, and the rest is for the entry
 )
@@ -52,7 +54,7 @@ class Joining:
         self._state = state
         self._identity = identity_of(session)
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
-        self._rates: list[tuple[int, float]] = []  # bytes and seconds of each round
+        self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
 
     def fetch(self, deadline: Deadline) -> None:
         """Brings the memory near to the members' newest revision.
@@ -73,7 +75,8 @@ class Joining:
                 transfer = self._receive(target, opened, deadline)
                 if transfer is None:
                     continue
-                self._rates.append((transfer, time.monotonic() - began_s))
+                took_s = time.monotonic() - began_s
+                self._rounds.append((target.revision, transfer, took_s))
                 state.restored(target.revision, target.lineage)
                 if state.apply is not None:
                     _close(self._followed)
@@ -141,8 +144,12 @@ class Joining:
         chosen = [
             members[(start + i) % len(members)] for i in range(min(SOURCES_MAX, len(members)))
         ]
-        with ThreadPoolExecutor(len(chosen), "pccl-ask") as pool:
-            found = list(pool.map(lambda one: self._open(one, at_step), chosen))
+        asking = _Asking(len(chosen))
+        for member in chosen:
+            name = f"pccl-ask-{member.peer_id.hex()[:8]}"
+            work = partial(asking.put, partial(self._open, member, at_step))
+            threading.Thread(target=work, name=name, daemon=True).start()
+        found = asking.take()
         opened = [one for one in found if isinstance(one, Opened)]
         errors = [one for one in found if isinstance(one, PcclError)]
         if errors:
@@ -188,16 +195,46 @@ class Joining:
         return False
 
     def _say_pace(self) -> None:
-        size, took_s = self._rates[-1] if self._rates else (0, 0.0)
+        """Each round brought a revision that was old when it had come."""
+        if len(self._rounds) < 2:
+            return
+        (before, _, took_s), (after, size, _) = self._rounds[-2:]
         _log.warning(
-            "the state changes faster than it comes: the last of %d rounds brought %d bytes in "
-            "%.1f s, and a newer revision was there; a pace %d times as high, or apply= on all "
-            "members, would do; the members will wait for the rest",
-            ROUNDS_MAX,
+            "the state changes faster than it comes: %d revisions while %d bytes came in %.1f s; a "
+            "pace %d times as high would do, or apply= on all members; the members will wait for "
+            "the rest",
+            after - before,
             size,
             took_s,
-            max(2, round(1 / self._state.pace)),
+            max(2, after - before + 1),
         )
+
+
+class _Asking:
+    """Answers as they come.  Nobody waits long for a stopped member once another has answered."""
+
+    def __init__(self, count: int) -> None:
+        self._turn = threading.Condition()
+        self._open = count
+        self._found: list[Opened | PcclError | None] = []
+        self._over = False
+
+    def put(self, ask: Callable[[], Opened | PcclError | None]) -> None:
+        answer = ask()
+        with self._turn:
+            self._open -= 1
+            late = self._over
+            self._found.append(answer)
+            self._turn.notify_all()
+        if late and isinstance(answer, Opened):
+            answer.stream.close()
+
+    def take(self) -> list[Opened | PcclError | None]:
+        with self._turn:
+            self._turn.wait_for(lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S)
+            self._turn.wait_for(lambda: self._open == 0, OTHERS_S)
+            self._over = True
+            return list(self._found)
 
 
 def _target(one: Opened) -> Target:

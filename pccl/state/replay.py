@@ -9,6 +9,7 @@ from __future__ import annotations
 from pccl.base.errors import RemoteError, UsageError
 from pccl.state import messages as m
 from pccl.state.layout import ENCODED_BYTES_MAX, Layout
+from pccl.state.memory import available_bytes
 from pccl.state.shared import SharedState, results_memory
 from pccl.state.stream import Stream
 
@@ -42,6 +43,8 @@ def replay(state: SharedState, stream: Stream) -> bool:
             RESULTS_BYTES_MIN, RESULTS_FACTOR * state.layout.byte_count
         ):
             raise RemoteError("an update of an impossible size")
+        if 2 * answer.byte_count > available_bytes():
+            raise RemoteError(f"no memory for an update of {answer.byte_count} bytes")
         try:
             arrays, memory = results_memory(layout)
         except UsageError as error:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pccl.base.errors import UsageError
 from pccl.collectives.buffers import Buffer, describe, require_writable
 from pccl.state.layout import Entry
+from pccl.state.memory import available_bytes
 
 DEPTH_MAX = 64
 Bytes = npt.NDArray[np.uint8]
@@ -234,6 +235,12 @@ def _tensor(name: str, value: Any) -> Cell:
 
 
 def _twin(name: str, tensor: Any, torch: Any) -> Cell:
+    size, free = tensor.numel() * tensor.element_size(), available_bytes()
+    if size > free:
+        raise UsageError(
+            f"{name!r} needs a twin of {size} bytes in host memory, of which {free} are free; "
+            "share less, or in more processes"
+        )
     twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
     def pull() -> None:

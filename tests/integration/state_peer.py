@@ -177,7 +177,7 @@ def changed(address: str, index: int, count: int) -> None:
     with connected(address, count) as comm:
         tell(**summary(comm.sync(state)))
         if comm.rank == count - 1:
-            state.tensors["model"][700_000] += 1  # type: ignore[index]
+            state.tensors["model"][700_000] += 1
             tell(odd=True)
         tell(**summary(comm.sync()))
         tell(**summary(comm.sync()))
@@ -199,12 +199,12 @@ def strategies(address: str, index: int, count: int) -> None:
     with connected(address, count) as comm:
         comm.sync(state)
         if comm.rank == count - 1:
-            state.tensors["model"][:] = 7  # type: ignore[index]
+            state.tensors["model"][:] = 7
         result = comm.sync(strategy="send_only" if comm.rank == count - 1 else "popular")
         assert (state.tensors["model"] == 7).all()
         tell(**summary(result))
         if comm.rank != 1:
-            state.tensors["model"][:] = 8  # type: ignore[index]
+            state.tensors["model"][:] = 8
         result = comm.sync(strategy="popular" if comm.rank == 1 else "receive_only")
         assert (state.tensors["model"] == 7).all()
         tell(**summary(result))
@@ -243,7 +243,7 @@ def faulty(address: str, index: int, count: int) -> None:
         comm.sync(state)
         tell(rank=comm.rank)
         if index == 2:
-            state.tensors["model"][:] = -1  # type: ignore[index]
+            state.tensors["model"][:] = -1
         began_s = time.monotonic()
         result = comm.sync()
         took_s = time.monotonic() - began_s
