@@ -36,7 +36,7 @@ from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial, explain
 from pccl.transport.engine_api import EngineLike
-from pccl.transport.engine_events import LetterEnded, StepDecided
+from pccl.transport.engine_events import LetterEnded, StepDecided, StreamOpened
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
 DIAL_ROUND_S = 3.0  # one Dial effect; the machine spaces them
@@ -96,6 +96,7 @@ class MemberAgent:
         self._make_seat = make_seat
         self._clock = clock
         self._dice = dice or random.Random()
+        self.on_stream: Callable[[int, bytes], None] | None = None  # takes the descriptor; quick
         self._changed = threading.Condition()
         self._notices = Notices()
         self._loop: asyncio.AbstractEventLoop | None = None  # guarded by _changed
@@ -301,6 +302,8 @@ class MemberAgent:
         for event in engine.drain_events():
             if isinstance(event, Awaited):
                 self._notices.tell(event)
+            elif isinstance(event, StreamOpened):
+                (self.on_stream or _close)(event.fd, event.peer_id)
             else:
                 self._post(event)
 
@@ -386,3 +389,8 @@ class MemberAgent:
         if channel is self._channel:  # else this end hung up, and the machine knows
             self._channel = None
             self._post(e.Disconnected(reason, foreign))
+
+
+def _close(fd: int, _: bytes) -> None:
+    """Nobody here takes streams."""
+    os.close(fd)

@@ -96,7 +96,7 @@ class Member:
         self._witness = Witness(identity)
         self._grace_s = coordinator_grace_s
         self._dice = dice
-        self._views = Views(self._witness)
+        self.views = Views(self._witness)
         self._entry: m.AtEntry | None = None
         self._wanted = 0
         self._coordinator = ("", 0)
@@ -142,7 +142,7 @@ class Member:
             case Received(message):
                 return self._received(message, now_s)
             case Held(generation, epoch, step, within):
-                if self._views.is_past(generation, epoch):
+                if self.views.is_past(generation, epoch):
                     return []
                 return self._send(m.HoldFrom(epoch, step, within))
             case WantWorld(world_size):
@@ -191,9 +191,7 @@ class Member:
         self.phase = Phase.GREETING
         self._redial_at_s = None
         self._answer_by_s = now_s + HELLO_ANSWER_S
-        return [
-            Send(self._identity.hello(self.admitted, self._views.generation, self._views.epoch))
-        ]
+        return [Send(self._identity.hello(self.admitted, self.views.generation, self.views.epoch))]
 
     def _disconnected(self, reason: str, foreign: bool, now_s: float) -> list[Effect]:
         if self._leaving:
@@ -283,21 +281,21 @@ class Member:
             case m.Recall():
                 return self._on_recall(now_s)
             case m.Evicted(generation, text):
-                if generation < self._views.generation:
+                if generation < self.views.generation:
                     return []
                 return self._end(self._way_out(), text)
             case m.ViewPlan():
-                return self._told(self._views.plan(message))
+                return self._told(self.views.plan(message))
             case m.Hold():
-                return self._told(self._views.hold(message))
+                return self._told(self.views.hold(message))
             case m.Activate():
-                return self._told(self._views.activate(message))
+                return self._told(self.views.activate(message))
             case m.CancelPlan():
-                return self._views.cancel(message)
+                return self.views.cancel(message)
             case m.Install():
-                return self._told(self._views.install(message))
+                return self._told(self.views.install(message))
             case m.Excluded():
-                return self._told(self._views.excluded(message))
+                return self._told(self.views.excluded(message))
             case m.World() | m.StatusReply():
                 if isinstance(message, m.World):
                     self.world = message
@@ -306,7 +304,7 @@ class Member:
                 assert_never(message)
 
     def _on_admitted(self, admitted: m.Admitted, now_s: float) -> list[Effect]:
-        if admitted.generation < self._views.generation:
+        if admitted.generation < self.views.generation:
             # A coordinator that has been replaced; the next dial finds the present one.
             return [HangUp(), *self._disconnected("an older coordinator answered", False, now_s)]
         before = self.admitted
@@ -317,7 +315,7 @@ class Member:
         self._answer_by_s = self._give_up_at_s = None
         self._redial_s = REDIAL_MIN_S
         self._watch_native(now_s)
-        effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator), *self._views.unsaid()]
+        effects: list[Effect] = [AdmitEngine(admitted, *self._coordinator), *self.views.unsaid()]
         if self._drain_reason is not None:
             left_s = max(0.0, (self._drain_by_s or now_s) - now_s)
             effects.append(Send(m.Drain(left_s, self._drain_reason)))
@@ -330,7 +328,7 @@ class Member:
         self._answer_by_s = now_s + RECALL_S
         if self.admitted is None:
             return []  # a newcomer knows nothing of the run, and is admitted afterwards
-        newest = max(self._views.generation, self.admitted.generation)
+        newest = max(self.views.generation, self.admitted.generation)
         return [Send(self._witness.testify(self.admitted, self.world, newest))]
 
     # ---- the engine's events
@@ -344,15 +342,15 @@ class Member:
                 self._entry = self._entry_at_s = None
                 return []
             case LinksOpened(epoch):
-                return self._told(self._views.links(epoch, m.LinksUp(epoch)))
+                return self._told(self.views.links(epoch, m.LinksUp(epoch)))
             case LinksUnreachable(epoch, peers):
-                return self._told(self._views.links(epoch, m.LinksFailed(epoch, peers)))
+                return self._told(self.views.links(epoch, m.LinksFailed(epoch, peers)))
             case ViewSwitched(epoch, step):
-                return self._told(self._views.switched(epoch, step))
+                return self._told(self.views.switched(epoch, step))
             case ViewLeft(epoch):
-                return self._views.left(epoch)
+                return self.views.left(epoch)
             case ViewInstalled(epoch) | EngineExcluded(epoch):
-                return self._told(self._views.in_force(epoch))
+                return self._told(self.views.in_force(epoch))
             case NativeEvicted(text):
                 return self._end(self._way_out(), text)
             case NativeRefused(code, text) if code == REFUSED_PROTOCOL:
@@ -366,7 +364,7 @@ class Member:
                 self._watch_native(now_s)
                 return self._on_newer(generation if connected else 0, now_s)
             case NativeFollows(generation):
-                self._views.follow(generation)
+                self.views.follow(generation)
                 return self._on_newer(generation, now_s)
             case StepDecided() | LetterEnded():
                 return []

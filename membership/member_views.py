@@ -34,6 +34,7 @@ class Views:
         self._plan: m.ViewPlan | None = None
         self._links: m.LinksUp | m.LinksFailed | None = None  # what became of _plan
         self._switched: m.Switched | None = None
+        self.met: tuple[m.MemberInfo, ...] = ()  # whom this peer can reach, as it was told last
 
     def unsaid(self) -> list[Effect]:
         """Returns what a coordinator that has just been found may not have heard."""
@@ -57,6 +58,7 @@ class Views:
         if self._plan is not None and self._plan.epoch > plan.epoch:
             return []  # overtaken by a later plan of a coordinator as new as this one
         self._plan, self._links = plan, None
+        self.met = plan.members
         return [PrepareView(plan)]
 
     def hold(self, hold: m.Hold) -> list[Effect]:
@@ -70,6 +72,7 @@ class Views:
             return self._repeat_switched(activate.epoch)
         self.follow(activate.generation)
         self._witness.announced(activate.epoch, activate.members)
+        self.met = activate.members
         return [ActivateView(activate)]
 
     def cancel(self, cancel: m.CancelPlan) -> list[Effect]:
@@ -89,6 +92,7 @@ class Views:
         self.follow(install.generation)
         self._installing = key
         self._witness.announced(install.epoch, install.members)
+        self.met = install.members
         return [InstallView(install)]
 
     def excluded(self, excluded: m.Excluded) -> list[Effect]:

@@ -20,11 +20,18 @@ class Standing:
     world: m.World | None = None
     ended: Ended | None = None
     failure: BaseException | None = None  # the agent itself could not go on
+    met: tuple[m.MemberInfo, ...] = ()  # whom it can reach, as it was told last
     waits: str = ""  # what a peer waits for that is in no view
 
 
 def standing_of(member: Member) -> Standing:
-    return Standing(member.admitted, member.world, member.ended, waits=why_it_waits(member))
+    return Standing(
+        member.admitted,
+        member.world,
+        member.ended,
+        met=member.views.met,
+        waits=why_it_waits(member),
+    )
 
 
 def why_it_waits(member: Member) -> str:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from pccl.communicator import Communicator
     from pccl.connecting import connect
     from pccl.outcome import Outcome, Peer
+    from pccl.state.checkpoint import Checkpoints
+    from pccl.state.shared import SharedState
+    from pccl.state.sync import SyncResult
     from pccl.state_transfer import sync_state
     from pccl.step import Step
     from pccl.transfer import Transfer
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoints",
     "Closed",
     "Communicator",
     "ConnectError",
@@ -70,9 +74,11 @@ __all__ = [
     "Peer",
     "PeerLost",
     "RemoteError",
+    "SharedState",
     "StaleView",
     "Step",
     "StepFailed",
+    "SyncResult",
     "Transfer",
     "UsageError",
     "View",
@@ -85,10 +91,13 @@ __all__ = [
 
 
 _HOMES: Final = {
+    "Checkpoints": "state.checkpoint",
     "Communicator": "communicator",
     "Outcome": "outcome",
     "Peer": "outcome",
+    "SharedState": "state.shared",
     "Step": "step",
+    "SyncResult": "state.sync",
     "Transfer": "transfer",
     "View": "view",
     "Work": "work",

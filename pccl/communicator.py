@@ -18,6 +18,10 @@ from pccl.messaging import Messaging, post
 from pccl.outcome import Outcome, Peer
 from pccl.session import Session
 from pccl.standalone import Collectives, end_empty
+from pccl.state.agreement import Strategy
+from pccl.state.keeper import StateKeeper, keeper_of
+from pccl.state.shared import SharedState
+from pccl.state.sync import SyncResult
 from pccl.step import Step, check_all_reduce
 from pccl.transfer import Transfer
 from pccl.view import View
@@ -326,6 +330,52 @@ class Communicator(Collectives, Messaging):
     ) -> Transfer:
         self._session.check()
         return post(self._session, array, peer, tag, sends, self._timeout(timeout_s))
+
+    # ---- shared state
+
+    @property
+    def state(self) -> SharedState:
+        """The state given to `connect` or to the first `sync`.  Raises UsageError if none was."""
+        keeper = self._session.keeper
+        if not isinstance(keeper, StateKeeper):
+            raise UsageError("there is no shared state; pass connect(..., state=)")
+        return keeper.state
+
+    def sync(
+        self,
+        state: SharedState | None = None,
+        strategy: Literal["popular", "send_only", "receive_only"] = "popular",
+        *,
+        timeout_s: float | None = None,
+    ) -> SyncResult:
+        """Brings all members to one state; a collective call, made by all at the same place.
+
+        Every member hashes its memory anew, so a copy that was silently changed is found, repaired
+        from the others and named in the result and in the log.
+
+        Args:
+            state: None for the one given before.  One communicator has one state.
+            strategy: "popular": the newest revision's content that most hold counts, ties go to
+                the lowest rank.  "send_only": this one counts.  "receive_only": the others do.
+            timeout_s: for all of it; None takes the communicator's default.
+
+        Returns:
+            A SyncResult; what it says of members is alike on all of them.
+
+        Raises:
+            UsageError: keys, shapes or dtypes are not the others' (named: the first difference;
+                this process has left the run, and the others go on); nobody may give; or senders
+                differ.  Nothing was written.
+            StepFailed: nobody is left who could give it; what has come is in memory.
+            DeadlineExceeded: likewise, for time.
+
+        Cost: a pass over the state at memory speed, two small steps, and the pieces that differ.
+        """
+        session = self._session
+        session.check()
+        wanted = Strategy.named(strategy)
+        keeper = keeper_of(session, state)
+        return keeper.sync(wanted, self._timeout(timeout_s))
 
     # ---- the end
 

@@ -35,6 +35,9 @@ from pccl.membership.agent import AgentConfig, MemberAgent, Seat
 from pccl.membership.messages import GROUP_MAX, SEAT_MAX
 from pccl.outcome import Peer
 from pccl.session import WAIT_QUIET_S, Session
+from pccl.state.checkpoint import Checkpoints
+from pccl.state.keeper import check_state, keep_state
+from pccl.state.shared import SharedState
 from pccl.transport.address import (
     Address,
     is_loopback,
@@ -70,6 +73,8 @@ def connect(
     coordinator_grace_s: float | None = None,
     spin_us: int = -1,
     shared_memory: bool = True,
+    state: SharedState | None = None,
+    checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
 ) -> Communicator:
     """Joins the run of a coordinator; blocks until this process is admitted.
 
@@ -77,18 +82,14 @@ def connect(
         address: host:port of the coordinator; IPv6 in brackets; several, with commas: in turn.
         min_world: steps run only while at least that many members are in; alike on all peers;
             here and below None leaves it to the others.  Fixed from the first view on.
-        on_underflow: what steps do while fewer are in: wait for more, run all the same after a
-            first view that was large enough, or raise WorldTooSmall; alike on all peers, too.
-        straggler: "wait" for who is slow, or exclude it when others have waited so many seconds,
-            0.1 or more: it is told Excluded and may come in again; alike on all peers, too.
+        on_underflow: while fewer are in, steps wait for more, run all the same after a first view
+            that was large enough, or raise WorldTooSmall; alike on all peers, too.
+        straggler: "wait", or seconds (0.1 on) after which others exclude who is slow; alike, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
         seat: members are ranked by seat, others after them as they came; for a fixed world.
-        drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.  A handler
-            that was there is called too, and put back on close.  A second SIGTERM does what it
-            would have done without this: by default it ends the process at once.
+        drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.
         timeout_s: for everything until admission.
-        listen: host:port where peers reach this process (port 0: any).  None: the address used
-            towards the coordinator, any port.
+        listen: host:port where peers reach this process; None: as towards the coordinator.
         advertise: host or host:port under which peers reach it, if that differs (NAT).
         lanes: connections per pair of peers; 0 chooses.
         insecure: allows an unencrypted listener that other machines can reach.
@@ -96,8 +97,9 @@ def connect(
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
         spin_us: how long a waiting call polls before it sleeps, 0 to a second; -1 chooses.
-        shared_memory: large payloads between processes of one user on one machine, joined by an
-            address of their own, go through memory and not through the kernel.
+        shared_memory: large payloads between one user's processes on a machine go through memory.
+        state: what all members hold alike; brought up to date before this peer's first step.
+        checkpoint_dir: a local folder for checkpoints of `state`, or Checkpoints.
 
     Raises:
         UsageError: an argument is not as described.
@@ -105,6 +107,7 @@ def connect(
     """
     step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
     drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
+    checkpoints = check_state(state, checkpoint_dir)
     transport = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory)
     config = AgentConfig(
         addresses=check_addresses(address),
@@ -119,7 +122,15 @@ def connect(
         peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
     agent = MemberAgent(config, partial(_make_engine, transport, config))
-    return admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
+    admitted = admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
+    return _with_state(admitted, state, checkpoints)
+
+
+def _with_state(
+    communicator: Communicator, state: SharedState | None, checkpoints: Checkpoints | None
+) -> Communicator:
+    keep_state(communicator.session, state, checkpoints)
+    return communicator
 
 
 def admit(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pccl.base import forks
 from pccl.base.clock import Deadline
@@ -37,6 +37,16 @@ NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
 _log = get_logger("face")
 
 
+class Keeper(Protocol):
+    """Brings a newcomer's state up to date, before it comes in and as it does."""
+
+    def before_entry(self, name: str, timeout_s: float) -> None: ...
+
+    def after_entry(self, ticket: Ticket) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Session:
     """One process's seat in a run.  Its methods may be called from any thread."""
 
@@ -57,6 +67,7 @@ class Session:
         self._look_at = TRANSFERS_LOOKED_AT
         self._next_step = 0
         self.on_close: Callable[[], None] | None = None
+        self.keeper: Keeper | None = None
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
 
     @property
@@ -87,8 +98,16 @@ class Session:
         if standing.failure is not None:
             raise PcclError(f"the member agent failed: {standing.failure}") from standing.failure
 
-    def begin(self, name: str, timeout_s: float) -> Ticket:
+    @property
+    def next_step(self) -> int:
+        """The number after that of the newest step that has begun here."""
+        return self._next_step
+
+    def begin(self, name: str, timeout_s: float, gate_s: float | None = None) -> Ticket:
         """Passes the gate of an entry; returns the step.
+
+        Args:
+            gate_s: for the gate alone; None as long as for the step.
 
         Raises:
             DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
@@ -100,18 +119,23 @@ class Session:
         if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX:
             raise UsageError(f"a step's name has 1 to {NAME_CHARACTERS_MAX} characters: {name!r}")
         try:
-            return self._begin(name, timeout_s)
+            if self.keeper is not None:
+                self.keeper.before_entry(name, timeout_s)
+            ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+            if self.keeper is not None:
+                self.keeper.after_entry(ticket)
+            return ticket
         except PcclError:
             raise
         except BaseException as error:  # Ctrl-C at the gate
             self.leave_after(error)
             raise
 
-    def _begin(self, name: str, timeout_s: float) -> Ticket:
-        deadline = Deadline(timeout_s)
+    def _begin(self, name: str, timeout_s: float, gate_s: float) -> Ticket:
+        deadline = Deadline(gate_s)
         waited = not self._begin_lock.acquire(blocking=False)
-        if waited and not self._begin_lock.acquire(timeout=timeout_s):
-            raise DeadlineExceeded(f"another thread still begins a step after {timeout_s:g} s")
+        if waited and not self._begin_lock.acquire(timeout=gate_s):
+            raise DeadlineExceeded(f"another thread still begins a step after {gate_s:g} s")
         try:
             if waited:
                 self.check()
@@ -119,7 +143,8 @@ class Session:
                 self._make_room(deadline)
             begun = self._pass_gate(name, deadline)
             self._next_step = begun.step + 1
-            ticket = Ticket(self, name, begun, timeout_s, deadline)
+            own = deadline if gate_s == timeout_s else Deadline(timeout_s)
+            ticket = Ticket(self, name, begun, timeout_s, own)
             self._open[begun.step] = ticket
             return ticket
         except Left:
@@ -127,7 +152,7 @@ class Session:
             raise
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
-                f"step {name!r} did not begin within {timeout_s:g} s: {self._why_not_begun(error)}"
+                f"step {name!r} did not begin within {gate_s:g} s: {self._why_not_begun(error)}"
             ) from error
         finally:
             self._begin_lock.release()
@@ -276,6 +301,8 @@ class Session:
                 return
             self._closed = reason or "the communicator is closed; connect again"
             try:
+                if self.keeper is not None:
+                    self.keeper.close()
                 if self.on_close is not None:
                     self.on_close()
                 self.agent.stop(reason or "closed", GOODBYE_S, self._decided_below())

@@ -39,8 +39,11 @@ from pccl.work import Work
 class Step(StepCollectives):
     """A block of operations that commit or are retried as one; get it from `comm.step()`."""
 
-    def __init__(self, session: Session, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, session: Session, name: str, timeout_s: float, *, gate_s: float | None = None
+    ) -> None:
         self._session = session
+        self._gate_s = gate_s
         self._name = name
         self._timeout_s = timeout_s
         self._ticket: Ticket | None = None
@@ -50,7 +53,7 @@ class Step(StepCollectives):
     def __enter__(self) -> Self:
         if self._ticket is not None:
             raise UsageError("a step is entered once; call comm.step() for the next one")
-        self._ticket = self._session.begin(self._name, self._timeout_s)
+        self._ticket = self._session.begin(self._name, self._timeout_s, self._gate_s)
         return self
 
     def __exit__(

@@ -39,7 +39,7 @@ from pccl.transport.engine_api import (
     MemberTuple,
     StepResult,
 )
-from pccl.transport.engine_events import EngineEvent, parse_event
+from pccl.transport.engine_events import EngineEvent, StreamOpened, parse_event
 from pccl.transport.engine_letters import LetterCalls
 from pccl.transport.native_core import load_native as load_native
 
@@ -112,7 +112,7 @@ class Engine(LetterCalls):
     def event_fd(self) -> int:
         return int(self._native.event_fd)
 
-    def drain_events(self) -> list[EngineEvent]:
+    def drain_events(self) -> Sequence[EngineEvent | StreamOpened]:
         return [parse_event(raw) for raw in self._native.drain_events()]
 
     def admit(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from pccl.transport.engine_events import EngineEvent
+from pccl.transport.engine_events import EngineEvent, StreamOpened
 from pccl.transport.engine_letters import LetterResult
 
 MemberTuple = tuple[bytes, int, bytes, str, int, int, int, int]
@@ -88,7 +88,7 @@ class EngineLike(Protocol):
     def port(self) -> int: ...
     @property
     def event_fd(self) -> int: ...
-    def drain_events(self) -> list[EngineEvent]: ...
+    def drain_events(self) -> Sequence[EngineEvent | StreamOpened]: ...
     def admit(
         self,
         *,

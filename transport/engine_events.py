@@ -123,6 +123,14 @@ class LetterEnded:
     letter: int
 
 
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """A peer has opened a stream to this process; whoever takes the event owns the descriptor."""
+
+    fd: int
+    peer_id: bytes
+
+
 EngineEvent = (
     EntryReached
     | EntryLeft
@@ -142,7 +150,7 @@ EngineEvent = (
 )
 
 
-def parse_event(raw: Sequence[Any]) -> EngineEvent:
+def parse_event(raw: Sequence[Any]) -> EngineEvent | StreamOpened:
     """Names one queued tuple.  Raises ValueError for one that no engine of this version queues."""
     match list(raw):
         case ["at_entry", str(name), int(next_step)]:
@@ -173,6 +181,8 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent:
             return EngineFailed(code, text)
         case ["decided", int(step)]:
             return StepDecided(step)
+        case ["stream", int(fd), peer]:
+            return StreamOpened(fd, bytes(peer))
         case ["letter", int(letter)]:
             return LetterEnded(letter)
         case _:

@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     PEER_CONTROL = 2
     RELAY = 3
     RELAYED_LANE = 4
+    STREAM = 5
 
 
 class RefusalCode(IntEnum):
@@ -291,7 +292,7 @@ _WAITING = unsigned("B", 0, 3)
 
 # One line per frame: its number, its class, and the kinds of its fields in the class's order.
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
-    (1, NativeHello, (unsigned("B", 0, 4), ID, ID, U64, ID, U32, U64, U32)),
+    (1, NativeHello, (unsigned("B", 0, max(Purpose)), ID, ID, U64, ID, U32, U64, U32)),
     (2, Welcome, (U64,)),
     (3, RefusedFrame, (unsigned("B", 1, 8), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),

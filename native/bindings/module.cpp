@@ -91,13 +91,22 @@ nb::tuple to_python(const EngineEvent& event) {
     case Kind::failed: return nb::make_tuple("failed", "memory", event.text);
     case Kind::decided: return nb::make_tuple("decided", event.step);
     case Kind::letter: return nb::make_tuple("letter", event.step);
+    case Kind::stream: break;  // see drain()
   }
   return nb::make_tuple("unknown");
 }
 
 nb::list drain(Engine& engine) {
   nb::list list;
-  for (const EngineEvent& event : engine.drain_events()) list.append(to_python(event));
+  for (EngineEvent& event : engine.drain_events()) {
+    if (event.kind == EngineEvent::Kind::stream) {
+      const int fd = event.socket.get();
+      list.append(nb::make_tuple("stream", fd, to_python(event.peers.front())));
+      static_cast<void>(event.socket.release());  // last: the list owns it now
+    } else {
+      list.append(to_python(event));
+    }
+  }
   return list;
 }
 

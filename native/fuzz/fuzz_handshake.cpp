@@ -26,6 +26,7 @@ class Host final : public ControlHost {
   Report fence(Generation, Epoch) noexcept override { return {}; }
   HeartbeatStatus status() noexcept override { return {}; }
   void adopt_lane(const LaneHello&, Fd) noexcept override { ++adopted; }
+  void adopt_stream(PeerId, Fd) noexcept override { ++adopted; }
   void connect_failed(PeerId, Incarnation, bool) noexcept override {}
   void evicted(std::string) noexcept override {}
   void refused(std::uint8_t, std::string) noexcept override {}

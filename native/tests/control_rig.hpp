@@ -57,6 +57,7 @@ class FakeHost final : public ControlHost {
   };
   struct Seen {
     std::vector<Lane> lanes;
+    std::vector<std::pair<PeerId, Fd>> streams;
     std::vector<PeerId> failed;
     std::vector<PeerId> beats;
     std::vector<StepId> watermarks;  // of the beats
@@ -95,6 +96,10 @@ class FakeHost final : public ControlHost {
   void adopt_lane(const LaneHello& hello, Fd socket) noexcept override {
     const std::lock_guard lock(mutex_);
     seen_.lanes.push_back({hello, std::move(socket)});
+  }
+  void adopt_stream(PeerId peer, Fd socket) noexcept override {
+    const std::lock_guard lock(mutex_);
+    seen_.streams.push_back({peer, std::move(socket)});
   }
   void connect_failed(PeerId peer, Incarnation, bool) noexcept override {
     const std::lock_guard lock(mutex_);

@@ -214,7 +214,7 @@ TEST(a_hello_that_does_not_belong_here_is_told_why) {
     return framed(std::span(bytes).subspan(frames::head_bytes));
   };
   CHECK(refused_with(raw(2, frames::version_known + 1)) == 1);
-  CHECK(refused_with(raw(3, 5)) == 6);  // a purpose nobody knows
+  CHECK(refused_with(raw(3, 6)) == 6);  // a purpose nobody knows
   CHECK(refused_with(changed([](auto& hello) { hello.purpose = Purpose::coordinator; })) == 6);
   CHECK(refused_with(changed([](auto& hello) { hello.run_id = id<RunId>(8); })) == 2);
   CHECK(refused_with(changed([](auto& hello) { hello.secret = id<Secret>(3); })) == 3);

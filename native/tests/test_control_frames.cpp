@@ -184,7 +184,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[1].frame, 1, 0)));     // no such type
   CHECK(refused(with(all[1].frame, 1, 13)));
   CHECK(refused(with(all[1].frame, 2, 1)));     // another version
-  CHECK(refused(with(all[0].frame, 3, 5)));     // purpose
+  CHECK(refused(with(all[0].frame, 3, 6)));     // purpose
   CHECK(refused(with(all[2].frame, 3, 0)));     // refusal code
   CHECK(refused(with(all[2].frame, 3, 9)));
   CHECK(refused(with(all[2].frame, 7, 0x20)));  // text: a lone continuation byte is left

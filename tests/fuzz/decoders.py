@@ -15,6 +15,9 @@ from pccl.base.errors import RemoteError, UsageError
 from pccl.membership import flight
 from pccl.membership.messages import coordinator_codec, peer_codec
 from pccl.membership.record import record_codec
+from pccl.state.layout import Layout
+from pccl.state.manifest import Manifest, decode_offers, encode_offers
+from pccl.state.messages import answer_codec, question_codec
 from pccl.transport import native_frames
 from pccl.transport.address import parse_address, parse_addresses
 from pccl.transport.codec import Codec
@@ -41,6 +44,33 @@ def _codec(codec: Codec[Any]) -> Target:
 peer_messages = _codec(peer_codec)
 coordinator_messages = _codec(coordinator_codec)
 record = _codec(record_codec)
+state_questions = _codec(question_codec)
+state_answers = _codec(answer_codec)
+
+
+def state_layout(data: bytes) -> None:
+    try:
+        layout = Layout.decode(data)
+    except RemoteError:
+        return
+    assert layout.encoded == data, "a layout has one encoding"
+    assert layout.leaf_count <= layout.byte_count
+
+
+def state_offers(data: bytes) -> None:
+    try:
+        offers = decode_offers(data)
+    except RemoteError:
+        return
+    assert decode_offers(encode_offers(offers)) == offers
+
+
+def state_manifest(data: bytes) -> None:
+    try:
+        manifest = Manifest.decode(data)
+    except RemoteError:
+        return
+    assert Manifest.decode(manifest.encode()) == manifest
 
 
 def native(data: bytes) -> None:
@@ -155,6 +185,11 @@ DECODERS: dict[str, Target] = {
     "recording": recording,
     "recorded_event": recorded_event,
     "addresses": addresses,
+    "state_questions": state_questions,
+    "state_answers": state_answers,
+    "state_layout": state_layout,
+    "state_offers": state_offers,
+    "state_manifest": state_manifest,
     "weight_messages": _codec(weight_codec),
     "weight_update": weights.update,
     "weight_positions": weights.positions,

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any, get_args
 
+from pccl.collectives.dtypes import Dtype
 from pccl.membership.messages import (
     CoordinatorMessageBody,
     PeerMessageBody,
@@ -14,6 +15,10 @@ from pccl.membership.messages import (
     peer_codec,
 )
 from pccl.membership.record import Record, record_codec
+from pccl.state.layout import Entry, Layout
+from pccl.state.manifest import Manifest, Offer, Revision, encode_offers
+from pccl.state.messages import Answer, Question, answer_codec, question_codec
+from pccl.state.tree import XXH3, root_of
 from pccl.weights.frames import Message as WeightMessage
 from pccl.weights.frames import codec as weight_codec
 from tests.fuzz.coordinator_story import coordinator
@@ -38,6 +43,17 @@ def seeds(name: str) -> list[bytes]:
             return [b"", *_messages(CoordinatorMessageBody, coordinator_codec, dice)]
         case "record":
             return [b"", *_messages(Record, record_codec, dice)]
+        case "state_questions":
+            return [b"", *_messages(Question, question_codec, dice)]
+        case "state_answers":
+            return [b"", *_messages(Answer, answer_codec, dice)]
+        case "state_layout" | "state_manifest" | "state_offers":
+            layout = Layout.of([Entry("a", Dtype.F32, (3, 2)), Entry("b.c", Dtype.I8, ())])
+            digests = bytes(range(32))
+            root = root_of(layout, digests, XXH3)
+            manifest = Manifest(3, 4, XXH3, root, layout, digests, ("a",), "now")
+            offers = encode_offers([Offer(Revision(3, 4, root), 3)])
+            return [b"", layout.encoded, manifest.encode(), offers, *noise]
         case "weight_messages":
             return [b"", *_messages(WeightMessage, weight_codec, dice)]
         case "weight_update":

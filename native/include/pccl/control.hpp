@@ -29,6 +29,7 @@ namespace pccl {
 
 enum class Purpose : std::uint8_t {
   coordinator = 0, data_lane = 1, peer_control = 2, relay = 3, relayed_lane = 4,
+  stream = 5,
 };
 
 /// Lanes to `peer` run through `via`.
@@ -64,6 +65,9 @@ class ControlHost {
   virtual HeartbeatStatus status() = 0;
   /// A data lane, handshake done, socket non-blocking, nothing read beyond it.
   virtual void adopt_lane(const LaneHello& hello, Fd socket) = 0;
+  /// A connection for the program's own side of this peer (shared state), handshake done, socket
+  /// non-blocking, nothing read beyond it.
+  virtual void adopt_stream(PeerId peer, Fd socket) = 0;
   /// Lanes asked for by connect() that did not come up before their deadline.
   virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;
   virtual void evicted(std::string text) = 0;

@@ -46,13 +46,14 @@ class EngineFailure : public std::runtime_error {
 struct EngineEvent {
   enum class Kind : std::uint8_t {
     at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
-    refused, coordinator, followed, decided, letter, failed,
+    refused, coordinator, followed, decided, letter, failed, stream,
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
   std::uint64_t step = 0;    // or generation, or letter
   std::string text;
   std::vector<PeerId> peers;
+  Fd socket{};  // of a stream: whoever takes the event owns it
 };
 
 struct EngineConfig {
@@ -163,6 +164,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   Report fence(Generation generation, Epoch target) override;
   HeartbeatStatus status() override;
   void adopt_lane(const LaneHello& hello, Fd socket) override;
+  void adopt_stream(PeerId peer, Fd socket) override;
   void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) override;
   void evicted(std::string text) override;
   void refused(std::uint8_t code, std::string text) override;

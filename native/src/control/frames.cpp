@@ -31,7 +31,7 @@ void write(Writer& out, const Hello& hello) {
 }
 void read(Reader& in, Hello& hello) {
   hello.purpose =
-      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::relayed_lane)));
+      static_cast<Purpose>(in.between(0, static_cast<std::uint8_t>(Purpose::stream)));
   in.get(hello.run_id);
   in.get(hello.peer);
   in.get(hello.incarnation);

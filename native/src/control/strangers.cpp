@@ -40,7 +40,7 @@ frames::Refused answer_to_unknown(std::span<const std::byte> body) {
   if (frames::version_of(body) != frames::version_known) {
     return refused(Refusal::version, "this peer speaks version 4 of the native protocol");
   }
-  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::relayed_lane)) {
+  if (frames::purpose_of(body) > static_cast<std::uint8_t>(Purpose::stream)) {
     return refused(Refusal::purpose, "unknown purpose");
   }
   return {};
@@ -202,6 +202,10 @@ void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double 
     return;
   }
   context_.poller.remove(socket.fd());
+  if (hello.purpose == Purpose::stream) {
+    context_.host.adopt_stream(hello.peer, socket.release());
+    return;
+  }
   const bool relayed = hello.purpose == Purpose::relayed_lane;
   context_.host.adopt_lane({hello.peer, hello.incarnation, hello.series, false, relayed},
                            socket.release());

@@ -5,9 +5,9 @@
 // secret shows that it has seen a view with us in it, and the host looks at the rest.  One that
 // asks for a relay has the rest of its time to say in a second frame to whom.
 //
-// Ownership: owns the listening socket and the handshakes under way; a finished data lane goes to
-//            the host, a finished peer control connection to PeerLinks, one that wants to be
-//            relayed to Relay.
+// Ownership: owns the listening socket and the handshakes under way; a finished data lane or
+//            stream goes to the host, a finished peer control connection to PeerLinks, one that
+//            wants to be relayed to Relay.
 // Threads:   the control thread only; made on the thread that makes the Control.
 // Errors:    listen throws std::system_error; a stranger that fails in any way is closed.
 #pragma once

@@ -54,6 +54,7 @@ bool is_loopback(int socket) noexcept {
 }
 
 constexpr double last_words_s = 1.0;
+constexpr std::ptrdiff_t streams_waiting_max = 64;  // until the program's side takes them
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
 
 Fd make_eventfd() {
@@ -318,6 +319,21 @@ void Engine::adopt_lane(const LaneHello& hello, Fd socket) {
     executor_.adopt(hello, std::move(socket), monotonic_s());
     attend();
   });
+}
+
+/// The program may be busy; what waits for it is bounded, and whoever is dropped dials again.
+void Engine::adopt_stream(PeerId peer, Fd socket) {
+  {
+    const std::lock_guard lock(events_mutex_);
+    const auto waiting = std::count_if(events_.begin(), events_.end(), [](const auto& event) {
+      return event.kind == EngineEvent::Kind::stream;
+    });
+    if (waiting >= streams_waiting_max) return;
+  }
+  const int one = 1;
+  (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  set_liveness_options(socket.get());
+  emit({EngineEvent::Kind::stream, 0, 0, {}, {peer}, std::move(socket)});
 }
 
 void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) {

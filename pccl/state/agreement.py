@@ -1,0 +1,124 @@
+"""Decides whose state counts.  Pure: the same table gives the same answer on every member.
+
+Who may give: with a `send_only` among them only those, else all that are not `receive_only`.  Of
+those that have been in agreement with this run's members only they count, if there are any: a
+stranger's high revision must not win.  Then the highest revision, then the root that most hold,
+then the lowest rank.
+
+Invariant: the answer depends on the committed table alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from pccl.base.errors import UsageError
+
+_RECORD: Final = struct.Struct("<B??16s32sQQQ")
+RECORD_BYTES: Final = _RECORD.size
+
+
+class Strategy(IntEnum):
+    """What a member wants of a sync."""
+
+    POPULAR = 0  # most of us are right
+    SEND_ONLY = 1  # this one is right
+    RECEIVE_ONLY = 2  # the others are
+
+    @classmethod
+    def named(cls, name: str) -> Strategy:
+        """Raises UsageError for an unknown name."""
+        for one in cls:
+            if one.name.lower() == name:
+                return one
+        known = ", ".join(repr(one.name.lower()) for one in cls)
+        raise UsageError(f"strategy is one of {known}, not {name!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one member says of its state; alike in size for all."""
+
+    strategy: Strategy
+    synced: bool
+    looked: bool  # for checkpoints, if nobody is synced
+    layout: bytes
+    root: bytes
+    revision: int
+    lineage: int
+    layout_bytes: int
+
+    def pack(self) -> bytes:
+        return _RECORD.pack(
+            self.strategy,
+            self.synced,
+            self.looked,
+            self.layout,
+            self.root,
+            self.revision,
+            self.lineage,
+            self.layout_bytes,
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Record:
+        strategy, synced, looked, layout, root, *numbers = _RECORD.unpack(data)
+        return cls(Strategy(strategy), synced, looked, layout, root, *numbers)
+
+    @property
+    def content(self) -> tuple[bytes, bytes, int, int]:
+        return self.layout, self.root, self.revision, self.lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Ranks are indices of the table."""
+
+    chosen: int  # the lowest rank of those whose state counts
+    sources: tuple[int, ...]
+    receivers: tuple[int, ...]  # to be overwritten
+    other_layout: tuple[int, ...]  # of the receivers, those whom nothing can be given
+    disagreed: tuple[int, ...]  # of the receivers, those that were thought to be alike
+
+
+def agree(table: Sequence[Record]) -> Agreement:
+    """Returns whose state counts, and who is overwritten.
+
+    Raises:
+        UsageError: nobody may give, or those who only send differ; on all members alike.
+    """
+    senders = [rank for rank, r in enumerate(table) if r.strategy is Strategy.SEND_ONLY]
+    givers = senders or [
+        rank for rank, r in enumerate(table) if r.strategy is not Strategy.RECEIVE_ONLY
+    ]
+    if not givers:
+        raise UsageError("all members sync with receive_only; nobody gives its state")
+    if len({table[rank].content for rank in senders}) > 1:
+        raise UsageError(f"the states of those who sync with send_only differ: ranks {senders}")
+    synced = [rank for rank in givers if table[rank].synced]
+    candidates = synced or givers
+    highest = max(table[rank].revision for rank in candidates)
+    candidates = [rank for rank in candidates if table[rank].revision == highest]
+    votes = Counter(table[rank].content for rank in candidates)
+    chosen = min(candidates, key=lambda rank: (-votes[table[rank].content], rank))
+    right = table[chosen]
+    sources = tuple(rank for rank in givers if table[rank].content == right.content)
+    receivers = tuple(rank for rank, r in enumerate(table) if r.content != right.content)
+    return Agreement(
+        chosen=chosen,
+        sources=sources,
+        receivers=receivers,
+        other_layout=tuple(rank for rank in receivers if table[rank].layout != right.layout),
+        disagreed=tuple(
+            rank
+            for rank in receivers
+            if table[rank].synced
+            and table[rank].revision == right.revision
+            and table[rank].root != right.root
+        ),
+    )

@@ -1,0 +1,260 @@
+"""A newcomer's way to the state, beside the run: nobody waits for it until it comes in.
+
+    ask all that it has met -> fetch what differs of the newest revision that most of them hold
+      -> replay what was committed meanwhile, or ask again -> as new as they are: to the entry
+      -> in its first step: what that step began with, if it is not that already
+
+Theory.  A newcomer knows the members' addresses from the coordinator's plan for it, long before it
+is one.  What it has after `fetch` may be a revision or two old when it comes in; members are then
+in the same step, where their state stands still, so what is missing is fetched from all of them, or
+replayed, while they wait for it.  That is one question if nothing is missing.
+
+Invariant: the state counts as synced only when its root is that of most members at one step.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, StepFailed
+from pccl.base.log import get_logger
+from pccl.membership.messages import MemberInfo
+from pccl.state import messages as m
+from pccl.state.receiver import Opened, Receiver, Target, open_source
+from pccl.state.replay import replay
+from pccl.state.shared import SharedState
+from pccl.state.stream import StreamLost
+from pccl.state.sync import identity_of
+
+if TYPE_CHECKING:
+    from pccl.session import Session
+    from pccl.ticket import Ticket
+
+SOURCES_MAX = 8  # asked at once; more would only share the same way to this process
+ASK_AGAIN_S = 0.2
+DESCRIBE_S = 30.0  # a donor may have to hash its state first
+OTHERS_S = 1.0  # for further answers, once there is one
+ROUNDS_MAX = (
+    8  # of fetching; then it is said that the pace is too slow, and the rest is for the entry
+)
+_log = get_logger("state")
+
+
+class Joining:
+    """One newcomer's fetch.  `fetch` before the entry, `complete` in the first step."""
+
+    def __init__(self, session: Session, state: SharedState) -> None:
+        self._session = session
+        self._state = state
+        self._identity = identity_of(session)
+        self._followed: list[Opened] = []  # they keep what is committed while this one waits
+        self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
+
+    def fetch(self, deadline: Deadline) -> None:
+        """Brings the memory near to the members' newest revision.
+
+        Raises:
+            UsageError: its layout is not theirs.
+            StepFailed, DeadlineExceeded: nobody has given it in time.
+        """
+        state = self._state
+        for _ in range(ROUNDS_MAX):
+            opened = self._ask_until(deadline)
+            try:
+                target = _newest(opened)
+                if self._holds(target):
+                    state.restored(target.revision, target.lineage)
+                    return
+                began_s = time.monotonic()
+                transfer = self._receive(target, opened, deadline)
+                if transfer is None:
+                    continue
+                took_s = time.monotonic() - began_s
+                self._rounds.append((target.revision, transfer, took_s))
+                state.restored(target.revision, target.lineage)
+                if state.apply is not None:
+                    _close(self._followed)
+                    self._followed, opened = opened, []
+                    self._replay(self._followed)
+                    return  # what comes from now on is replayed at the entry
+            finally:
+                _close(opened)
+        self._say_pace()
+
+    def complete(self, ticket: Ticket) -> None:
+        """Makes the state the one with which this step began.
+
+        Raises:
+            StepFailed, DeadlineExceeded: it could not; the caller leaves.
+        """
+        step = ticket.begun.step
+        try:
+            self._complete(ticket, step)
+        finally:
+            _close(self._followed)
+
+    def _complete(self, ticket: Ticket, step: int) -> None:
+        state = self._state
+        while True:
+            opened = self._ask(self._members(), step)
+            try:
+                if opened:
+                    target = _newest(opened)
+                    if self._followed and state.lineage == target.lineage:
+                        self._replay(self._followed)
+                    if not self._holds(target):
+                        self._receive(target, opened, ticket.deadline)
+                    if self._holds(target):
+                        return state.adopt(target.revision, target.lineage)
+            finally:
+                _close(opened)
+            if ticket.deadline.passed():
+                raise DeadlineExceeded(f"the state of step {step} was not received in time")
+            time.sleep(ASK_AGAIN_S / 4)
+
+    # ---- parts
+
+    def _members(self) -> list[MemberInfo]:
+        me = bytes(self._session.peer_id)
+        return [x for x in self._session.agent.standing.met if x.peer_id != me]
+
+    def _ask_until(self, deadline: Deadline) -> list[Opened]:
+        while True:
+            self._session.check()
+            if opened := self._ask(self._members(), m.CURRENT):
+                return opened
+            if deadline.passed():
+                raise DeadlineExceeded(
+                    "no member has given its state in time: "
+                    + (self._session.agent.standing.waits or "none holds it yet")
+                )
+            time.sleep(ASK_AGAIN_S)
+
+    def _ask(self, members: Sequence[MemberInfo], at_step: int) -> list[Opened]:
+        """Opens streams to some of them at once; those that have nothing to give are left out."""
+        if not members:
+            return []
+        start = int.from_bytes(self._session.peer_id[:4], "little") % len(members)
+        chosen = [
+            members[(start + i) % len(members)] for i in range(min(SOURCES_MAX, len(members)))
+        ]
+        asking = _Asking(len(chosen))
+        for member in chosen:
+            name = f"pccl-ask-{member.peer_id.hex()[:8]}"
+            work = partial(asking.put, partial(self._open, member, at_step))
+            threading.Thread(target=work, name=name, daemon=True).start()
+        found = asking.take()
+        opened = [one for one in found if isinstance(one, Opened)]
+        errors = [one for one in found if isinstance(one, PcclError)]
+        if errors:
+            _close(opened)
+            raise errors[0]
+        return opened
+
+    def _open(self, member: MemberInfo, at_step: int) -> Opened | PcclError | None:
+        try:
+            return open_source(
+                member, self._identity, self._state, at_step=at_step, describe_s=DESCRIBE_S
+            )
+        except (StreamLost, RemoteError) as error:
+            _log.debug("no state from peer %s: %s", member.peer_id.hex()[:8], error)
+            return None
+        except PcclError as error:
+            return error
+
+    def _receive(self, target: Target, opened: Sequence[Opened], deadline: Deadline) -> int | None:
+        """Fetches what differs; None if the revision went away meanwhile."""
+        alike = [one for one in opened if _target(one) == target]
+        members = [one.member for one in alike]
+        receiver = Receiver(self._state, target, members, self._identity, opened=alike)
+        try:
+            return receiver.run(deadline).byte_count
+        except StepFailed as error:
+            _log.info("fetching again: %s", error)
+            return None
+
+    def _holds(self, target: Target) -> bool:
+        return self._state.survey()[1] == target.root
+
+    def _replay(self, opened: Sequence[Opened]) -> bool:
+        """Replays what was committed since; says whether this is as new as what is replayed."""
+        if self._state.apply is None:
+            return False
+        for one in opened:
+            try:
+                if replay(self._state, one.stream):
+                    return True
+            except (StreamLost, RemoteError) as error:
+                _log.info("replaying from peer %s ended: %s", one.member.peer_id.hex()[:8], error)
+        return False
+
+    def _say_pace(self) -> None:
+        """Each round brought a revision that was old when it had come."""
+        if len(self._rounds) < 2:
+            return
+        (before, _, took_s), (after, size, _) = self._rounds[-2:]
+        _log.warning(
+            "the state changes faster than it comes: %d revisions while %d bytes came in %.1f s; a "
+            "pace %d times as high would do, or apply= on all members; the members will wait for "
+            "the rest",
+            after - before,
+            size,
+            took_s,
+            max(2, after - before + 1),
+        )
+
+
+class _Asking:
+    """Answers as they come.  Nobody waits long for a stopped member once another has answered."""
+
+    def __init__(self, count: int) -> None:
+        self._turn = threading.Condition()
+        self._open = count
+        self._found: list[Opened | PcclError | None] = []
+        self._over = False
+
+    def put(self, ask: Callable[[], Opened | PcclError | None]) -> None:
+        answer = ask()
+        with self._turn:
+            self._open -= 1
+            late = self._over
+            self._found.append(answer)
+            self._turn.notify_all()
+        if late and isinstance(answer, Opened):
+            answer.stream.close()
+
+    def take(self) -> list[Opened | PcclError | None]:
+        with self._turn:
+            self._turn.wait_for(lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S)
+            self._turn.wait_for(lambda: self._open == 0, OTHERS_S)
+            self._over = True
+            return list(self._found)
+
+
+def _target(one: Opened) -> Target:
+    said = one.described
+    return Target(said.revision, said.lineage, said.root)
+
+
+def _newest(opened: Sequence[Opened]) -> Target:
+    """The root that most hold of the highest revision; ties by the lowest peer id."""
+    highest = max(one.described.revision for one in opened)
+    newest = [one for one in opened if one.described.revision == highest]
+    votes = Counter(_target(one) for one in newest)
+    least = {_target(one): one.member.peer_id for one in sorted(newest, key=_by_id, reverse=True)}
+    return min(votes, key=lambda target: (-votes[target], least[target]))
+
+
+def _by_id(one: Opened) -> bytes:
+    return one.member.peer_id
+
+
+def _close(opened: Sequence[Opened]) -> None:
+    for one in opened:
+        one.stream.close()

@@ -1,0 +1,163 @@
+"""Keeps one session's state in step with the run: at its first entry, and at every later one.
+
+    in no view, no view has begun   -> founders: a checkpoint if there is one, then a sync
+    in no view, the run goes on     -> fetched beside the run, then entered; the rest at the entry
+    member                          -> nothing
+
+Invariant: a step of the program begins only when this process holds the state with which the step
+begins at every member.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.state.agreement import Strategy
+from pccl.state.checkpoint import Checkpoints
+from pccl.state.donor import Donor
+from pccl.state.joining import Joining
+from pccl.state.shared import SharedState
+from pccl.state.sync import Sync, SyncResult
+
+if TYPE_CHECKING:
+    from pccl.session import Session
+    from pccl.ticket import Ticket
+
+GATE_S = 0.5  # then a founder looks whether the run has begun without it
+
+
+class StateKeeper:
+    """What `connect(..., state=)` and `Communicator.sync` put beside a session.
+
+    Args:
+        automatic: bring the state up to date at entries; else only `sync` does.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        state: SharedState,
+        checkpoints: Checkpoints | None = None,
+        *,
+        automatic: bool,
+    ) -> None:
+        self.state = state
+        self.donor = Donor(session, state)
+        self.checkpoints = checkpoints
+        self._session = session
+        self._automatic = automatic
+        self._joined: Joining | None = None  # fetched, to be completed at the entry
+        self._busy = threading.local()
+        state.bind()
+        session.agent.on_stream = self.donor.offer
+        if checkpoints is not None:
+            checkpoints.follow(state, self._seat)
+
+    def sync(self, strategy: Strategy, timeout_s: float) -> SyncResult:
+        """See `Communicator.sync`."""
+        deadline = Deadline(timeout_s)
+        if self._automatic and not self.state.synced:
+            self.before_entry("", timeout_s)
+        self._busy.inside = True
+        try:
+            return self._sync(strategy, deadline.remaining_s(), None)
+        finally:
+            self._busy.inside = False
+
+    def _sync(self, strategy: Strategy, timeout_s: float, gate_s: float | None) -> SyncResult:
+        sync = Sync(self._session, self.state, self.donor, self.checkpoints)
+        return sync.run(strategy, timeout_s, gate_s)
+
+    def _seat(self) -> tuple[int, int]:
+        view = self._session.engine.view()
+        return view.rank, view.world_size
+
+    def close(self) -> None:
+        self._session.agent.on_stream = None
+        self.donor.close()
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+
+    # ---- entries
+
+    def before_entry(self, name: str, timeout_s: float) -> None:
+        """Brings the state up to date if this process is in no view.  Raises as `Sync.run`."""
+        if not self._automatic or getattr(self._busy, "inside", False):
+            return
+        if self.state.synced and self._session.engine.view().rank >= 0:
+            return
+        self._busy.inside = True
+        try:
+            self._bring_up_to_date(Deadline(timeout_s))
+        finally:
+            self._busy.inside = False
+
+    def _bring_up_to_date(self, deadline: Deadline) -> None:
+        while True:
+            self._session.check()
+            if self._session.engine.view().rank < 0 and self._goes_on():
+                self._joined = Joining(self._session, self.state)
+                self._joined.fetch(deadline)
+                return
+            try:
+                self._sync(Strategy.POPULAR, deadline.remaining_s(), GATE_S)
+                return
+            except DeadlineExceeded:
+                if deadline.passed():
+                    raise
+
+    def _goes_on(self) -> bool:
+        """Says whether steps run already, as far as this newcomer has heard."""
+        standing = self._session.agent.standing
+        told = 0 if standing.world is None else standing.world.members
+        return told > 0 or (standing.admitted is not None and standing.admitted.epoch > 0)
+
+    def after_entry(self, ticket: Ticket) -> None:
+        """Fetches what has changed since, while the members wait in this newcomer's first step."""
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            try:
+                joined.complete(ticket)
+            except BaseException as error:
+                self._session.leave_after(error)
+                raise
+
+
+def keeper_of(session: Session, state: SharedState | None) -> StateKeeper:
+    """Returns the session's keeper, made now if it has none.  Raises UsageError for a second
+    state."""
+    keeper = session.keeper
+    if not isinstance(keeper, StateKeeper):
+        if not isinstance(state, SharedState):
+            raise UsageError("pass a SharedState, here or as connect(..., state=)")
+        keeper = session.keeper = StateKeeper(session, state, automatic=False)
+    if state is not None and state is not keeper.state:
+        raise UsageError("a communicator has one shared state; put all tensors into it")
+    return keeper
+
+
+def keep_state(
+    session: Session, state: SharedState | None, checkpoints: Checkpoints | None
+) -> None:
+    """Has a session that has just begun bring this state up to date by itself."""
+    if state is not None:
+        session.keeper = StateKeeper(session, state, checkpoints, automatic=True)
+
+
+def check_state(
+    state: object, checkpoint_dir: str | os.PathLike[str] | Checkpoints | None
+) -> Checkpoints | None:
+    """Checks what `connect` is given; returns the checkpoints of that folder."""
+    if state is not None and not isinstance(state, SharedState):
+        raise UsageError(f"state is a pccl.SharedState, not a {type(state).__name__}")
+    if checkpoint_dir is None:
+        return None
+    if state is None:
+        raise UsageError("checkpoint_dir needs state=: what would be written?")
+    if isinstance(checkpoint_dir, Checkpoints):
+        return checkpoint_dir
+    return Checkpoints(checkpoint_dir)

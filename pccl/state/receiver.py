@@ -1,0 +1,370 @@
+"""Fetches a state from those who hold it: one thread for each source, one planner for all.
+
+Invariant: a leaf is written into the state's memory only after its hash was found to be the one
+that belongs to the target's root; nobody else writes meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, StepFailed, UsageError
+from pccl.base.log import get_logger
+from pccl.membership.messages import MemberInfo
+from pccl.outcome import Peer
+from pccl.state import messages as m
+from pccl.state.fetch import STALL_S, Fetching
+from pccl.state.layout import ENCODED_BYTES_MAX, LEAF_BYTES, Layout
+from pccl.state.shared import SharedState
+from pccl.state.stream import Identity, Stream, StreamLost
+from pccl.state.tensors import Bytes
+from pccl.state.tree import differing, root_of
+
+IDLE_LOOK_S = 0.01
+DEPTH = 2  # questions under way on one stream, so that it never runs dry
+STREAMS_PER_SOURCE = 2  # one is read while what the other brought is hashed and copied
+_log = get_logger("state")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be in memory in the end."""
+
+    revision: int
+    lineage: int
+    root: bytes
+
+
+@dataclass(slots=True)
+class Transfer:
+    """What a fetch has cost, and who failed in it.
+
+    Attributes:
+        byte_count: of contents received, right or wrong.
+        leaf_count: leaves written.
+        tensors: names of those that were changed.
+        struck: sources that sent wrong bytes, with what they did.
+        lost: sources that went silent or away.
+        by_source: bytes of right contents from each.
+    """
+
+    byte_count: int = 0
+    leaf_count: int = 0
+    tensors: tuple[str, ...] = ()
+    struck: dict[Peer, str] = field(default_factory=dict)
+    lost: dict[Peer, str] = field(default_factory=dict)
+    by_source: dict[Peer, int] = field(default_factory=dict)
+
+
+class Wrong(RemoteError):
+    """A source that has said something false, not something late."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """A stream to a source, and what it has said of its state."""
+
+    member: MemberInfo
+    stream: Stream
+    described: m.Described
+    digests: bytes
+
+
+def open_source(
+    member: MemberInfo,
+    identity: Identity,
+    state: SharedState,
+    *,
+    at_step: int = m.CURRENT,
+    stall_s: float = STALL_S,
+    describe_s: float = STALL_S,
+) -> Opened:
+    """Dials a source and asks what it holds, which may take `describe_s` to find out.
+
+    Raises:
+        StreamLost: it is not there, or has nothing to give.
+        Wrong: its digests do not fit its root, or its answer is none.
+        UsageError: its layout or hash is another one; names the first difference.
+    """
+    stream = Stream.dial(member, identity, stall_s)
+    try:
+        stream.patience(describe_s)
+        stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
+        answer = m.answer_codec.decode(stream.receive())
+        stream.patience(stall_s)
+        if isinstance(answer, m.Sorry):
+            raise StreamLost(answer.text)
+        if not isinstance(answer, m.Described) or answer.layout_bytes > ENCODED_BYTES_MAX:
+            raise Wrong("answered what was not asked")
+        layout = stream.receive_bytes(answer.layout_bytes)
+        if layout != state.layout.encoded:
+            raise UsageError(difference(state, Layout.decode(layout), member.peer_id))
+        if answer.hashing != state.hashing.name:
+            raise UsageError(
+                f"peer {Peer(member.peer_id)} hashes its state with {answer.hashing}, this process "
+                f"with {state.hashing.name}; choose one"
+            )
+        size = state.hashing.digest_bytes * len(state.layout.leaves)
+        if answer.digests_bytes != size:
+            raise Wrong("sent a wrong number of digests")
+        digests = stream.receive_bytes(size)
+        if root_of(state.layout, digests, state.hashing) != answer.root:
+            raise Wrong("sent digests that do not belong to its root")
+        return Opened(member, stream, answer, digests)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def difference(state: SharedState, theirs: Layout, peer_id: bytes) -> str:
+    """Says what differs first between this process's state and a peer's."""
+    first = state.layout.first_difference(theirs) or f"it is hashed with {state.hashing.name} here"
+    return f"the state of this process is not that of peer {Peer(peer_id)}: {first}"
+
+
+class Receiver:
+    """One fetch of one target into one state."""
+
+    def __init__(
+        self,
+        state: SharedState,
+        target: Target,
+        members: Sequence[MemberInfo],
+        identity: Identity,
+        *,
+        stall_s: float = STALL_S,
+        opened: Sequence[Opened] = (),
+        ours: bytes | None = None,
+    ) -> None:
+        self._state = state
+        self._target = target
+        self._members = list(members)
+        self._identity = identity
+        self._stall_s = stall_s
+        self._ours = ours  # digests of the memory as it is, if they are known
+        self._opened = {one.member.peer_id: one for one in opened}
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._digests = b""
+        self._threads: list[threading.Thread] = []
+        self._lent = {one.stream for one in opened}  # stay open if nothing is owed on them
+        self._streams: set[Stream] = set(self._lent)
+        self._owing: set[Stream] = set()
+        self._over = False
+        self.transfer = Transfer()
+
+    def run(self, deadline: Deadline) -> Transfer:
+        """Brings the memory to the target.
+
+        Raises:
+            StepFailed: no source is left; what was written stays, and a further fetch asks only for
+                the rest.
+            DeadlineExceeded: the same, for time.
+            UsageError: the layouts differ, in words; nothing was written.
+        """
+        with self._state.writing():
+            try:
+                self._digests = self._digests_of_target()
+                needed = differing(self._own_digests(), self._digests, self._state.hashing)
+                fetching = self._plan(needed)
+                if needed:
+                    self._start(fetching)
+                self._wait(fetching, deadline)
+                self._count(fetching, needed)
+            finally:
+                self._end()  # before anybody else may write
+            self._state.push()
+        return self.transfer
+
+    def _own_digests(self) -> bytes:
+        if self._ours is None:
+            self._state.pull()
+            self._ours = self._state.hash()
+        return self._ours
+
+    def _plan(self, needed: list[int]) -> Fetching:
+        sizes = [leaf.byte_count for leaf in self._state.layout.leaves]
+        sources = [member.peer_id for member in self._members]
+        fetching = Fetching(needed, sizes, sources)
+        for peer, why in {**self.transfer.struck, **self.transfer.lost}.items():
+            fetching.lose(bytes(peer), why)
+        return fetching
+
+    def _digests_of_target(self) -> bytes:
+        """Asks one source after another until one has the target's digests."""
+        for member in self._members:
+            one = self._opened.get(member.peer_id) or self._open(member)
+            if one is not None:
+                return one.digests
+        raise StepFailed(f"nobody gives revision {self._target.revision}: {self._whys()}")
+
+    def _whys(self) -> str:
+        both = {**self.transfer.lost, **self.transfer.struck}
+        return "; ".join(f"peer {peer} {why}" for peer, why in both.items()) or "there is no source"
+
+    def _open(self, member: MemberInfo) -> Opened | None:
+        peer = Peer(member.peer_id)
+        try:
+            one = open_source(member, self._identity, self._state, stall_s=self._stall_s)
+        except StreamLost as error:
+            self.transfer.lost[peer] = str(error)
+            return None
+        except RemoteError as error:
+            self._strike(peer, str(error))
+            return None
+        said = one.described
+        if (said.revision, said.root) != (self._target.revision, self._target.root):
+            one.stream.close()
+            self.transfer.lost[peer] = f"holds revision {said.revision} with another root"
+            return None
+        with self._lock:
+            self._opened.setdefault(member.peer_id, one)
+            self._streams.add(one.stream)
+            if self._over:
+                one.stream.close()
+        return one
+
+    def _strike(self, peer: Peer, why: str) -> None:
+        if peer not in self.transfer.struck:
+            _log.warning("peer %s is excluded as a source of state: it %s", peer, why)
+        self.transfer.struck[peer] = why
+
+    def _start(self, fetching: Fetching) -> None:
+        for member in self._members:
+            if not fetching.sources[member.peer_id].usable:
+                continue
+            for stream in range(STREAMS_PER_SOURCE):
+                name = f"pccl-fetch-{member.peer_id.hex()[:8]}-{stream}"
+                thread = threading.Thread(
+                    target=self._fetch_from, args=(member, fetching, stream), name=name, daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+
+    def _wait(self, fetching: Fetching, deadline: Deadline) -> None:
+        with self._turn:
+            while not fetching.done:
+                if (why := fetching.hopeless) is not None:
+                    raise StepFailed(f"revision {self._target.revision} is not complete: {why}")
+                if deadline.passed():
+                    raise DeadlineExceeded(
+                        f"{len(fetching.missing)} of {len(self._state.layout.leaves)} pieces of "
+                        f"revision {self._target.revision} have not come in time"
+                    )
+                self._turn.wait(min(0.25, deadline.remaining_s()))
+
+    def _count(self, fetching: Fetching, needed: list[int]) -> None:
+        transfer, state = self.transfer, self._state
+        transfer.byte_count = fetching.byte_count
+        transfer.leaf_count = len(needed)
+        entries = sorted({state.layout.leaves[leaf].entry for leaf in needed})
+        transfer.tensors = tuple(state.layout.entries[i].name for i in entries)
+        for key, source in fetching.sources.items():
+            if source.byte_count:
+                transfer.by_source[Peer(key)] = source.byte_count
+
+    def _end(self) -> None:
+        with self._turn:
+            self._over = True
+            streams = [s for s in self._streams if s not in self._lent or s in self._owing]
+            self._turn.notify_all()
+        for stream in streams:
+            stream.close()
+        for thread in self._threads:
+            thread.join()
+
+    # ---- one source's thread
+
+    def _fetch_from(self, member: MemberInfo, fetching: Fetching, stream: int) -> None:
+        key = member.peer_id
+        why, one = "failed", None
+        try:
+            first = self._opened.get(key) if stream == 0 else None
+            one = first or self._open(member)
+            if one is not None:
+                self._ask_all(one, fetching)
+            why = self.transfer.lost.get(Peer(key), "is not asked any more")
+        except StreamLost as error:
+            why = str(error)
+        except PcclError as error:  # what it says makes no sense
+            why = str(error)
+            with self._turn:
+                if not self._over:
+                    self._strike(Peer(key), why)
+        except Exception as error:
+            why = f"could not be read: {error}"
+            _log.exception("fetching the state failed")
+        finally:
+            with self._turn:
+                if one is None and stream > 0:
+                    self.transfer.lost.pop(Peer(key), None)  # it does without a second stream
+                elif not self._over and not fetching.done:
+                    source = fetching.sources[key]
+                    if not source.excluded:
+                        self.transfer.lost.setdefault(Peer(key), why)
+                        _log.info("peer %s as a source of state: %s", Peer(key), why)
+                    fetching.lose(key, why)
+                self._turn.notify_all()
+
+    def _ask_all(self, one: Opened, fetching: Fetching) -> None:
+        key, stream = one.member.peer_id, one.stream
+        staging = np.empty(LEAF_BYTES, np.uint8)
+        asked: list[list[int]] = []
+        while True:
+            while len(asked) < DEPTH:
+                with self._turn:
+                    if self._over or fetching.done or not fetching.sources[key].usable:
+                        return
+                    batch = fetching.ask(key)
+                    if not batch and not asked:
+                        self._turn.wait(IDLE_LOOK_S)
+                if not batch:
+                    break
+                fetch = m.Fetch(self._target.revision, self._target.root, tuple(batch))
+                stream.send(m.question_codec.encode(fetch))
+                asked.append(batch)
+                self._owing.add(stream)
+            if asked:
+                self._take(one, asked.pop(0), fetching, staging)
+                if not asked:
+                    self._owing.discard(stream)
+
+    def _take(self, one: Opened, batch: list[int], fetching: Fetching, staging: Bytes) -> None:
+        stream, key = one.stream, one.member.peer_id
+        leaves = [self._state.layout.leaves[i] for i in batch]
+        answer = m.answer_codec.decode(stream.receive())
+        if isinstance(answer, m.Sorry):
+            raise StreamLost(answer.text)
+        if not isinstance(answer, m.Leaves) or answer.byte_count != sum(
+            leaf.byte_count for leaf in leaves
+        ):
+            raise Wrong("answered what was not asked")
+        view = staging.data
+        for index, leaf in zip(batch, leaves, strict=True):
+            stream.receive_into(view[: leaf.byte_count])
+            right = self._is_right(index, leaf.byte_count, staging)
+            with self._turn:
+                writes = not self._over and fetching.arrived(key, index, right)
+                excluded = fetching.sources[key].excluded
+                if not right and excluded:
+                    self._strike(Peer(key), "sent bytes of another hash")
+            if writes:
+                self._state.memory_of(leaf)[:] = staging[: leaf.byte_count]
+                with self._turn:
+                    fetching.written()
+            if fetching.done or excluded:
+                with self._turn:
+                    self._turn.notify_all()
+            if excluded:
+                return
+
+    def _is_right(self, index: int, byte_count: int, staging: Bytes) -> bool:
+        hashing = self._state.hashing
+        digest = hashing.blocks(staging.ctypes.data, byte_count, byte_count)
+        at = index * hashing.digest_bytes
+        return digest == self._digests[at : at + hashing.digest_bytes]

@@ -1,0 +1,57 @@
+"""Replays committed updates on a newcomer's state, one after another.
+
+Invariant: an update is applied whole, to the revision that it was made for; whether the outcome is
+right, the root says afterwards.
+"""
+
+from __future__ import annotations
+
+from pccl.base.errors import RemoteError, UsageError
+from pccl.state import messages as m
+from pccl.state.layout import ENCODED_BYTES_MAX, Layout
+from pccl.state.memory import available_bytes
+from pccl.state.shared import SharedState, results_memory
+from pccl.state.stream import Stream
+
+RESULTS_BYTES_MIN = 64 << 20
+RESULTS_FACTOR = 4  # results of one update are about as large as what they change
+
+
+def replay(state: SharedState, stream: Stream) -> bool:
+    """Asks for what came after this state's revision until there is no more; says whether there
+    was anything to be replayed.
+
+    Raises:
+        StreamLost, RemoteError: the source ended or sent what is no update; the state is at some
+            committed revision.
+    """
+    assert state.apply is not None
+    count = 0
+    while True:
+        stream.send(m.question_codec.encode(m.Replay(state.revision)))
+        answer = m.answer_codec.decode(stream.receive())
+        if isinstance(answer, m.Sorry):
+            return count > 0
+        if (
+            not isinstance(answer, m.Results)
+            or answer.revision != state.revision
+            or answer.layout_bytes > ENCODED_BYTES_MAX
+        ):
+            raise RemoteError("a replay of another revision than was asked for")
+        layout = Layout.decode(stream.receive_bytes(answer.layout_bytes))
+        if layout.byte_count != answer.byte_count or answer.byte_count > max(
+            RESULTS_BYTES_MIN, RESULTS_FACTOR * state.layout.byte_count
+        ):
+            raise RemoteError("an update of an impossible size")
+        if 2 * answer.byte_count > available_bytes():
+            raise RemoteError(f"no memory for an update of {answer.byte_count} bytes")
+        try:
+            arrays, memory = results_memory(layout)
+        except UsageError as error:
+            raise RemoteError(str(error)) from error
+        for part in memory:
+            stream.receive_into(part.data)
+        with state.writing():
+            state.apply(state.tensors, *arrays)
+            state.applied(answer.revision + 1)
+        count += 1

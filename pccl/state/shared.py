@@ -1,0 +1,382 @@
+"""The shared state of one process: its memory, its revision, and what donors may read of it.
+
+    revision r --update(step), step committed--> r + 1        also: a sync adopts the others' r
+
+Between two updates the memory does not change, so donors read it where it lies.  A *pin* is a
+revision that somebody fetches; the first update after that copies it, once, before it writes.
+
+Invariants: the revision grows only by a committed step, and by each at most once; a pin's bytes
+never change while its revision is being read (a reader checks `Pin.holds` after reading); memory is
+written by `update`, by a sync, or by the caller inside `update`, never by two of them at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from pccl.base.errors import UsageError
+from pccl.base.log import get_logger
+from pccl.state.layout import Layout, Leaf
+from pccl.state.memory import available_bytes
+from pccl.state.tensors import Bytes, bytes_of, cells_of
+from pccl.state.tree import hashing_named, root_of
+from pccl.step import Step
+from pccl.transport.digests import xxh3
+from pccl.work import Work
+
+PACE: Final = 0.2  # of the time in which a donor could send, while training goes on
+_log = get_logger("state")
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """One revision as donors give it."""
+
+    revision: int
+    lineage: int
+    root: bytes
+    digests: bytes
+    sequence: int  # of the memory, while nothing has been copied
+    copies: list[Bytes] | None = None
+    users: int = 0
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class Results:
+    """What led from a revision to the next."""
+
+    layout: Layout
+    content: list[Bytes] = field(default_factory=list)
+
+    @property
+    def byte_count(self) -> int:
+        return self.layout.byte_count
+
+
+class SharedState:
+    """Tensors that all members of a run hold alike.
+
+    Args:
+        tensors: names to numpy arrays, torch tensors, numbers, nested dicts and lists of them, and
+            objects with `state_dict` and `load_state_dict` (modules, optimizers, schedulers).
+            Borrowed for the life of the state; received values are written in place.  None and
+            strings are taken to be alike everywhere.
+        apply: `apply(tensors, *results)` makes revision r + 1 of r; the same bits wherever it gets
+            the same results.  With it, newcomers catch up by what was committed meanwhile.
+        hashing: "xxh3-128" finds chance, at memory speed; "blake3" also malice.
+        pace: the part of its time in which a donor sends while training goes on; 1 does not wait.
+        results_bytes_max: committed results that are kept for newcomers under way; None as many as
+            the state has bytes.
+
+    Raises:
+        UsageError: a value cannot be shared; names it.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        apply: Callable[..., None] | None = None,
+        hashing: str = "xxh3-128",
+        pace: float = PACE,
+        results_bytes_max: int | None = None,
+    ) -> None:
+        if not 0 < pace <= 1:
+            raise UsageError(f"pace is above 0 and at most 1, not {pace!r}")
+        self.tensors = tensors
+        self.apply = apply
+        self.hashing = hashing_named(hashing)
+        self.pace = pace
+        cells, self._holders = cells_of(tensors)
+        self.layout = Layout.of(cell.entry for cell in cells)
+        self._cells = sorted(cells, key=lambda cell: cell.entry)
+        self._revision = 0
+        self._lineage = 0
+        self._synced = False
+        self._step = -1  # the last one that made a revision
+        self._lock = threading.RLock()
+        self._writer = threading.RLock()
+        self._sequence = 0
+        self._known: tuple[int, bytes, bytes] | None = None  # (sequence, digests, root)
+        self._pins: list[Pin] = []
+        self._followers = 0  # newcomers that want what is committed from now on
+        self._results: OrderedDict[int, Results] = OrderedDict()
+        self._results_bytes_max = (
+            self.layout.byte_count if results_bytes_max is None else results_bytes_max
+        )
+        self.on_update: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        count, size = len(self.layout.entries), self.layout.byte_count
+        return f"<SharedState: revision {self._revision}, {count} tensors, {size} bytes>"
+
+    @property
+    def revision(self) -> int:
+        """How many committed steps have made this state."""
+        return self._revision
+
+    @property
+    def lineage(self) -> int:
+        """The unbroken history that the revision counts; 0 before the first sync."""
+        return self._lineage
+
+    @property
+    def synced(self) -> bool:
+        """Says whether this process holds what the run's members hold."""
+        return self._synced
+
+    # ---- the caller's updates
+
+    @contextlib.contextmanager
+    def update(self, committed: Step | Work) -> Iterator[None]:
+        """The block in which the caller makes revision r + 1, by a step that was committed.
+
+        Raises:
+            UsageError: the step is not committed, or it, or a later one, has made a revision
+                already; nothing has changed.  What the block raises goes through, and the revision
+                stays: the memory is then for a sync to repair.
+        """
+        number = _number_of(committed)
+        if number <= self._step:
+            raise UsageError(
+                f"step {number} cannot make a revision: step {self._step} has made one"
+            )
+        with self.writing():
+            yield
+            with self._lock:
+                self._step = number
+                self._revision += 1
+        if self.on_update is not None:
+            self.on_update()
+
+    def advance(self, committed: Step | Work, *results: Any) -> None:
+        """Makes revision r + 1 by `apply`, from what a committed step has brought.
+
+        Args:
+            committed: the step, or the work of a stand-alone operation.
+            results: arrays, alike on all members; kept (copied) while a newcomer may need them.
+
+        Raises: as `update`, and UsageError if the state has no `apply`.
+        """
+        if self.apply is None:
+            raise UsageError("this state has no apply=; change it inside `with state.update(step)`")
+        kept = self._keep(results)
+        before = self._revision
+        with self.update(committed):
+            self.apply(self.tensors, *results)
+        with self._lock:
+            if kept is not None:
+                self._results[before] = kept
+                while sum(r.byte_count for r in self._results.values()) > self._results_bytes_max:
+                    self._results.popitem(last=False)
+
+    def _keep(self, results: tuple[Any, ...]) -> Results | None:
+        with self._lock:
+            if not self._pins and not self._followers:
+                self._results.clear()
+                return None
+        cells, _ = cells_of({f"{i:06}": result for i, result in enumerate(results)})
+        return Results(Layout.of(c.entry for c in cells), [c.memory.copy() for c in cells])
+
+    def root(self) -> bytes:
+        """Returns the root of the hash tree over the memory as it is now.
+
+        Cost: one pass over the state at memory speed.
+        """
+        return self.survey()[1]
+
+    # ---- within the library
+
+    def bind(self) -> None:
+        """A new run counts its steps anew."""
+        with self._lock:
+            self._step, self._synced = -1, False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """The only way to the memory: copies what is pinned, then tells readers that it changes."""
+        with self._writer:
+            with self._lock:
+                self._save_pins()
+                self._sequence += 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._sequence += 1
+
+    def _save_pins(self) -> None:
+        for pin in self._pins:
+            if pin.copies is not None or pin.lost:
+                continue
+            if self.layout.byte_count > available_bytes() // 2:
+                pin.lost = True  # who fetches it begins anew, with what has changed
+                _log.warning("no memory to keep revision %d for a newcomer", pin.revision)
+                continue
+            pin.copies = [cell.memory.copy() for cell in self._cells]
+
+    def survey(self) -> tuple[bytes, bytes]:
+        """Hashes the memory as it is; returns the leaves' digests and the root."""
+        with self._writer:
+            self.pull()
+            digests = self.hash()
+            root = root_of(self.layout, digests, self.hashing)
+            with self._lock:
+                self._known = (self._sequence, digests, root)
+        return digests, root
+
+    @property
+    def kind(self) -> bytes:
+        """A digest of what must be alike before contents can be compared."""
+        return xxh3(self.layout.digest + self.hashing.name.encode())
+
+    def pull(self) -> None:
+        """Brings twins and numbers up to date with the caller's values."""
+        for holder in self._holders:
+            holder.refresh()
+        for cell in self._cells:
+            if cell.pull is not None:
+                cell.pull()
+
+    def hash(self) -> bytes:
+        """Returns the digests of all leaves of the memory as it is."""
+        block = self.hashing.blocks
+        return b"".join(
+            block(c.buffer.address, c.buffer.byte_count, 1 << 20)
+            for c in self._cells
+            if c.buffer.byte_count
+        )
+
+    def push(self) -> None:
+        """Hands what was written to the caller's values."""
+        for cell in self._cells:
+            if cell.push is not None:
+                cell.push()
+        for holder in self._holders:
+            holder.load()
+
+    def memory_of(self, leaf: Leaf) -> Bytes:
+        """The memory of one leaf; written to inside `writing` only."""
+        return self._cells[leaf.entry].memory[leaf.offset : leaf.offset + leaf.byte_count]
+
+    def adopt(self, revision: int, lineage: int) -> None:
+        """The memory holds what the run's members hold."""
+        with self._lock:
+            if self._revision != revision or self._lineage != lineage:
+                self._results.clear()
+            self._revision, self._lineage, self._synced = revision, lineage, True
+
+    def restored(self, revision: int, lineage: int) -> None:
+        """The memory holds what a checkpoint held; no member has agreed to it yet."""
+        with self._lock:
+            self._revision, self._lineage, self._synced = revision, lineage, False
+
+    def applied(self, revision: int) -> None:
+        """A newcomer has replayed one committed update."""
+        with self._lock:
+            self._revision = revision
+
+    # ---- donors
+
+    def pin(self) -> Pin:
+        """Returns the revision in force, kept until `unpin`.  Waits while it is being written."""
+        with self._writer, self._lock:
+            known = self._known
+            if known is None or known[0] != self._sequence:
+                self._survey()
+                known = self._known
+            assert known is not None
+            sequence, digests, root = known
+            for pin in self._pins:
+                if (pin.revision, pin.root) == (self._revision, root) and not pin.lost:
+                    pin.users += 1
+                    return pin
+            pin = Pin(self._revision, self._lineage, root, digests, sequence, users=1)
+            self._pins.append(pin)
+            return pin
+
+    def _survey(self) -> None:
+        self.pull()
+        digests = self.hash()
+        self._known = (self._sequence, digests, root_of(self.layout, digests, self.hashing))
+
+    def unpin(self, pin: Pin) -> None:
+        with self._lock:
+            pin.users -= 1
+            if pin.users == 0:
+                self._pins.remove(pin)
+
+    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
+        """Returns the bytes of a pinned leaf, None if they are lost.
+
+        Args:
+            scratch: where they are copied to if they still lie in the state's own memory, which
+                may change at any moment; None if the caller knows that it does not.
+        """
+        if pin.copies is None and self.holds(pin):
+            if scratch is None:
+                return self.memory_of(leaf)
+            scratch[: leaf.byte_count] = self.memory_of(leaf)
+        with self._lock:
+            if pin.copies is not None:
+                found = pin.copies[leaf.entry]
+                return found[leaf.offset : leaf.offset + leaf.byte_count]
+            return None if scratch is None or not self.holds(pin) else scratch[: leaf.byte_count]
+
+    def memory_named(self, name: str) -> Bytes:
+        """The memory of one tensor; written to inside `writing` only."""
+        return next(cell.memory for cell in self._cells if cell.entry.name == name)
+
+    def holds(self, pin: Pin) -> bool:
+        """Says whether this pin's bytes can still be had, from memory or a copy."""
+        with self._lock:
+            return not pin.lost and (pin.copies is not None or pin.sequence == self._sequence)
+
+    def follow(self) -> None:
+        with self._lock:
+            self._followers += 1
+
+    def unfollow(self) -> None:
+        with self._lock:
+            self._followers -= 1
+
+    def results_of(self, revision: int) -> Results | None:
+        with self._lock:
+            return self._results.get(revision)
+
+
+def _number_of(committed: Step | Work) -> int:
+    if isinstance(committed, Step):
+        _ = committed.outcome
+        return committed.number
+    if isinstance(committed, Work):
+        _ = committed.outcome
+        return committed.ticket.begun.step
+    raise UsageError(
+        f"a revision is made by a committed step or work, not by a {type(committed).__name__}"
+    )
+
+
+def results_memory(layout: Layout) -> tuple[list[Any], list[Bytes]]:
+    """Makes arrays for one update's results, in order, and their memory."""
+    from pccl.collectives.buffers import describe
+
+    arrays = [np.zeros(entry.shape, _numpy_dtype(entry.dtype.label)) for entry in layout.entries]
+    return arrays, [bytes_of(describe(array)) for array in arrays]
+
+
+def _numpy_dtype(label: str) -> Any:
+    kinds = {"f": "f", "i": "i", "u": "u", "c": "c"}
+    if label == "bool":
+        return np.bool_
+    if label[0] in kinds and label[1:].isdigit():
+        return np.dtype(f"{kinds[label[0]]}{int(label[1:]) // 8}")
+    raise UsageError(f"results of type {label} cannot be replayed; pass f32")

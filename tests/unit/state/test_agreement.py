@@ -1,0 +1,88 @@
+"""Whose state counts: the same answer from the same table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pccl.base.errors import UsageError
+from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree
+
+PLAIN = Record(Strategy.POPULAR, True, False, b"l" * 16, b"r" * 32, 5, 1, 100)
+OTHER = replace(PLAIN, root=b"x" * 32)
+RECORDS = st.builds(
+    Record,
+    st.sampled_from(list(Strategy)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([b"l" * 16, b"m" * 16]),
+    st.sampled_from([b"r" * 32, b"x" * 32, b"y" * 32]),
+    st.integers(0, 3),
+    st.integers(0, 1),
+    st.integers(0, 9),
+)
+
+
+@given(RECORDS)
+def test_a_record_survives_its_way(record: Record) -> None:
+    assert len(record.pack()) == RECORD_BYTES
+    assert Record.unpack(record.pack()) == record
+
+
+def test_most_count_and_the_minority_is_repaired_and_named() -> None:
+    found = agree([PLAIN, OTHER, PLAIN])
+    assert (found.chosen, found.sources, found.receivers) == (0, (0, 2), (1,))
+    assert found.disagreed == (1,)
+
+
+def test_among_as_many_the_lowest_rank_counts() -> None:
+    assert agree([OTHER, PLAIN]).chosen == 0
+    assert agree([PLAIN, OTHER, OTHER, PLAIN]).sources == (0, 3)
+
+
+def test_the_highest_revision_counts_however_few_hold_it() -> None:
+    newer = replace(OTHER, revision=6)
+    found = agree([PLAIN, PLAIN, newer])
+    assert found.sources == (2,) and found.receivers == (0, 1) and found.disagreed == ()
+
+
+def test_a_stranger_with_a_high_revision_does_not_count_where_somebody_is_in_agreement() -> None:
+    stranger = replace(OTHER, synced=False, revision=99)
+    assert agree([stranger, PLAIN]).chosen == 1
+    assert agree([stranger, replace(PLAIN, synced=False)]).chosen == 0
+
+
+def test_who_only_receives_does_not_count_and_who_only_sends_counts_alone() -> None:
+    receiver = replace(OTHER, strategy=Strategy.RECEIVE_ONLY)
+    sender = replace(OTHER, strategy=Strategy.SEND_ONLY)
+    assert agree([receiver, receiver, PLAIN]).chosen == 2
+    assert agree([PLAIN, PLAIN, sender]).sources == (2,)
+    with pytest.raises(UsageError, match="nobody gives"):
+        agree([receiver, receiver])
+    with pytest.raises(UsageError, match="differ"):
+        agree([sender, replace(PLAIN, strategy=Strategy.SEND_ONLY)])
+
+
+def test_those_with_another_layout_can_be_given_nothing() -> None:
+    odd = replace(PLAIN, layout=b"m" * 16)
+    found = agree([PLAIN, odd, PLAIN])
+    assert found.other_layout == (1,) and found.receivers == (1,)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=8))
+def test_everybody_gives_gets_or_has_it_already(table: list[Record]) -> None:
+    try:
+        found = agree(table)
+    except UsageError:
+        return
+    right = table[found.chosen].content
+    for rank, record in enumerate(table):
+        assert (rank in found.receivers) == (record.content != right)
+        if record.strategy is Strategy.SEND_ONLY:
+            assert rank in found.sources and rank not in found.receivers
+        if record.strategy is Strategy.RECEIVE_ONLY:
+            assert rank not in found.sources
+    assert found == agree(list(table))
