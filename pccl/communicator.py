@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 from pccl.arguments import check_number, check_seconds
 from pccl.base.clock import Deadline
@@ -17,6 +16,7 @@ from pccl.membership.messages import DRAIN_S_MAX, TEXT_CHARACTERS_MAX
 from pccl.messaging import Messaging, post
 from pccl.outcome import Outcome, Peer
 from pccl.session import Session
+from pccl.sparse_collectives import SparseCollectives
 from pccl.standalone import Collectives, end_empty
 from pccl.state.agreement import Strategy
 from pccl.state.keeper import StateKeeper, keeper_of
@@ -27,13 +27,10 @@ from pccl.transfer import Transfer
 from pccl.view import View
 from pccl.work import Work
 
-if TYPE_CHECKING:
-    from pccl.sparse import SparseGathered, SparseReduced
-
 POLL_S = 0.25  # how often wait_for looks at the engine's view, which changes without a message
 
 
-class Communicator(Collectives, Messaging):
+class Communicator(Collectives, SparseCollectives, Messaging):
     """One process's seat in a fault-tolerant group.
 
     Get one from `pccl.connect(...)` and leave with `with` or `close()`.  The others go on without
@@ -223,83 +220,6 @@ class Communicator(Collectives, Messaging):
         except BaseException as error:
             session.leave_after(error)
             raise
-
-    # ---- sparse exchange
-
-    def sparse_all_reduce(
-        self,
-        tensors: Sequence[Any],
-        *,
-        top_k: int = 64,
-        value_bits: int = 2,
-        weight: float = 1.0,
-        nonfinite: str = "raise",
-        timeout_s: float | None = None,
-    ) -> SparseReduced:
-        """Averages the largest entries of each block of some tensors, over those who sent an entry.
-
-        Args:
-            tensors: contiguous f32 arrays or CPU tensors, which are only read; shapes alike on all
-                members.  Two dimensions and more are cut into blocks of up to 64 x 64, one
-                dimension into pieces of up to 64.
-            top_k: entries sent per block, at most the block.
-            value_bits: 2, 4 or 8: levels of a table per tensor; 16: bf16; 32: as they are.
-            weight: of this peer's contribution, 0 for none.
-            nonfinite: with an Inf or a NaN in a contribution, "raise" raises on all members,
-                "drop_contributor" leaves it out, "allow" takes it as it is.
-            timeout_s: for all of it, attempts after the loss of a member included.
-
-        Returns:
-            The mean, what was sent of `tensors`, and the step's outcome; see `SparseReduced`.
-
-        Raises:
-            UsageError: an argument is not as described; nothing was sent.
-            NonFiniteContribution: as `nonfinite` says; on all members.
-            DescriptorMismatch: shapes or settings differ between the members.
-            PcclError: as a step raises.  Whatever is raised, nothing has changed.
-
-        Cost: at the defaults, for matrices with sides that 64 divides, 1/205 of the f32 bytes from
-        each member to each other; with so many members that dense sums would be cheaper, these.
-
-        Source: SparseLoCo, arXiv:2508.15706.
-        """
-        from pccl.sparse import exchange  # numpy is loaded when it is needed
-
-        return exchange.all_reduce(
-            self,
-            tensors,
-            top_k=top_k,
-            value_bits=value_bits,
-            weight=weight,
-            nonfinite=nonfinite,
-            timeout_s=self._timeout(timeout_s),
-        )
-
-    def sparse_all_gather(
-        self,
-        tensors: Sequence[Any],
-        *,
-        top_k: int = 64,
-        value_bits: int = 2,
-        weight: float = 1.0,
-        nonfinite: str = "raise",
-        timeout_s: float | None = None,
-    ) -> SparseGathered:
-        """Collects the members' largest entries, for programs that average in their own way.
-
-        Arguments, errors and cost are those of `sparse_all_reduce`; see `SparseGathered`.
-        """
-        from pccl.sparse import exchange
-
-        return exchange.all_gather(
-            self,
-            tensors,
-            top_k=top_k,
-            value_bits=value_bits,
-            weight=weight,
-            nonfinite=nonfinite,
-            timeout_s=self._timeout(timeout_s),
-        )
 
     def _run(self, request: Request, async_op: bool, timeout_s: float | None) -> Work:
         session = self._session
