@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -104,24 +105,25 @@ TEST(infinities_and_nans_are_the_largest) {
 TEST(all_loops_agree) {
   std::mt19937 dice(10);
   std::normal_distribution<float> normal;
-  Values values(4099);
+  Values values(61 * 100);
   for (float& value : values) value = normal(dice);
   const pccl::AvailableTopKLoops available = pccl::available_top_k_loops();
-  std::vector<std::int32_t> reference(values.size());
-  available.loops[0]->magnitudes(values.data(), values.size(), reference.data());
-  const std::int32_t largest = *std::max_element(reference.begin(), reference.end());
-  for (std::size_t i = 1; i < available.count; ++i) {
-    std::vector<std::int32_t> bits(values.size());
-    available.loops[i]->magnitudes(values.data(), values.size(), bits.data());
-    CHECK(bits == reference);
-    for (const std::int32_t limit : {0, 0x3F000000, largest, largest + 1}) {
-      CHECK(available.loops[i]->count(bits.data(), bits.size(), limit) ==
-            available.loops[0]->count(bits.data(), bits.size(), limit));
-      Positions found(values.size());
-      Positions wanted(values.size());
-      CHECK(available.loops[i]->gather(bits.data(), bits.size(), limit, found.data()) ==
-            available.loops[0]->gather(bits.data(), bits.size(), limit, wanted.data()));
-      CHECK(found == wanted);
+  const pccl::TopKLoops& reference = *available.loops[0];
+  for (const std::size_t width : {1u, 7u, 16u, 39u, 64u, 100u}) {
+    const pccl::Tile tile{values.data(), 61, width, 100};
+    for (const std::int32_t limit : {0, 0x3F000000, 0x40000000, 0x7F800000}) {
+      const auto gathered = [&](const pccl::TopKLoops& loops) {
+        Positions places(61 * width + pccl::Reached::slack);
+        std::vector<std::int32_t> bits(places.size());
+        const std::size_t count = loops.gather(tile, limit, {places.data(), bits.data()});
+        CHECK(loops.count(tile, limit) == count);
+        CHECK(loops.count_of(bits.data(), count, limit) == count);
+        places.resize(count);
+        bits.resize(count);
+        return std::make_pair(places, bits);
+      };
+      for (std::size_t i = 1; i < available.count; ++i)
+        CHECK(gathered(*available.loops[i]) == gathered(reference));
     }
   }
 }

@@ -64,7 +64,7 @@ class Blocks:
         """Returns the places of the k largest magnitudes of each block: [count, k], ascending.
 
         Of equals the first; a NaN is larger than an infinity.  `flat` is contiguous f32, [rows *
-        columns].  Cost: one pass over memory, at a quarter of the speed of reading it.
+        columns].  Cost: one pass over memory, at a third of the speed of reading it.
         """
         places = np.empty((self.count, k), np.uint16)
         if places.size:

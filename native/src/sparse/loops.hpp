@@ -9,15 +9,31 @@
 
 namespace pccl {
 
+/// One block of a row-major matrix, read where it lies.
+struct Tile {
+  const float* values;
+  std::size_t rows;
+  std::size_t width;
+  std::size_t stride;  // elements from one row to the next
+};
+
+/// What reaches a limit: places in the tile, ascending, and magnitudes.  Both have room for the
+/// tile's elements and `slack` more, which are written and mean nothing.
+struct Reached {
+  static constexpr std::size_t slack = 32;
+  std::uint16_t* places;
+  std::int32_t* magnitudes;
+};
+
 struct TopKLoops {
-  /// bits[i] = the magnitude of values[i].
-  void (*magnitudes)(const float* values, std::size_t count, std::int32_t* bits) noexcept;
+  /// Returns how many elements have a magnitude of at least `limit`.
+  std::size_t (*count)(const Tile& tile, std::int32_t limit) noexcept;
+  /// Writes those, and returns how many they are.  Rows to come, and those of the next tile to the
+  /// right, are fetched meanwhile.
+  std::size_t (*gather)(const Tile& tile, std::int32_t limit, Reached reached) noexcept;
   /// Returns how many of `bits` are at least `limit`.
-  std::size_t (*count)(const std::int32_t* bits, std::size_t count, std::int32_t limit) noexcept;
-  /// Writes the indices of those, ascending, and returns how many they are; `found` has room for
-  /// `count`, at most 65536.
-  std::size_t (*gather)(const std::int32_t* bits, std::size_t count, std::int32_t limit,
-                        std::uint16_t* found) noexcept;
+  std::size_t (*count_of)(const std::int32_t* bits, std::size_t count,
+                          std::int32_t limit) noexcept;
 };
 
 extern const TopKLoops scalar_top_k_loops;

@@ -3,7 +3,6 @@
 // Threads:   any.
 // Errors:    none; available_top_k_loops() decides who may call this.
 
-#include <bit>
 #include <cstring>
 
 #include "loops.hpp"
@@ -11,19 +10,16 @@
 namespace pccl {
 namespace {
 
-constexpr std::size_t step = 8;
-
-inline std::uint32_t reached(const std::int32_t* bits, std::int32_t limit) noexcept {
-  std::uint32_t mask = 0;
-  for (unsigned i = 0; i < step; ++i) mask |= (bits[i] >= limit ? 1u : 0u) << i;
-  return mask;
+/// None: the plain loop takes all.
+inline std::size_t gather_some(const float*, std::size_t, std::int32_t, std::size_t, Reached,
+                               std::size_t&) noexcept {
+  return 0;
 }
 
-#include "gather.inc"
 #include "loops.inc"
 
 }  // namespace
 
-constinit const TopKLoops scalar_top_k_loops = {magnitudes, count_at_least, gather};
+constinit const TopKLoops scalar_top_k_loops = {count, gather, count_of};
 
 }  // namespace pccl

@@ -15,7 +15,6 @@
 namespace pccl {
 namespace {
 
-constexpr std::size_t together = 1 << 15;        // elements, 128 KiB: a second-level cache's
 constexpr std::size_t block_size_max = 1 << 16;  // positions have 16 bits
 constexpr std::int32_t first_stride = 1 << 21;   // a quarter of an octave
 constexpr std::int32_t margin = 1 << 19;         // a sixteenth: of normal numbers a third more
@@ -33,50 +32,40 @@ const TopKLoops& active_loops() noexcept {
   return loops;
 }
 
-/// Wide registers are slow across the boundaries of these.
-struct alignas(64) CacheLine {
-  std::int32_t words[16];
-};
-
 /// Works on one block after the other; holds what they share.
 class Selector {
  public:
   Selector(std::size_t block_size, std::size_t k)
-      : k_(k), enough_(k + k / 2 + 16), size_(block_size), found_(block_size), near_(block_size) {}
+      : k_(k),
+        enough_(k + k / 2 + 16),
+        places_(block_size + Reached::slack),
+        magnitudes_(block_size + Reached::slack) {}
 
-  /// `bits`: the magnitudes of the block.
-  void select(const std::int32_t* bits, std::uint16_t* positions) {
-    bits_ = bits;
+  void select(const Tile& tile, std::uint16_t* positions) {
+    const Reached reached{places_.data(), magnitudes_.data()};
     // Mostly the last block's limit does for this one, too.
-    std::int32_t reached = guess_;
-    std::size_t count = loops_.gather(bits_, size_, reached, found_.data());
+    std::int32_t low = guess_;
+    std::size_t count = loops_.gather(tile, low, reached);
     if (count < k_ || count > enough_) {
-      reached = limit();
-      count = loops_.gather(bits_, size_, reached, found_.data());
+      low = limit(tile);
+      count = loops_.gather(tile, low, reached);
     }
     std::int32_t largest = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      near_[i] = bits[found_[i]];
-      largest = std::max(largest, near_[i]);
-    }
-    const std::int32_t least = kth(count, reached, largest);
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, magnitudes_[i]);
+    const std::int32_t least = kth(count, low, largest);
     // All above it are in, and as many of its equals as there is room for.
-    std::size_t equals = k_ - loops_.count(near_.data(), count, least + 1);
+    std::size_t equals = k_ - loops_.count_of(magnitudes_.data(), count, least + 1);
     for (std::size_t i = 0; i < count; ++i) {
-      if (near_[i] < least || (near_[i] == least && equals == 0)) continue;
-      equals -= near_[i] == least ? 1 : 0;
-      *positions++ = found_[i];
+      if (magnitudes_[i] < least || (magnitudes_[i] == least && equals == 0)) continue;
+      equals -= magnitudes_[i] == least ? 1 : 0;
+      *positions++ = places_[i];
     }
     guess_ = std::max(0, least - margin);
   }
 
  private:
-  std::size_t reach(std::int32_t limit) const noexcept {
-    return loops_.count(bits_, size_, limit);
-  }
-
   /// Returns a limit that at least k elements reach, and mostly not many more.
-  std::int32_t limit() noexcept {
+  std::int32_t limit(const Tile& tile) const noexcept {
     std::int32_t low = 0;  // reached by all
     std::int32_t high = std::numeric_limits<std::int32_t>::max();
     std::int32_t guess = guess_;
@@ -84,7 +73,7 @@ class Selector {
     bool too_low = false;
     bool too_high = false;
     while (low < high) {
-      const std::size_t count = reach(guess);
+      const std::size_t count = loops_.count(tile, guess);
       if (count >= k_ && count <= enough_) {
         low = guess;
         break;
@@ -94,7 +83,7 @@ class Selector {
         high = guess - 1;
         guess = too_low ? low + (high - low + 1) / 2 : std::max(low, high - stride);
       } else {
-        if (guess == 0 && reach(1) < k_) break;  // mostly zeros, as in rows that were not used
+        if (guess == 0 && loops_.count(tile, 1) < k_) break;  // mostly zeros, as in rows that were not used
         too_low = true;
         low = guess;
         guess = too_high ? low + (high - low + 1) / 2 : (stride < high - low ? low + stride : high);
@@ -104,12 +93,12 @@ class Selector {
     return low;
   }
 
-  /// Returns what exactly k of the `count` in near_ reach, all of which reach `low`; if there is no
-  /// such limit because of equals, the k-th largest.
+  /// Returns what exactly k of the `count` magnitudes reach, all of which reach `low`; if there is
+  /// no such limit because of equals, the k-th largest.
   std::int32_t kth(std::size_t count, std::int32_t low, std::int32_t high) const noexcept {
     while (low < high) {
       const std::int32_t middle = low + (high - low + 1) / 2;
-      const std::size_t reached = loops_.count(near_.data(), count, middle);
+      const std::size_t reached = loops_.count_of(magnitudes_.data(), count, middle);
       if (reached == k_) return middle;
       if (reached > k_) {
         low = middle;
@@ -123,10 +112,8 @@ class Selector {
   const TopKLoops& loops_ = active_loops();
   std::size_t k_;
   std::size_t enough_;
-  std::size_t size_;
-  const std::int32_t* bits_ = nullptr;
-  std::vector<std::uint16_t> found_;
-  std::vector<std::int32_t> near_;  // the magnitudes of found_
+  std::vector<std::uint16_t> places_;
+  std::vector<std::int32_t> magnitudes_;
   std::int32_t guess_ = 0x3F000000;  // 0.5 at first; a little below what the last block came to
 };
 
@@ -150,27 +137,12 @@ bool BlockShape::sound() const noexcept {
 }
 
 void top_k(const float* values, const BlockShape& shape, std::size_t k, std::uint16_t* positions) {
-  const TopKLoops& loops = active_loops();
-  const std::size_t size = shape.block_size();
-  const std::size_t across = shape.columns / shape.block_columns;
-  // Some blocks side by side at once: short pieces of far-apart rows are slow to fetch.
-  const std::size_t side_by_side = std::max<std::size_t>(1, std::min(together / size, across));
-  Selector selector(size, k);
-  std::vector<CacheLine> lines(side_by_side * size / std::size(CacheLine{}.words) + 1);
-  std::int32_t* const bits = lines.data()->words;
+  Selector selector(shape.block_size(), k);
   for (std::size_t row = 0; row < shape.rows; row += shape.block_rows) {
-    for (std::size_t first = 0; first < across; first += side_by_side) {
-      const std::size_t count = std::min(side_by_side, across - first);
-      for (std::size_t i = 0; i < shape.block_rows; ++i) {
-        const float* from = values + (row + i) * shape.columns + first * shape.block_columns;
-        std::int32_t* to = bits + i * shape.block_columns;
-        for (std::size_t block = 0; block < count; ++block, to += size) {
-          loops.magnitudes(from, shape.block_columns, to);
-          from += shape.block_columns;
-        }
-      }
-      for (std::size_t block = 0; block < count; ++block, positions += k)
-        selector.select(bits + block * size, positions);
+    for (std::size_t column = 0; column < shape.columns; column += shape.block_columns) {
+      const float* const first = values + row * shape.columns + column;
+      selector.select({first, shape.block_rows, shape.block_columns, shape.columns}, positions);
+      positions += k;
     }
   }
 }
