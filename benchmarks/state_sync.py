@@ -4,6 +4,7 @@
     transfer  a state to one member that holds another, against one-way loopback in the same run
     change    1 % of the pieces changed: the bytes that come
     kill      two donors, of which one is killed in the middle: the time that costs
+    paced     members' steps while a newcomer fetches, against while it does not
 
 Peers are processes of their own on loopback.  Every figure is the median of the rounds, in which
 what is compared takes turns.  Exit codes: 0 measured, and within the bars; 1 a bar was missed.
@@ -26,12 +27,16 @@ import numpy as np
 
 import pccl
 from benchmarks.machine import describe, load
+from benchmarks.state_newcomer import paced
 from pccl.bench.arithmetic import median, parse_bytes, show_bytes
 from pccl.membership.service import CoordinatorThread
 
 WAIT_S = 120.0
 CHUNK = 1 << 20
-BARS = {"hashing": 0.8, "transfer": 0.6, "change": 1.5, "kill": 2.0}
+BARS = {"hashing": 0.8, "transfer": 0.6, "change": 1.5, "kill": 2.0, "paced": 10.0}
+P99_PERCENT = 25.0
+PACED_STEPS = 600
+PACED_BYTES = 64 << 20
 
 
 # ---- a peer
@@ -197,15 +202,18 @@ def killed(size: int, rounds: int) -> dict[str, float]:
     }
 
 
+FIGURES = ("hashing", "transfer", "kill", "paced")
+
+
 @click.command()
 @click.option("--bytes", "size_text", default="1GiB", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--only", multiple=True, type=click.Choice(["hashing", "transfer", "kill"]))
+@click.option("--only", multiple=True, type=click.Choice(FIGURES))
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write figures there.")
 def main(size_text: str, rounds: int, only: tuple[str, ...], file: str | None) -> None:
     """Prints the figures of shared state beside their bars."""
     size = parse_bytes(size_text) // CHUNK * CHUNK
-    wanted = only or ("hashing", "transfer", "kill")
+    wanted = only or FIGURES
     found: dict[str, Any] = {"bytes": size, **describe()}
     click.echo(f"{show_bytes(size)}, {rounds} rounds, load {load():.1f}, {os.cpu_count()} CPUs")
     missed = False
@@ -219,6 +227,10 @@ def main(size_text: str, rounds: int, only: tuple[str, ...], file: str | None) -
     if "kill" in wanted:
         found["kill"] = killed(size, rounds)
         missed |= _show("kill", found["kill"], found["kill"]["cost_s"] < BARS["kill"])
+    if "paced" in wanted:
+        found["paced"] = steps = paced(PACED_BYTES, PACED_STEPS)
+        holds = steps["median_percent"] <= BARS["paced"] and steps["p99_percent"] <= P99_PERCENT
+        missed |= _show("paced", steps, holds)
     if file is not None:
         with open(file, "w", encoding="utf-8") as out:
             json.dump(found, out, indent=1)

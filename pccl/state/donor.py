@@ -29,7 +29,7 @@ IDLE_S = 60.0  # a receiver asks again within this, or has gone
 FOLLOWER_IDLE_S = 3600.0  # a newcomer at an entry that the members come to seldom
 PINS_MAX = 16  # described on one stream
 AT_STEP_S = 20.0  # how long a newcomer's question waits for this program to come to its step
-YIELD_S = 0.02  # a paced donor lets an operation in flight go first, this long at most
+YIELD_S = 0.005  # a paced donor lets an operation in flight go first, this long at most
 _log = get_logger("state")
 
 
@@ -78,7 +78,7 @@ class Donor:
         if self.in_collective or self.state.pace >= 1.0:
             return 1.0
         deadline_s = time.monotonic() + YIELD_S
-        while self._session.busy and time.monotonic() < deadline_s:
+        while self._session.in_flight() and time.monotonic() < deadline_s:
             time.sleep(0.001)
         return self.state.pace
 

@@ -106,9 +106,9 @@ def test_only_a_committed_step_makes_a_revision_and_each_but_once() -> None:
     with state.update(work):
         state.tensors["x"][0] = 9
     assert state.revision == 2
-    for what in (None, 3, work.outcome):
-        wrong: Any = what
-        with pytest.raises(UsageError, match="committed step"), state.update(wrong):
+    no_step: Any
+    for no_step in (None, 3, work.outcome):
+        with pytest.raises(UsageError, match="committed step"), state.update(no_step):
             raise AssertionError("never inside")
     assert state.revision == 2
 
