@@ -19,9 +19,11 @@ Exit codes: 0 all bars met; 1 one was missed or a bit was wrong; 2 asked for wro
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -101,10 +103,15 @@ def measure_codec(byte_count: int, share: float, repeats: int, kind: str) -> boo
     update = parse(memoryview(payload), state_bytes_max=size)
     target = {name: tensor.copy() for name, tensor in old.items()}
     held = tensors_of(target, writable=True)
+    threads = len(os.sched_getaffinity(0))
+    pool = ThreadPoolExecutor(threads)
     works: dict[str, Callable[[], object]] = {
         "read memory (sum of words)": lambda: read_all(before),
         "digest (XXH3-128)": lambda: digest_of(before),
         "find and code a delta": lambda: encode_delta(after, memory, digests, 2, base),
+        f"the same, {threads} threads": lambda: encode_delta(
+            after, memory, digests, 2, base, pool.map
+        ),
         "code an anchor": lambda: encode_anchor(before, digests, 1),
         "prove and apply a delta": lambda: apply_updates(held, [update]),
         "copy memory": lambda: [t.memory.copy() for t in before],

@@ -28,7 +28,6 @@ from pccl.weights.frames import (
     Held,
     Join,
     Joined,
-    Manifest,
     Message,
     Released,
     Source,
@@ -94,12 +93,11 @@ class Hub:
         finally:
             await self._door.close()
 
-    def add(self, holdings: Iterable[Holding], dropped: Iterable[Manifest]) -> None:
-        """Takes what one `publish` has made, and tells everybody."""
-        for old in dropped:
-            self._holdings.pop(old.update, None)
-            self._trees.pop(old.update, None)
-            self._tell(Dropped(old.update))
+    def add(self, holdings: Iterable[Holding], kept: frozenset[int]) -> None:
+        """Takes what one `publish` has made, drops what is not kept, and tells everybody."""
+        for old in [number for number in self._holdings if number not in kept]:
+            del self._holdings[old], self._trees[old]
+            self._tell(Dropped(old))
         for holding in holdings:
             manifest = holding.manifest
             self._holdings[manifest.update] = holding

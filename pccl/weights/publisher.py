@@ -13,6 +13,7 @@ import os
 import ssl
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -86,6 +87,7 @@ class Publisher:
         anchor_every: int = ANCHOR_EVERY,
         history_bytes_max: int = HISTORY_BYTES_MAX,
         fan_out: int = FAN_OUT,
+        threads: int = 0,
         insecure: bool = False,
         context: ssl.SSLContext | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class Publisher:
             anchor_every: revisions from one full copy to the next.
             history_bytes_max: of deltas kept for those who are behind the newest anchor.
             fan_out: how many receivers fetch an update from this process; others fetch from them.
+            threads: that compare and code during a `publish`; 0: one per processor, 8 at most.
             insecure: allows a listener that other machines can reach, unencrypted.
             context: encrypts; receivers need one too, and connections between receivers have none
                 yet.
@@ -108,10 +111,13 @@ class Publisher:
             require_allowed(where.host, insecure)
         if not 1 <= fan_out <= 64:
             raise UsageError(f"fan_out must be 1 to 64, not {fan_out}")
+        if not 0 <= threads <= 256:
+            raise UsageError(f"threads must be 0 to 256, not {threads}")
         self._history = History(anchor_every=anchor_every, bytes_max=history_bytes_max)
         self._lock = threading.Lock()
         self._baseline: _Baseline | None = None
         self._updates = 0
+        self._pool = ThreadPoolExecutor(threads or _threads(), "pccl-publish")
         self._closed = False
         self._hub = Hub(
             lineage=os.urandom(ID_BYTES),
@@ -170,7 +176,7 @@ class Publisher:
                 too large.
             Closed: after `close`.  Forked: in a fork of the process that made it.
             In each case nothing is published, and the next `publish` compares with the same state
-            as this one did.
+            as this one did; or, where an interrupt cut off the very end, sends an anchor.
 
         Cost: reads the state twice (comparison, digests) and the last one once; with an anchor, a
         copy more.
@@ -194,6 +200,7 @@ class Publisher:
         """Stops serving; receivers keep what they have.  Idempotent."""
         self._closed = True
         self._loop.stop(timeout_s)
+        self._pool.shutdown(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -229,15 +236,19 @@ class Publisher:
         )
         anchor = self._anchor(tensors, digests, baseline.digest, revision)
         total = sum(t.memory.size // t.spec.cell_bytes for t in tensors)
-        # From here on nothing fails.
-        self._baseline = baseline
         self._commit(None, anchor)
+        self._baseline = baseline
         size = anchor.manifest.byte_count
         return Published(revision, baseline.digest, 0, size, total, total)
 
     def _next(self, tensors: tuple[Tensor, ...], baseline: _Baseline, revision: int) -> Published:
         found: Difference = encode_delta(
-            tensors, baseline.memory, baseline.digests, revision, baseline.digest
+            tensors,
+            baseline.memory,
+            baseline.digests,
+            revision,
+            baseline.digest,
+            self._pool.map,
         )
         delta = Holding(
             self._describe(revision, baseline.digest, found.digest, tensors, found.payload),
@@ -246,10 +257,11 @@ class Publisher:
         anchor = None
         if self._history.anchor_due(revision, len(found.payload)):
             anchor = self._anchor(tensors, found.digests, found.digest, revision)
-        # From here on nothing fails.
+        self._baseline = None  # cut off here, the next revision has nothing to be compared with
         advance(baseline.memory, baseline.specs, found.patches)
         baseline.digests, baseline.digest = found.digests, found.digest
         self._commit(delta, anchor)
+        self._baseline = baseline
         anchor_bytes = anchor.manifest.byte_count if anchor else 0
         size = len(found.payload)
         return Published(revision, found.digest, size, anchor_bytes, found.changed, found.total)
@@ -274,11 +286,14 @@ class Publisher:
         )
 
     def _commit(self, delta: Holding | None, anchor: Holding | None) -> None:
-        dropped = self._history.append(
-            delta.manifest if delta else None, anchor.manifest if anchor else None
-        )
+        self._history.append(delta.manifest if delta else None, anchor.manifest if anchor else None)
         added = [holding for holding in (anchor, delta) if holding is not None]
-        self._loop.call(lambda: self._hub.add(added, dropped))
+        kept = frozenset(manifest.update for manifest in self._history.held)
+        self._loop.call(lambda: self._hub.add(added, kept))
+
+
+def _threads() -> int:
+    return min(8, len(os.sched_getaffinity(0)))  # memory feeds no more of them
 
 
 def _require_possible(tensors: tuple[Tensor, ...]) -> None:

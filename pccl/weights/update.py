@@ -20,7 +20,7 @@ Source: SparseRL-Sync (arXiv 2605.07330), PULSE (arXiv 2602.03839); coding and l
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -47,6 +47,7 @@ from pccl.weights.layout import (
 SEGMENT_BYTES: Final = 4 << 20
 FULL: Final = 0
 SPARSE: Final = 1
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 NO_BASE: Final = bytes(XXH3_BYTES)
 _MAGIC: Final = b"PCW1"
 _HEAD: Final = struct.Struct("<4sBQ16s16sII")
@@ -110,6 +111,7 @@ def encode_delta(
     digests: Sequence[bytes],
     revision: int,
     base: bytes,
+    each: Each = map,
 ) -> Difference:
     """Returns what differs from the baseline; changes nothing.
 
@@ -118,39 +120,56 @@ def encode_delta(
         baseline: the bytes of the last revision, tensor by tensor.
         digests: of the baseline's tensors.
         base: digest of the baseline as a whole.
+        each: as `map`; that of a pool of threads codes segments side by side.
 
     Cost: reads state and baseline once, and each tensor that has changed once more for its digest.
     """
-    found: list[Patch] = []
-    new_digests, records = list(digests), []
-    changed = total = 0
-    for number, (tensor, old) in enumerate(zip(tensors, baseline, strict=True)):
-        total += tensor.memory.size // tensor.spec.cell_bytes
-        sections: list[bytes] = []
-        for at, start in enumerate(range(0, old.size, SEGMENT_BYTES)):
-            end = start + SEGMENT_BYTES
-            new = tensor.memory[start:end]
-            coded = _encode_segment(old[start:end], new, tensor.spec.cell_bytes)
-            if coded is None:
-                continue
-            coding, body, positions, cells, count = coded
-            sections += [_SECTION.pack(at, coding), body]
-            found.append(Patch(number, start, positions, cells))
-            changed += count
-        if sections:
-            new_digests[number] = tensor_digest(tensor.memory)
-            head = encode_spec(tensor.spec) + new_digests[number]
-            records += [head + struct.pack("<I", len(sections) // 2), *sections]
+    places = [
+        (number, start)
+        for number, old in enumerate(baseline)
+        for start in range(0, old.size, SEGMENT_BYTES)
+    ]
+
+    def code(place: tuple[int, int]) -> _Coded | None:
+        number, start = place
+        end = start + SEGMENT_BYTES
+        old, tensor = baseline[number], tensors[number]
+        return _code_segment(old[start:end], tensor.memory[start:end], tensor.spec.cell_bytes)
+
+    sections: dict[int, list[bytes]] = {}
+    patches: list[Patch] = []
+    changed = 0
+    for (number, start), coded in zip(places, each(code, places), strict=True):
+        if coded is not None:
+            head = _SECTION.pack(start // SEGMENT_BYTES, coded.coding)
+            sections.setdefault(number, []).extend((head, coded.body))
+            patches.append(Patch(number, start, coded.positions, coded.cells))
+            changed += coded.count
+    new_digests = list(digests)
+    memories = [tensors[number].memory for number in sections]
+    for number, own in zip(sections, each(tensor_digest, memories), strict=True):
+        new_digests[number] = own
     digest = state_digest([tensor.spec for tensor in tensors], new_digests)
-    touched = len({patch.tensor for patch in found})
-    head = _HEAD.pack(_MAGIC, Kind.DELTA, revision, base, digest, len(tensors), touched)
-    payload = b"".join([head, *records])
-    return Difference(tuple(new_digests), digest, payload, tuple(found), changed, total)
+    parts = [_HEAD.pack(_MAGIC, Kind.DELTA, revision, base, digest, len(tensors), len(sections))]
+    for number, bodies in sections.items():
+        parts += [encode_spec(tensors[number].spec), new_digests[number]]
+        parts += [struct.pack("<I", len(bodies) // 2), *bodies]
+    total = sum(tensor.memory.size // tensor.spec.cell_bytes for tensor in tensors)
+    return Difference(tuple(new_digests), digest, b"".join(parts), tuple(patches), changed, total)
 
 
-def _encode_segment(
-    old: Bytes, new: Bytes, width: int
-) -> tuple[int, bytes, npt.NDArray[np.uint32] | None, npt.NDArray[Any], int] | None:
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """One segment that has changed: its section's body, and what the baseline becomes there."""
+
+    coding: int
+    body: bytes
+    positions: npt.NDArray[np.uint32] | None
+    cells: npt.NDArray[Any]
+    count: int
+
+
+def _code_segment(old: Bytes, new: Bytes, width: int) -> _Coded | None:
     positions = streams.changed_cells(old, new, width)
     if not positions.size:
         return None
@@ -161,15 +180,16 @@ def _encode_segment(
         coding, data = streams.encode_plane(plane)
         parts += [_PLANE.pack(coding, len(data)), data]
     body = b"".join(parts)
+    count = int(positions.size)
     if len(body) < new.size:
-        return SPARSE, body, positions.astype(np.uint32), cells, int(positions.size)
+        return _Coded(SPARSE, body, positions.astype(np.uint32), cells, count)
     whole = new.tobytes()
-    return FULL, whole, None, np.frombuffer(whole, np.uint8), int(positions.size)
+    return _Coded(FULL, whole, None, np.frombuffer(whole, np.uint8), count)
 
 
 def advance(baseline: Sequence[Bytes], specs: Sequence[Spec], patches: Sequence[Patch]) -> None:
-    """Brings the baseline to the state that the patches were found in.  Cannot fail halfway: it
-    allocates nothing that depends on what it is given."""
+    """Brings the baseline to the state that the patches were found in.  Cut off by an interrupt, or
+    without memory for the positions of a segment, it leaves a mixture."""
     for patch in patches:
         segment = baseline[patch.tensor][patch.start : patch.start + SEGMENT_BYTES]
         if patch.positions is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import subprocess
@@ -247,3 +248,24 @@ def test_the_example_ends_with_the_trainer_s_bits_on_all_workers() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     digests = re.findall(r"revision 4, digest (\w{12})", done.stdout)
     assert len(digests) == 4 and len(set(digests)) == 1, done.stdout
+
+
+def test_receivers_that_die_and_come_all_the_time_hold_the_right_bits_whenever_they_pull(
+    world: World,
+) -> None:
+    dice = random.Random(4)
+    publisher, direct = world.publisher()
+    publish(publisher, 0)
+    with SlowLink(direct, 4 * SLOW) as link:
+        living = world.receivers(link.address, 5)
+        for number in range(1, 6):
+            pull(living, number)
+            time.sleep(dice.uniform(0.05, 0.4))
+            for lost in dice.sample(living, 2):
+                lost.send(dice.choice([signal.SIGKILL, signal.SIGTERM]))
+                living.remove(lost)
+            all_hold(living, number - 1)
+            living += world.receivers(link.address, 2)
+            publish(publisher, number)
+        pull(living, 6)
+        all_hold(living, 5)

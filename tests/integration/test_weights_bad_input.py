@@ -136,6 +136,27 @@ def test_a_publish_that_failed_leaves_the_baseline_so_that_the_next_one_is_exact
             assert not done.anchor and sha_of(target) == sha_of(make_state(2))
 
 
+@pytest.mark.parametrize("failing", ["advance", "Publisher._commit"])
+def test_a_publish_cut_off_at_its_very_end_is_followed_by_an_anchor(
+    failing: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.publish(make_state(0))
+    target = empty_state()
+    with pulled(publisher.address, target) as receiver:
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(f"pccl.weights.publisher.{failing}", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                publisher.publish(make_state(1))
+        done = publisher.publish(make_state(2))
+        assert done.anchor_bytes > 0
+        assert receiver.pull(target, at_least=done.revision, timeout_s=30).anchor
+        assert sha_of(target) == sha_of(make_state(2))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
