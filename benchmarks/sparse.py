@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from machine import describe
 
+from benchmarks.machine import describe
 from pccl.sparse.blocks import Blocks
 from pccl.sparse.code import SparseCode
 

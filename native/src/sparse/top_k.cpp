@@ -83,7 +83,8 @@ class Selector {
         high = guess - 1;
         guess = too_low ? low + (high - low + 1) / 2 : std::max(low, high - stride);
       } else {
-        if (guess == 0 && loops_.count(tile, 1) < k_) break;  // mostly zeros, as in rows that were not used
+        // Mostly zeros, as in rows that were not used.
+        if (guess == 0 && loops_.count(tile, 1) < k_) break;
         too_low = true;
         low = guess;
         guess = too_high ? low + (high - low + 1) / 2 : (stride < high - low ? low + stride : high);
