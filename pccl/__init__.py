@@ -38,6 +38,7 @@ from pccl.base.errors import (
 )
 
 if TYPE_CHECKING:
+    from pccl.collectives.codecs import Codec
     from pccl.communicator import Communicator
     from pccl.connecting import connect
     from pccl.outcome import Outcome, Peer
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Closed",
+    "Codec",
     "Communicator",
     "ConnectError",
     "CoordinatorLost",
@@ -83,6 +85,7 @@ __all__ = [
 
 
 _HOMES: Final = {
+    "Codec": "collectives.codecs",
     "Communicator": "communicator",
     "Outcome": "outcome",
     "Peer": "outcome",

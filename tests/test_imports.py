@@ -42,7 +42,7 @@ IMPURE = frozenset(
     "asyncio logging os random secrets select selectors signal socket sqlite3 ssl subprocess "
     "threading time uvloop".split()
 )
-NATIVE_DOORS = ("pccl.transport.engine",)
+NATIVE_DOORS = ("pccl.transport.native_core",)
 
 
 class Import(NamedTuple):

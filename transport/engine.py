@@ -1,4 +1,4 @@
-"""The life of the native engine, and the only importer of `pccl._native`.
+"""The life of the native engine.
 
 `engine_api.EngineLike` is what the rooms above use; `Engine` is the native one of that kind.
 Every method raises errors of `pccl.base.errors`: the native codes are mapped here, once.
@@ -14,7 +14,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pccl.base.errors import (
     Closed,
@@ -41,24 +41,7 @@ from pccl.transport.engine_api import (
 )
 from pccl.transport.engine_events import EngineEvent, parse_event
 from pccl.transport.engine_letters import LetterCalls
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-MISSING_CORE = (
-    "this is pccl's source tree, without its native core: run ./dev, or start Python elsewhere"
-)
-
-
-def load_native() -> ModuleType:
-    """Imports the compiled core; without it, says what to do instead of a bare import error."""
-    try:
-        import pccl._native as native
-    except ModuleNotFoundError as error:
-        if error.name == "pccl._native":
-            raise ImportError(MISSING_CORE) from error
-        raise
-    return native
+from pccl.transport.native_core import load_native as load_native
 
 
 class _Gone:
@@ -223,6 +206,8 @@ class Engine(LetterCalls):
         deterministic: bool,
         algorithm: int,
         last: bool = False,
+        codec: int = 0,
+        left_out: bool = False,
     ) -> None:
         try:
             self._native.post_all_reduce(
@@ -237,6 +222,8 @@ class Engine(LetterCalls):
                 deterministic,
                 algorithm,
                 last,
+                codec,
+                left_out,
             )
         except self._error_type as error:
             raise self._mapped(error, deciding=True) from error
