@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pccl.collectives.codecs import Codec
 from pccl.collectives.collective import Collective
 from pccl.collectives.dtypes import Dtype
 from pccl.collectives.ops import Algorithm, ReduceOp
@@ -28,6 +29,7 @@ class Descriptor:
     algorithm: Algorithm = Algorithm.AUTOMATIC
     collective: Collective = Collective.ALL_REDUCE
     uneven: bool = False
+    codec: Codec | None = None
 
     def __str__(self) -> str:
         if self.collective is Collective.BARRIER:
@@ -39,4 +41,6 @@ class Descriptor:
             words.append("deterministic")
         if self.algorithm is not Algorithm.AUTOMATIC:
             words.append(self.algorithm.name.lower())
+        if self.codec is not None:
+            words.append(f"codec={self.codec}")
         return ", ".join(words) + ")"

@@ -39,6 +39,7 @@ from pccl.base.errors import (
 )
 
 if TYPE_CHECKING:
+    from pccl.collectives.codecs import Codec
     from pccl.communicator import Communicator
     from pccl.connecting import connect
     from pccl.outcome import Outcome, Peer
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoints",
     "Closed",
+    "Codec",
     "Communicator",
     "ConnectError",
     "CoordinatorLost",
@@ -92,6 +94,7 @@ __all__ = [
 
 _HOMES: Final = {
     "Checkpoints": "state.checkpoint",
+    "Codec": "collectives.codecs",
     "Communicator": "communicator",
     "Outcome": "outcome",
     "Peer": "outcome",

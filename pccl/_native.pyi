@@ -6,6 +6,7 @@ Numbers that cross this border:
                f8_e8m0fnu 19
     op         sum 0, avg 1, prod 2, min 3, max 4
     algorithm  automatic 0, exchange 1, direct 2, ring 3
+    codec      none 0, else kind + 256 * log2(block) + 65536 if stochastic; int8 1, int4 2, fp8 3
 Members cross as tuples (peer_id, incarnation, secret, host, port, host_key, first_step, group),
 decisions as tuples (step, outcome, code, text) with outcome 1 COMMIT, 2 RETRY, 3 FAIL.
 """
@@ -118,6 +119,8 @@ class Engine:
         deterministic: bool,
         algorithm: int,
         last: bool = False,
+        codec: int = 0,
+        left_out: bool = False,
     ) -> None: ...
     def post_collective(
         self,
@@ -259,6 +262,16 @@ class OutcomeMachine:
     def watermark(self) -> int: ...
     @property
     def next_step(self) -> int: ...
+
+def coded_bytes(codec: int, count: int) -> int: ...
+def encode(codec: int, out_address: int, in_address: int, count: int, seed: int = 0) -> None:
+    """Quantises `count` f32; `seed` counts if the codec is stochastic."""
+
+def decode(codec: int, out_address: int, in_address: int, count: int) -> None:
+    """Makes f32 of what `encode` has made."""
+
+def count_not_finite(dtype: int, in_address: int, count: int) -> int:
+    """Counts NaN and infinities; f64, f32, f16 and bf16 only."""
 
 def kernels_name() -> str: ...
 def xxh3_64(data: bytes, seed: int = 0) -> int: ...

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self, overload
 from pccl.arguments import check_number, check_seconds
 from pccl.base.clock import Deadline
 from pccl.base.errors import DeadlineExceeded, Left, PcclError, UsageError
+from pccl.collectives.codecs import Codec
+from pccl.collectives.nonfinite import NonFinite, NonFiniteCounts
 from pccl.collectives.ops import Algorithm, ReduceOp
 from pccl.collectives.placed import Request
 from pccl.membership.agent import Standing
@@ -22,7 +24,7 @@ from pccl.state.agreement import Strategy
 from pccl.state.keeper import StateKeeper, keeper_of
 from pccl.state.shared import SharedState
 from pccl.state.sync import SyncResult
-from pccl.step import Step, check_all_reduce
+from pccl.step import Step, check_all_reduce, post_all_reduce
 from pccl.transfer import Transfer
 from pccl.view import View
 from pccl.work import Work
@@ -136,6 +138,11 @@ class Communicator(Collectives, SparseCollectives, Messaging):
 
     # ---- operations
 
+    @property
+    def nonfinite(self) -> NonFiniteCounts:
+        """How many NaN and infinities this peer's contributions held, where it looked for them."""
+        return self._session.nonfinite
+
     def step(self, name: str = "step", timeout_s: float | None = None) -> Step:
         """Returns the next step, to be entered by `with`; an entry, at which joiners come in.
 
@@ -164,6 +171,8 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         timeout_s: float | None = ...,
         deterministic: bool = ...,
         algorithm: str | Algorithm = ...,
+        codec: str | Codec | None = ...,
+        nonfinite: str | NonFinite = ...,
     ) -> Outcome: ...
 
     @overload
@@ -178,6 +187,8 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         timeout_s: float | None = ...,
         deterministic: bool = ...,
         algorithm: str | Algorithm = ...,
+        codec: str | Codec | None = ...,
+        nonfinite: str | NonFinite = ...,
     ) -> Work: ...
 
     def all_reduce(
@@ -191,6 +202,8 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         timeout_s: float | None = None,
         deterministic: bool = False,
         algorithm: str | Algorithm = "auto",
+        codec: str | Codec | None = None,
+        nonfinite: str | NonFinite = "ignore",
     ) -> Outcome | Work:
         """Reduces `array` over the members, as a step of its own whose name is its descriptor.
 
@@ -199,17 +212,17 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         Returns:
             The Outcome; with `async_op` a Work, and the array is borrowed until that is done.
 
-        Cost: sends 2(n-1)/n of the array's bytes per peer, n = world size; no coordinator round
-        trip.
+        Cost: sends 2(n-1)/n of the array's bytes per peer, n = world size, with a codec of
+        `codec.wire_bytes(count)`; no coordinator round trip.
         """
         session = self._session
         session.check()
         limit_s = self._timeout(timeout_s)
-        work = check_all_reduce(array, op, weight, out, deterministic, algorithm)
+        work = check_all_reduce(array, op, weight, out, deterministic, algorithm, codec, nonfinite)
         session.check_free(work.source, work.target)
         ticket = session.begin(str(work.descriptor), limit_s)
         try:
-            ticket.post(work.descriptor, work.source, work.target, 0, work.weight, last=True)
+            post_all_reduce(ticket, work, 0, last=True)
             if async_op:
                 return Work(ticket, array if out is None else out)
             return ticket.finish()

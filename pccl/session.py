@@ -20,6 +20,7 @@ from pccl.base.config import LAN
 from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer
+from pccl.collectives.nonfinite import NonFinite, NonFiniteCounts
 from pccl.membership.agent import MemberAgent
 from pccl.membership.member import GOODBYE_S
 from pccl.outcome import Peer
@@ -69,6 +70,8 @@ class Session:
         self.on_close: Callable[[], None] | None = None
         self.keeper: Keeper | None = None
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
+        self.nonfinite = NonFiniteCounts()
+        self._count_lock = threading.Lock()
 
     @property
     def closed(self) -> bool:
@@ -85,6 +88,11 @@ class Session:
         """How long to wait for the members' decision once a step's own deadline is over."""
         admitted = self.agent.standing.admitted
         return LAN.decision_s if admitted is None else admitted.decision_s
+
+    def count_nonfinite(self, elements: int, policy: NonFinite) -> None:
+        """Takes note of a contribution that held NaN or infinities."""
+        with self._count_lock:
+            self.nonfinite = self.nonfinite.with_one_more(elements, policy)
 
     def check(self) -> None:
         """Raises what every call on this session now raises, if it is over."""

@@ -16,8 +16,10 @@ from typing import Any, Self
 
 from pccl.base.errors import PcclError, UsageError
 from pccl.collectives.buffers import Buffer, describe_pair
+from pccl.collectives.codecs import Codec, check_codec, parse_codec
 from pccl.collectives.descriptor import Descriptor
 from pccl.collectives.dtypes import Dtype
+from pccl.collectives.nonfinite import NonFinite, count_not_finite, parse_nonfinite
 from pccl.collectives.ops import (
     COMPLEX_PARTS,
     Algorithm,
@@ -151,6 +153,8 @@ class Step(StepCollectives):
         *,
         deterministic: bool = False,
         algorithm: str | Algorithm = "auto",
+        codec: str | Codec | None = None,
+        nonfinite: str | NonFinite = "ignore",
     ) -> Work:
         """Starts to reduce `array` element-wise over the members.
 
@@ -164,6 +168,17 @@ class Step(StepCollectives):
             out: where the result goes; None reduces in place.  Shape and dtype as `array`.
             deterministic: adds contributions in rank order, so that runs can be repeated exactly.
             algorithm: auto, exchange, direct or ring; alike on all members.
+            codec: int8, int4, fp8 or a Codec quantises what travels, of sums and averages of
+                floating-point numbers; alike on all members.  Each result is rounded twice however
+                many members there are, contributions once and the sum once, and is the same bits on
+                all; a member's own contribution to its share of the result is not rounded, nor is
+                anything without other members.
+            nonfinite: what becomes of a contribution that holds NaN or infinities.  "ignore":
+                nobody looks.  "allow": they are counted (`Communicator.nonfinite`).  "raise":
+                counted, and the step ends with DeadlineExceeded on all members, naming this peer;
+                what is posted later in the block goes nowhere.  "drop_contributor": counted, and a
+                sum or avg is made as if this member had contributed zeros with weight 0; if all do
+                so, a sum is 0 and an avg NaN.  A member alone keeps what it has.
 
         Returns:
             A Work whose result may be read when the block has ended.
@@ -172,10 +187,10 @@ class Step(StepCollectives):
             UsageError: an argument is not as described; nothing was sent or changed.
         """
         ticket = self._open()
-        work = check_all_reduce(array, op, weight, out, deterministic, algorithm)
+        work = check_all_reduce(array, op, weight, out, deterministic, algorithm, codec, nonfinite)
         number = ticket.choose_tag(tag)
         self._session.check_free(work.source, work.target)
-        ticket.post(work.descriptor, work.source, work.target, number, work.weight)
+        post_all_reduce(ticket, work, number)
         return Work(ticket, array if out is None else out)
 
     def _post(self, request: Request, tag: int | None) -> Work:
@@ -203,15 +218,38 @@ class Step(StepCollectives):
 class CheckedAllReduce:
     """The arguments of one all-reduce, all of them checked."""
 
-    __slots__ = ("descriptor", "source", "target", "weight")
+    __slots__ = ("descriptor", "policy", "source", "target", "weight")
 
     def __init__(
-        self, descriptor: Descriptor, source: Buffer, target: Buffer, weight: float
+        self,
+        descriptor: Descriptor,
+        source: Buffer,
+        target: Buffer,
+        weight: float,
+        policy: NonFinite,
     ) -> None:
         self.descriptor = descriptor
         self.source = source
         self.target = target
         self.weight = weight
+        self.policy = policy
+
+
+def post_all_reduce(ticket: Ticket, work: CheckedAllReduce, tag: int, last: bool = False) -> None:
+    """Looks at the contribution, and posts it as its policy says."""
+    policy = work.policy
+    found = count_not_finite(work.source, policy)
+    if found:
+        ticket.session.count_nonfinite(found, policy)
+        if policy is NonFinite.RAISE:
+            ticket.doom(
+                f"its contribution of tag {tag} holds {found} NaN or infinite elements of "
+                f"{work.source.count}"
+            )
+    left_out = found > 0 and policy is NonFinite.DROP_CONTRIBUTOR
+    ticket.post(
+        work.descriptor, work.source, work.target, tag, work.weight, last=last, left_out=left_out
+    )
 
 
 def check_all_reduce(
@@ -221,23 +259,36 @@ def check_all_reduce(
     out: Any,
     deterministic: bool,
     algorithm: str | Algorithm,
+    codec: str | Codec | None = None,
+    nonfinite: str | NonFinite = NonFinite.IGNORE,
 ) -> CheckedAllReduce:
     """Checks what can be checked on this peer alone; raises UsageError and changes nothing."""
     reduce_op = parse_op(op)
     checked_weight = check_weight(weight, reduce_op)
     plan = parse_algorithm(algorithm)
+    quantised = parse_codec(codec)
+    policy = parse_nonfinite(nonfinite, reduce_op)
     source, target = describe_pair(array, out)
     if source.dtype in COMPLEX_PARTS:
         in_place = target is source
         source = as_floats(source, reduce_op)
         target = source if in_place else as_floats(target, reduce_op)
     check_meaning(source.dtype, reduce_op)
-    descriptor = _descriptor(source.dtype, source.count, reduce_op, bool(deterministic), plan)
-    return CheckedAllReduce(descriptor, source, target, checked_weight)
+    if quantised is not None:
+        check_codec(quantised, source.dtype, reduce_op, plan)
+    descriptor = _descriptor(
+        source.dtype, source.count, reduce_op, bool(deterministic), plan, quantised
+    )
+    return CheckedAllReduce(descriptor, source, target, checked_weight, policy)
 
 
 @lru_cache(maxsize=256)  # a program has a few, and makes each of them in every step
 def _descriptor(
-    dtype: Dtype, count: int, op: ReduceOp, deterministic: bool, plan: Algorithm
+    dtype: Dtype,
+    count: int,
+    op: ReduceOp,
+    deterministic: bool,
+    plan: Algorithm,
+    codec: Codec | None,
 ) -> Descriptor:
-    return Descriptor(dtype, count, op, deterministic, plan)
+    return Descriptor(dtype, count, op, deterministic, plan, codec=codec)

@@ -62,6 +62,7 @@ class Ticket:
         self._waiters = 0
         self._released = False
         self._proposed = False
+        self._doomed = False
         self._decision: StepResult | None = None
         self._outcome: Outcome | None = None  # made when somebody asks for it
         self._error: PcclError | None = None
@@ -91,8 +92,15 @@ class Ticket:
         tag: int,
         weight: float,
         last: bool = False,
+        left_out: bool = False,
     ) -> None:
-        """Starts one operation whose arguments have been checked; with `last`, seals too."""
+        """Starts one operation whose arguments have been checked; with `last`, seals too.
+
+        `left_out`: others get zeros of weight 0 from here.
+        """
+        if self._doomed:
+            self.sealed = self.sealed or last
+            return
         self._buffers.append((source, target))  # first: the engine must never outlive them
         self.session.engine.post_all_reduce(
             self.begun.step,
@@ -106,6 +114,8 @@ class Ticket:
             descriptor.deterministic,
             int(descriptor.algorithm),
             last,
+            0 if descriptor.codec is None else descriptor.codec.number,
+            left_out,
         )
         if last:
             self.sealed = True
@@ -115,6 +125,9 @@ class Ticket:
 
     def post_collective(self, placed: Placed, tag: int, last: bool = False) -> None:
         """As `post`, of an operation that has been placed in this step's view."""
+        if self._doomed:
+            self.sealed = self.sealed or last
+            return
         self._buffers.append((placed.source, placed.target))  # first, as in post
         what = placed.descriptor
         self.session.engine.post_collective(
@@ -149,13 +162,19 @@ class Ticket:
         """Says that no operation follows; the step may now commit."""
         self.sealed = True
         self._deadline = Deadline(self.timeout_s)
-        self.session.engine.seal(self.begun.step)
+        if not self._doomed:
+            self.session.engine.seal(self.begun.step)
 
     def give_up(self, reason: str) -> None:
         """Asks the members to fail the step; nothing more is posted here, and it is not sealed."""
-        self._proposed = True
         self.sealed = True
         self._deadline = Deadline(self.timeout_s)
+        self.doom(reason)
+
+    def doom(self, reason: str) -> None:
+        """As `give_up`, but the block may go on: what it posts goes nowhere, until its end."""
+        self._doomed = True
+        self._proposed = True
         text = f"given up on peer {self.session.peer_id}: {reason}"[:TEXT_CHARACTERS_MAX]
         self.session.engine.propose_failure(self.begun.step, int(SuspectCode.DEADLINE), text)
 

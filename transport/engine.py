@@ -206,6 +206,8 @@ class Engine(LetterCalls):
         deterministic: bool,
         algorithm: int,
         last: bool = False,
+        codec: int = 0,
+        left_out: bool = False,
     ) -> None:
         try:
             self._native.post_all_reduce(
@@ -220,6 +222,8 @@ class Engine(LetterCalls):
                 deterministic,
                 algorithm,
                 last,
+                codec,
+                left_out,
             )
         except self._error_type as error:
             raise self._mapped(error, deciding=True) from error

@@ -140,6 +140,8 @@ class EngineLike(Protocol):
         deterministic: bool,
         algorithm: int,
         last: bool = False,
+        codec: int = 0,
+        left_out: bool = False,
     ) -> None: ...
     def post_collective(
         self,

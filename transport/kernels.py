@@ -9,6 +9,26 @@ from __future__ import annotations
 from pccl.transport.native_core import load_native
 
 
+def coded_bytes(codec: int, count: int) -> int:
+    """Returns the bytes that `encode` writes."""
+    return int(load_native().coded_bytes(codec, count))
+
+
+def encode(codec: int, out_address: int, in_address: int, count: int, seed: int) -> None:
+    """Quantises `count` f32; `seed` counts where rounding is stochastic."""
+    load_native().encode(codec, out_address, in_address, count, seed)
+
+
+def decode(codec: int, out_address: int, in_address: int, count: int) -> None:
+    """Makes `count` f32 of what `encode` has made."""
+    load_native().decode(codec, out_address, in_address, count)
+
+
+def count_not_finite(dtype: int, address: int, count: int) -> int:
+    """Returns how many elements are NaN or infinite, of f64, f32, f16 or bf16."""
+    return int(load_native().count_not_finite(dtype, address, count))
+
+
 def top_k(
     places_address: int,
     in_address: int,

@@ -13,11 +13,12 @@
 #include <system_error>
 #include <variant>
 
+#include "bindings/codecs.hpp"
+#include "bindings/digests.hpp"
 #include "bindings/letters.hpp"
 #include "bindings/signals.hpp"
 #include "bindings/sparse.hpp"
 #include "pccl/engine.hpp"
-#include "pccl/xxh3.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -184,16 +185,22 @@ nb::dict stats(Engine& engine) {
 
 void post_all_reduce(Engine& engine, StepId step, Tag tag, std::uintptr_t input,
                      std::uintptr_t output, std::uint64_t count, unsigned dtype, unsigned op,
-                     double weight, bool deterministic, unsigned algorithm, bool last) {
+                     double weight, bool deterministic, unsigned algorithm, bool last,
+                     unsigned codec, bool left_out) {
   if (dtype >= dtype_count || op >= reduce_op_count || algorithm > 3) {
     throw nb::value_error("unknown dtype, op or algorithm");
   }
   Posted posted{step, tag, {}, reinterpret_cast<const std::byte*>(input),
-                reinterpret_cast<std::byte*>(output), weight};
-  posted.descriptor = {static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), 0,
+                reinterpret_cast<std::byte*>(output), left_out ? 0.0 : weight};
+  posted.left_out = left_out;
+  posted.descriptor = {static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), to_codec(codec),
                        static_cast<Algorithm>(algorithm), count, deterministic};
-  if (!supported(posted.descriptor.dtype, posted.descriptor.op)) {
+  const Descriptor& what = posted.descriptor;
+  if (!supported(what.dtype, what.op) || (what.codec && !Coder::supports(what.dtype, what.op))) {
     throw nb::value_error("this operation has no meaning for this dtype");
+  }
+  if (left_out && what.op != ReduceOp::sum && what.op != ReduceOp::avg) {
+    throw nb::value_error("only sums and averages can leave a contribution out");
   }
   nb::gil_scoped_release release;
   engine.post(posted, last);
@@ -212,7 +219,7 @@ void post_collective(Engine& engine, StepId step, Tag tag, unsigned collective,
   }
   Posted posted{step, tag, {}, reinterpret_cast<const std::byte*>(input),
                 reinterpret_cast<std::byte*>(output), weight};
-  posted.descriptor = {static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), 0,
+  posted.descriptor = {static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), {},
                        Algorithm::automatic, count, deterministic,
                        static_cast<Collective>(collective), uneven, {}};
   if (reduces(posted.descriptor.collective) &&
@@ -308,7 +315,8 @@ void bind_steps(nb::class_<Engine>& engine) {
   engine.def("begin_step", &begin_step, "name"_a, "timeout_s"_a)
       .def("post_all_reduce", &post_all_reduce, "step"_a, "tag"_a, "input_address"_a,
            "output_address"_a, "count"_a, "dtype"_a, "op"_a, "weight"_a, "deterministic"_a,
-           "algorithm"_a, "last"_a = false)
+           "algorithm"_a, "last"_a = false, "codec"_a = 0,
+           "left_out"_a = false)
       .def("post_collective", &post_collective, "step"_a, "tag"_a, "collective"_a,
            "input_address"_a, "output_address"_a, "count"_a, "dtype"_a, "op"_a, "weight"_a,
            "deterministic"_a, "root"_a, "uneven"_a, "send_counts"_a, "receive_counts"_a,
@@ -343,20 +351,6 @@ void bind_errors(nb::module_& module) {
   });
 }
 
-/// One digest after the other, of each block of the memory; the last block may be short.
-nb::bytes hash_blocks(std::uintptr_t address, std::uint64_t byte_count, std::uint64_t block_bytes) {
-  if (block_bytes == 0) throw nb::value_error("block_bytes must not be 0");
-  const auto* data = reinterpret_cast<const std::byte*>(address);
-  std::vector<Digest> digests(byte_count / block_bytes + (byte_count % block_bytes != 0 ? 1 : 0));
-  {
-    nb::gil_scoped_release release;
-    for (std::uint64_t at = 0, i = 0; at < byte_count; at += block_bytes, ++i) {
-      digests[i] = xxh3_128({data + at, std::min(block_bytes, byte_count - at)});
-    }
-  }
-  return nb::bytes(digests.data(), digests.size() * sizeof(Digest));
-}
-
 }  // namespace
 }  // namespace pccl
 
@@ -381,15 +375,8 @@ NB_MODULE(_native, module) {
   bind_steps(engine);
   bind_letters(engine);
   bind_outcome(module);
+  bind_codecs(module);
   bind_sparse(module);
   module.def("kernels_name", [] { return active_kernels().name; });
-  module.def("xxh3_64", [](const nb::bytes& data, std::uint64_t seed) {
-    return xxh3_64({reinterpret_cast<const std::byte*>(data.c_str()), data.size()}, seed);
-  }, "data"_a, "seed"_a = 0);
-  module.def("xxh3_128_blocks", &hash_blocks, "address"_a, "byte_count"_a, "block_bytes"_a);
-  module.def("xxh3_128", [](const nb::bytes& data, std::uint64_t seed) {
-    const Digest digest =
-        xxh3_128({reinterpret_cast<const std::byte*>(data.c_str()), data.size()}, seed);
-    return nb::bytes(&digest, sizeof digest);
-  }, "data"_a, "seed"_a = 0);
+  bind_digests(module);
 }

@@ -56,7 +56,7 @@ class Side {
 
   [[nodiscard]] Posted posted(StepId step, Tag tag) {
     Posted made{step, tag, {}, bytes(input_at_), bytes(output_at_), 1.0};
-    made.descriptor = {what_.dtype, what_.op, 0, what_.algorithm, what_.uneven ? 0 : what_.count,
+    made.descriptor = {what_.dtype, what_.op, {}, what_.algorithm, what_.uneven ? 0 : what_.count,
                        what_.deterministic, what_.kind, what_.uneven, {}};
     if (kind() == Collective::barrier) made.descriptor.count = 0;
     if (rooted(kind())) made.root_rank = static_cast<int>(what_.root);

@@ -87,7 +87,7 @@ inline Posted post_of(StepId step, Tag tag, const void* input, void* output, std
                       bool deterministic = false) {
   Posted posted{step, tag, {}, static_cast<const std::byte*>(input),
                 static_cast<std::byte*>(output), weight};
-  posted.descriptor = {dtype, op, 0, algorithm, count, deterministic};
+  posted.descriptor = {dtype, op, {}, algorithm, count, deterministic};
   return posted;
 }
 

@@ -212,7 +212,7 @@ TEST(what_does_not_fit_the_step_is_refused_before_anything_is_sent) {
   CHECK(refused(posted));
   posted.descriptor.root = peer_id(7);
   CHECK(refused(posted));
-  posted.descriptor = {Dtype::f32, ReduceOp::sum, 0, Algorithm::automatic, 0, false,
+  posted.descriptor = {Dtype::f32, ReduceOp::sum, {}, Algorithm::automatic, 0, false,
                        Collective::all_to_all, true, {}};
   posted.send_counts = {1, 1, 1};
   posted.receive_counts = {1, 1};

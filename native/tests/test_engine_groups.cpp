@@ -249,7 +249,7 @@ TEST(a_paused_view_that_raises_ends_the_wait_at_the_gate) {
 
 // --- nothing of the past changes a buffer (G4) ---
 
-constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, 0, Algorithm::direct, count, false};
+constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, {}, Algorithm::direct, count, false};
 
 /// A raw peer's contribution to the engine's shard, or its first slice; its rank is 1 of 2.
 void contribute(RawPeer& raw, Epoch epoch, StepId step, float value, bool whole = true) {

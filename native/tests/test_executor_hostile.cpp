@@ -13,7 +13,7 @@ using namespace world;
 namespace {
 
 constexpr std::size_t count = 300'000;  // of float32: several slices per shard
-constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, 0, Algorithm::direct, count, false};
+constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, {}, Algorithm::direct, count, false};
 
 std::vector<float> ones() { return std::vector<float>(count, 1.0f); }
 
@@ -154,7 +154,7 @@ void repel(World& world, StepId step, const Attacks& attacks) {
 
 TEST(a_fence_is_quick_while_windows_are_full_and_a_neighbour_reads_nothing) {
   constexpr std::size_t large = (64u << 20) / 4;
-  const Descriptor descriptor{Dtype::f32, ReduceOp::sum, 0, Algorithm::direct, large, false};
+  const Descriptor descriptor{Dtype::f32, ReduceOp::sum, {}, Algorithm::direct, large, false};
   std::vector<std::vector<float>> data(2, std::vector<float>(large, 1.0f));
   World world(2);
   std::vector<RawPeer> stopped;

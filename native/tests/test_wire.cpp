@@ -26,7 +26,7 @@ constexpr FrameType types[] = {
     FrameType::grant, FrameType::received, FrameType::refused, FrameType::withdrawn,
     FrameType::held,  FrameType::memory,   FrameType::opened,  FrameType::room};
 
-constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, 0, Algorithm::direct, 1u << 20, true};
+constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, {}, Algorithm::direct, 1u << 20, true};
 
 std::uint32_t good_length(FrameType type) {
   switch (type) {
@@ -117,8 +117,8 @@ TEST(every_field_of_a_header_survives_the_wire) {
 
 TEST(a_header_has_the_bytes_that_the_protocol_page_says) {
   CHECK(hex(bytes_of(sample(FrameType::data))) ==
-        "7063030204030201181716151413121124232221343332314241010154535251"
-        "0010000064636261000000000000f83f78777675747372710000000058bc8b00");
+        "7063040204030201181716151413121124232221343332314241010154535251"
+        "0010000064636261000000000000f83f787776757473727100000000f095aabe");
   FrameHeader open{.type = FrameType::open, .epoch = 3, .step = 7, .tag = 2};
   std::array<std::byte, descriptor_bytes> descriptor;
   encode(averaged, descriptor);
@@ -128,36 +128,36 @@ TEST(a_header_has_the_bytes_that_the_protocol_page_says) {
   open.descriptor = static_cast<std::uint32_t>(averaged.digest());
   open.weight = 2.0;
   CHECK(hex(bytes_of(open)) ==
-        "7063030103000000070000000000000002000000000000000000000100000000"
-        "30000000697c0cd100000000000000409579a7ba545764eb000000009a1c2858");
+        "7063040103000000070000000000000002000000000000000000000100000000"
+        "30000000697c0cd100000000000000409579a7ba545764eb000000008e521bdc");
   FrameHeader seal{.type = FrameType::seal, .epoch = 3, .step = 7};
   std::array<std::byte, seal_bytes> sealed;
   encode(SealBody{{0x0102030405060708, 0x1112131415161718}, 0x2122232425262728}, sealed);
   sign(seal, sealed);
   CHECK(hex(bytes_of(seal)) ==
-        "7063030303000000070000000000000000000000000000000000000100000000"
-        "1800000000000000000000000000f03f7626095ce0364044000000008cf2b5bf");
+        "7063040303000000070000000000000000000000000000000000000100000000"
+        "1800000000000000000000000000f03f7626095ce036404400000000afabc2ae");
   FrameHeader done{.type = FrameType::done, .epoch = 3, .step = 7};
   std::array<std::byte, done_bytes> finished;
   encode(DoneBody{{0x0102030405060708, 0x1112131415161718},
                   {0x3132333435363738, 0x4142434445464748}}, finished);
   sign(done, finished);
   CHECK(hex(bytes_of(done)) ==
-        "7063030403000000070000000000000000000000000000000000000100000000"
-        "2000000000000000000000000000f03f79415aef23c72c99000000001ecc3146");
+        "7063040403000000070000000000000000000000000000000000000100000000"
+        "2000000000000000000000000000f03f79415aef23c72c99000000002f388f7f");
   FrameHeader have{.type = FrameType::have, .epoch = 3, .step = 7, .tag = 2};
   have.shard = 1;
   have.phase = Phase::gather;
   sign(have, std::array{std::byte{5}, std::byte{6}, std::byte{7}});
   have.descriptor = open.descriptor;
   CHECK(hex(bytes_of(have)) ==
-        "7063030503000000070000000000000002000000000000000100010100000000"
-        "03000000697c0cd1000000000000f03fbba8de2b15cb371700000000d226617e");
+        "7063040503000000070000000000000002000000000000000100010100000000"
+        "03000000697c0cd1000000000000f03fbba8de2b15cb371700000000558fc541");
   CHECK(hex(bytes_of(FrameHeader{.type = FrameType::ask})) ==
-        "7063030600000000000000000000000000000000000000000000000000000000"
-        "0000000000000000000000000000f03f000000000000000000000000d10d11da");
+        "7063040600000000000000000000000000000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000ba39ffe3");
   CHECK(hex(descriptor) == "0101000201000000000010000000000000000000000000000000000000000000");
-  Descriptor scatter{Dtype::c64, ReduceOp::sum, 0, Algorithm::automatic, 0, false,
+  Descriptor scatter{Dtype::c64, ReduceOp::sum, {}, Algorithm::automatic, 0, false,
                      Collective::scatter, true, {}};
   for (std::uint8_t i = 0; i < 16; ++i) scatter.root.bytes[i] = static_cast<std::uint8_t>(0xa0 + i);
   std::array<std::byte, open_bytes> scattered;
@@ -201,7 +201,7 @@ TEST(another_magic_version_type_phase_or_flag_is_refused_though_its_check_is_rig
   CHECK(accepted(forged(header, 0, std::uint16_t{0x6370})));
   CHECK(!accepted(forged(header, 0, std::uint16_t{0x7063})));
   for (unsigned version = 0; version < 256; ++version) {
-    CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 3));
+    CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 4));
   }
   CHECK(!accepted(forged(header, 3, std::uint8_t{0})));
   for (unsigned type = 17; type < 256; ++type) {
@@ -273,7 +273,7 @@ TEST(descriptors_survive_the_wire_and_differ_in_their_digests) {
     for (unsigned op = 0; op < reduce_op_count; ++op) {
       for (unsigned algorithm = 0; algorithm < algorithm_count; ++algorithm) {
         for (const bool deterministic : {false, true}) {
-          const Descriptor sent{static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), 0,
+          const Descriptor sent{static_cast<Dtype>(dtype), static_cast<ReduceOp>(op), {},
                                 static_cast<Algorithm>(algorithm), 1ull << 40, deterministic};
           std::array<std::byte, descriptor_bytes> bytes;
           encode(sent, bytes);
@@ -282,6 +282,19 @@ TEST(descriptors_survive_the_wire_and_differ_in_their_digests) {
           CHECK(got == sent && got.digest() == sent.digest());
           digests.push_back(sent.digest());
         }
+      }
+    }
+  }
+  for (unsigned kind = 1; kind < codec_kind_count; ++kind) {
+    for (std::uint8_t block_log2 = block_log2_min; block_log2 <= block_log2_max; ++block_log2) {
+      for (const bool stochastic : {false, true}) {
+        Descriptor sent{};
+        sent.codec = {static_cast<CodecKind>(kind), block_log2, stochastic};
+        std::array<std::byte, descriptor_bytes> bytes;
+        encode(sent, bytes);
+        Descriptor got;
+        CHECK(decode(bytes, got) == Status::ok && got == sent);
+        digests.push_back(sent.digest());
       }
     }
   }
@@ -309,6 +322,28 @@ TEST(a_descriptor_of_unknown_numbers_is_refused) {
   CHECK(with(5, 9) == Status::protocol);
   CHECK(with(6, 1) == Status::ok);
   CHECK(with(6, 2) == Status::protocol);
+  CHECK(with(2, 1) == Status::protocol);  // a codec without a block
+  CHECK(with(7, 8) == Status::protocol);  // and a block without a codec
+}
+
+TEST(a_codec_of_unknown_numbers_is_refused) {
+  const auto with = [](std::size_t offset, unsigned value) {
+    std::array<std::byte, descriptor_bytes> bytes;
+    Descriptor quantised{};
+    quantised.codec = {CodecKind::int4, 8, false};
+    encode(quantised, bytes);
+    bytes[offset] = static_cast<std::byte>(value);
+    Descriptor got;
+    return decode(bytes, got);
+  };
+  CHECK(with(2, 0) == Status::protocol);
+  CHECK(with(2, 3) == Status::ok);
+  CHECK(with(2, 4) == Status::protocol);
+  CHECK(with(7, 4) == Status::protocol);
+  CHECK(with(7, 5) == Status::ok);
+  CHECK(with(7, 0x80 | 12) == Status::ok);
+  CHECK(with(7, 13) == Status::protocol);
+  CHECK(with(7, 0x40 | 8) == Status::protocol);
 }
 
 TEST(every_field_of_a_descriptor_is_in_its_digest_and_survives_the_wire) {
@@ -316,7 +351,9 @@ TEST(every_field_of_a_descriptor_is_in_its_digest_and_survives_the_wire) {
   Descriptor uneven{.uneven = true};
   Descriptor rooted;
   rooted.root.bytes[15] = 1;
-  for (const Descriptor& sent : {other, uneven, rooted}) {
+  Descriptor quantised;
+  quantised.codec = {CodecKind::int8, 9, true};
+  for (const Descriptor& sent : {other, uneven, rooted, quantised}) {
     CHECK(sent.digest() != Descriptor{}.digest());
     std::array<std::byte, open_bytes> bytes;
     encode(OpenBody{sent, 3, 4}, bytes);

@@ -18,6 +18,7 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     │   ├── ViewChanged          the members changed, and the operation needs them  [retryable]
     │   ├── WorldTooSmall        fewer members than min_world, and nobody waits     [retryable]
     │   └── Excluded             the others did not wait any longer for this peer   [retryable]
+    ├── NonFiniteContribution   somebody's contribution holds an Inf or a NaN; nothing was applied
     ├── Left                 this process has left the run, as it had asked to
     ├── Evicted              the run went on without this process; connect again
     ├── OutOfMemory          the native core found no memory; this process is out (a MemoryError)

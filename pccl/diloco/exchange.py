@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pccl.base.errors import CorruptResult, UsageError
+from pccl.collectives.nonfinite import NonFinite
 from pccl.communicator import Communicator
-from pccl.finite import NonFinite
 from pccl.outcome import Outcome
 from pccl.work import Work
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pccl.arguments import check_number, optional_seconds
 from pccl.base.errors import CorruptResult, Excluded, NonFiniteContribution, UsageError
+from pccl.collectives.nonfinite import NonFinite, parse_policy
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
     MASK,
@@ -36,7 +37,6 @@ from pccl.diloco.exchange import (
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.parameters import FlatParameters, Model
 from pccl.diloco.report import OuterStep
-from pccl.finite import NonFinite
 from pccl.outcome import Outcome
 from pccl.state_transfer import sync_state
 
@@ -62,7 +62,7 @@ class OuterOptimizer(ABC):
         codec: str | None = None,
         deterministic: bool = False,
         parity: bool = True,
-        nonfinite: str = NonFinite.DROP,
+        nonfinite: str = "drop_contributor",
         hold: Callable[[OuterOptimizer], bool] | None = None,
         timeout_s: float | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class OuterOptimizer(ABC):
         self._parameters = FlatParameters(model, sections)
         self._extra = dict(extra or {})
         self._parity = bool(parity)
-        self._nonfinite = NonFinite.parse(nonfinite)
+        self._nonfinite = parse_policy(nonfinite)
         self._hold = hold
         self._timeout_s = optional_seconds("timeout_s", timeout_s)
         self._wire = Wire(codec, bool(deterministic), self._timeout_s)

@@ -31,8 +31,8 @@ from pccl.base.errors import (
 )
 from pccl.collectives.buffers import describe
 from pccl.collectives.dtypes import Dtype
+from pccl.collectives.nonfinite import NonFinite, parse_policy
 from pccl.communicator import Communicator
-from pccl.finite import NonFinite
 from pccl.outcome import Outcome, Peer
 from pccl.sparse.blocks import Floats
 from pccl.sparse.code import Sparse, SparseCode, divided
@@ -110,7 +110,7 @@ def all_gather(
     timeout_s: float,
 ) -> SparseGathered:
     """See `Communicator.sparse_all_gather`."""
-    policy = NonFinite.parse(nonfinite)
+    policy = parse_policy(nonfinite)
     own = _contribution(tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_gather({own.code.digest:016x})"
     deadline = Deadline(timeout_s)
@@ -135,7 +135,7 @@ def all_reduce(
     timeout_s: float,
 ) -> SparseReduced:
     """See `Communicator.sparse_all_reduce`."""
-    policy = NonFinite.parse(nonfinite)
+    policy = parse_policy(nonfinite)
     own = _contribution(tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_reduce({own.code.digest:016x})"
     deadline = Deadline(timeout_s)

@@ -21,7 +21,7 @@ NATIVE_TESTS = sorted((Path(__file__).parents[2] / "native" / "tests").glob("tes
 
 FIELDS = {  # name: format and default, in the order of the bytes
     "magic": ("H", 0x6370),
-    "version": ("B", 3),
+    "version": ("B", 4),
     "type": ("B", None),
     "epoch": ("I", 0),
     "step": ("Q", 0),

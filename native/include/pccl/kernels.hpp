@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pccl/codec.hpp"
 #include "pccl/dtype.hpp"
 
 namespace pccl {
@@ -33,10 +34,16 @@ struct Kernels {
   void (*lower)(void* out, const void* acc, std::size_t count, double weight_sum) noexcept;
 };
 
+/// The floating-point types, whose elements may be no numbers: the first of all.
+inline constexpr std::size_t floating_dtype_count = 4;
+
 /// One implementation of all kernels.
 struct KernelTable {
   const char* name;  // "scalar", "avx2", "avx512"
   Kernels entries[arithmetic_dtype_count][reduce_op_count];
+  CodecKernels codecs[codec_kind_count];  // that of CodecKind::none has null members
+  /// How many of the elements, of a floating-point type, are NaN or infinite.
+  std::size_t (*count_not_finite[floating_dtype_count])(const void* in, std::size_t count) noexcept;
 };
 
 /// The scalar reference that the others are tested against.
@@ -51,6 +58,9 @@ inline const Kernels& kernels(Dtype dtype, ReduceOp op) noexcept {
   static constexpr Kernels none{};
   if (static_cast<std::uint8_t>(dtype) >= arithmetic_dtype_count) return none;
   return active_kernels().entries[static_cast<std::size_t>(dtype)][static_cast<std::size_t>(op)];
+}
+inline const CodecKernels& codec_kernels(CodecKind kind) noexcept {
+  return active_kernels().codecs[static_cast<std::size_t>(kind)];
 }
 /// False for combinations without meaning: average of bool, anything of what is only moved.
 constexpr bool supported(Dtype dtype, ReduceOp op) noexcept {

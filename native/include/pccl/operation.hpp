@@ -7,6 +7,11 @@
 // ends, for a lane may die and the slice be asked for again.  One's own elements are copied to
 // their place in the output when they are first sent.
 //
+// With a codec, contributions travel quantised and are added up decoded; the owner of a shard
+// quantises the finished slice once, keeps the bytes to send them (again), and decodes them into
+// its own output, as everybody else does.  Its own contribution never travels and is added as it
+// is.
+//
 // What a result overwrites of the caller's input is first saved to the undo block, so that undo()
 // can give the input back until the step commits; of a broadcast in place that is what receivers
 // had in the array.
@@ -27,6 +32,7 @@
 #include <vector>
 
 #include "pccl/buffers.hpp"
+#include "pccl/coder.hpp"
 #include "pccl/kernels.hpp"
 #include "pccl/lane.hpp"
 #include "pccl/link.hpp"
@@ -74,6 +80,9 @@ struct Posted {
   /// Parts of unequal size: see PlanRequest.  Empty where they are equal.
   std::vector<std::uint64_t> send_counts{};
   std::vector<std::uint64_t> receive_counts{};
+  /// The contribution is left out: zeros with the weight 0 take its place, while the input is kept
+  /// and given back as ever.  Sums and averages only.
+  bool left_out = false;
 };
 
 class Operation {
@@ -193,17 +202,30 @@ class Operation {
   /// Memory for a result that cannot stay where it is accumulated; false: there is none.
   bool take_result(std::uint16_t shard, std::uint32_t slice, Buffer& result) noexcept;
   void finish(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept;
+  void finish_coded(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept;
+  [[nodiscard]] CodeSeed code_seed(Phase phase) const noexcept {
+    return {posted_.step, posted_.tag, plan_->plan.rank, static_cast<std::uint8_t>(phase)};
+  }
+  [[nodiscard]] std::uint64_t first_element(std::uint16_t shard,
+                                            std::uint32_t slice) const noexcept {
+    return plan_->plan.shards[shard].output + std::uint64_t{slice} * plan_->plan.slice_count;
+  }
   void settle_own(std::uint16_t shard, std::uint32_t slice);
   void compare_signatures();
   void finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept;
   void run_next(const Transfer& transfer, std::uint32_t slice);
+  Status build_input(const SendItem& item, OutgoingFrame& frame);
   void enqueue(std::uint16_t transfer, std::uint32_t slice);
+  /// What this rank adds itself.
+  [[nodiscard]] const std::byte* contribution(std::uint16_t shard,
+                                              std::uint32_t slice) const noexcept;
   const std::byte* original(std::uint16_t shard, std::uint32_t slice) const noexcept;
   void settle_kept();
 
   Posted posted_;
   Environment& environment_;
   const Kernels& kernels_;
+  const Coder coder_;
   std::uint32_t element_bytes_;
   std::uint32_t accumulator_bytes_;
   std::uint64_t bytes_;              // of the larger space

@@ -40,6 +40,7 @@
 #include <string>
 #include <vector>
 
+#include "pccl/codec.hpp"
 #include "pccl/collective.hpp"
 
 namespace pccl {
@@ -108,9 +109,12 @@ struct PlanRequest {
   bool uneven = false;
   std::span<const std::uint64_t> send_counts{};
   std::span<const std::uint64_t> receive_counts{};
+  /// Shards and slices begin where a block does.  All-reduce only, which is direct then.
+  Codec codec{};
 };
 
 inline constexpr std::uint32_t slice_bytes_max = 256 * 1024;  // payload of one frame
+inline constexpr std::uint32_t coded_slice_bytes_max = 64 * 1024;  // fits a pool's third class
 inline constexpr std::uint32_t slice_bytes_min = 64 * 1024;   // below it, headers and wake-ups win
 
 /// What `automatic`, or one that the collective does not have, becomes: the same on all ranks,

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <span>
 
+#include "pccl/codec.hpp"
 #include "pccl/dtype.hpp"
 #include "pccl/plan.hpp"
 #include "pccl/status.hpp"
@@ -85,7 +86,7 @@ struct FrameHeader {
 struct Descriptor {
   Dtype dtype = Dtype::f32;
   ReduceOp op = ReduceOp::sum;
-  std::uint8_t codec = 0;  // 0: none
+  Codec codec{};  // what travels of all-reduce is quantised by it
   Algorithm algorithm = Algorithm::automatic;
   std::uint64_t count = 0;
   bool deterministic = false;

@@ -24,6 +24,9 @@ int find(const std::vector<std::pair<std::uint64_t, std::uint16_t>>& sorted,
   return it != sorted.end() && it->first == key ? it->second : -1;
 }
 
+/// A slice of zeros, for contributions that are left out.
+alignas(64) std::byte zeros[slice_bytes_max];
+
 }  // namespace
 
 CompiledPlan::CompiledPlan(Plan made)
@@ -58,6 +61,7 @@ Operation::Operation(const Posted& posted, Environment& environment)
     : posted_(posted),
       environment_(environment),
       kernels_(kernels(posted.descriptor.dtype, posted.descriptor.op)),
+      coder_(posted.descriptor.codec, posted.descriptor.dtype, posted.descriptor.op),
       element_bytes_(static_cast<std::uint32_t>(size_of(posted.descriptor.dtype))),
       accumulator_bytes_(static_cast<std::uint32_t>(
           size_of(accumulator_of(posted.descriptor.dtype, posted.descriptor.op)))),
@@ -71,6 +75,9 @@ std::uint64_t Operation::elements(std::uint16_t shard, std::uint32_t slice) cons
 }
 
 std::uint32_t Operation::length(const Transfer& transfer, std::uint32_t slice) const noexcept {
+  if (coder_) {
+    return static_cast<std::uint32_t>(coder_.bytes(elements(transfer.shard, slice)));
+  }
   const std::uint32_t each =
       transfer.element == Element::plain ? element_bytes_ : accumulator_bytes_;
   return static_cast<std::uint32_t>(elements(transfer.shard, slice) * each);
@@ -252,7 +259,13 @@ void Operation::save(std::uint16_t shard, std::uint32_t slice) noexcept {
   state.saved = true;
 }
 
+const std::byte* Operation::contribution(std::uint16_t shard,
+                                         std::uint32_t slice) const noexcept {
+  return posted_.left_out ? zeros : posted_.input + input_offset(shard, slice);
+}
+
 const std::byte* Operation::original(std::uint16_t shard, std::uint32_t slice) const noexcept {
+  if (posted_.left_out) return zeros;
   if (slices_[index(shard, slice)].saved) return undo_.data() + output_offset(shard, slice);
   return posted_.input + input_offset(shard, slice);
 }

@@ -27,14 +27,15 @@ Status Operation::place(const FrameHeader& head, std::uint16_t from,
   if (transfers_[number].received[head.slice] != 0) return Status::ok;  // sent twice: discarded
   placement.operation = this;
   placement.transfer = number;
-  if (transfer.kind == TransferKind::receive_copy) {
+  const bool copy = transfer.kind == TransferKind::receive_copy;
+  if (copy && !coder_) {
     save(transfer.shard, head.slice);
     placement.kind = Placement::Kind::direct;
     placement.target = posted_.output + output_offset(transfer.shard, head.slice);
     return Status::ok;
   }
   placement.kind = Placement::Kind::tile;
-  placement.used_up = !plan_->plan.ordered;  // else it waits for its turn
+  placement.used_up = copy || !plan_->plan.ordered;  // else it waits for its turn
   placement.buffer = environment_.buffers.take(head.length);
   placement.target = placement.buffer.data();
   return placement.buffer ? Status::ok : Status::exhausted;
@@ -62,8 +63,14 @@ Status Operation::deliver(const FrameHeader& head, std::uint16_t from,
   if (copy) {
     if (placement.kind != Placement::Kind::direct) {
       save(shard, head.slice);
-      std::memcpy(posted_.output + output_offset(shard, head.slice), placement.target,
-                  head.length);
+      std::byte* output = posted_.output + output_offset(shard, head.slice);
+      if (coder_) {
+        const std::uint64_t count = elements(shard, head.slice);
+        coder_.decode(output, placement.target, count);
+        digest = xxh3_128({output, count * element_bytes_}, seed(shard, head.slice));
+      } else {
+        std::memcpy(output, placement.target, head.length);
+      }
     }
     finalize(shard, head.slice, digest);
     run_next(transfer, head.slice);
@@ -90,7 +97,7 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
   const std::uint16_t shard = transfer.shard;
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
-  const std::byte* input = posted_.input + input_offset(shard, slice);
+  const std::byte* input = contribution(shard, slice);
   const bool first = state.folded == 0;
   const bool last = state.folded + 1 == plan_->reduces[shard] && plan_->plan.finishes[shard] != 0;
   Buffer result;
@@ -106,7 +113,10 @@ Status Operation::fold(const Transfer& transfer, std::uint32_t slice, const std:
   }
   const bool partial = transfer.element == Element::accumulator;
   if (partial) state.partial_weight = weight + posted_.weight;
-  if (first && kernels_.combine != nullptr && !partial) {
+  if (coder_) {
+    if (first) kernels_.lift(accumulator, input, count, posted_.weight);
+    coder_.fold(accumulator, data, count, weight);
+  } else if (first && kernels_.combine != nullptr && !partial) {
     kernels_.combine(accumulator, input, data, count);
   } else {
     if (first) kernels_.lift(accumulator, input, count, posted_.weight);
@@ -155,13 +165,19 @@ Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
   const std::uint64_t key = std::uint64_t{index(shard, slice)} << 16;
   for (std::uint16_t rank = 0; rank < plan.size; ++rank) {
     Buffer theirs;
-    const std::byte* data = posted_.input + input_offset(shard, slice);
+    const std::byte* data = contribution(shard, slice);
     if (rank != plan.rank) {
       theirs = std::move(staged_[key | rank]);
       staged_.erase(key | rank);
       data = theirs.data();
     }
-    if (rank == 0) {
+    if (coder_ && rank != plan.rank) {
+      if (rank == 0) {
+        coder_.lift(accumulator, data, count, weights_[rank]);
+      } else {
+        coder_.fold(accumulator, data, count, weights_[rank]);
+      }
+    } else if (rank == 0) {
       kernels_.lift(accumulator, data, count, weights_[rank]);
     } else {
       kernels_.fold(accumulator, data, count, weights_[rank]);
@@ -177,6 +193,10 @@ Status Operation::fold_ordered(std::uint16_t shard, std::uint32_t slice) {
 }
 
 bool Operation::take_result(std::uint16_t shard, std::uint32_t slice, Buffer& result) noexcept {
+  if (coder_) {
+    result = environment_.buffers.take(coder_.bytes(elements(shard, slice)));
+    return static_cast<bool>(result);
+  }
   if (lands(shard) || accumulator_bytes_ == element_bytes_) return true;
   result = environment_.buffers.take(elements(shard, slice) * element_bytes_);
   return static_cast<bool>(result);
@@ -184,6 +204,7 @@ bool Operation::take_result(std::uint16_t shard, std::uint32_t slice, Buffer& re
 
 /// `result`: as take_result() made it.
 void Operation::finish(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept {
+  if (coder_) return finish_coded(shard, slice, std::move(result));
   SliceState& state = slices_[index(shard, slice)];
   const std::uint64_t count = elements(shard, slice);
   const bool weighted = posted_.descriptor.op == ReduceOp::avg;
@@ -205,6 +226,29 @@ void Operation::finish(std::uint16_t shard, std::uint32_t slice, Buffer result) 
     }
   }
   finalize(shard, slice, xxh3_128({output, count * element_bytes_}, seed(shard, slice)));
+}
+
+/// The bytes that all are sent stay in `result` until the attempt ends: they cannot be made again
+/// of what they decode to.
+void Operation::finish_coded(std::uint16_t shard, std::uint32_t slice, Buffer result) noexcept {
+  SliceState& state = slices_[index(shard, slice)];
+  const Descriptor& what = posted_.descriptor;
+  const std::uint64_t count = elements(shard, slice);
+  std::byte* output = posted_.output + output_offset(shard, slice);
+  const bool in_output = accumulates_in_output(shard);
+  std::byte* accumulator = in_output ? output : state.accumulator.data();
+  if (what.op == ReduceOp::avg) {
+    const Kernels& wide = kernels(accumulator_of(what.dtype, what.op), what.op);
+    wide.lower(accumulator, accumulator, count, weight_sum(state));
+  }
+  coder_.encode_accumulated(result.data(), accumulator, count, first_element(shard, slice),
+                            code_seed(Phase::gather));
+  if (!in_output) save(shard, slice);
+  coder_.decode(output, result.data(), count);
+  finalize(shard, slice, xxh3_128({output, count * element_bytes_}, seed(shard, slice)));
+  state.accumulator = std::move(result);
+  state.hash =
+      xxh3_128({state.accumulator.data(), coder_.bytes(count)}, seed(shard, slice)).low;
 }
 
 void Operation::finalize(std::uint16_t shard, std::uint32_t slice, Digest digest) noexcept {

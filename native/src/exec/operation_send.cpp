@@ -17,30 +17,13 @@ std::uint32_t Operation::frame_bytes(const SendItem& item) const noexcept {
 Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame& frame) {
   const Transfer& transfer = plan_->plan.transfers[item.transfer];
   SliceState& slice = slices_[index(transfer.shard, item.slice)];
-  const std::uint64_t count = elements(transfer.shard, item.slice);
   frame.length = length(transfer, item.slice);
   frame.operation = this;
   frame.transfer = item.transfer;
   frame.slice = item.slice;
-  const bool verbatim = transfer.source == Source::input && transfer.phase == Phase::gather;
-  const bool weighted = posted_.descriptor.op == ReduceOp::avg;
   switch (transfer.source) {
     case Source::input:
-      if (verbatim) settle_own(transfer.shard, item.slice);
-      frame.payload = original(transfer.shard, item.slice);
-      // What comes back will overwrite it: saved now, it is read from memory once for both.
-      if (!plan_->plan.ordered && transfer.phase == Phase::reduce) {
-        save(transfer.shard, item.slice);
-      }
-      if (transfer.element == Element::accumulator &&
-          (weighted || accumulator_bytes_ != element_bytes_)) {
-        frame.buffer = environment_.buffers.take(frame.length);
-        if (!frame.buffer) return Status::exhausted;
-        kernels_.lift(frame.buffer.data(), frame.payload, count, posted_.weight);
-        frame.payload = frame.buffer.data();
-      } else {
-        ++slice.in_flight;
-      }
+      if (const Status status = build_input(item, frame); status != Status::ok) return status;
       break;
     case Source::accumulator:
       // The result is back from beyond the peer, so the peer has had this: an old HAVE asked.
@@ -52,7 +35,7 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
       break;
     case Source::output:
     case Source::none:
-      frame.payload = lands(transfer.shard)
+      frame.payload = lands(transfer.shard) && !coder_
                           ? posted_.output + output_offset(transfer.shard, item.slice)
                           : slice.accumulator.data();
       break;
@@ -78,6 +61,33 @@ Status Operation::build(const SendItem& item, std::uint32_t lane, OutgoingFrame&
   transfers_[item.transfer].lane[item.slice] = lane + 1;
   wire_bytes += header_bytes + frame.length;
   environment_.progress += frame.length;
+  return Status::ok;
+}
+
+/// What is read of the caller's input, in the form that it travels in.
+Status Operation::build_input(const SendItem& item, OutgoingFrame& frame) {
+  const Transfer& transfer = plan_->plan.transfers[item.transfer];
+  const std::uint64_t count = elements(transfer.shard, item.slice);
+  if (transfer.phase == Phase::gather) settle_own(transfer.shard, item.slice);  // as it stands
+  frame.payload = original(transfer.shard, item.slice);
+  // What comes back will overwrite it: saved now, it is read from memory once for both.
+  if (!plan_->plan.ordered && transfer.phase == Phase::reduce) save(transfer.shard, item.slice);
+  const bool lifted =
+      transfer.element == Element::accumulator &&
+      (posted_.descriptor.op == ReduceOp::avg || accumulator_bytes_ != element_bytes_);
+  if (!coder_ && !lifted) {
+    ++slices_[index(transfer.shard, item.slice)].in_flight;
+    return Status::ok;
+  }
+  frame.buffer = environment_.buffers.take(frame.length);
+  if (!frame.buffer) return Status::exhausted;
+  if (coder_) {
+    coder_.encode(frame.buffer.data(), frame.payload, count,
+                  first_element(transfer.shard, item.slice), code_seed(Phase::reduce));
+  } else {
+    kernels_.lift(frame.buffer.data(), frame.payload, count, posted_.weight);
+  }
+  frame.payload = frame.buffer.data();
   return Status::ok;
 }
 

@@ -118,6 +118,7 @@ std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
           ? static_cast<std::uint32_t>(size_of(accumulator_of(what.dtype, what.op)))
           : request.element_bytes;
   request.ordered = what.deterministic;
+  request.codec = what.codec;
   request.one_host = std::all_of(step.peers.begin(), step.peers.end(), [](const Link* link) {
     return link == nullptr || link->same_host;
   });
@@ -136,6 +137,8 @@ std::shared_ptr<const CompiledPlan> Executor::plan_for(const StepRecord& step,
       std::uint64_t{request.root} << 48 |
           std::uint64_t{static_cast<std::uint8_t>(request.collective)} << 40 |
           (request.one_host ? std::uint64_t{1} << 32 : 0u) |
+          std::uint64_t{static_cast<std::uint8_t>(request.codec.kind)} << 16 |
+          std::uint64_t{request.codec.block_log2} << 8 |
           std::uint64_t{static_cast<std::uint8_t>(request.algorithm)} << 1 |
           (request.ordered ? 1u : 0u)};
   std::string key(reinterpret_cast<const char*>(words), sizeof words);

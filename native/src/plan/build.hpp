@@ -23,6 +23,12 @@ inline std::uint32_t line_elements(std::uint32_t element_bytes) {
   return line_bytes / std::gcd(line_bytes, element_bytes);
 }
 
+/// Elements, at whose multiples shards and slices begin.
+inline std::uint32_t unit_elements(const PlanRequest& request) {
+  const std::uint32_t line = line_elements(request.element_bytes);
+  return request.codec ? std::lcm(line, static_cast<std::uint32_t>(request.codec.block())) : line;
+}
+
 /// The rank `distance` places after `rank` (distance <= size); rotating by it spreads the load, so
 /// that not everybody sends to rank 0 first.
 inline std::uint16_t after(std::uint16_t rank, std::uint32_t distance, std::uint16_t size) {

@@ -33,9 +33,10 @@ struct Piece {
   std::uint64_t count = 0;
 };
 
-/// Cuts into `size` shards at multiples of a line; their lines differ from the shares by rounding.
+/// Cuts into `size` shards at multiples of a line, or of a codec's block; their lines differ from
+/// the shares by rounding.
 std::vector<Piece> split(const PlanRequest& request, std::span<const double> shares) {
-  const std::uint64_t unit = line_elements(request.element_bytes);
+  const std::uint64_t unit = unit_elements(request);
   const std::uint64_t units = ceil_div(request.count, unit);
   const double total = usable_total(shares, request.size);
   std::vector<Piece> pieces(request.size);

@@ -104,6 +104,9 @@ bool exists(Collective collective, Algorithm algorithm) noexcept {
 }  // namespace
 
 Algorithm choose_algorithm(const PlanRequest& request) noexcept {
+  // Where everybody computes everything, each would have another part of it unquantised; and
+  // partial sums that travel would be rounded again at every rank.
+  if (request.codec) return Algorithm::direct;
   if (exists(request.collective, request.algorithm)) return request.algorithm;
   return request.collective == Collective::all_reduce ? choose_all_reduce(request)
                                                       : choose_other(request);
@@ -111,7 +114,11 @@ Algorithm choose_algorithm(const PlanRequest& request) noexcept {
 
 std::uint32_t choose_slice_count(const PlanRequest& request, Algorithm algorithm) noexcept {
   const std::uint32_t widest = std::max(request.element_bytes, request.accumulator_bytes);
-  const std::uint64_t most = std::max(slice_bytes_max / widest, 1U);
+  std::uint64_t most = std::max(slice_bytes_max / widest, 1U);
+  if (request.codec) {
+    const std::uint64_t block = request.codec.block();
+    most = std::min(most, coded_slice_bytes_max / coded_bytes(request.codec, block) * block);
+  }
   const std::uint64_t shard_count = longest_shard(request, algorithm);
   // A pipeline gains nothing when the whole operation is one message to each peer.
   const bool one_slice = !pipelined(request, algorithm) ||
@@ -120,9 +127,9 @@ std::uint32_t choose_slice_count(const PlanRequest& request, Algorithm algorithm
       std::min<std::uint64_t>(slice_bytes_min / request.element_bytes, most);
   const std::uint64_t wanted =
       one_slice ? most : std::clamp(shard_count / slices_per_shard, least, most);
-  const std::uint64_t line = plan::line_elements(request.element_bytes);
-  const std::uint64_t aligned = wanted / line * line;
-  return static_cast<std::uint32_t>(std::max<std::uint64_t>(aligned, std::min(line, most)));
+  const std::uint64_t unit = plan::unit_elements(request);
+  const std::uint64_t aligned = wanted / unit * unit;
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(aligned, std::min(unit, most)));
 }
 
 }  // namespace pccl

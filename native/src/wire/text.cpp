@@ -56,6 +56,16 @@ const char* name_of(Algorithm algorithm) noexcept {
   return "";
 }
 
+const char* name_of(CodecKind kind) noexcept {
+  switch (kind) {
+    case CodecKind::none: return "none";
+    case CodecKind::int8: return "int8";
+    case CodecKind::int4: return "int4";
+    case CodecKind::fp8: return "fp8";
+  }
+  return "?";
+}
+
 const char* name_of(Collective collective) noexcept {
   switch (collective) {
     case Collective::all_reduce: return "all_reduce";
@@ -99,6 +109,11 @@ std::string describe(const Descriptor& descriptor) {
   if (rooted(kind)) text.append(", root ").append(short_name(descriptor.root));
   text += name_of(descriptor.algorithm);
   if (descriptor.deterministic) text += ", deterministic";
+  if (const Codec& codec = descriptor.codec) {
+    text.append(", codec=").append(name_of(codec.kind));
+    text.append("/").append(std::to_string(codec.block()));
+    if (codec.stochastic) text += " stochastic";
+  }
   return text += ')';
 }
 

@@ -17,7 +17,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "wire integers are copied as they are");
 
 constexpr std::uint16_t magic = 0x6370;  // "pc"
-constexpr std::uint8_t version = 3;
+constexpr std::uint8_t version = 4;
 constexpr std::size_t checked_bytes = 60;  // the check covers what is in front of it
 
 template <class T>
@@ -76,6 +76,16 @@ Status get_content(const std::byte* p, Content& out) noexcept {
   out.dtype = static_cast<Dtype>(dtype);
   out.count = get<std::uint64_t>(p, 8);
   return out.count <= message_bytes_max / size_of(out.dtype) ? Status::ok : Status::protocol;
+}
+
+constexpr std::uint8_t stochastic_bit = 0x80;
+
+/// Reads a descriptor's codec; false: there is no such codec.
+bool get_codec(const std::byte* p, Codec& out) noexcept {
+  const auto how = get<std::uint8_t>(p, 7);
+  out = {static_cast<CodecKind>(get<std::uint8_t>(p, 2)),
+         static_cast<std::uint8_t>(how & ~stochastic_bit), (how & stochastic_bit) != 0};
+  return out.valid();
 }
 
 bool is_zero(const std::byte* begin, const std::byte* end) noexcept {
@@ -173,11 +183,13 @@ void encode(const Descriptor& descriptor, std::span<std::byte, descriptor_bytes>
   std::memset(p, 0, descriptor_bytes);
   put(p, 0, static_cast<std::uint8_t>(descriptor.dtype));
   put(p, 1, static_cast<std::uint8_t>(descriptor.op));
-  put(p, 2, descriptor.codec);
+  put(p, 2, static_cast<std::uint8_t>(descriptor.codec.kind));
   put(p, 3, static_cast<std::uint8_t>(descriptor.algorithm));
   put(p, 4, static_cast<std::uint8_t>(descriptor.deterministic ? 1 : 0));
   put(p, 5, static_cast<std::uint8_t>(descriptor.collective));
   put(p, 6, static_cast<std::uint8_t>(descriptor.uneven ? 1 : 0));
+  put(p, 7, static_cast<std::uint8_t>(descriptor.codec.block_log2 |
+                                      (descriptor.codec.stochastic ? stochastic_bit : 0U)));
   put(p, 8, descriptor.count);
   std::memcpy(p + 16, descriptor.root.bytes.data(), descriptor.root.bytes.size());
 }
@@ -190,12 +202,11 @@ Status decode(std::span<const std::byte, descriptor_bytes> bytes, Descriptor& ou
   const auto collective = get<std::uint8_t>(p, 5);
   if (dtype >= dtype_count || op >= reduce_op_count || algorithm >= algorithm_count ||
       collective >= collective_count || get<std::uint8_t>(p, 4) > 1 ||
-      get<std::uint8_t>(p, 6) > 1) {
+      get<std::uint8_t>(p, 6) > 1 || !get_codec(p, out.codec)) {
     return Status::protocol;
   }
   out.dtype = static_cast<Dtype>(dtype);
   out.op = static_cast<ReduceOp>(op);
-  out.codec = get<std::uint8_t>(p, 2);
   out.algorithm = static_cast<Algorithm>(algorithm);
   out.deterministic = get<std::uint8_t>(p, 4) != 0;
   out.collective = static_cast<Collective>(collective);

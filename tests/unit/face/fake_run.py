@@ -160,6 +160,8 @@ class FakeEngine:
         deterministic: bool,
         algorithm: int,
         last: bool = False,
+        codec: int = 0,
+        left_out: bool = False,
     ) -> None:
         self.check()
         source, target = (_memory(at, count, dtype) for at in (input_address, output_address))
