@@ -196,14 +196,14 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, 200 steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, 100 steps")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="inner steps of each peer")
+    parser.add_argument("--steps", type=int, default=200, help="inner steps of each peer")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("low-communication"))
     chosen = parser.parse_args()
     if chosen.quick:
-        chosen.seeds, chosen.steps = 1, 200
+        chosen.seeds, chosen.steps = 1, 100
     methods = [DDP, *(m for m in chosen.methods.split(",") if m != DDP)]
     assert set(methods) <= set(METHODS), methods
     rounds = max(map(inner_steps_per_reduction, methods))

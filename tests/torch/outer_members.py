@@ -167,6 +167,8 @@ def train(
     pause_s: float = 0.0,
     spoil_at: int = 0,
     leave_at: int = 0,
+    sleep_at: int = 0,
+    straggler: float | None = None,
     **options: Any,
 ) -> Trained:
     """Trains as one member until so many reductions are applied; comes back when evicted."""
@@ -178,10 +180,13 @@ def train(
     wait_for = start
     while True:
         try:
-            with pccl.connect(me.address, timeout_s=30, step_timeout_s=60) as comm:
+            with pccl.connect(
+                me.address, timeout_s=30, step_timeout_s=60, straggler=straggler
+            ) as comm:
                 me.introduce(bytes(comm.peer_id))
                 comm.wait_for(wait_for, timeout_s=60)
-                _train(me, comm, method, until, model, told, fate, pause_s, leave_at, options)
+                paces = pause_s, sleep_at, leave_at
+                _train(me, comm, method, until, model, told, fate, paces, options)
             return told
         except pccl.Evicted:
             wait_for = 1
@@ -195,14 +200,14 @@ def _train(
     model: torch.nn.Module,
     told: Trained,
     fate: Doom,
-    pause_s: float,
-    leave_at: int,
+    paces: tuple[float, int, int],
     options: dict[str, Any],
 ) -> None:
     def hold(_: object) -> bool:
         fate.pass_by("entry")
         return False
 
+    pause_s, sleep_at, leave_at = paces
     outer = make(method, comm, model, hold=hold, **options)
     told.entered.append(outer.outer_step)
 
@@ -218,7 +223,7 @@ def _train(
 
     while outer.outer_step < until:
         learn(me.number, outer.inner_step, model)
-        time.sleep(pause_s)
+        time.sleep(4.0 if sleep_at and outer.inner_step == sleep_at else pause_s)
         fate.pass_by("inner")
         if outer.outer_step == leave_at and leave_at and not comm.leaving:
             comm.leave()

@@ -154,3 +154,16 @@ def test_a_member_that_leaves_costs_no_reduction(method: str) -> None:
         who = check(found, members.numbers(), method)
     assert who[-1] == [0, 2]
     assert all(not one.failed and one.retries == 0 for one in found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_member_that_is_too_slow_is_left_behind_and_comes_in_by_itself(method: str) -> None:
+    with Members(train, method, 150) as members:
+        named: dict[str, Any] = {"start": 3, "pause_s": 0.03, "straggler": 1.0}
+        members.start(0, 2, **named)
+        members.start(1, sleep_at=10, **named)
+        found = results(members, 0, 1, 2)
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert len({len(one.history[-1][2]) for one in found}) == 1
+    sizes = [len(contributors) for _, _, contributors, _ in found[0].history]
+    assert min(sizes) == 2 and sizes[-1] == 3, sizes

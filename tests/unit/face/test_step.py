@@ -303,3 +303,48 @@ def test_a_step_is_named_once_in_what_it_ends_with_and_a_mismatch_says_what_to_d
     assert str(late) == "step 5: 'step' was not done after 8 s on peer 264434c8"
     differs = failure_of(SuspectCode.DESCRIPTOR, "tag 0: ...", 5)
     assert str(differs).startswith("step 5: tag 0: ...; make shape, dtype, op, tag and options")
+
+
+def test_a_step_that_commits_in_the_background_is_waited_for_by_its_work() -> None:
+    run = FakeRun()
+    (one, engine, _), (two, _, _) = sit(run, b"one"), sit(run, b"two")
+    sums = [np.ones(3), np.ones(3)]
+    with one.step() as first:
+        first.all_reduce(sums[0])
+        work = first.commit_async()
+    assert not work.done()  # the block has been left, and the other peer has not begun
+    with pytest.raises(pccl.UsageError):
+        _ = first.outcome
+    with two.step() as second:
+        second.all_reduce(sums[1])
+    assert work.wait(timeout_s=5).world_size == 2
+    assert first.outcome is work.outcome
+    assert (sums[0] == 2).all() and (sums[1] == 2).all()
+    assert engine.released == [0]
+
+
+def test_after_commit_async_a_step_takes_nothing_more_and_an_error_leaves_nobody_alone() -> None:
+    comm, engine, _ = sit(FakeRun(), b"one")
+    x = np.ones(3)
+    with pytest.raises(RuntimeError, match="after it"), comm.step() as step:
+        step.all_reduce(x)
+        work = step.commit_async()
+        for post in (lambda: step.all_reduce(np.ones(1)), step.commit_async):
+            with pytest.raises(pccl.UsageError):
+                post()  # type: ignore[no-untyped-call]
+        raise RuntimeError("after it")
+    assert not comm.closed and not engine.closed
+    assert work.wait(timeout_s=5).world_size == 1
+
+
+def test_a_background_step_that_fails_raises_from_its_work() -> None:
+    run = FakeRun()
+    comm, _, _ = sit(run, b"one")
+    run.before_commit = lambda number: run.decide(run.steps[number], STEP_FAILED, 0, "no")
+    with comm.step() as step:
+        step.all_reduce(np.ones(3))
+        work = step.commit_async()
+    with pytest.raises(pccl.StepFailed):
+        work.wait(timeout_s=5)
+    with pytest.raises(pccl.StepFailed):
+        _ = step.outcome
