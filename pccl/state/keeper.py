@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pccl.session import Session
     from pccl.ticket import Ticket
 
-GATE_S = 0.5  # then a founder looks whether the run has begun without it
+GATE_S = 1.0  # then a founder looks whether the run has begun without it
 
 
 class StateKeeper:

@@ -73,8 +73,8 @@ class SharedState:
             the same results.  With it, newcomers catch up by what was committed meanwhile.
         hashing: "xxh3-128" finds chance, at memory speed; "blake3" also malice.
         pace: the part of its time in which a donor sends while training goes on; 1 does not wait.
-        results_bytes_max: committed results that are kept for newcomers under way; None as many as
-            the state has bytes.
+        results_bytes_max: committed results that are kept for newcomers under way; None four times
+            as many as the state has bytes.
 
     Raises:
         UsageError: a value cannot be shared; names it.
@@ -110,7 +110,7 @@ class SharedState:
         self._followers = 0  # newcomers that want what is committed from now on
         self._results: OrderedDict[int, Results] = OrderedDict()
         self._results_bytes_max = (
-            self.layout.byte_count if results_bytes_max is None else results_bytes_max
+            4 * self.layout.byte_count if results_bytes_max is None else results_bytes_max
         )
         self.on_update: Callable[[], None] | None = None
 
@@ -184,6 +184,8 @@ class SharedState:
                 self._results.clear()
                 return None
         cells, _ = cells_of({f"{i:06}": result for i, result in enumerate(results)})
+        if sum(len(cell.memory) for cell in cells) > available_bytes() // 2:
+            return None  # newcomers fetch what differs instead
         return Results(Layout.of(c.entry for c in cells), [c.memory.copy() for c in cells])
 
     def root(self) -> bytes:

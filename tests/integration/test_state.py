@@ -138,6 +138,7 @@ def test_a_newcomer_comes_in_with_the_members_state_while_they_go_on(
         joined = facts[2][0]
         assert joined and joined[0]["contributors"] == 3
         assert joined[0]["revision"] > 3, "the members went on meanwhile"
+        assert (facts[2][1]["applied"] > len(joined)) == (replay == "yes")
         of_members = {fact["revision"]: fact["now"] for fact in facts[1][0]}
         assert all(of_members[fact["revision"]] == fact["now"] for fact in joined)
 
