@@ -67,7 +67,18 @@ def check_fold(reduction: Reduction, tensor: torch.Tensor) -> None:
 
 
 def scaled(tensor: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Returns the input of a PREMUL_SUM: a new tensor of the same dtype."""
+    """Returns the input of a PREMUL_SUM: a new tensor of the same dtype.
+
+    Raises:
+        Misused: integers by a fraction; each product would lose its own before the sum.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        factor = torch.as_tensor(reduction.factor)
+        if not torch.equal(factor, factor.trunc()):
+            raise Misused(
+                f"PREMUL_SUM of {tensor.dtype} by {reduction.factor}: whole numbers are multiplied "
+                "by whole numbers only"
+            )
     return torch.mul(tensor.detach(), reduction.factor).to(tensor.dtype)
 
 

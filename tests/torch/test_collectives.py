@@ -163,11 +163,13 @@ def average(me: Rank) -> list[float]:
     dist.all_reduce(tensor, dist.ReduceOp.AVG)
     scaled = torch.tensor([8.0 * (me.rank + 1)])
     dist.all_reduce(scaled, dist._make_nccl_premul_sum(0.25))
-    return [*tensor.tolist(), *scaled.tolist()]
+    counted = torch.tensor([me.rank + 1])
+    dist.all_reduce(counted, dist._make_nccl_premul_sum(2.0))
+    return [*tensor.tolist(), *scaled.tolist(), *counted.tolist()]
 
 
 def test_the_mean_divides_and_a_premultiplied_sum_multiplies_first() -> None:
-    assert run_ranks(average, 2) == [[0.5, 2.0, 6.0]] * 2
+    assert run_ranks(average, 2) == [[0.5, 2.0, 6.0, 6]] * 2
 
 
 def by_rank_and_place(me: Rank) -> list[str]:
@@ -297,6 +299,7 @@ def refused(me: Rank) -> list[str]:
         lambda: dist.all_reduce(torch.zeros(2).to(torch.float8_e5m2)),
         lambda: dist.all_reduce(torch.zeros(2), dist.ReduceOp.BAND),
         lambda: dist.all_gather_into_tensor(torch.zeros(3), torch.zeros(2)),
+        lambda: dist.all_reduce(torch.tensor([3]), dist._make_nccl_premul_sum(0.5)),
     )
     for call in calls:
         try:
@@ -309,8 +312,9 @@ def refused(me: Rank) -> list[str]:
 
 def test_what_cannot_be_done_is_refused_here_and_the_group_goes_on() -> None:
     for told in run_ranks(refused, 2):
-        assert len(told) == 6 and all(text.startswith("[pccl:MISUSED") for text in told), told
+        assert len(told) == 7 and all(text.startswith("[pccl:MISUSED") for text in told), told
         assert "share memory" in told[0] and "share memory" in told[1] and "overlaps" in told[2]
+        assert "by 0.5: whole numbers are multiplied by whole numbers" in told[6]
 
 
 # ---- coalescing and asynchronous calls
