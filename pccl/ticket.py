@@ -108,8 +108,8 @@ class Ticket:
             last,
         )
         if last:
+            self._deadline = Deadline(self.timeout_s)  # before others look at it, since sealed
             self.sealed = True
-            self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self.spans.add(source, target)
 
@@ -135,8 +135,8 @@ class Ticket:
             last,
         )
         if last:
+            self._deadline = Deadline(self.timeout_s)  # before others look at it, since sealed
             self.sealed = True
-            self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self.spans.add(placed.source, placed.target)
 
@@ -147,15 +147,15 @@ class Ticket:
 
     def seal(self) -> None:
         """Says that no operation follows; the step may now commit."""
-        self.sealed = True
         self._deadline = Deadline(self.timeout_s)
+        self.sealed = True
         self.session.engine.seal(self.begun.step)
 
     def give_up(self, reason: str) -> None:
         """Asks the members to fail the step; nothing more is posted here, and it is not sealed."""
         self._proposed = True
-        self.sealed = True
         self._deadline = Deadline(self.timeout_s)
+        self.sealed = True
         text = f"given up on peer {self.session.peer_id}: {reason}"[:TEXT_CHARACTERS_MAX]
         self.session.engine.propose_failure(self.begun.step, int(SuspectCode.DEADLINE), text)
 
