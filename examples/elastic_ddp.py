@@ -48,12 +48,8 @@ def make_model() -> nn.Module:
 
 def work(address: str, until: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "pccl",
-        init_method=f"pccl://{address}/text?min=2",
-        timeout=timedelta(seconds=120),
-        pg_options=pt.Options(elastic=True),
-    )
+    url, options = f"pccl://{address}/text?min=2", pt.Options(elastic=True)
+    dist.init_process_group("pccl", url, timeout=timedelta(seconds=120), pg_options=options)
     group = pt.elastic_group()
     model = pt.elastic_ddp(make_model())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -26,8 +26,7 @@ from torch.distributed.fsdp import fully_shard
 
 import pccl.pytorch as pt
 
-CONTEXT = 12  # bytes that the model sees
-BATCH = 128  # samples per process and step
+CONTEXT, BATCH = 12, 128  # bytes that the model sees; samples per process and step
 
 
 class Text(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -68,9 +67,8 @@ def main() -> None:
     batches = pt.Batches(Text(), BATCH)
     group = None
     if chosen.coordinator is not None:
-        options = pt.Options(
-            elastic=True, coordinator=chosen.coordinator, job="text", peer_group=rank
-        )
+        where = {"coordinator": chosen.coordinator, "job": "text", "peer_group": rank}
+        options = pt.Options(elastic=True, **where)
         group = dist.new_group(list(range(parts)), backend="pccl", pg_options=options)
         pt.elastic_fsdp(model, group, shards)
     state = pt.State(model=model, optimizer=optimizer, loader=batches)

@@ -118,8 +118,8 @@ class Ticket:
             left_out,
         )
         if last:
+            self._deadline = Deadline(self.timeout_s)  # before others look at it, since sealed
             self.sealed = True
-            self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self.spans.add(source, target)
 
@@ -148,8 +148,8 @@ class Ticket:
             last,
         )
         if last:
+            self._deadline = Deadline(self.timeout_s)  # before others look at it, since sealed
             self.sealed = True
-            self._deadline = Deadline(self.timeout_s)
         self._tags.add(tag)
         self.spans.add(placed.source, placed.target)
 
@@ -160,15 +160,15 @@ class Ticket:
 
     def seal(self) -> None:
         """Says that no operation follows; the step may now commit."""
-        self.sealed = True
         self._deadline = Deadline(self.timeout_s)
+        self.sealed = True
         if not self._doomed:
             self.session.engine.seal(self.begun.step)
 
     def give_up(self, reason: str) -> None:
         """Asks the members to fail the step; nothing more is posted here, and it is not sealed."""
-        self.sealed = True
         self._deadline = Deadline(self.timeout_s)
+        self.sealed = True
         self.doom(reason)
 
     def doom(self, reason: str) -> None:

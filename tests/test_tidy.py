@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 COLUMNS_MAX = 100
+EXAMPLE_LINES = 100  # an example is shorter: it is read as a whole
 TOPS = (
     "pccl transport collectives membership native model tests benchmarks examples tools docs .ci"
 ).split()
@@ -105,6 +106,16 @@ def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     lengths = {shown(path): len(path.read_text().splitlines()) for path in files(".py", *CPP)}
     long = [f"{name}: {lines} lines" for name, lines in lengths.items() if lines > FILE_LINES_MAX]
     assert not long, listed(long)
+
+
+def test_an_example_is_read_at_one_glance() -> None:
+    lengths = {
+        path.name: len(path.read_text().splitlines())
+        for path in files(".py")
+        if path.parent == ROOT / "examples"
+    }
+    assert {"ddp.py", "elastic_ddp.py", "fsdp2.py"} <= lengths.keys()
+    assert all(lines < EXAMPLE_LINES for lines in lengths.values()), lengths
 
 
 def test_no_line_is_wider_than_the_page() -> None:

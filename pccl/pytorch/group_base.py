@@ -16,6 +16,7 @@ from pccl.collectives.placed import Request
 from pccl.pytorch.errors import Misused
 from pccl.pytorch.issue import PlacedPosting, Posting
 from pccl.pytorch.layout import Finish, refuse_shared
+from pccl.pytorch.meaning import Meaning
 from pccl.pytorch.ordering import Copies
 from pccl.pytorch.run import Run
 from pccl.pytorch.work import PcclWork
@@ -83,8 +84,10 @@ class GroupBase:
     def _deterministic(self) -> bool:
         return self.run.options.deterministic
 
-    def _placed(self, op: str, make: Callable[[], Request]) -> Posting:
-        return self._place(op, self._request(op, make))
+    def _placed(
+        self, op: str, make: Callable[[], Request], meaning: Meaning | None = None
+    ) -> Posting:
+        return self._place(op, self._request(op, make), meaning)
 
     def _request(self, op: str, make: Callable[[], Request]) -> Request:
         try:
@@ -93,9 +96,9 @@ class GroupBase:
             raise self.run.translate(error, op) from error
         return request
 
-    def _place(self, op: str, request: Request) -> Posting:
+    def _place(self, op: str, request: Request, meaning: Meaning | None) -> Posting:
         try:
-            return PlacedPosting(request, self.run.seat)
+            return PlacedPosting(request, self.run.seat, meaning)
         except PcclError as error:
             raise self.run.translate(error, op) from error
 

@@ -63,7 +63,8 @@ class GroupCollectives(GroupBase):
             rows = torch.empty((self.run.place.size, *tensor.shape), dtype=tensor.dtype)
             fold = reduction.fold
             finishes.insert(0, lambda: _store(target, fold_rows(rows, fold)))
-            return self._placed(op, lambda: requests.all_gather(target, rows, None))
+            gathering = partial(requests.all_gather, target, rows, None)
+            return self._placed(op, gathering, (reduction.kind, tensor.shape))
         source = target if reduction.factor is None else scaled(target, reduction)
         try:
             checked = check_all_reduce(
@@ -76,7 +77,7 @@ class GroupCollectives(GroupBase):
             )
         except PcclError as error:
             raise self.run.translate(error, op) from error
-        return AllReducePosting(checked)
+        return AllReducePosting(checked, (reduction.kind, tensor.shape))
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> PcclWork:
         reduction = reduction_of(opts)
@@ -92,6 +93,7 @@ class GroupCollectives(GroupBase):
         posting = self._placed(
             "reduce",
             lambda: requests.reduce(source, root, reduction.op, 1.0, out, self._deterministic),
+            (reduction.kind, tensor.shape),
         )
         return self._launch("reduce", [posting], [tensor], finishes, opts)
 
@@ -145,6 +147,7 @@ class GroupCollectives(GroupBase):
             lambda: requests.reduce_scatter(
                 source, reduction.op, 1.0, target, self._deterministic, counts
             ),
+            (reduction.kind, None) if reduction.kind else None,
         )
 
     # ---- copies
@@ -158,7 +161,7 @@ class GroupCollectives(GroupBase):
             at_root = root == self.run.place.rank
             memory = source_of(tensor) if at_root else target_of(tensor, finishes, read=True)
             make = partial(requests.broadcast, memory, root)
-            postings.append(self._placed("broadcast", make))
+            postings.append(self._placed("broadcast", make, ("", tensor.shape)))
         return self._launch("broadcast", postings, listed, finishes, opts)
 
     def allgather(

@@ -19,6 +19,7 @@ from pccl.base.errors import UsageError
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.placed import Placed, Request, Seat
 from pccl.pytorch.errors import StaleView
+from pccl.pytorch.meaning import Meaning, tag_of
 from pccl.pytorch.ordering import await_users
 from pccl.session import Session
 from pccl.standalone import end_empty
@@ -36,17 +37,20 @@ class Posting(Protocol):
     def target(self) -> Buffer: ...
     @property
     def seat(self) -> Seat | None: ...  # where it was placed, if its meaning depends on that
+    @property
+    def meaning(self) -> Meaning | None: ...  # what the engine does not compare of it
     def post(self, ticket: Ticket, tag: int, last: bool) -> None: ...
 
 
 class AllReducePosting:
     """An all-reduce, which the engine takes by a door of its own."""
 
-    __slots__ = ("_checked", "source", "target")
+    __slots__ = ("_checked", "meaning", "source", "target")
     seat = None
 
-    def __init__(self, checked: CheckedAllReduce) -> None:
+    def __init__(self, checked: CheckedAllReduce, meaning: Meaning) -> None:
         self._checked = checked
+        self.meaning = meaning
         self.source = checked.source
         self.target = checked.target
 
@@ -57,10 +61,11 @@ class AllReducePosting:
 class PlacedPosting:
     """Any other operation, placed in the group's fixed world."""
 
-    __slots__ = ("_placed", "seat", "source", "target")
+    __slots__ = ("_placed", "meaning", "seat", "source", "target")
 
-    def __init__(self, request: Request, seat: Seat) -> None:
+    def __init__(self, request: Request, seat: Seat, meaning: Meaning | None = None) -> None:
         self._placed: Placed = request.place(seat)
+        self.meaning = meaning
         self.seat = seat
         self.source = self._placed.source
         self.target = self._placed.target
@@ -87,6 +92,7 @@ class Issuer:
         session = self._session
         if len(postings) > 1:
             _require_apart(postings)
+        first_tag = tag_of([posting.meaning for posting in postings])
         with self._lock:
             for posting in postings:
                 await_users(session, posting.source, posting.target, timeout_s)
@@ -101,8 +107,8 @@ class Issuer:
                     epoch=ticket.begun.epoch,
                 )
             try:
-                for tag, posting in enumerate(postings):
-                    posting.post(ticket, tag, tag == last)
+                for number, posting in enumerate(postings):
+                    posting.post(ticket, number or first_tag, number == last)
             except BaseException as error:
                 session.leave_after(error)  # begun, but never to be completed by this rank
                 raise

@@ -28,6 +28,7 @@ class Reduction:
     op: str
     fold: Fold | None = None
     factor: Any = None  # what the input is multiplied by before
+    kind: str = ""  # what `op` does not say of it
 
 
 _PLAIN: Final[dict[Any, Reduction]] = {
@@ -36,9 +37,9 @@ _PLAIN: Final[dict[Any, Reduction]] = {
     ReduceOp.PRODUCT: Reduction("prod"),
     ReduceOp.MIN: Reduction("min"),
     ReduceOp.MAX: Reduction("max"),
-    ReduceOp.BAND: Reduction("", torch.bitwise_and),
-    ReduceOp.BOR: Reduction("", torch.bitwise_or),
-    ReduceOp.BXOR: Reduction("", torch.bitwise_xor),
+    ReduceOp.BAND: Reduction("", torch.bitwise_and, kind="band"),
+    ReduceOp.BOR: Reduction("", torch.bitwise_or, kind="bor"),
+    ReduceOp.BXOR: Reduction("", torch.bitwise_xor, kind="bxor"),
 }
 
 
@@ -54,7 +55,8 @@ def reduction_of(asked: Any) -> Reduction:
     if found is not None:
         return found
     if op == ReduceOp.PREMUL_SUM:
-        return Reduction("sum", factor=op.__getstate__()[1])  # older versions have no `factor`
+        factor = op.__getstate__()[1]  # older versions have no attribute of that name
+        return Reduction("sum", factor=factor, kind="premul_sum")
     raise Misused(f"the pccl backend has no reduction {op}")
 
 
@@ -65,7 +67,18 @@ def check_fold(reduction: Reduction, tensor: torch.Tensor) -> None:
 
 
 def scaled(tensor: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Returns the input of a PREMUL_SUM: a new tensor of the same dtype."""
+    """Returns the input of a PREMUL_SUM: a new tensor of the same dtype.
+
+    Raises:
+        Misused: integers by a fraction; each product would lose its own before the sum.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        factor = torch.as_tensor(reduction.factor)
+        if not torch.equal(factor, factor.trunc()):
+            raise Misused(
+                f"PREMUL_SUM of {tensor.dtype} by {reduction.factor}: whole numbers are multiplied "
+                "by whole numbers only"
+            )
     return torch.mul(tensor.detach(), reduction.factor).to(tensor.dtype)
 
 

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from pccl.base.ids import short_id
+from pccl.pytorch.meaning import as_called
 
 GROUP_OVER: Final = "the group is over: destroy it and make a new one"
 CALL_ALIKE: Final = (
     "all ranks must call the same collectives in the same order, with the same shapes and dtypes"
 )
-_PEER: Final = re.compile(r"\bpeer ([0-9a-f]{8})(?:\.\d+)?((?:, [0-9a-f]{8}\b)*)(?![0-9a-f])")
+_PEER: Final = re.compile(
+    r"\b(peer|root) ([0-9a-f]{8})(?:\.\d+)?((?:, [0-9a-f]{8}\b)*)(?![0-9a-f])"
+)
 AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
 _WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
     "; steps run again when enough have come in",
@@ -36,10 +39,11 @@ def name_ranks(text: str, members: Sequence[bytes]) -> str:
     ranks = {short: rank for rank, short in enumerate(shorts) if shorts.count(short) == 1}
 
     def named(found: re.Match[str]) -> str:
-        ids = [found[1], *found[2].split(", ")[1:]]
+        ids = [found[2], *found[3].split(", ")[1:]]
         if not all(one in ranks for one in ids):
             return found[0]
-        return f"rank {', '.join(str(ranks[one]) for one in ids)}"
+        word = "rank" if found[1] == "peer" else "root"
+        return f"{word} {', '.join(str(ranks[one]) for one in ids)}"
 
     return _PEER.sub(named, text)
 
@@ -48,4 +52,4 @@ def in_torchs_terms(text: str, members: Sequence[bytes]) -> str:
     """Returns what an error of the library says to a program that uses torch."""
     for advice in _WRONG:
         text = text.replace(advice, "")
-    return name_ranks(text.replace(AGREE, CALL_ALIKE), members)
+    return as_called(name_ranks(text.replace(AGREE, CALL_ALIKE), members))

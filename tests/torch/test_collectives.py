@@ -163,11 +163,47 @@ def average(me: Rank) -> list[float]:
     dist.all_reduce(tensor, dist.ReduceOp.AVG)
     scaled = torch.tensor([8.0 * (me.rank + 1)])
     dist.all_reduce(scaled, dist._make_nccl_premul_sum(0.25))
-    return [*tensor.tolist(), *scaled.tolist()]
+    counted = torch.tensor([me.rank + 1])
+    dist.all_reduce(counted, dist._make_nccl_premul_sum(2.0))
+    return [*tensor.tolist(), *scaled.tolist(), *counted.tolist()]
 
 
 def test_the_mean_divides_and_a_premultiplied_sum_multiplies_first() -> None:
-    assert run_ranks(average, 2) == [[0.5, 2.0, 6.0]] * 2
+    assert run_ranks(average, 2) == [[0.5, 2.0, 6.0, 6]] * 2
+
+
+def by_rank_and_place(me: Rank) -> list[str]:
+    """Means, and sums of halves, where every rank and place has another input."""
+    wrong = []
+    count = 3
+    places = torch.arange(1.0, count * me.world + 1, dtype=torch.float64)
+    inputs = [2 * me.world * (places + 5 * rank) for rank in range(me.world)]  # 256 at most in all
+    total = torch.stack(inputs).sum(0)
+    own = slice(count * me.rank, count * (me.rank + 1))
+    kinds = [(dist.ReduceOp.AVG, 1 / me.world), (dist._make_nccl_premul_sum(0.5), 0.5)]
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for number, (op, factor) in enumerate(kinds):
+            wanted = (total * factor).round().to(dtype)
+            mine = inputs[me.rank].to(dtype)
+            everywhere, at_root = mine.clone(), mine.clone()
+            dist.all_reduce(everywhere, op)
+            dist.reduce(at_root, 1, op)
+            part, listed = torch.empty(count, dtype=dtype), torch.empty(count, dtype=dtype)
+            dist.reduce_scatter_tensor(part, mine, op)
+            dist.reduce_scatter(listed, list(mine.clone().split(count)), op)
+            found = {
+                "all_reduce": torch.equal(everywhere, wanted),
+                "reduce": torch.equal(at_root, wanted if me.rank == 1 else mine),
+                "reduce_scatter_tensor": torch.equal(part, wanted[own]),
+                "reduce_scatter": torch.equal(listed, wanted[own]),
+            }
+            wrong += [f"{name} {number} {dtype}" for name, good in found.items() if not good]
+    return wrong
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_means_and_premultiplied_sums_are_exact_in_every_place(world: int) -> None:
+    assert run_ranks(by_rank_and_place, world) == [[]] * world
 
 
 def bitwise(me: Rank) -> list[list[int]]:
@@ -263,6 +299,7 @@ def refused(me: Rank) -> list[str]:
         lambda: dist.all_reduce(torch.zeros(2).to(torch.float8_e5m2)),
         lambda: dist.all_reduce(torch.zeros(2), dist.ReduceOp.BAND),
         lambda: dist.all_gather_into_tensor(torch.zeros(3), torch.zeros(2)),
+        lambda: dist.all_reduce(torch.tensor([3]), dist._make_nccl_premul_sum(0.5)),
     )
     for call in calls:
         try:
@@ -275,8 +312,9 @@ def refused(me: Rank) -> list[str]:
 
 def test_what_cannot_be_done_is_refused_here_and_the_group_goes_on() -> None:
     for told in run_ranks(refused, 2):
-        assert len(told) == 6 and all(text.startswith("[pccl:MISUSED") for text in told), told
+        assert len(told) == 7 and all(text.startswith("[pccl:MISUSED") for text in told), told
         assert "share memory" in told[0] and "share memory" in told[1] and "overlaps" in told[2]
+        assert "by 0.5: whole numbers are multiplied by whole numbers" in told[6]
 
 
 # ---- coalescing and asynchronous calls

@@ -65,7 +65,9 @@ class Branching(torch.nn.Module):
 
 
 def strike(doom: str, here: str) -> None:
-    """Kills this process if this is where it is to die."""
+    """Kills this process if this is where it is to die; or it stays until it is killed."""
+    if doom == f"held in {here}":
+        time.sleep(TIMEOUT_S)
     if doom == here:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -83,6 +85,7 @@ def train(
     leave_at: int = -1,
     sleep_at: int = -1,
     spoil_at: int = -1,
+    tell_at: int = -1,
     micro: bool = False,
     branching: bool = False,
     **options: Any,
@@ -113,6 +116,8 @@ def train(
             with model.no_sync():
                 backward(model, exact.batch(me.number, step))
         backward(model, exact.batch(me.number, step))
+        if step == tell_at:
+            me.say("posted")
         if step == doomed_at and doom == "commit":
             threading.Thread(target=strike, args=(doom, "commit")).start()
         if group.commit(ok=step != refuse_at):
@@ -186,6 +191,21 @@ def test_a_member_is_killed_and_the_others_train_on(victim: int, where: str) -> 
         committed = check(found, members.numbers(), STEPS, make_model)
         assert members.exit_code(victim) == -signal.SIGKILL
     assert [sorted(committed[step]) for step in (1, STEPS)] == [[0, 1, 2, 3], rest]
+
+
+def test_the_reductions_of_a_step_in_which_a_member_dies_are_run_again_by_the_others() -> None:
+    with Members(train) as members:
+        members.start(0, 2, 3, start=4, tell_at=5)
+        members.start(1, start=4, doom="held in backward", doomed_at=5)
+        for number in (0, 2, 3):
+            while members.hear(number) != "posted":
+                pass
+        members.signal(1)
+        found = [members.result(number) for number in (0, 2, 3)]
+        committed = check(found, members.numbers(), STEPS, make_model)
+    assert [sorted(committed[step]) for step in (5, 6)] == [[0, 1, 2, 3], [0, 2, 3]]
+    assert all(not one.rolled_back for one in found)
+    assert all(dict((s, n) for s, _, n in one.history)[6] >= 1 for one in found)
 
 
 def test_a_stopped_member_is_given_up_and_comes_in_again() -> None:

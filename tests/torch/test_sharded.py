@@ -50,6 +50,39 @@ def test_hsdp_on_four_ranks_trains_as_one_process() -> None:
     assert run_ranks(fsdp2, 4, "hsdp") == [True] * 4
 
 
+def fsdp2_in_float32(me: Rank, factor: float | None) -> list[bool]:
+    """torch averages 32-bit gradients by ReduceOp.AVG, or divides by a factor by PREMUL_SUM."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = exact.make_model().float()
+    fully_shard(model)
+    if factor is not None:
+        model.set_gradient_divide_factor(factor)
+    exact.backward(model, exact.batch(me.rank, 0).float())
+    alone = summed_alone(me.world)
+    for parameter in alone.parameters():
+        assert parameter.grad is not None
+        parameter.grad /= factor or me.world
+    gradients: list[Any] = [parameter.grad for parameter in model.parameters()]
+    wanted: list[Any] = [parameter.grad for parameter in alone.parameters()]
+    norm: Any = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    total = torch.nn.utils.get_total_norm(wanted)
+    return [exact.same(full(gradients), wanted), torch.allclose(norm.full_tensor(), total)]
+
+
+def summed_alone(world: int) -> nn.Module:
+    """What one process has that takes the batches of all ranks."""
+    model = exact.make_model().float()
+    for rank in range(world):
+        exact.backward(model, exact.batch(rank, 0).float())
+    return model
+
+
+@pytest.mark.parametrize("factor", [None, 8.0])
+def test_fsdp2_divides_float32_gradients_as_one_process_does(factor: float | None) -> None:
+    assert run_ranks(fsdp2_in_float32, 2, factor) == [[True, True]] * 2
+
+
 def fsdp2_clipped(me: Rank) -> list[float]:
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
@@ -74,7 +107,15 @@ def fsdp2_clipped(me: Rank) -> list[float]:
 
 def test_fsdp2_clips_and_loads_a_state_that_only_rank_0_has() -> None:
     first, second = run_ranks(fsdp2_clipped, 2)
-    assert first == second and first[0] > 0 and first[1] == 0.0
+    alone = exact.make_model().to(torch.bfloat16)  # small whole numbers: as exact as the shards
+    gradients: list[torch.Tensor] = []
+    for rank in range(2):
+        exact.backward(alone, exact.batch(rank, 0, 1).to(torch.bfloat16))
+    for parameter in alone.parameters():
+        assert parameter.grad is not None
+        gradients.append(parameter.grad.float() / 2)
+    wanted = torch.nn.utils.get_total_norm(gradients).item()
+    assert first == second and first == [pytest.approx(wanted), 0.0] and wanted > 0
 
 
 def fsdp1(me: Rank, strategy: str) -> bool:

@@ -16,6 +16,7 @@ A, B = bytes.fromhex("0a1b2c3d" + "00" * 12), bytes.fromhex("ffeeddcc" + "00" * 
         ("not done after 1 s on peer ffeeddcc", "not done after 1 s on rank 1"),
         ("peer 0a1b2c3d.2 is silent", "rank 0 is silent"),
         ("and peer ffeeddcc, 0a1b2c3d is gone", "and rank 1, 0 is gone"),
+        ("broadcast(f32[4], root ffeeddcc)", "broadcast(f32[4], root 1)"),
         ("peer 12345678 came", "peer 12345678 came"),
         ("peer 0a1b2c3d5 is longer", "peer 0a1b2c3d5 is longer"),
     ],
