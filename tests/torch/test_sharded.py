@@ -57,7 +57,8 @@ def fsdp2_in_float32(me: Rank, factor: float | None) -> list[bool]:
     model = exact.make_model().float()
     fully_shard(model)
     if factor is not None:
-        model.set_gradient_divide_factor(factor)
+        sharded: Any = model
+        sharded.set_gradient_divide_factor(factor)
     exact.backward(model, exact.batch(me.rank, 0).float())
     alone = summed_alone(me.world)
     for parameter in alone.parameters():
