@@ -138,7 +138,9 @@ def trains(address: str, index: int, count: int) -> None:
     pace = float(os.environ.get("PCCL_TEST_PACE", "1"))
     steps = int(os.environ.get("PCCL_TEST_STEPS", str(STEPS)))
     kind = Odd if os.environ.get("PCCL_TEST_ODD") == str(index) else pccl.SharedState
-    state = kind(fresh(index, size), apply=add if replays else None, pace=pace)
+    kept = 1 << 30  # however many revisions pass while a newcomer dawdles
+    act = add if replays else None
+    state = kind(fresh(index, size), apply=act, pace=pace, results_bytes_max=kept)
     founders = count if count > 1 else None
     disks = os.environ.get("PCCL_TEST_DISKS")
     checkpoints = None
