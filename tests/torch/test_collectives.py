@@ -12,7 +12,19 @@ import torch.distributed as dist
 from tests.torch.ranks import Rank, run_ranks
 
 DTYPES = {
-    "moved": [torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2],
+    "moved": [
+        torch.bool,
+        torch.complex64,
+        torch.complex128,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2fnuz,
+        torch.float8_e8m0fnu,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    ],
     "counted": [
         torch.float64,
         torch.float32,
@@ -300,6 +312,10 @@ def refused(me: Rank) -> list[str]:
         lambda: dist.all_reduce(torch.zeros(2), dist.ReduceOp.BAND),
         lambda: dist.all_gather_into_tensor(torch.zeros(3), torch.zeros(2)),
         lambda: dist.all_reduce(torch.tensor([3]), dist._make_nccl_premul_sum(0.5)),
+        lambda: dist.all_reduce(torch.tensor([True]), dist.ReduceOp.AVG),
+        lambda: dist.reduce(torch.tensor([3]), 0, dist.ReduceOp.BOR),
+        lambda: dist.reduce_scatter_tensor(torch.ones(1), torch.ones(2), dist.ReduceOp.BAND),
+        lambda: dist.broadcast(torch.empty(2, dtype=torch.float4_e2m1fn_x2), 0),
     )
     for call in calls:
         try:
@@ -312,7 +328,7 @@ def refused(me: Rank) -> list[str]:
 
 def test_what_cannot_be_done_is_refused_here_and_the_group_goes_on() -> None:
     for told in run_ranks(refused, 2):
-        assert len(told) == 7 and all(text.startswith("[pccl:MISUSED") for text in told), told
+        assert len(told) == 11 and all(text.startswith("[pccl:MISUSED") for text in told), told
         assert "share memory" in told[0] and "share memory" in told[1] and "overlaps" in told[2]
         assert "by 0.5: whole numbers are multiplied by whole numbers" in told[6]
 

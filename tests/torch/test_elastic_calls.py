@@ -276,6 +276,21 @@ def test_a_batch_that_one_member_gives_up_is_skipped_by_all() -> None:
     assert [(position, step) for _, position, step in found] == [(28, 6)] * 2
 
 
+def skip_by_function(me: Member, until: int) -> list[int]:
+    group = enter(me, 1, 2)
+    seen: list[int] = []
+    for step in steps(State(model=make_model(), loader=lambda step, rank, size: step), until):
+        seen.append(step)
+        group.commit(ok=me.number == 1 or len(seen) != 2)
+    return seen
+
+
+def test_a_function_is_asked_for_the_same_step_again_when_one_member_gives_it_up() -> None:
+    with Members(skip_by_function, 4) as members:
+        members.start(0, 1)
+        assert [members.result(number) for number in range(2)] == [[0, 1, 1, 2, 3]] * 2
+
+
 def broken_data(me: Member) -> str:
     group = enter(me, 1, 2)
     state = State(model=make_model(), loader=Broken(me.number))

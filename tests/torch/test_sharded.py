@@ -54,7 +54,7 @@ def fsdp2_in_float32(me: Rank, factor: float | None) -> list[bool]:
     """torch averages 32-bit gradients by ReduceOp.AVG, or divides by a factor by PREMUL_SUM."""
     from torch.distributed.fsdp import fully_shard
 
-    model = exact.make_model().float()
+    model: Any = exact.make_model().float()
     fully_shard(model)
     if factor is not None:
         sharded: Any = model

@@ -241,8 +241,8 @@ class ElasticGroup(ProcessGroupPccl):
 
         Args:
             ok: False gives the step up, on all members, at whatever point: for example before
-                backward, since a loss is not finite.  Its batch would give the same again, so
-                `steps` goes on with the next one.
+                backward, since a loss is not finite.  Its batch would give the same again: `steps`
+                goes on with the next of a loader with `advance`; a function gets the same step.
 
         Raises:
             Mismatch: members called different collectives, or posted different reductions, twice;

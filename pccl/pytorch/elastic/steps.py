@@ -35,8 +35,10 @@ def steps(
     Args:
         state: its `loader` says where batches come from: one that has `batch(rank, size)` and
             `advance(size)`, as `Batches`; or a function of (step, rank, size).  Without one the
-            number of the step is yielded.  Rank and size are the group's; where replicas have
-            several processes these get the same ones, and divide the batch among themselves.
+            number of the step is yielded.  The step is that of the committed state, so after
+            `commit(ok=False)` such a function is asked for the same batch once more.  Rank and
+            size are the group's; where replicas have several processes these get the same ones,
+            and divide the batch among themselves.
         until: committed steps in all, also those before this process came.
         group: None takes the default group.
         weight: of this member's gradients in a step's averages, or a function of the batch.
