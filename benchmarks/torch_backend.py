@@ -4,7 +4,8 @@
 
 Each contender's ranks are started once per world size and stay; they take turns, so that a
 machine's good and bad seconds fall on all alike, and between its turns a contender sleeps in a
-read.  A figure is the median over all iterations of all turns of the slowest rank's time.
+read.  A figure is the median over all iterations of all turns of the slowest rank's time; the ratio
+of the means is printed beside, since what is slow now and then is slow, too.
 
 The DDP case has 100 MB of gradients in 25 MiB buckets.  Its model reads one row of each parameter,
 whose gradient is as large as the parameter all the same, and the optimizer is left out, so at most
@@ -213,7 +214,8 @@ def measure(world: int, turns: int, cases: list[Case]) -> list[dict[str, Any]]:
                     for contender in contenders:
                         times[contender.backend] += contender.turn(case.name, case.iterations)
                 medians = {name: statistics.median(found) for name, found in times.items()}
-                rows.append({"case": case.name, "world": world, **medians})
+                means = {f"{name} mean": statistics.mean(found) for name, found in times.items()}
+                rows.append({"case": case.name, "world": world, **medians, **means})
         finally:
             for contender in contenders:
                 contender.end()
@@ -229,7 +231,8 @@ def told(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
         return head + f"without communication: {row['gloo'] / whole:.0%} of gloo's step"
     ratio = row["pccl"] / row["gloo"]
     verdict = "ok" if ratio <= BARS[row["case"]] else f"above {BARS[row['case']]:g}"
-    return head + f"ratio {ratio:.2f} ({verdict})"
+    mean = row["pccl mean"] / row["gloo mean"]
+    return head + f"ratio {ratio:.2f} ({verdict}); of means {mean:.2f}"
 
 
 def main() -> int:
