@@ -30,11 +30,13 @@ RUNS = 10_400_000
 SHARES = {
     "lane": 0.03,
     "outcome": 0.03,
-    "control_frames": 0.78,
+    "codec": 0.05,
+    "control_frames": 0.73,
     "framed_socket": 0.06,
     "handshake": 0.10,
 }
 BYTES_MAX = {
+    "codec": 600,
     "control_frames": 600,
     "framed_socket": 300,
     "handshake": 400,
