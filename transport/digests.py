@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pccl.transport.engine import load_native
+from pccl.transport.native_core import load_native
 
 XXH3_BYTES = 16
 

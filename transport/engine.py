@@ -41,7 +41,7 @@ from pccl.transport.engine_api import (
 )
 from pccl.transport.engine_events import EngineEvent, StreamOpened, parse_event
 from pccl.transport.engine_letters import LetterCalls
-from pccl.transport.native_core import load_native as load_native
+from pccl.transport.native_core import load_native
 
 
 class _Gone:

@@ -31,7 +31,7 @@ from pccl.base.errors import (
 )
 from pccl.collectives.buffers import describe
 from pccl.collectives.dtypes import Dtype
-from pccl.collectives.nonfinite import NonFinite, parse_policy
+from pccl.collectives.nonfinite import NonFinite, count_not_finite, parse_policy
 from pccl.communicator import Communicator
 from pccl.outcome import Outcome, Peer
 from pccl.sparse.blocks import Floats
@@ -219,17 +219,18 @@ def _contribution(
 ) -> _Contribution:
     if not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f"weight must be finite and not negative, not {weight!r}")
-    flats, shapes = [], []
+    flats, shapes, found = [], [], 0
     for number, tensor in enumerate(tensors):
         buffer = describe(tensor, name=f"tensor {number}")
         if buffer.dtype is not Dtype.F32:
             raise UsageError(f"tensor {number} is {buffer.dtype.label}; sparse exchange takes f32")
         flats.append(_as_array(tensor))
+        found += count_not_finite(buffer, policy)
         shapes.append(buffer.shape)
     if not flats:
         raise UsageError("no tensors are given")
     code = SparseCode(shapes, top_k, value_bits)
-    left_out = policy is not NonFinite.ALLOW and not all(np.isfinite(f).all() for f in flats)
+    left_out = found > 0 and policy is not NonFinite.ALLOW
     if left_out:  # zeros: what is not finite would spoil a table of levels, too
         flats = [np.zeros(flat.size, np.float32) for flat in flats]
     data = code.encode(flats)
