@@ -60,16 +60,16 @@ const CodecKernels& of(const KernelTable& table, const Codec& codec) {
 
 Bytes coded(const KernelTable& table, const Codec& codec, const std::vector<float>& in,
             std::uint64_t seed = 0, std::uint64_t first_block = 0) {
-  Bytes out(coded_bytes(codec, in.size()) + 8, 0xaa);
+  const std::size_t size = coded_bytes(codec, in.size());
+  Bytes out(size + 8, 0xaa);
   if (codec.stochastic) {
     of(table, codec).encode_stochastic(out.data(), in.data(), in.size(), codec.block(), seed,
                                        first_block);
   } else {
     of(table, codec).encode(out.data(), in.data(), in.size(), codec.block());
   }
-  for (std::size_t i = out.size() - 8; i < out.size(); ++i) CHECK(out[i] == 0xaa);
-  out.resize(out.size() - 8);
-  return out;
+  for (std::size_t i = size; i < out.size(); ++i) CHECK(out[i] == 0xaa);
+  return Bytes(out.data(), out.data() + size);
 }
 
 std::vector<float> decoded(const KernelTable& table, const Codec& codec, const Bytes& in,

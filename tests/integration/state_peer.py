@@ -153,8 +153,8 @@ def trains(address: str, index: int, count: int) -> None:
         tell(peer=str(comm.peer_id))
         if founders is not None:
             comm.wait_for(founders)
-        else:
-            dawdle(comm)
+        elif index == 78:
+            dawdle(comm, state)
         train(comm, state, steps, pause_s=0.05)
         if checkpoints is not None:
             checkpoints.wait()
@@ -167,13 +167,19 @@ def newcomer(address: str, index: int, count: int) -> None:
     trains(address, 77, 1)
 
 
-def dawdle(comm: pccl.Communicator) -> None:
-    """Lets the members go on by some revisions between this newcomer's fetch and its entry."""
+def dawdler(address: str, index: int, count: int) -> None:
+    trains(address, 78, 1)
+
+
+def dawdle(comm: pccl.Communicator, state: pccl.SharedState) -> None:
+    """Between its fetch and its entry this newcomer tells what it holds, and waits to be told to go
+    on, so that the members can pass it."""
     session = comm.session
     pass_gate = session._pass_gate
 
     def late(*arguments: Any) -> Any:
-        time.sleep(0.5)
+        tell(fetched=state.revision)
+        sys.stdin.readline()
         setattr(session, "_pass_gate", pass_gate)  # noqa: B010  once
         return pass_gate(*arguments)
 
@@ -276,6 +282,7 @@ def faulty(address: str, index: int, count: int) -> None:
 PROGRAMS: dict[str, Callable[[str, int, int], None]] = {
     "trains": trains,
     "newcomer": newcomer,
+    "dawdler": dawdler,
     "small_disk": small_disk,
     "changed": changed,
     "tie": tie,

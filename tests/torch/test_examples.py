@@ -61,7 +61,7 @@ def test_two_replicas_of_the_fsdp2_example_hold_the_same_shards() -> None:
         line = (*TORCHRUN, str(EXAMPLES / "fsdp2.py"), coordinator.address, "--until=400")
         said = list(both.map(lambda _: run(*line), range(2)))
     assert any("on 2 replicas" in text for text in said), said
-    found = [sorted(re.findall(r"shard ([01]) is ([0-9a-f]+)", text)) for text in said]
+    found = [sorted(re.findall(r"shard ([01]) is ([0-9a-f]{12})", text)) for text in said]
     assert found[0] == found[1] and [shard for shard, _ in found[0]] == ["0", "1"], said
 
 
