@@ -25,7 +25,7 @@ class Host final : public ControlHost {
  public:
   Report fence(Generation, Epoch) noexcept override { return {}; }
   HeartbeatStatus status() noexcept override { return {}; }
-  void adopt_lane(const LaneHello&, Fd) noexcept override { ++adopted; }
+  void adopt_lane(const LaneHello&, std::unique_ptr<Conduit>) noexcept override { ++adopted; }
   void adopt_stream(PeerId, Fd) noexcept override { ++adopted; }
   void connect_failed(PeerId, Incarnation, bool) noexcept override {}
   void evicted(std::string) noexcept override {}

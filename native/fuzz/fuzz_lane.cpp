@@ -64,7 +64,7 @@ struct Setting {
     fuzz::require(executor.install(view, entries, 0, {}, 0) == Status::ok);
     for (const std::uint8_t number : {std::uint8_t{1}, std::uint8_t{3}}) {
       executor.adopt({id(number), number, 1, false, false},
-                     std::move(pipes[number == 1 ? 0 : 1].near), 0);
+                     make_socket_conduit(std::move(pipes[number == 1 ? 0 : 1].near)), 0);
     }
   }
   Host host;

@@ -93,9 +93,9 @@ class FakeHost final : public ControlHost {
     return answer;
   }
   HeartbeatStatus status() noexcept override { return beating; }
-  void adopt_lane(const LaneHello& hello, Fd socket) noexcept override {
+  void adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) noexcept override {
     const std::lock_guard lock(mutex_);
-    seen_.lanes.push_back({hello, std::move(socket)});
+    seen_.lanes.push_back({hello, conduit->release()});
   }
   void adopt_stream(PeerId peer, Fd socket) noexcept override {
     const std::lock_guard lock(mutex_);

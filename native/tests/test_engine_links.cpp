@@ -53,7 +53,7 @@ struct Pair {
     Fd near;
     CHECK(connect_tcp("127.0.0.1", gate.port(), near) == Status::ok);
     far = gate.accept();
-    lane.emplace(std::move(near), 1, monotonic_s());
+    lane.emplace(make_socket_conduit(std::move(near)), 1, monotonic_s());
   }
   rig::Wire far;
   std::optional<Lane> lane;

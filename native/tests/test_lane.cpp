@@ -40,7 +40,7 @@ struct Rig {
   Rig() {
     std::array<int, 2> ends{};
     CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) == 0);
-    lane = std::make_unique<Lane>(Fd(ends[0]), 0u, 0.0);
+    lane = std::make_unique<Lane>(make_socket_conduit(Fd(ends[0])), 0u, 0.0);
     other = Fd(ends[1]);
   }
 

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "pccl/conduit.hpp"
 #include "pccl/fd.hpp"
 #include "pccl/report.hpp"
 #include "pccl/status.hpp"
@@ -63,8 +64,8 @@ class ControlHost {
   /// them any more.  Answers within milliseconds.
   virtual Report fence(Generation generation, Epoch target) = 0;
   virtual HeartbeatStatus status() = 0;
-  /// A data lane, handshake done, socket non-blocking, nothing read beyond it.
-  virtual void adopt_lane(const LaneHello& hello, Fd socket) = 0;
+  /// A data lane, handshake done, nothing read beyond it.
+  virtual void adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) = 0;
   /// A connection for the program's own side of this peer (shared state), handshake done, socket
   /// non-blocking, nothing read beyond it.
   virtual void adopt_stream(PeerId peer, Fd socket) = 0;

@@ -163,7 +163,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   // ControlHost, on the control thread.
   Report fence(Generation generation, Epoch target) override;
   HeartbeatStatus status() override;
-  void adopt_lane(const LaneHello& hello, Fd socket) override;
+  void adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) override;
   void adopt_stream(PeerId peer, Fd socket) override;
   void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) override;
   void evicted(std::string text) override;

@@ -142,7 +142,7 @@ class Executor final : public FrameSink, private LettersHost {
   void exclude(Generation generation, Epoch epoch, const std::string& text);
 
   // --- sockets ---
-  void adopt(const LaneHello& hello, Fd socket, double now_s);
+  void adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit, double now_s);
   /// Reads and writes what a ready lane can; the lane may be gone afterwards.
   void ready(Link& link, Lane& lane, bool readable, bool writable, double now_s);
   /// Sends what queued up; true if some lane still has output and is not blocked.

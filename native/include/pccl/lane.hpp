@@ -1,14 +1,13 @@
-// native/include/pccl/lane.hpp — one TCP connection of a link, and the frames on it.
+// native/include/pccl/lane.hpp — one connection of a link, and the frames on it.
 //
-// A lane pulls: when its socket takes bytes it asks its FrameSource for the next frame, so unequal
+// A lane pulls: when its conduit takes bytes it asks its FrameSource for the next frame, so unequal
 // lanes share the work by what they really move, and a dead lane has lost only what it held.  On
-// the
-// way in, the FrameSink says where each frame's payload goes before a byte of it is read.
+// the way in, the FrameSink says where each frame's payload goes before a byte of it is read.
 //
 // Between two processes of one machine large payloads go through memory, if both can open it
-// (payload_ring.hpp); their headers stay in order on the socket.
+// (payload_ring.hpp); their headers stay in order on the conduit.
 //
-// Ownership: owns its socket; payloads are borrowed from operations, or owned as pooled buffers.
+// Ownership: owns its conduit; payloads are borrowed from operations, or owned as pooled buffers.
 // Threads:   under the engine's turn.
 // Errors:    Status; closed, io_error and protocol end the lane.
 #pragma once
@@ -21,7 +20,7 @@
 #include <span>
 
 #include "pccl/buffers.hpp"
-#include "pccl/fd.hpp"
+#include "pccl/conduit.hpp"
 #include "pccl/payload_ring.hpp"
 #include "pccl/status.hpp"
 #include "pccl/wire.hpp"
@@ -93,20 +92,22 @@ class FrameSource {
 class Lane {
  public:
   /// `by_memory`: large payloads may go through rings, if both ends turn out to be on one machine.
-  Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay = false,
-       bool by_memory = false);
+  Lane(std::unique_ptr<Conduit> conduit, std::uint32_t id, double now_s,
+       bool through_relay = false, bool by_memory = false);
 
-  [[nodiscard]] int fd() const noexcept { return socket_.get(); }
+  [[nodiscard]] int fd() const noexcept { return conduit_->fd(); }
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
   /// The socket, or the ring, has no room now.
   [[nodiscard]] bool blocked() const noexcept { return blocked_ || parked(); }
   [[nodiscard]] bool socket_full() const noexcept { return blocked_; }
-  [[nodiscard]] bool idle() const noexcept { return out_.empty(); }
+  [[nodiscard]] bool idle() const noexcept { return out_.empty() && !conduit_->wants_write(); }
   /// Something could go out as soon as the socket takes it.
-  [[nodiscard]] bool has_unsent() const noexcept { return !out_.empty() && !out_.front().parked; }
+  [[nodiscard]] bool has_unsent() const noexcept {
+    return (!out_.empty() && !out_.front().parked) || conduit_->wants_write();
+  }
   void unblock() noexcept { blocked_ = false; }
   /// The other side's kernel has all that was sent.
-  [[nodiscard]] bool delivered() const noexcept;
+  [[nodiscard]] bool delivered() noexcept;
 
   /// Sends until the socket is full (then blocked()), the source dry, or `budget` bytes are gone.
   Status pump(FrameSource& source, std::size_t budget);
@@ -167,7 +168,7 @@ class Lane {
   Status hear_of_ring(Link& link);
   OutgoingFrame& post(FrameHeader header, std::span<const std::byte> body);
 
-  Fd socket_;
+  std::unique_ptr<Conduit> conduit_;
   std::uint32_t id_;
   bool blocked_ = false;
   std::uint64_t acknowledged_ = 0;
@@ -190,7 +191,7 @@ class Lane {
   FrameHeader header_;
   Placement placement_;
   bool in_payload_ = false;
-  bool drained_ = false;  // the socket gave less than it was asked for, since the poller told of it
+  bool drained_ = false;  // the conduit gave less than it was asked for, since the poller told of it
   std::size_t received_ = 0;  // of the payload
   std::size_t inbox_begin_ = 0;
   std::size_t inbox_end_ = 0;

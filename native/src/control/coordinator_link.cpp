@@ -45,7 +45,7 @@ void CoordinatorLink::dial(double now_s) {
     return;
   }
   set_liveness_options(fd.get());
-  socket_ = FramedSocket(std::move(fd), frames::first_body_bytes_max);
+  socket_ = FramedSocket(make_socket_conduit(std::move(fd)), frames::first_body_bytes_max);
   stage_ = Stage::connecting;
   due_s_ = now_s + context_.config.handshake_timeout_s;
 }

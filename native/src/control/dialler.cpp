@@ -86,7 +86,7 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
     retry(dial, now_s);
     return;
   }
-  dial.socket = FramedSocket(std::move(fd), frames::first_body_bytes_max);
+  dial.socket = FramedSocket(make_socket_conduit(std::move(fd)), frames::first_body_bytes_max);
   dial.stage = Stage::connecting;
   // The listener gives up on a handshake, too; a new try may find it in a better state.
   dial.due_s = now_s + std::min(++dial.tries * request.try_s, context_.config.handshake_timeout_s);

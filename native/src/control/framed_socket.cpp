@@ -4,9 +4,6 @@
 // Errors:    see framed_socket.hpp.
 #include "control/framed_socket.hpp"
 
-#include <sys/socket.h>
-
-#include <cerrno>
 #include <cstring>
 
 #include "pccl/crc32.hpp"
@@ -22,14 +19,13 @@ constexpr std::size_t out_bytes_max = 256 * 1024;
 Status FramedSocket::receive(std::size_t bytes_wanted) {
   if (in_.size() < bytes_wanted) in_.resize(bytes_wanted);
   while (received_ < bytes_wanted) {
-    const ssize_t got = ::recv(fd_.get(), in_.data() + received_, bytes_wanted - received_, 0);
-    if (got > 0) {
-      received_ += static_cast<std::size_t>(got);
-    } else if (got == 0) {
-      return Status::closed;
-    } else if (errno != EINTR) {
-      return errno == EAGAIN ? Status::would_block : Status::io_error;
+    const iovec part{in_.data() + received_, bytes_wanted - received_};
+    std::size_t got = 0;
+    bool drained = false;
+    if (const Status status = conduit_->receive({&part, 1}, got, drained); status != Status::ok) {
+      return status;
     }
+    received_ += got;
   }
   return Status::ok;
 }
@@ -61,18 +57,18 @@ Status FramedSocket::send(const frames::Frame& frame) {
 }
 
 Status FramedSocket::flush() noexcept {
+  if (const Status status = conduit_->flush(); status != Status::ok) return status;
   while (sent_ < out_.size()) {
-    const ssize_t sent =
-        ::send(fd_.get(), out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
-    if (sent >= 0) {
-      sent_ += static_cast<std::size_t>(sent);
-    } else if (errno == EAGAIN) {
+    const iovec part{out_.data() + sent_, out_.size() - sent_};
+    std::size_t sent = 0;
+    const Status status = conduit_->send({&part, 1}, sent);
+    if (status == Status::would_block) {
       out_.erase(out_.begin(), out_.begin() + static_cast<std::ptrdiff_t>(sent_));
       sent_ = 0;
       return Status::ok;
-    } else if (errno != EINTR) {
-      return Status::io_error;
     }
+    if (status != Status::ok) return status;
+    sent_ += sent;
   }
   out_.clear();
   sent_ = 0;

@@ -111,7 +111,8 @@ std::uint64_t Strangers::add(Fd fd, double now_s) {
     return 0;
   }
   strangers_.emplace(serial,
-                     Stranger{FramedSocket(std::move(fd), frames::first_body_bytes_max),
+                     Stranger{FramedSocket(make_socket_conduit(std::move(fd)),
+                                           frames::first_body_bytes_max),
                               now_s + context_.config.handshake_timeout_s});
   return serial;
 }
@@ -190,7 +191,7 @@ void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket
   }
   ++context_.counters.accepted;
   context_.poller.remove(socket.fd());
-  relay_.open(socket.release(), from, target);
+  relay_.open(socket.release()->release(), from, target);
 }
 
 void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double now_s) {
@@ -203,7 +204,7 @@ void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double 
   }
   context_.poller.remove(socket.fd());
   if (hello.purpose == Purpose::stream) {
-    context_.host.adopt_stream(hello.peer, socket.release());
+    context_.host.adopt_stream(hello.peer, socket.release()->release());
     return;
   }
   const bool relayed = hello.purpose == Purpose::relayed_lane;

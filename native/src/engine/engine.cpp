@@ -304,19 +304,20 @@ HeartbeatStatus Engine::status() {
   return last_status_;
 }
 
-void Engine::adopt_lane(const LaneHello& hello, Fd socket) {
+void Engine::adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) {
+  const int socket = conduit->fd();
   const int one = 1;
-  (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
+  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
                      sizeof notsent_lowat_bytes);
-  set_liveness_options(socket.get());
-  if (is_loopback(socket.get())) {
+  set_liveness_options(socket);
+  if (is_loopback(socket)) {
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
-    (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+    (void)::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
   }
   with_turn([&](Lock&) {
     if (memory_ran_out_) return;
-    executor_.adopt(hello, std::move(socket), monotonic_s());
+    executor_.adopt(hello, std::move(conduit), monotonic_s());
     attend();
   });
 }

@@ -113,7 +113,8 @@ void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
   }
 }
 
-void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
+void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
+                     double now_s) {
   if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
@@ -128,7 +129,7 @@ void Executor::adopt(const LaneHello& hello, Fd socket, double now_s) {
   link.series = hello.series;
   const std::uint32_t id = next_lane_++;
   Lane& lane = *link.lanes.emplace_back(
-      std::make_unique<Lane>(std::move(socket), id, now_s, hello.relayed, shared_memory_));
+      std::make_unique<Lane>(std::move(conduit), id, now_s, hello.relayed, shared_memory_));
   lane_links_[id] = &link;
   host_.watch(lane);
   if (hello.relayed) link.direct_again_s = now_s + direct_again_s;

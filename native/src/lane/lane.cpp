@@ -1,20 +1,12 @@
-// native/src/lane/lane.cpp — moving frames through one non-blocking TCP socket.
+// native/src/lane/lane.cpp — moving frames through one conduit.
 // Ownership: see lane.hpp.
 // Threads:   under the engine's turn.
 // Errors:    Status.
 #include "pccl/lane.hpp"
 
-#include <linux/sockios.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <utility>
-
-#include "pccl/sockets.hpp"
 
 namespace pccl {
 namespace {
@@ -36,23 +28,23 @@ bool of_ring(FrameType type) noexcept {
   return type == FrameType::memory || type == FrameType::opened || type == FrameType::room;
 }
 
-Status status_of(int error) noexcept {
-  if (error == EAGAIN || error == EWOULDBLOCK) return Status::would_block;
-  return error == ECONNRESET || error == EPIPE ? Status::closed : Status::io_error;
-}
-
 }  // namespace
 
-Lane::Lane(Fd socket, std::uint32_t id, double now_s, bool through_relay, bool by_memory)
+Lane::Lane(std::unique_ptr<Conduit> conduit, std::uint32_t id, double now_s, bool through_relay,
+           bool by_memory)
     : relayed(through_relay),
       moved_s(now_s),
-      socket_(std::move(socket)),
+      conduit_(std::move(conduit)),
       id_(id),
       acknowledged_s_(now_s),
-      local_(by_memory && !through_relay && is_local(socket_.get())) {}
+      local_(by_memory && !through_relay && conduit_->local()) {}
 
 Status Lane::pump(FrameSource& source, std::size_t budget) {
   std::size_t moved = 0;
+  if (conduit_->wants_write()) {
+    if (const Status status = conduit_->flush(); status != Status::ok) return status;
+    blocked_ = conduit_->wants_write();
+  }
   while (!blocked_) {
     if (parked()) pass_through_ring(out_.back());
     std::size_t pending = 0;
@@ -79,20 +71,17 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
       add(frame.header.data(), header_bytes);
       add(frame.in_small ? frame.small.data() : frame.payload, body_bytes(frame));
     }
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = count;
-    const ssize_t sent = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0) {
-      if (errno == EINTR) continue;
-      const Status status = status_of(errno);
-      if (status != Status::would_block) return status;
+    std::size_t sent = 0;
+    const Status status = conduit_->send({parts.data(), count}, sent);
+    if (status == Status::would_block) {
       blocked_ = true;
       return Status::ok;
     }
-    moved += static_cast<std::size_t>(sent);
-    bytes_sent += static_cast<std::uint64_t>(sent);
-    out_done_ += static_cast<std::size_t>(sent);
+    if (status != Status::ok) return status;
+    blocked_ = conduit_->wants_write();
+    moved += sent;
+    bytes_sent += sent;
+    out_done_ += sent;
     while (!out_.empty() && !out_.front().parked &&
            out_done_ >= header_bytes + body_bytes(out_.front())) {
       out_done_ -= header_bytes + body_bytes(out_.front());
@@ -107,23 +96,22 @@ Status Lane::pump(FrameSource& source, std::size_t budget) {
 
 void Lane::look(double now_s, bool expecting) noexcept {
   // A lane that was silent since the last look costs one system call, and while no step runs none.
-  const std::uint64_t queued = acknowledged_ == bytes_sent ? 0 : unacknowledged_bytes(fd());
-  const std::uint64_t taken = bytes_sent - std::min(queued, bytes_sent);
+  const std::uint64_t taken = conduit_->acknowledged();
+  in_kernel_ = conduit_->owing();
   const std::uint64_t by_memory = ring_out_ ? ring_out_->taken() : 0;
   const bool more_by_memory = std::exchange(taken_by_memory_, by_memory) != by_memory;
-  owing = queued > 0 || (ring_out_ && !ring_out_->empty());
-  in_kernel_ = queued > 0;
+  owing = in_kernel_ || (ring_out_ && !ring_out_->empty());
   const bool acknowledged = std::exchange(acknowledged_, taken) != taken;
   if (acknowledged || !in_kernel_) acknowledged_s_ = now_s;
   if (acknowledged || more_by_memory || !owing) moved_s = now_s;
   const double passed_s = std::min(now_s - std::exchange(looked_s_, now_s), look_counts_s);
   const bool read = std::exchange(read_, bytes_received) != bytes_received;
-  unread_s = expecting && !read && unread_bytes(fd()) > 0 ? unread_s + passed_s : 0;
+  unread_s = expecting && !read && conduit_->unread() ? unread_s + passed_s : 0;
 }
 
 bool Lane::cut(double now_s, double patience_s) const noexcept {
   if (!in_kernel_ || now_s - acknowledged_s_ < patience_s) return false;
-  const PathState path = path_state(fd());
+  const PathState path = conduit_->path();
   return path.in_flight && now_s - acknowledged_s_ >= round_trips_min * path.rtt_s;
 }
 
@@ -157,22 +145,12 @@ Status Lane::fill(std::size_t wanted_payload, bool& empty) noexcept {
   } else {
     parts[count++] = {inbox_.data() + inbox_end_, inbox_bytes - inbox_end_};
   }
-  msghdr message{};
-  message.msg_iov = parts.data();
-  message.msg_iovlen = count;
-  ssize_t got = 0;
-  do {
-    got = ::recvmsg(socket_.get(), &message, MSG_DONTWAIT);
-  } while (got < 0 && errno == EINTR);
-  if (got == 0) return Status::closed;
-  if (got < 0) {
-    const Status status = status_of(errno);
+  std::size_t arrived = 0;
+  const Status status = conduit_->receive({parts.data(), count}, arrived, drained_);
+  if (status != Status::ok) {
     empty = status == Status::would_block;
     return empty ? Status::ok : status;
   }
-  std::size_t arrived = static_cast<std::size_t>(got);
-  const std::size_t asked = parts[0].iov_len + (count == 2 ? parts[1].iov_len : 0);
-  drained_ = arrived < asked;  // whatever comes now, or the end, the poller tells of
   bytes_received += arrived;
   if (wanted_payload >= small_payload) {
     const std::size_t payload = std::min(arrived, parts[0].iov_len);
@@ -255,10 +233,10 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
   return Status::ok;
 }
 
-bool Lane::delivered() const noexcept {
-  int unacknowledged = 0;
-  return out_.empty() &&
-         (::ioctl(socket_.get(), SIOCOUTQ, &unacknowledged) != 0 || unacknowledged == 0);
+bool Lane::delivered() noexcept {
+  if (!idle()) return false;
+  (void)conduit_->acknowledged();
+  return !conduit_->owing();
 }
 
 /// `holds`: a placement or a frame is about what is let go of.
@@ -285,7 +263,7 @@ void Lane::let_go_where(const Holds& holds, BufferPool& buffers) noexcept {
       Buffer copy = buffers.take(frame.length);
       if (!copy) {
         // What was begun cannot be finished: the lane ends, as soon as somebody looks at it.
-        (void)::shutdown(socket_.get(), SHUT_RDWR);
+        conduit_->shut();
         out_done_ = 0;
         out_.pop_front();
         --i;
