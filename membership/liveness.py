@@ -220,6 +220,9 @@ class Liveness:
     def _probe(self, peer: Peer, doubt: _Doubt, now_s: float) -> None:
         if doubt.dialling:
             return
+        if peer.port == 0:  # nobody can dial it, alive or dead: its lease judges
+            doubt.probe_at_s = doubt.until_s
+            return
         doubt.dialling = True
         doubt.probe_at_s = now_s + doubt.delay_s
         doubt.delay_s = min(2 * doubt.delay_s, PROBE_SLOWEST_S)

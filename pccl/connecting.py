@@ -66,6 +66,7 @@ def connect(
     timeout_s: float = 60.0,
     listen: str | None = None,
     advertise: str | None = None,
+    reachable: bool = True,
     lanes: int = 0,
     insecure: bool = False,
     identity: str | os.PathLike[str] | None = None,
@@ -91,6 +92,8 @@ def connect(
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process; None: as towards the coordinator.
         advertise: host or host:port under which peers reach it, if that differs (NAT).
+        reachable: False where no peer can open a connection to this one, as behind NAT without a
+            forwarded port: it dials all others itself; two of this kind meet at a third peer.
         lanes: connections per pair of peers; 0 chooses.
         insecure: allows an unencrypted listener that other machines can reach.
         identity: file that keeps this peer's key; None makes a new identity.
@@ -108,7 +111,9 @@ def connect(
     step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
     drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
     checkpoints = check_state(state, checkpoint_dir)
-    transport = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory)
+    transport = _Transport.parse(
+        listen, advertise, reachable, insecure, lanes, spin_us, shared_memory
+    )
     config = AgentConfig(
         addresses=check_addresses(address),
         host_key=this_host_key(),
@@ -180,6 +185,7 @@ class _Transport:
 
     at: Address | None  # where they reach it; None: the address used towards the coordinator
     advertised: Address | None
+    reachable: bool
     insecure: bool
     lanes: int
     spin_us: int
@@ -190,11 +196,17 @@ class _Transport:
         cls,
         listen: str | None,
         advertise: str | None,
+        reachable: bool,
         insecure: bool,
         lanes: int,
         spin_us: int,
         shared_memory: bool,
     ) -> Self:
+        if advertise is not None and not reachable:
+            raise UsageError(
+                "advertise= says where peers reach this one, reachable=False that "
+                "they cannot; give one of them"
+            )
         at = None
         if listen is not None:
             at = _literal(parse_address(check_text("listen", listen), port_min=0))
@@ -204,6 +216,7 @@ class _Transport:
             advertised=(
                 None if advertise is None else _parse_advertise(check_text("advertise", advertise))
             ),
+            reachable=bool(reachable),
             insecure=insecure,
             lanes=check_number("lanes", lanes, 0, LANES_MAX),  # 0: automatic
             spin_us=check_number("spin_us", spin_us, -1, SPIN_US_MAX),
@@ -223,6 +236,8 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         host_key=config.host_key,
         shared_memory=transport.shared_memory,
     )
+    if not transport.reachable:
+        return Seat(engine, "", 0)
     return seat_of(engine, at.host, transport.advertised)
 
 

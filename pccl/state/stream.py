@@ -56,6 +56,8 @@ class Stream:
     @classmethod
     def dial(cls, member: MemberInfo, identity: Identity, timeout_s: float) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
+        if member.port == 0:
+            raise StreamLost("nobody can dial it: it connected with reachable=False")
         try:
             sock = socket.create_connection((member.host, member.port), timeout_s)
         except OSError as error:

@@ -54,7 +54,8 @@ struct PeerEndpoint {
   Incarnation incarnation = 0;
   Secret secret;  // the listener's, from the view
   std::string host;
-  std::uint16_t port = 0;
+  std::uint16_t port = 0;  // 0: nobody can dial it (it is behind NAT); it dials
+  [[nodiscard]] bool dialable() const noexcept { return port != 0 && !host.empty(); }
   friend bool operator==(const PeerEndpoint&, const PeerEndpoint&) = default;
 };
 
@@ -121,6 +122,8 @@ struct DialRequest {
   double try_s = 5.0;       // for the first of several tries; the next take longer
   std::uint32_t series = 0;
   std::optional<PeerEndpoint> via{};  // the peer that relays
+  bool meets = false;   // at the relay: neither end can be dialled, and both go there
+  bool awaits = false;  // of two that meet, the end that waits for the other's handshake
 };
 
 struct ControlCounters {

@@ -96,7 +96,7 @@ class Control::Impl {
   PeerLinks peers_{context_};
   Relay relay_{config_.handshake_timeout_s};
   Strangers strangers_{context_, peers_, relay_};
-  Dialler dialler_{context_, peers_};
+  Dialler dialler_{context_, peers_, strangers_};
   CoordinatorLink coordinator_{context_};
   std::uint16_t port_;
 

@@ -105,6 +105,7 @@ void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
     case Progress::pending: break;
     case Progress::failed: retry(found->second, now_s); break;
     case Progress::done: finish(serial, now_s); break;
+    case Progress::met: await_other(serial, now_s); break;
   }
 }
 
@@ -123,7 +124,8 @@ Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32
   const bool welcome = status == Status::ok && frames::decode(body, frame) == Status::ok &&
                        std::holds_alternative<frames::Welcome>(frame);
   if (!welcome) return Progress::failed;
-  return dial.stage == Stage::asking_relay ? greet(serial, dial) : Progress::done;
+  if (dial.stage != Stage::asking_relay) return Progress::done;
+  return jobs_.at(dial.job).request.awaits ? Progress::met : greet(serial, dial);
 }
 
 Dialler::Progress Dialler::connected(std::uint64_t serial, Dial& dial) {
@@ -185,6 +187,16 @@ void Dialler::finish(std::uint64_t serial, double now_s) {
   context_.poller.remove(dial.socket.fd());
   const bool relayed = dial.purpose == Purpose::relayed_lane;
   context_.host.adopt_lane({peer, incarnation, series, true, relayed}, dial.socket.release());
+}
+
+/// The relay has brought both ends together; from here on this is a connection like any that comes.
+void Dialler::await_other(std::uint64_t serial, double now_s) {
+  Dial dial = std::move(dials_.at(serial));
+  dials_.erase(serial);
+  --jobs_.at(dial.job).lanes_missing;
+  if (!has_dials(dial.job)) jobs_.erase(dial.job);
+  context_.poller.remove(dial.socket.fd());
+  static_cast<void>(strangers_.add(dial.socket.release()->release(), now_s));
 }
 
 double Dialler::due_s() const noexcept {

@@ -116,8 +116,10 @@ void Relay::turn(double now_s) {
     if (!tunnel.open && tunnel.deadline_s <= now_s) late.push_back(serial);
   }
   for (const std::uint64_t serial : late) {
-    refuse(tunnels_.at(serial).sides[0].get(), frames::Refusal::unreachable,
-           "the relay gets no answer from that peer");
+    const Tunnel& tunnel = tunnels_.at(serial);
+    refuse(tunnel.sides[0].get(), frames::Refusal::unreachable,
+           tunnel.awaits ? "that peer has not come to the relay, and cannot be dialled"
+                         : "the relay gets no answer from that peer");
     end(serial);
   }
 }
@@ -134,6 +136,10 @@ void Relay::take_orders(double now_s) {
 }
 
 void Relay::begin(Order order, double now_s) {
+  if (!order.target.dialable()) {
+    meet(std::move(order), now_s);
+    return;
+  }
   Fd target;
   if (connect_tcp(order.target.host, order.target.port, target) != Status::ok) {
     refuse(order.client.get(), frames::Refusal::unreachable, "the relay cannot dial that peer");
@@ -154,6 +160,43 @@ void Relay::begin(Order order, double now_s) {
       return;
     }
   }
+}
+
+void Relay::meet(Order order, double now_s) {
+  std::optional<std::uint64_t> older;
+  for (auto& [serial, tunnel] : tunnels_) {
+    if (tunnel.awaits == order.from && tunnel.from == order.target.peer) {
+      const bool joined = join(serial, tunnel, std::move(order.client));
+      forget(order.from);
+      if (!joined) end(serial);
+      return;
+    }
+    if (tunnel.awaits == order.target.peer && tunnel.from == order.from) older = serial;
+  }
+  if (older) end(*older);  // it has given that one up, or would not come again
+  await(std::move(order), now_s);
+}
+
+void Relay::await(Order order, double now_s) {
+  const std::uint64_t serial = ++serial_;
+  Tunnel& tunnel = tunnels_[serial];
+  tunnel.sides[0] = std::move(order.client);
+  tunnel.from = order.from;
+  tunnel.awaits = order.target.peer;
+  tunnel.deadline_s = now_s + connect_timeout_s_;
+  set_liveness_options(tunnel.sides[0].get());
+  // Nothing may be read before both are here; of its end the poller tells unasked.
+  if (poller_.add(tunnel.sides[0].get(), 0, token_of(serial, 0)) != Status::ok) end(serial);
+}
+
+/// Tells both that the other one is here.
+bool Relay::join(std::uint64_t serial, Tunnel& tunnel, Fd client) {
+  tunnel.sides[1] = std::move(client);
+  tunnel.awaits.reset();
+  set_liveness_options(tunnel.sides[1].get());
+  if (poller_.add(tunnel.sides[1].get(), 0, token_of(serial, 1)) != Status::ok) return false;
+  tunnel.open = greet(tunnel.sides[0].get()) && greet(tunnel.sides[1].get());
+  return tunnel.open && watch(serial, tunnel);
 }
 
 void Relay::on_ready(std::uint64_t token, std::uint32_t bits) {
@@ -178,12 +221,16 @@ bool Relay::welcome(Tunnel& tunnel) {
            "the peer cannot be reached from the relay either");
     return false;
   }
+  tunnel.open = greet(tunnel.sides[0].get());
+  return tunnel.open;
+}
+
+bool Relay::greet(int client) {
   std::vector<std::byte> bytes;
   static_cast<void>(frames::encode(frames::Welcome{}, bytes));
   // The first thing this socket sends: it goes out whole or the socket is broken.
-  const ssize_t sent = ::send(tunnel.sides[0].get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  tunnel.open = sent == static_cast<ssize_t>(bytes.size());
-  return tunnel.open;
+  const ssize_t sent = ::send(client, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  return sent == static_cast<ssize_t>(bytes.size());
 }
 
 /// Reads what `side` has, as far as there is room, and passes it on.

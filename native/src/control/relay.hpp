@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -38,7 +39,8 @@ class Relay {
   /// Whether one more tunnel for that peer is within the limits.
   [[nodiscard]] bool has_room(PeerId from) const;
   /// Takes over a connection that has said HELLO and RELAY; the WELCOME, or why not, is sent to it
-  /// when the target has been dialled.
+  /// when the target has been dialled; or, where that cannot be, has come by itself with the same
+  /// wish.
   void open(Fd client, PeerId from, const PeerEndpoint& target);
   [[nodiscard]] std::size_t tunnels() const;
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
@@ -59,8 +61,9 @@ class Relay {
     std::array<Way, 2> ways;  // from that side to the other
     std::array<std::uint32_t, 2> interest{};
     PeerId from;
+    std::optional<PeerId> awaits;  // who is to come by itself; none: it was dialled, or has come
     bool open = false;
-    double deadline_s = 0;  // of the dial
+    double deadline_s = 0;  // of the dial, or of the wait
   };
   struct Order {
     Fd client;
@@ -72,8 +75,12 @@ class Relay {
   void turn(double now_s);
   void take_orders(double now_s);
   void begin(Order order, double now_s);
+  void meet(Order order, double now_s);
+  void await(Order order, double now_s);
+  bool join(std::uint64_t serial, Tunnel& tunnel, Fd client);
   void on_ready(std::uint64_t token, std::uint32_t bits);
   bool welcome(Tunnel& tunnel);
+  static bool greet(int client);
   bool move(Tunnel& tunnel, std::size_t side);
   bool drain(Tunnel& tunnel, std::size_t side);
   bool watch(std::uint64_t serial, Tunnel& tunnel);

@@ -54,7 +54,6 @@ def test_the_largest_install_fits_into_one_message() -> None:
         {"run_id": b"short"},
         {"peer_id": b"p" * 17},
         {"secret": b"s" * 15},
-        {"data_port": 0},
         {"data_port": 65536},
         {"epoch": 2**32},
         {"min_world": 1025},
