@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 
 from pccl.arguments import check_number, optional_seconds
-from pccl.base.errors import CorruptResult, Excluded, NonFiniteContribution, UsageError
+from pccl.base.errors import (
+    CorruptResult,
+    Excluded,
+    NonFiniteContribution,
+    PcclError,
+    UsageError,
+)
 from pccl.collectives.nonfinite import NonFinite, parse_policy
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
@@ -135,11 +141,12 @@ class OuterOptimizer(ABC):
         self._tokens += check_tokens(tokens)
         self._since += 1
         try:
-            return self._advance()
+            if self._synced:
+                return self._advance()
         except Excluded:
-            self._synced = False
-            self._join()
-            return None
+            pass
+        self._join()
+        return None
 
     def finish(self) -> OuterStep | None:
         """Ends training: applies what is on its way, and gives the model the shared parameters.
@@ -274,11 +281,21 @@ class OuterOptimizer(ABC):
     # ---- for the methods
 
     def _join(self) -> None:
-        self._enter()
-        running = int(self._counters[ENTRIES]) > 1
-        self._since = self._tokens = 0
-        self._write_all()
-        self._joined(running)
+        """Comes in, however often the others do not wait for this peer meanwhile."""
+        while True:
+            self._synced = False
+            try:
+                self._enter()
+                running = int(self._counters[ENTRIES]) > 1
+                self._since = self._tokens = 0
+                self._write_all()
+                self._joined(running)
+            except Excluded:
+                continue
+            except PcclError:
+                self._synced = False  # the next call of `step` begins here again
+                raise
+            return
 
     def _enter(self) -> None:
         """The entry: joiners come in and get the members' state.  Nothing may be on its way."""
