@@ -170,7 +170,7 @@ class _Run:
         story = pupil.life.story
         while pupil.place < len(story):
             told = story[pupil.place]
-            if until is not None and isinstance(told, Begun | Commit) and told.step > until:
+            if until is not None and _comes_after(told, until):
                 return None
             pupil.place += 1
             brought = self._take(pupil, told)
@@ -267,6 +267,17 @@ class _Run:
             count = int(np.count_nonzero(trainee.missing()))
             text = f"{life.peer[:8]}: {count} sums of what was sent and kept are not what it learnt"
             self._wrong("residual", text, life, told)
+
+
+def _comes_after(told: object, step: int) -> bool:
+    """Whether a peer was past the begin of a step when it wrote this."""
+    match told:
+        case Begun(begun, _):
+            return begun > step
+        case Commit():
+            return told.step >= step
+        case _:
+            return False
 
 
 def _holds(life: Life, step: int) -> bool:
