@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 import pccl
-from pccl.diloco import AsyncDiLoCo, DiLoCo, OuterStep, SparseLoCo, StreamingDiLoCo
+from pccl.diloco import (
+    AsyncDiLoCo,
+    DiLoCo,
+    OuterOptimizer,
+    OuterStep,
+    SparseLoCo,
+    StreamingDiLoCo,
+)
 from pccl.step import Step, check_all_reduce
 from pccl.ticket import Ticket
 from tests.torch.members import Member
@@ -97,7 +104,19 @@ class Trained:
 
 
 class Doom:
-    """Where this process kills itself: at the `at`-th time that it comes to a place."""
+    """Where this process kills itself: at the `at`-th time that it comes to a place.
+
+    inner     before an inner step is counted
+    flying    the same, while a reduction is on its way in the background
+    begin     a reduction has begun, and nothing of it is posted
+    posted    all of it is posted, and not sealed
+    sealed    it is sealed, and others may have received all
+    reduce    3 ms later, in the midst of megabytes
+    decided   it is committed, and nothing of it is applied
+    between   it is applied, and the model goes on
+    sync      a step is sealed in which joiners come in, or are given the state
+    entry     joiners have the state; nothing is on its way
+    """
 
     def __init__(self, place: str, at: int) -> None:
         self._place, self._left = place, at
@@ -132,6 +151,17 @@ class Doom:
 
         _replace(Step, "__enter__", entering)
         _replace(Ticket, "seal", sealing)
+        for owner, name in ((OuterOptimizer, "_commit"), (SparseLoCo, "_apply")):
+            self._watch_decided(owner, name)
+
+    def _watch_decided(self, owner: type, name: str) -> None:
+        apply = getattr(owner, name)
+
+        def applying(*args: Any) -> Any:
+            self.pass_by("decided")
+            return apply(*args)
+
+        _replace(owner, name, applying)
 
 
 def spoil_reduction(at: int) -> None:
@@ -225,6 +255,8 @@ def _train(
         learn(me.number, outer.inner_step, model)
         time.sleep(4.0 if sleep_at and outer.inner_step == sleep_at else pause_s)
         fate.pass_by("inner")
+        if not outer._idle():
+            fate.pass_by("flying")
         if outer.outer_step == leave_at and leave_at and not comm.leaving:
             comm.leave()
         try:
