@@ -210,6 +210,8 @@ def reduce(method: Method, state: State, section: int, parts: Sequence[Brought])
 
 
 def _mean(parts: Sequence[Brought]) -> Any:
+    if len(parts) == 1:
+        return parts[0].payload  # a member alone keeps what it has, unrounded
     total, *others = (part.payload * F32(part.tokens) for part in parts)
     for weighed in others:
         total = total + weighed
