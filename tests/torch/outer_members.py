@@ -120,6 +120,7 @@ class Doom:
 
     def __init__(self, place: str, at: int) -> None:
         self._place, self._left = place, at
+        self.sleeps_in = 0  # entries, until this one is too long for the others
         if place:
             self._watch()
 
@@ -164,13 +165,14 @@ class Doom:
         _replace(owner, name, applying)
 
 
-def spoil_reduction(at: int) -> None:
-    """Makes this process post something else in its `at`-th reduction, so that it fails on all."""
+def spoil(at: int, is_meant: Callable[[str], bool]) -> None:
+    """Makes this process post something else in its `at`-th step of a kind, so that it fails on
+    all."""
     left = [at]
     seal = Ticket.seal
 
     def sealing(ticket: Ticket) -> None:
-        if ticket.name.startswith(OUTER_STEP):
+        if is_meant(ticket.name):
             left[0] -= 1
             if left[0] == 0:
                 work = check_all_reduce(np.zeros(3), "sum", 1.0, None, False, "auto")
@@ -196,6 +198,8 @@ def train(
     width: int = WIDTH,
     pause_s: float = 0.0,
     spoil_at: int = 0,
+    spoil_entry_at: int = 0,
+    sleep_entry_at: int = 0,
     leave_at: int = 0,
     sleep_at: int = 0,
     straggler: float | None = None,
@@ -203,8 +207,11 @@ def train(
 ) -> Trained:
     """Trains as one member until so many reductions are applied; comes back when evicted."""
     fate = Doom(doom, doomed_at)
+    fate.sleeps_in = sleep_entry_at
     if spoil_at:
-        spoil_reduction(spoil_at)
+        spoil(spoil_at, lambda name: name.startswith(OUTER_STEP))
+    if spoil_entry_at:
+        spoil(spoil_entry_at, lambda name: name == SYNC)
     told = Trained(me.number)
     model = make_model(width)
     wait_for = start
@@ -235,10 +242,18 @@ def _train(
 ) -> None:
     def hold(_: object) -> bool:
         fate.pass_by("entry")
+        fate.sleeps_in -= 1
+        if fate.sleeps_in == 0:
+            time.sleep(4.0)
         return False
 
     pause_s, sleep_at, leave_at = paces
-    outer = make(method, comm, model, hold=hold, **options)
+    while True:
+        try:
+            outer = make(method, comm, model, hold=hold, **options)
+            break
+        except pccl.StepFailed:
+            told.failed.append(-1)
     told.entered.append(outer.outer_step)
 
     def note(report: OuterStep | None) -> None:

@@ -112,6 +112,31 @@ def test_a_reduction_that_fails_on_all_leaves_everything_as_it_was(method: str) 
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_entry_that_fails_on_all_is_passed_later_and_nothing_is_lost(method: str) -> None:
+    with Members(train, method, UNTIL) as members:
+        members.start(0, 2, start=3)
+        members.start(1, start=3, spoil_entry_at=3)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method, failing_entries=[2])
+    assert all(len(one.failed) == 1 for one in found)
+    assert all(numbers == [0, 1, 2] for numbers in who)
+    assert len({len(one.history) for one in found}) == 1  # nobody misses a report
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_whose_entry_fails_on_all_comes_in_when_it_tries_again(method: str) -> None:
+    with Members(train, method, 60) as members:
+        members.start(0, 1, start=2, pause_s=0.02)
+        members.await_step(0, 4)
+        members.start(2, pause_s=0.02, spoil_entry_at=1)
+        found = results(members, 0, 1, 2)
+    assert [len(one.failed) for one in found] == [1, 1, 1]
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert len({one.digests[60] for one in found}) == 1
+    assert [len(contributors) for _, _, contributors, _ in found[0].history][-1] == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_joiner_takes_part_in_what_its_state_does_not_hold(method: str) -> None:
     until = 60
     with Members(train, method, until) as members:
@@ -202,5 +227,25 @@ def test_a_member_that_is_too_slow_is_left_behind_and_comes_in_by_itself(method:
         found = results(members, 0, 1, 2)
     assert len({one.parameters[-1].tobytes() for one in found}) == 1
     assert len({len(one.history[-1][2]) for one in found}) == 1
+    sizes = [len(contributors) for _, _, contributors, _ in found[0].history]
+    assert min(sizes) == 2 and sizes[-1] == 3, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DELAYED)
+def test_a_member_that_is_left_behind_again_as_it_comes_in_is_not_in_before_it_is(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named: dict[str, Any] = {"start": 3, "pause_s": 0.03, "straggler": 1.0}
+    with Members(train, method, 250) as members:
+        members.start(0, 2, **named)
+        # The founders' entry, those at inner steps before the first sleep, and that after it.
+        entries = {"async": 5, "streaming": 3}[method]
+        members.start(1, sleep_at=10, sleep_entry_at=entries, **named)
+        found = results(members, 0, 1, 2)
+    assert caplog.text.count(" is excluded: ") == 2
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert not any(one.failed for one in found)
+    assert len(found[1].entered) == 1  # the same object, by itself
     sizes = [len(contributors) for _, _, contributors, _ in found[0].history]
     assert min(sizes) == 2 and sizes[-1] == 3, sizes
