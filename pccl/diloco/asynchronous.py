@@ -77,7 +77,9 @@ class AsyncDiLoCo(OuterOptimizer):
             return None
         report = self._drain()
         self._count_inner_steps()
-        self._enter()
+        return self._pass_entry(report)
+
+    def _go_on(self) -> OuterStep | None:
         own = self._begin - self._parameters.read(0)
         begin, ahead = self._theta[0], self._ahead
         if self._eager and bool(torch.isfinite(own).all()):
@@ -91,7 +93,7 @@ class AsyncDiLoCo(OuterOptimizer):
         self._ahead = ahead
         self._parameters.write(0, begin)
         self._begin = self._parameters.rounded(0, begin)
-        return report
+        return None
 
     def _start(self, payload: Tensor, tokens: int) -> None:
         self._pending = Pending(

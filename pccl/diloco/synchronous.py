@@ -66,5 +66,4 @@ class DiLoCo(OuterOptimizer):
         self._count_inner_steps()
         self._tokens = 0
         self._write_all()
-        self._enter()
-        return report
+        return self._pass_entry(report)
