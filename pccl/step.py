@@ -175,10 +175,11 @@ class Step(StepCollectives):
                 anything without other members.
             nonfinite: what becomes of a contribution that holds NaN or infinities.  "ignore":
                 nobody looks.  "allow": they are counted (`Communicator.nonfinite`).  "raise":
-                counted, and the step ends with DeadlineExceeded on all members, naming this peer;
-                what is posted later in the block goes nowhere.  "drop_contributor": counted, and a
-                sum or avg is made as if this member had contributed zeros with weight 0; if all do
-                so, a sum is 0 and an avg NaN.  A member alone keeps what it has.
+                counted, and the step ends with NonFiniteContribution on all members at once, naming
+                this peer; what is posted later in the block goes nowhere.  "drop_contributor":
+                counted, and a sum or avg is made as if this member had contributed zeros with
+                weight 0; if all do so, a sum is 0 and an avg NaN.  A member alone keeps what it
+                has.
 
         Returns:
             A Work whose result may be read when the block has ended.
@@ -242,7 +243,7 @@ def post_all_reduce(ticket: Ticket, work: CheckedAllReduce, tag: int, last: bool
     if found:
         ticket.session.count_nonfinite(found, policy)
         if policy is NonFinite.RAISE:
-            ticket.doom(
+            ticket.refuse_nonfinite(
                 f"its contribution of tag {tag} holds {found} NaN or infinite elements of "
                 f"{work.source.count}"
             )
