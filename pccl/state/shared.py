@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
 from pccl.base.errors import UsageError
 from pccl.base.log import get_logger
 from pccl.state.layout import Layout, Leaf
 from pccl.state.memory import available_bytes
-from pccl.state.tensors import Bytes, bytes_of, cells_of
+from pccl.state.tensors import Bytes, cells_of
 from pccl.state.tree import hashing_named, root_of
 from pccl.step import Step
 from pccl.transport.digests import xxh3
@@ -113,6 +111,8 @@ class SharedState:
             4 * self.layout.byte_count if results_bytes_max is None else results_bytes_max
         )
         self.on_update: Callable[[], None] | None = None
+        self.torn = False
+        """Whether a restore that broke off has left parts of a revision in the memory."""
 
     def __repr__(self) -> str:
         count, size = len(self.layout.entries), self.layout.byte_count
@@ -215,6 +215,26 @@ class SharedState:
                 with self._lock:
                     self._sequence += 1
 
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[Callable[[], None]]:
+        """As `writing`, and all is put back unless the block calls what it is given.
+
+        Without memory for a copy nothing can be put back: then the state is `torn`.
+        """
+        kept: list[bool] = []
+        with self.writing():
+            self.pull()
+            fits = self.layout.byte_count <= available_bytes() // 2
+            before = [cell.memory.copy() for cell in self._cells] if fits else None
+            try:
+                yield lambda: kept.append(True)
+            finally:
+                self.torn = not kept and before is None
+                if not kept and before is not None:
+                    for cell, content in zip(self._cells, before, strict=True):
+                        cell.memory[:] = content
+                    self.push()
+
     def _save_pins(self) -> None:
         for pin in self._pins:
             if pin.copies is not None or pin.lost:
@@ -275,6 +295,7 @@ class SharedState:
             if self._revision != revision or self._lineage != lineage:
                 self._results.clear()
             self._revision, self._lineage, self._synced = revision, lineage, True
+            self.torn = False
 
     def restored(self, revision: int, lineage: int) -> None:
         """The memory holds what a checkpoint held; no member has agreed to it yet."""
@@ -365,20 +386,3 @@ def _number_of(committed: Step | Work) -> int:
     raise UsageError(
         f"a revision is made by a committed step or work, not by a {type(committed).__name__}"
     )
-
-
-def results_memory(layout: Layout) -> tuple[list[Any], list[Bytes]]:
-    """Makes arrays for one update's results, in order, and their memory."""
-    from pccl.collectives.buffers import describe
-
-    arrays = [np.zeros(entry.shape, _numpy_dtype(entry.dtype.label)) for entry in layout.entries]
-    return arrays, [bytes_of(describe(array)) for array in arrays]
-
-
-def _numpy_dtype(label: str) -> Any:
-    kinds = {"f": "f", "i": "i", "u": "u", "c": "c"}
-    if label == "bool":
-        return np.bool_
-    if label[0] in kinds and label[1:].isdigit():
-        return np.dtype(f"{kinds[label[0]]}{int(label[1:]) // 8}")
-    raise UsageError(f"results of type {label} cannot be replayed; pass f32")
