@@ -166,7 +166,9 @@ class Step(StepCollectives):
             tag: names the operation within the step; None numbers operations in program order.
             weight: of this peer's contribution to an avg; finite, not negative.
             out: where the result goes; None reduces in place.  Shape and dtype as `array`.
-            deterministic: adds contributions in rank order, so that runs can be repeated exactly.
+            deterministic: adds contributions in rank order, so that runs of as many members can be
+                repeated exactly, on other machines too; with algorithm="ring" in the ring's order,
+                which begins with another rank for each of its shards.
             algorithm: auto, exchange, direct or ring; alike on all members.
             codec: int8, int4, fp8 or a Codec quantises what travels, of sums and averages of
                 floating-point numbers; alike on all members.  Each result is rounded twice however
