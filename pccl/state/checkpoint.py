@@ -97,7 +97,7 @@ class Checkpoints:
         with self._turn:
             if self._busy or self._wanted is not None:
                 return False
-            self._wanted, self._written_at = state.pin(), self._seat()
+            self._wanted, self._written_at = state.pin(precious=True), self._seat()
             self._began_s = time.monotonic()
             self._turn.notify_all()
         return True

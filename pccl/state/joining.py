@@ -80,7 +80,7 @@ class Joining:
                 if state.apply is not None:  # also who lacks nothing now may wait at the entry
                     _close(self._followed)
                     self._followed, opened = opened, []
-                    self._replay(self._followed)
+                    self._replay(self._followed, deadline)
                     return  # what comes from now on is replayed at the entry
                 if holds:
                     return
@@ -108,7 +108,7 @@ class Joining:
                 if opened:
                     target = _of_most(opened)
                     if self._followed and state.lineage == target.lineage:
-                        self._replay(self._followed)
+                        self._replay(self._followed, ticket.deadline)
                     if not self._holds(target):
                         self._receive(target, opened, ticket.deadline)
                     if self._holds(target):
@@ -185,13 +185,13 @@ class Joining:
     def _holds(self, target: Target) -> bool:
         return self._state.survey()[1] == target.root
 
-    def _replay(self, opened: Sequence[Opened]) -> bool:
+    def _replay(self, opened: Sequence[Opened], deadline: Deadline) -> bool:
         """Replays what was committed since; says whether this is as new as what is replayed."""
         if self._state.apply is None:
             return False
         for one in opened:
             try:
-                if replay(self._state, one.stream):
+                if replay(self._state, one.stream, deadline):
                     return True
             except (StreamLost, RemoteError) as error:
                 _log.info("replaying from peer %s ended: %s", one.member.peer_id.hex()[:8], error)

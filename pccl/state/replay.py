@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pccl.base.errors import RemoteError, UsageError
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import describe
 from pccl.state import messages as m
@@ -25,17 +26,24 @@ RESULTS_FACTOR = 4  # results of one update are about as large as what they chan
 _log = get_logger("state")
 
 
-def replay(state: SharedState, stream: Stream) -> bool:
+def replay(state: SharedState, stream: Stream, deadline: Deadline) -> bool:
     """Asks for what came after this state's revision until there is no more; says whether there
     was anything to be replayed.
 
     Raises:
         StreamLost, RemoteError: the source ended or sent what is no update; the memory is that of
             `state.revision`, or what `apply` has left of it: the root says.
+        DeadlineExceeded: updates still came when time was over; the state is at a revision.
     """
     assert state.apply is not None
     count = 0
+    stream.until(deadline)
     while True:
+        if deadline.passed():
+            raise DeadlineExceeded(
+                f"{count} updates were replayed, and more come as fast as apply= makes them here: "
+                "give it more time, or let the members' steps be fewer"
+            )
         stream.send(m.question_codec.encode(m.Replay(state.revision)))
         answer = m.answer_codec.decode(stream.receive())
         if isinstance(answer, m.Sorry):

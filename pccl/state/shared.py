@@ -29,6 +29,7 @@ from pccl.step import Step
 from pccl.transport.digests import xxh3
 from pccl.work import Work
 
+PIN_COPIES_MAX: Final = 4  # revisions copied for newcomers at a time; others begin anew meanwhile
 PACE: Final = 0.2  # of the time in which a donor could send, while training goes on
 _log = get_logger("state")
 
@@ -45,6 +46,7 @@ class Pin:
     copies: list[Bytes] | None = None
     users: int = 0
     lost: bool = False
+    precious: bool = False  # of a checkpoint, which cannot begin anew
 
 
 @dataclass(slots=True)
@@ -236,9 +238,14 @@ class SharedState:
                     self.push()
 
     def _save_pins(self) -> None:
+        copied = sum(pin.copies is not None and not pin.precious for pin in self._pins)
         for pin in self._pins:
             if pin.copies is not None or pin.lost:
                 continue
+            if copied >= PIN_COPIES_MAX and not pin.precious:
+                pin.lost = True  # not an older one: so those before it come to their end
+                continue
+            copied += not pin.precious
             if self.layout.byte_count > available_bytes() // 2:
                 pin.lost = True  # who fetches it begins anew, with what has changed
                 _log.warning("no memory to keep revision %d for a newcomer", pin.revision)
@@ -309,7 +316,7 @@ class SharedState:
 
     # ---- donors
 
-    def pin(self) -> Pin:
+    def pin(self, *, precious: bool = False) -> Pin:
         """Returns the revision in force, kept until `unpin`.  Waits while it is being written."""
         with self._writer, self._lock:
             known = self._known
@@ -321,8 +328,10 @@ class SharedState:
             for pin in self._pins:
                 if (pin.revision, pin.root) == (self._revision, root) and not pin.lost:
                     pin.users += 1
+                    pin.precious |= precious
                     return pin
             pin = Pin(self._revision, self._lineage, root, digests, sequence, users=1)
+            pin.precious = precious
             self._pins.append(pin)
             return pin
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from pccl.base.errors import RemoteError
+from pccl.base.clock import Deadline
+from pccl.base.errors import DeadlineExceeded, RemoteError
 from pccl.state import messages as m
 from pccl.state.layout import Layout
 from pccl.state.replay import replay
 from pccl.state.shared import SharedState
-from pccl.state.stream import Stream
+from pccl.state.stream import Stream, StreamLost
 from pccl.state.tensors import cells_of
 
 
@@ -28,6 +32,9 @@ class Told:
             self._bytes += layout.encoded + cells[0].memory.tobytes()
             said = m.Results(revision, len(layout.encoded), layout.byte_count)
             self._answers.append(said)
+
+    def until(self, deadline: Deadline | None) -> None:
+        pass
 
     def send(self, body: bytes) -> None:
         assert isinstance(m.question_codec.decode(body), m.Replay)
@@ -50,13 +57,43 @@ def add(tensors: Any, update: Any) -> None:
 
 def test_updates_are_applied_one_after_another() -> None:
     state = SharedState({"x": np.zeros(3)}, apply=add)
-    assert replay(state, cast(Stream, Told(np.ones(3), np.full(3, 4.0))))
+    assert replay(state, cast(Stream, Told(np.ones(3), np.full(3, 4.0))), Deadline(60))
     assert state.revision == 2 and (state.tensors["x"] == 5).all()
-    assert not replay(state, cast(Stream, Told()))
+    assert not replay(state, cast(Stream, Told()), Deadline(60))
 
 
 def test_an_update_that_apply_refuses_is_its_senders_fault_and_makes_no_revision() -> None:
     state = SharedState({"x": np.zeros(3)}, apply=add)
     with pytest.raises(RemoteError, match="apply= refuses"):
-        replay(state, cast(Stream, Told(np.ones(3), np.ones(7))))
+        replay(state, cast(Stream, Told(np.ones(3), np.ones(7))), Deadline(60))
     assert state.revision == 1 and (state.tensors["x"] == 1).all()
+
+
+def test_updates_that_never_end_end_with_the_newcomers_time() -> None:
+    state = SharedState({"x": np.zeros(3)}, apply=add)
+    with pytest.raises(DeadlineExceeded, match="more come as fast"):
+        replay(state, cast(Stream, Told(*[np.ones(3)] * 3)), Deadline(0.0))
+
+
+def test_a_stream_that_drips_ends_with_the_deadline_of_who_waits_for_it() -> None:
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.01):
+            theirs.send(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    stream = Stream(ours, 5.0)
+    stream.until(Deadline(0.2))
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(StreamLost, match="too slow"):
+            stream.receive_bytes(2000)
+        assert time.monotonic() - began_s < 10
+    finally:
+        over.set()
+        dripping.join()
+        stream.close()
+        theirs.close()

@@ -188,3 +188,25 @@ def test_without_memory_for_a_copy_a_state_knows_that_it_is_torn(
     assert state.torn
     state.adopt(4, 1)
     assert not state.torn
+
+
+def test_newcomers_at_many_revisions_cost_a_few_copies_and_a_checkpoint_is_not_lost_by_them() -> (
+    None
+):
+    x = np.zeros(100)
+    state = SharedState({"x": x})
+    pins = []
+    for number in range(8):
+        pins.append(state.pin(precious=number == 6))
+        with state.writing():
+            x += 1
+            state.applied(number + 1)
+    held = [state.holds(pin) for pin in pins]
+    assert held == [True] * 4 + [False, False, True, False]
+    for number in (0, 3, 6):
+        assert content(state, pins[number]) == np.full(100, float(number)).tobytes()
+    state.unpin(pins[0])
+    after = state.pin()
+    with state.writing():
+        x += 1
+    assert content(state, after) == np.full(100, 8.0).tobytes(), "there is room again"
