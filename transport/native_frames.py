@@ -88,6 +88,7 @@ class SuspectCode(IntEnum):
     UNDERFLOW = 6
     EXCLUDED = 7
     VIEW_CHANGED = 9  # 8 is the native core's own, for a program that has left
+    NONFINITE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ class UnknownVersion(RemoteError):
 
 
 _FLAGS = unsigned("B", 0, 15)
-_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED))
+_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED, SuspectCode.NONFINITE))
 
 
 def _write_open_step(value: OpenStep) -> bytes:
@@ -286,7 +287,7 @@ def _read_open_step(reader: Reader) -> OpenStep:
 _OPEN_STEP = Kind(_write_open_step, _read_open_step)
 _IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
 _WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 4)))
-_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, 9)))
+_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, max(SuspectCode))))
 _ROUTES = list_of(struct_of(Route, ID, ID))
 _WAITING = unsigned("B", 0, 3)
 

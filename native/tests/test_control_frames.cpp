@@ -194,7 +194,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
   CHECK(refused(with(all[6].frame, 76, 16)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code
-  for (const unsigned code : {6u, 7u, 8u, 10u}) CHECK(refused(with(all[7].frame, 15, code)));
+  for (const unsigned code : {6u, 7u, 8u, 11u}) CHECK(refused(with(all[7].frame, 15, code)));
 }
 
 TEST(bad_utf8_is_refused_on_the_way_in) {

@@ -35,6 +35,22 @@ def reductions_of(method: str, steps: int) -> int:
     return steps // inner_steps_per_reduction(method)
 
 
+def all_aboard_at(method: str, steps: int, layers: int) -> int:
+    """Returns the reduction from which on every member that is planned for takes part: there the
+    members wait for a newcomer."""
+    at = steps - max(1, steps // 10)
+    if method == DDP:
+        return at
+    fragments = fragments_of(layers) if method == "streaming" else 1
+    return max(1, min(at, steps - fragments - 1))  # the last entry is one round before the end
+
+
+def last_join_at(method: str, steps: int, layers: int) -> int:
+    """Returns the last reduction after which a newcomer may be started: before the one at which the
+    members wait for it, which other methods than ddp report only when they have waited."""
+    return all_aboard_at(method, steps, layers) - (method != DDP)
+
+
 def make_outer(
     method: str, comm: Communicator, model: Any, *, layers: int, **options: Any
 ) -> OuterOptimizer:

@@ -83,6 +83,7 @@ def open_source(
     at_step: int = m.CURRENT,
     stall_s: float = STALL_S,
     describe_s: float = STALL_S,
+    deadline: Deadline | None = None,
 ) -> Opened:
     """Dials a source and asks what it holds, which may take `describe_s` to find out.
 
@@ -91,7 +92,7 @@ def open_source(
         Wrong: its digests do not fit its root, or its answer is none.
         UsageError: its layout or hash is another one; names the first difference.
     """
-    stream = Stream.dial(member, identity, stall_s)
+    stream = Stream.dial(member, identity, stall_s, deadline)
     try:
         stream.patience(describe_s)
         stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
@@ -148,6 +149,7 @@ class Receiver:
         self._stall_s = stall_s
         self._ours = ours  # digests of the memory as it is, if they are known
         self._opened = {one.member.peer_id: one for one in opened}
+        self._deadline: Deadline | None = None
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._digests = b""
@@ -167,6 +169,9 @@ class Receiver:
             DeadlineExceeded: the same, for time.
             UsageError: the layouts differ, in words; nothing was written.
         """
+        self._deadline = deadline
+        for stream in self._lent:
+            stream.until(deadline)
         with self._state.writing():
             try:
                 self._digests = self._digests_of_target()
@@ -210,7 +215,13 @@ class Receiver:
     def _open(self, member: MemberInfo) -> Opened | None:
         peer = Peer(member.peer_id)
         try:
-            one = open_source(member, self._identity, self._state, stall_s=self._stall_s)
+            one = open_source(
+                member,
+                self._identity,
+                self._state,
+                stall_s=self._stall_s,
+                deadline=self._deadline,
+            )
         except StreamLost as error:
             self.transfer.lost[peer] = str(error)
             return None

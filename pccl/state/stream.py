@@ -2,8 +2,9 @@
 
     dial -> HELLO (purpose 5, the listener's secret) -> WELCOME -> questions and answers
 
-Invariant: every call ends within its timeout, which is counted from the last bytes that moved; no
-length from the other end is believed before it is checked.
+Invariant: every call ends within its timeout, which is counted from the last bytes that moved, and
+receiving by the deadline of whoever waits for it, if one is set; no length from the other end is
+believed before it is checked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pccl.base.clock import Deadline
 from pccl.base.errors import PcclError, RemoteError
 from pccl.membership.messages import MemberInfo
 from pccl.state.messages import BODY_BYTES_MAX
@@ -49,12 +51,19 @@ class Stream:
         self._timeout_s = timeout_s
         self._burst_bytes = BURST_BYTES_MAX
         self._short = False
+        self._deadline: Deadline | None = None
         sock.settimeout(timeout_s)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
-    def dial(cls, member: MemberInfo, identity: Identity, timeout_s: float) -> Self:
+    def dial(
+        cls,
+        member: MemberInfo,
+        identity: Identity,
+        timeout_s: float,
+        deadline: Deadline | None = None,
+    ) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
         if member.port == 0:
             raise StreamLost("nobody can dial it: it connected with reachable=False")
@@ -63,6 +72,7 @@ class Stream:
         except OSError as error:
             raise StreamLost(f"cannot be reached: {error}") from error
         stream = cls(sock, timeout_s)
+        stream.until(deadline)
         try:
             hello = nf.NativeHello(
                 purpose=nf.Purpose.STREAM,
@@ -86,6 +96,10 @@ class Stream:
         self._timeout_s = timeout_s
         with contextlib.suppress(OSError):  # closed by another thread: the next call says so
             self._socket.settimeout(timeout_s)
+
+    def until(self, deadline: Deadline | None) -> None:
+        """Nothing is received after this, however steadily it drips."""
+        self._deadline = deadline
 
     def send(self, body: bytes) -> None:
         self._send(memoryview(frame(body)))
@@ -151,6 +165,8 @@ class Stream:
                 if count == 0:
                     raise StreamLost("has closed the stream")
                 view = view[count:]
+                if len(view) and self._deadline is not None and self._deadline.passed():
+                    raise StreamLost("was too slow for the time there was")
         except OSError as error:
             raise StreamLost(_words(error, self._timeout_s)) from error
 

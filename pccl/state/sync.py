@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, PcclError, StepFailed, UsageError, ViewChanged
+from pccl.base.errors import (
+    CorruptResult,
+    DeadlineExceeded,
+    PcclError,
+    StepFailed,
+    UsageError,
+    ViewChanged,
+)
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
 from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree
@@ -221,6 +228,13 @@ class Sync:
         )
         self._restored = restoring.run()
         self._looked = True
+        if self._restored is None and self._state.torn:
+            text = (
+                "a restore broke off and left parts of a revision in this process's state, for "
+                "whose copy there was no memory; it has left the run: begin with a new state"
+            )
+            self._session.close(text)
+            raise CorruptResult(text)
 
     # ---- what is moved
 

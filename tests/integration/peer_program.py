@@ -109,6 +109,15 @@ def forms(comm: pccl.Communicator, index: int, count: int) -> None:
     assert done.contributors[comm.rank] == comm.peer_id and comm.world_size == count
     assert done.wire_bytes > 0
 
+    normal = [np.random.default_rng(rank).standard_normal(300_000) for rank in range(count)]
+    of_rank = [part.astype(np.float32) for part in normal]  # sums of these depend on their order
+    for size in (100, 50_000, 300_000):
+        mine, expected = of_rank[comm.rank][:size].copy(), of_rank[0][:size].copy()
+        for part in of_rank[1:]:
+            expected += part[:size]
+        comm.all_reduce(mine, deterministic=True)
+        assert mine.tobytes() == expected.tobytes(), "in rank order, whatever carries it"
+
     work = comm.all_reduce(x, op="max", async_op=True)
     work.wait(timeout_s=30)
     assert (x == count).all() and work.done() and work.result is x

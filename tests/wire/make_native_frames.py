@@ -56,6 +56,7 @@ FRAMES: dict[str, nf.Frame] = {
     "suspect of two peers": nf.Suspect(3, 11, 1, (A, C), "dtype f32 here, f64 there"),
     "suspect without names": nf.Suspect(3, 11, 3),
     "suspect of a view that has changed": nf.Suspect(3, 11, 9, (), "the root is gone"),
+    "suspect of a contribution of its own": nf.Suspect(3, 11, 10, (), "it holds NaN"),
     "evicted": nf.EvictedFrame(2, "silent for 3.0 s"),
     "peer beat": nf.PeerBeat(3, 11, 1 << 40),
     "hello of a relay's user": nf.NativeHello(3, A, B, 1, C),
@@ -97,13 +98,13 @@ INVALID: dict[str, bytes] = {
     "switched 2": changed(nf.encode(FRAMES["report of a peer without steps"]), 19, 2),
     "an unknown flag of an open step": changed(OPEN, FLAGS_AT, 16),
     "more open steps announced than sent": changed(OPEN, 3 + 8 + 4 + 4 + 1 + 24 + 2, 2),
-    "failure code 10": nf.encode(FAILED)[:-1] + b"\x0a",
+    "failure code 11": nf.encode(FAILED)[:-1] + b"\x0b",
     "more failures announced than sent": nf.encode(FAILED)[:-11]
     + b"\x02"
     + nf.encode(FAILED)[-10:],
     "suspect code 0": changed(nf.encode(FRAMES["suspect without names"]), 15, 0),
     "suspect code 6": changed(nf.encode(FRAMES["suspect without names"]), 15, 6),
-    "suspect code 10": changed(nf.encode(FRAMES["suspect without names"]), 15, 10),
+    "suspect code 11": changed(nf.encode(FRAMES["suspect without names"]), 15, 11),
     "a text longer than the frame": b"\xc1\x03\x04\x01\x05\x00abcd",
     "a text over the limit": b"\xc1\x03\x04\x01\x01\x08" + b"x" * 2049,
     "a text that is not UTF-8": b"\xc1\x03\x04\x01\x02\x00\xff\xfe",
