@@ -3,6 +3,7 @@
 // Threads:   the GIL is released around everything that may wait, and never taken by the core.
 // Errors:    EngineFailure becomes EngineError(code, text); std::system_error becomes OSError.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
@@ -335,6 +336,30 @@ void bind_steps(nb::class_<Engine>& engine) {
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>());
 }
 
+using TlsTuple = std::tuple<nb::bytes, nb::bytes, nb::bytes>;  // certificate, key, CA; all PEM
+
+std::shared_ptr<const TlsContext> to_tls(const TlsTuple& material) {
+  const auto text = [](const nb::bytes& pem) { return std::string(pem.c_str(), pem.size()); };
+  const auto& [certificate, key, ca] = material;
+  try {
+    return std::make_shared<const TlsContext>(
+        TlsMaterial{text(certificate), text(key), text(ca)});
+  } catch (const TlsUnusable& unusable) {
+    throw EngineFailure("usage", unusable.what());
+  }
+}
+
+void bind_tls(nb::module_& module, nb::class_<Engine>& engine) {
+  engine.def("set_tls",
+             [](Engine& self, const nb::bytes& certificate, const nb::bytes& key,
+                const nb::bytes& ca) { self.set_tls(to_tls({certificate, key, ca})); },
+             "certificate_pem"_a, "key_pem"_a, "ca_pem"_a);
+  module.def("tls_library", [] {
+    const TlsLibrary found = tls_library();
+    return nb::make_tuple(found.version, found.path, found.problem);
+  });
+}
+
 void bind_errors(nb::module_& module) {
   engine_error = PyErr_NewException("pccl._native.EngineError", PyExc_RuntimeError, nullptr);
   module.attr("EngineError") = nb::handle(engine_error);
@@ -363,17 +388,20 @@ NB_MODULE(_native, module) {
       .def("__init__",
            [](Engine* self, const nb::bytes& peer_id, const std::string& listen_host,
               std::uint16_t listen_port, std::uint16_t lanes, int spin_us,
-              std::uint64_t host_key, bool shared_memory) {
+              std::uint64_t host_key, bool shared_memory, const std::optional<TlsTuple>& tls) {
              new (self) Engine({to_bytes16<PeerIdKind>(peer_id, "peer_id"), listen_host,
-                                listen_port, lanes, spin_us, host_key, shared_memory});
+                                listen_port, lanes, spin_us, host_key, shared_memory,
+                                tls ? to_tls(*tls) : nullptr});
            }, nb::kw_only(), "peer_id"_a, "listen_host"_a, "listen_port"_a = 0, "lanes"_a = 0,
-           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true)
+           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true,
+           "tls"_a = nb::none())
       .def_prop_ro("port", &Engine::port)
       .def_prop_ro("event_fd", &Engine::event_fd)
       .def("drain_events", &drain);
   bind_membership(engine);
   bind_steps(engine);
   bind_letters(engine);
+  bind_tls(module, engine);
   bind_outcome(module);
   bind_codecs(module);
   bind_sparse(module);

@@ -17,10 +17,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "pccl/fd.hpp"
 #include "pccl/sockets.hpp"
 #include "pccl/status.hpp"
+#include "pccl/types.hpp"
 
 namespace pccl {
 
@@ -30,6 +32,17 @@ class Conduit {
   Conduit(const Conduit&) = delete;
   Conduit& operator=(const Conduit&) = delete;
   virtual ~Conduit() = default;
+
+  /// Gets further with what must happen before bytes can pass.  ok: they pass now.  would_block: it
+  /// waits for the other side, or, if wants_write(), for room.  protocol: the other end did not
+  /// prove what it has to; refusal() says what was wrong.
+  virtual Status establish() noexcept { return Status::ok; }
+  [[nodiscard]] virtual std::string_view refusal() const noexcept { return {}; }
+  /// Whether the other end may call itself that; a stream that proves nothing believes it.
+  [[nodiscard]] virtual bool proves(const PeerId&) const noexcept { return true; }
+  /// From the next byte on, both ways, each frame-sized piece is sealed by itself: for lanes, whose
+  /// bytes cost less that way.  Both ends call it at the same place of the stream.
+  virtual Status seal_in_bulk() noexcept { return Status::ok; }
 
   /// What the poller watches.
   [[nodiscard]] virtual int fd() const noexcept = 0;
@@ -65,6 +78,9 @@ class Conduit {
   /// Gives the descriptor away and leaves nothing behind; null (no descriptor) if the stream is
   /// more than its descriptor.
   [[nodiscard]] virtual Fd release() noexcept { return {}; }
+  /// Gives the descriptor away although the stream was more than that: what follows is bare, at
+  /// both ends.  Null if bytes of the stream still lie here.
+  [[nodiscard]] virtual Fd strip() noexcept { return release(); }
 };
 
 /// A TCP socket as it is.

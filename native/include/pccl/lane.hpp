@@ -105,6 +105,8 @@ class Lane {
   [[nodiscard]] bool has_unsent() const noexcept {
     return (!out_.empty() && !out_.front().parked) || conduit_->wants_write();
   }
+  /// Something has come of which the poller does not tell.
+  [[nodiscard]] bool holds_received() const noexcept { return conduit_->holds_received(); }
   void unblock() noexcept { blocked_ = false; }
   /// The other side's kernel has all that was sent.
   [[nodiscard]] bool delivered() noexcept;

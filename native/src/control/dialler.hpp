@@ -45,11 +45,12 @@ class Dialler {
       return request.peer.peer == peer && request.peer.incarnation == incarnation;
     }
   };
-  enum class Stage : std::uint8_t { idle, connecting, asking_relay, greeting };
+  enum class Stage : std::uint8_t { idle, connecting, securing, asking_relay, greeting };
   struct Dial {
     std::uint64_t job = 0;
     Purpose purpose = Purpose::data_lane;
     Stage stage = Stage::idle;
+    bool in_tunnel = false;  // the relay has reached the peer
     int tries = 0;
     double due_s = 0;  // idle: try then; else: give this try up then
     FramedSocket socket;
@@ -61,6 +62,8 @@ class Dialler {
   void retry(Dial& dial, double now_s) noexcept;
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
   Progress connected(std::uint64_t serial, Dial& dial);
+  Progress secure(std::uint64_t serial, Dial& dial);
+  Progress enter_tunnel(std::uint64_t serial, Dial& dial);
   Progress greet(std::uint64_t serial, Dial& dial);
   Progress ask_relay(std::uint64_t serial, Dial& dial);
   [[nodiscard]] frames::Hello hello(Purpose purpose, const Job& job, const Secret& secret) const;

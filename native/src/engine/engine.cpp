@@ -57,6 +57,12 @@ constexpr double last_words_s = 1.0;
 constexpr std::ptrdiff_t streams_waiting_max = 64;  // until the program's side takes them
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
 
+void check_key(const TlsContext& tls, const PeerId& peer) {
+  if (tls.peer() != peer) {
+    throw EngineFailure("usage", "the certificate's key is not the one this peer is named after");
+  }
+}
+
 Fd make_eventfd() {
   Fd fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!fd) throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -80,6 +86,8 @@ Engine::Engine(const EngineConfig& config)
   control.peer_id = config.peer_id;
   control.listen_host = config.listen_host;
   control.listen_port = config.listen_port;
+  if (config.tls) check_key(*config.tls, config.peer_id);
+  control.tls = config.tls;
   ControlHost& host = *this;  // a private base: make_unique could not convert
   control_ = std::make_unique<Control>(control, host);
   reactor_ = quiet_thread([this] { run_reactor(); });
@@ -264,6 +272,13 @@ void Engine::notify_when_decided(StepId step) {
   });
 }
 
+void Engine::set_tls(std::shared_ptr<const TlsContext> tls) {
+  check_usable();
+  if (!config_.tls) throw EngineFailure("usage", "a run that began plain cannot be secured");
+  check_key(*tls, config_.peer_id);
+  control_->set_tls(std::move(tls));
+}
+
 EngineStats Engine::stats() {
   check_usable();
   const ControlCounters control = control_->counters();
@@ -315,6 +330,7 @@ void Engine::adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit
     // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
     (void)::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
   }
+  const DefaultArithmetic arithmetic;  // frames that have come behind the handshake are applied
   with_turn([&](Lock&) {
     if (memory_ran_out_) return;
     executor_.adopt(hello, std::move(conduit), monotonic_s());

@@ -178,6 +178,7 @@ void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
   if (link.lost_lane) resynchronise(link, true);
   link.dirty = true;
   check_links_up();
+  if (lane.holds_received()) ready(link, lane, true, false, now_s);
 }
 
 void Executor::ready(Link& link, Lane& lane, bool readable, bool writable, double now_s) {
