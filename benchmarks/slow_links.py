@@ -30,6 +30,7 @@ class Peers:
 
     def __init__(self, module: str, words: Sequence[str], prefixes: Sequence[list[str]]) -> None:
         """Starts `python -m module --peer WORDS... RANK WORLD` on each."""
+        self._killed: set[int] = set()
         self._processes = [
             subprocess.Popen(
                 [*prefix, sys.executable, "-m", module, "--peer", *words, str(rank),
@@ -41,18 +42,30 @@ class Peers:
 
     def run(self, job: dict[str, Any]) -> list[Any]:
         """Returns the answers, by the order of the hosts."""
+        self.ask(job)
+        return self.answers()
+
+    def ask(self, job: dict[str, Any]) -> None:
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
+
+    def answers(self) -> list[Any]:
+        """Returns what they say to `ask`; None for those that `kill` has ended."""
         answers = []
-        for process in self._processes:
+        for rank, process in enumerate(self._processes):
             assert process.stdout is not None
-            line = process.stdout.readline()
+            line = "null" if rank in self._killed else process.stdout.readline()
             if not line:
                 raise SystemExit("a peer has ended: see above")
             answers.append(json.loads(line))
         return answers
+
+    def kill(self, rank: int) -> None:
+        """Ends one at once, as the kernel does.  There is nothing to be asked of all after that."""
+        self._killed.add(rank)
+        self._processes[rank].kill()
 
     def end(self) -> None:
         for process in self._processes:
