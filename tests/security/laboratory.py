@@ -57,7 +57,10 @@ class Laboratory:
         self, role: Role = Role.TRAINER, *, uses: int = 1, expires_in_s: float = DAY_S
     ) -> JoinTicket:
         return self.ca.make_ticket(
-            role, uses=uses, expires_in_s=expires_in_s, endpoints=(self.address,)
+            role,
+            uses=uses,
+            expires_in_s=expires_in_s,
+            endpoints=(self.address,) if self.address else (),
         )
 
     def connect(self, ticket: JoinTicket | str, **arguments: Any) -> pccl.Communicator:
