@@ -53,6 +53,9 @@ class Audit:
     def evicted(self, peer_id: bytes, reason: str) -> None:
         self._write("evicted", peer_id, "", reason)
 
+    def left(self, peer_id: bytes) -> None:
+        self._write("left", peer_id, "", "as it had asked to")
+
     def refused(self, code: str, peer_id: bytes, host: str, reason: str) -> None:
         """What strangers bring about: written at a bounded rate."""
         if self._refusals.take(self._clock()) > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from pccl.membership.departures import LEFT
 from pccl.membership.events import NativeFrame, PeerMessage
 from pccl.membership.messages import Evicted, Hello, Refused, StatusRequest
 from pccl.membership.service_audit import Audit
@@ -93,7 +94,9 @@ class Guard:
                 self._audit.admitted(self.peer_id, self._host, "")
 
     def turned_away(self, answer: Refused | Evicted) -> None:
-        if isinstance(answer, Evicted):
+        if isinstance(answer, Evicted) and answer.text == LEFT:
+            self._audit.left(self.peer_id)
+        elif isinstance(answer, Evicted):
             self._audit.evicted(self.peer_id, answer.text)
         else:
             self._audit.refused(answer.code, self.peer_id, self._host, answer.text)

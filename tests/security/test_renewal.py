@@ -1,4 +1,4 @@
-"""Certificates that live for seconds: peers renew theirs while they work, the coordinator its own."""
+"""Certificates of a few seconds: peers renew theirs while they work, the coordinator its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_run_outlives_its_first_certificates(
                 steps += 1
                 time.sleep(0.02)
             eventually(lambda: len(lab.audit("renewed")) >= 2)
-            # The first certificate of the coordinator is over, too, and a newcomer finds a valid one.
+            # The coordinator's first certificate is over, too; a newcomer finds a valid one.
             with lab.connect(lab.ticket(), min_world=1):
                 pass
         assert steps > 10
