@@ -148,7 +148,7 @@ class Security:
             if denied is not None and denied - self._denied:
                 new, self._denied = denied - self._denied, denied
                 for peer_id in new:
-                    self.audit.refused("revoked", peer_id, "", REVOKED)
+                    self.audit.evicted(peer_id, REVOKED)  # also one that hangs up first
                 on_denied(denied)
 
     def _read_denied(self) -> frozenset[bytes] | None:
