@@ -95,6 +95,8 @@ class Liveness:
         self._probe(peer, doubt, now_s)
 
     def dialled(self, event: Dialled, now_s: float) -> None:
+        if self._core.outdated:
+            return
         peer = self._core.peers.get(event.incarnation)
         doubt = self._doubts.get(event.incarnation)
         if doubt is not None:

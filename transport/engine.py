@@ -41,6 +41,8 @@ from pccl.transport.engine_api import (
 )
 from pccl.transport.engine_events import EngineEvent, StreamOpened, parse_event
 from pccl.transport.engine_letters import LetterCalls
+from pccl.transport.engine_tls import parts, tls_arguments
+from pccl.transport.identity import TlsMaterial
 from pccl.transport.native_core import load_native
 
 
@@ -66,9 +68,13 @@ class Engine(LetterCalls):
     until `close`.  Memory passed to `post_...` must live until the step is released or the
     engine is closed.
 
+    Args:
+        tls: what this peer proves itself by; None: the run is not secured.
+
     Raises:
         ConnectError: the port cannot be bound.
         ImportError: the native core is not built.
+        UsageError: `tls` is given, and the native core has no TLS.
     """
 
     def __init__(
@@ -82,10 +88,12 @@ class Engine(LetterCalls):
         host_key: int = 0,
         shared_memory: bool = True,
         native: Any = None,
+        tls: TlsMaterial | None = None,
     ) -> None:
         self.leaving = False
         module: Any = load_native() if native is None else native
         self._error_type: type[Exception] = module.EngineError
+        secured: dict[str, Any] = tls_arguments(module, tls)
         try:
             self._native: Any = module.Engine(
                 peer_id=peer_id,
@@ -95,6 +103,7 @@ class Engine(LetterCalls):
                 spin_us=spin_us,
                 host_key=host_key,
                 shared_memory=shared_memory,
+                **secured,
             )
         except OSError as error:
             raise ConnectError(
@@ -107,6 +116,11 @@ class Engine(LetterCalls):
     @property
     def port(self) -> int:
         return self._port
+
+    def set_tls(self, tls: TlsMaterial) -> None:
+        """Takes a renewed certificate; connections that are up go on."""
+        if hasattr(self._native, "set_tls"):
+            self._call(self._native.set_tls, *parts(tls))
 
     @property
     def event_fd(self) -> int:
