@@ -138,7 +138,7 @@ def test_no_process_is_left_behind_when_the_demo_is_ended(
     [
         (["--kill-at", "500"], "--kill-at is 500"),
         (["--peers", "0"], "--peers is 0"),
-        (["--method", "diloco", "--steps", "20"], "more --steps or --no-join"),
+        (["--method", "diloco", "--steps", "10"], "more --steps or --no-join"),
         (["--batch", "0"], "--batch must be at least 1"),
         (["--out", "/dev/null/demo"], "cannot write to /dev/null/demo"),
     ],
