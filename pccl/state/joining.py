@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SOURCES_MAX = 8  # asked at once; more would only share the same way to this process
 ASK_AGAIN_S = 0.2
+DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
 OTHERS_S = 1.0  # for further answers, once there is one
 ROUNDS_MAX = (
@@ -71,7 +72,7 @@ class Joining:
                 holds = self._holds(target)
                 if not holds:
                     began_s = time.monotonic()
-                    transfer = self._receive(target, opened, deadline)
+                    transfer = self._receive(target, opened, deadline, DRAIN_S)
                     if transfer is None:
                         continue
                     took_s = time.monotonic() - began_s
@@ -171,11 +172,15 @@ class Joining:
         except PcclError as error:
             return error
 
-    def _receive(self, target: Target, opened: Sequence[Opened], deadline: Deadline) -> int | None:
+    def _receive(
+        self, target: Target, opened: Sequence[Opened], deadline: Deadline, drain_s: float = 0.0
+    ) -> int | None:
         """Fetches what differs; None if the revision went away meanwhile."""
         alike = [one for one in opened if _target(one) == target]
         members = [one.member for one in alike]
-        receiver = Receiver(self._state, target, members, self._identity, opened=alike)
+        receiver = Receiver(
+            self._state, target, members, self._identity, opened=alike, drain_s=drain_s
+        )
         try:
             return receiver.run(deadline).byte_count
         except StepFailed as error:

@@ -141,12 +141,16 @@ class Receiver:
         stall_s: float = STALL_S,
         opened: Sequence[Opened] = (),
         ours: bytes | None = None,
+        drain_s: float = 0.0,
     ) -> None:
+        """`drain_s`: how long to wait, when all is here, for what is still owed on `opened`, of
+        which the caller has further use; what then still owes something is closed."""
         self._state = state
         self._target = target
         self._members = list(members)
         self._identity = identity
         self._stall_s = stall_s
+        self._drain_s = drain_s
         self._ours = ours  # digests of the memory as it is, if they are known
         self._opened = {one.member.peer_id: one for one in opened}
         self._deadline: Deadline | None = None
@@ -282,8 +286,9 @@ class Receiver:
     def _end(self) -> None:
         with self._turn:
             self._over = True
-            streams = [s for s in self._streams if s not in self._lent or s in self._owing]
             self._turn.notify_all()
+            self._turn.wait_for(lambda: not self._owing & self._lent, self._drain_s)
+            streams = [s for s in self._streams if s not in self._lent or s in self._owing]
         for stream in streams:
             stream.close()
         for thread in self._threads:
@@ -329,8 +334,11 @@ class Receiver:
         while True:
             while len(asked) < DEPTH:
                 with self._turn:
-                    if self._over or fetching.done or not fetching.sources[key].usable:
-                        return
+                    usable = fetching.sources[key].usable
+                    if self._over or fetching.done or not usable:
+                        if not (asked and usable and stream in self._lent):
+                            return
+                        break  # what is owed is read, so that the stream is good for more
                     batch = fetching.ask(key)
                     if not batch and not asked:
                         self._turn.wait(IDLE_LOOK_S)
@@ -343,7 +351,9 @@ class Receiver:
             if asked:
                 self._take(one, asked.pop(0), fetching, staging)
                 if not asked:
-                    self._owing.discard(stream)
+                    with self._turn:
+                        self._owing.discard(stream)
+                        self._turn.notify_all()
 
     def _take(self, one: Opened, batch: list[int], fetching: Fetching, staging: Bytes) -> None:
         stream, key = one.stream, one.member.peer_id
