@@ -57,6 +57,7 @@ class RefusalCode(IntEnum):
     PURPOSE = 6
     UNREACHABLE = 7
     GENERATION = 8  # a coordinator on an old copy of its journal; for now
+    SECURITY = 9  # one side is of a secured run, the other is not, or cannot prove its name
 
 
 class Waiting(IntEnum):
