@@ -1,5 +1,5 @@
-"""State streams of a secured run: a newcomer with a ticket gets the members' state while they go on;
-who is not a trainer of the run gets nothing, whatever it knows."""
+"""State streams of a secured run: a newcomer with a ticket gets the state while members go on; who
+is no trainer of the run gets nothing, whatever it knows."""
 
 from __future__ import annotations
 
