@@ -4,8 +4,8 @@ Every line has `time` (UTC), `event`, `peer` (hex or ""), `from` (an address) an
 have more.  Admissions, refusals, evictions and renewals are written; floods of refused strangers
 are counted instead of written once they exceed a rate, and the count is written.
 
-Invariant: at most FILES files of BYTES_MAX each, also over restarts; a log that cannot be written is
-said once, and never stops a run.
+Invariant: at most FILES files of BYTES_MAX each, also over restarts; a log that cannot be written
+is said once, and never stops a run.
 """
 
 from __future__ import annotations

@@ -37,7 +37,12 @@ def main() -> int:
     address, _, index, count = sys.argv[1:5]
     own, advertised = os.environ["PCCL_TEST_PORTS"].split(",")[int(index)].split(":")
     asked = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
+
+    def read() -> None:
+        sys.stdin.readline()
+        asked.set()
+
+    threading.Thread(target=read, daemon=True).start()
     with pccl.connect(
         address,
         listen=f"127.0.0.1:{own}",
@@ -55,7 +60,8 @@ def main() -> int:
             contributors = len(step.outcome.contributors)
             tell(contributors=contributors, exact=bool((value == MARK * contributors).all()))
             if end:
-                return 0
+                break
+    return 0
 
 
 if __name__ == "__main__":

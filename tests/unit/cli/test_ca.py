@@ -127,6 +127,9 @@ def test_who_is_revoked_is_named_and_with_a_ticket_all_who_came_by_it(ca: Ca) ->
     assert code == 0 and peers[0].hex() in output
     denied = {row["peer"]: row["denied"] for row in ca.listed()["peers"]}
     assert "its disk was stolen" in denied[peers[0].hex()] and not denied[peers[1].hex()]
+    assert ca("revoke", peers[1].hex()[:8])[0] == 0
+    denied = {row["peer"]: row["denied"] for row in ca.listed()["peers"]}
+    assert denied[peers[1].hex()] == "no reason given" and not denied[peers[2].hex()]
     code, output, _ = ca("revoke", parse_ticket(ticket).token_id.hex())
     assert code == 0 and "revoked the ticket" in output
     document = ca.listed()
