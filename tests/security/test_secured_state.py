@@ -214,6 +214,8 @@ def test_strangers_that_dawdle_at_the_handshake_keep_no_member_out(laboratory: L
                 one.sendall(PREFACE)
             began_s = time.monotonic()
             assert here.gives(own)
+            dawdlers[0].settimeout(HANDSHAKE_S / 2)
+            assert dawdlers[0].recv(1) == b"", "the eldest of too many goes before its time"
             assert time.monotonic() - began_s < HANDSHAKE_S
             dawdlers[-1].settimeout(HANDSHAKE_S + STALL_S)
             assert dawdlers[-1].recv(1) == b"", "its time is over, and it is told nothing"
