@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
@@ -39,6 +40,9 @@ from pccl.transport.channel import Channel
 from pccl.transport.dial import ClientTls, dial, explain
 from pccl.transport.engine_api import EngineLike
 from pccl.transport.engine_events import LetterEnded, StepDecided, StreamOpened
+
+if TYPE_CHECKING:
+    from pccl.membership.agent_security import Credentials
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
 DIAL_ROUND_S = 3.0  # one Dial effect; the machine spaces them
@@ -82,6 +86,11 @@ class MemberAgent:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What this peer proves itself by; None: the run is not secured."""
+        return self._config.credentials
 
     # ---- for the program's threads
 

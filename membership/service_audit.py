@@ -4,8 +4,8 @@ Every line has `time` (UTC), `event`, `peer` (hex or ""), `from` (an address) an
 have more.  Admissions, refusals, evictions and renewals are written; floods of refused strangers
 are counted instead of written once they exceed a rate, and the count is written.
 
-Invariant: at most FILES files of BYTES_MAX each (and one line); a log that cannot be written is
-said once, and never stops a run.
+Invariant: at most FILES files of BYTES_MAX each, also over restarts; a log that cannot be written
+is said once, and never stops a run.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ class Audit:
         }
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
-            if self._file < 0 or self._bytes + len(data) > BYTES_MAX:
-                self._next_file()
+            if self._file < 0:
+                self._open()
+            if self._bytes and self._bytes + len(data) > BYTES_MAX:
+                self._rotate()
             os.write(self._file, data)
             self._bytes += len(data)
         except OSError as error:
@@ -94,14 +96,16 @@ class Audit:
                 _log.error("the audit log %s cannot be written: %s", self._path, error)
             self._broken = True
 
-    def _next_file(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            for number in range(FILES - 1, 0, -1):
-                older = self._path if number == 1 else self._numbered(number - 1)
-                if older.exists():
-                    older.replace(self._numbered(number))
+    def _rotate(self) -> None:
+        os.close(self._file)
+        self._file = -1
+        for number in range(FILES - 1, 0, -1):
+            older = self._path if number == 1 else self._numbered(number - 1)
+            if older.exists():
+                older.replace(self._numbered(number))
+        self._open()
+
+    def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._file = os.open(self._path, flags, 0o600)
         self._bytes = os.fstat(self._file).st_size

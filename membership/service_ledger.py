@@ -334,7 +334,8 @@ SELECT peer_id FROM enrolments JOIN tokens USING (token_id) WHERE revoked IS NOT
 
 _PEERS: Final = """
 SELECT e.peer_id, e.token_id, t.role, e.first, e.last,
-    coalesce(d.reason, CASE WHEN t.revoked IS NOT NULL THEN 'its ticket was revoked' END)
+    coalesce(CASE d.reason WHEN '' THEN 'no reason given' ELSE d.reason END,
+        CASE WHEN t.revoked IS NOT NULL THEN 'its ticket was revoked' END)
 FROM enrolments e JOIN tokens t USING (token_id) LEFT JOIN denied d ON d.peer_id = e.peer_id
 ORDER BY e.first
 """

@@ -99,8 +99,7 @@ def connect(
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process; None: as towards the coordinator.
         advertise: host or host:port under which peers reach it, if that differs (NAT).
-        reachable: False where no peer can open a connection to this one, as behind NAT without a
-            forwarded port: it dials all others itself; two of this kind meet at a third peer.
+        reachable: False where no peer can dial it, as behind NAT; two such meet at a third peer.
         lanes: connections per pair of peers; 0 chooses.
         insecure: allows an unencrypted listener that other machines can reach.
         identity: file that keeps this peer's key; None makes a new identity.
@@ -124,9 +123,7 @@ def connect(
     config = AgentConfig(
         addresses=addresses_of(address, joining),
         host_key=this_host_key(),
-        **_rules(min_world, on_underflow, straggler),
-        group=check_number("peer_group", peer_group, 0, GROUP_MAX),
-        seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
+        **_rules(min_world, on_underflow, straggler, peer_group, seat),
         connect_timeout_s=check_seconds("timeout_s", timeout_s),
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         **_who(load_or_make_key(identity), joining),  # last: it may make a file
@@ -139,15 +136,23 @@ class _Rules(TypedDict):
     min_world: int
     on_underflow: int
     straggler_s: float
+    group: int
+    seat: int
 
 
 def _rules(
-    min_world: int | None, on_underflow: str | None, straggler: str | float | None
+    min_world: int | None,
+    on_underflow: str | None,
+    straggler: str | float | None,
+    peer_group: int,
+    seat: int | None,
 ) -> _Rules:
     return _Rules(
         min_world=optional_number("min_world", min_world, 1, MIN_WORLD_MAX),
         on_underflow=parse_underflow(on_underflow),
         straggler_s=parse_straggler(straggler),
+        group=check_number("peer_group", peer_group, 0, GROUP_MAX),
+        seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
     )
 
 

@@ -57,6 +57,7 @@ class RefusalCode(IntEnum):
     PURPOSE = 6
     UNREACHABLE = 7
     GENERATION = 8  # a coordinator on an old copy of its journal; for now
+    SECURITY = 9  # one side is of a secured run, the other is not, or cannot prove its name
 
 
 class Waiting(IntEnum):
@@ -295,7 +296,7 @@ _WAITING = unsigned("B", 0, 3)
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
     (1, NativeHello, (unsigned("B", 0, max(Purpose)), ID, ID, U64, ID, U32, U64, U32)),
     (2, Welcome, (U64,)),
-    (3, RefusedFrame, (unsigned("B", 1, 8), TEXT)),
+    (3, RefusedFrame, (unsigned("B", 1, 9), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),

@@ -29,8 +29,7 @@ from pccl.state import messages as m
 from pccl.state.receiver import Opened, Receiver, Target, open_source
 from pccl.state.replay import replay
 from pccl.state.shared import SharedState
-from pccl.state.stream import StreamLost
-from pccl.state.sync import identity_of
+from pccl.state.stream import StreamLost, identity_of, stream_tls_of
 
 if TYPE_CHECKING:
     from pccl.session import Session
@@ -53,7 +52,7 @@ class Joining:
     def __init__(self, session: Session, state: SharedState) -> None:
         self._session = session
         self._state = state
-        self._identity = identity_of(session)
+        self._identity = identity_of(session, stream_tls_of(session))
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
         self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
 

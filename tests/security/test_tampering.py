@@ -124,14 +124,17 @@ def test_a_bit_flipped_on_the_wire_ends_the_connection_and_is_never_read(
 
         task = asyncio.create_task(back())
         number = 0
-        while data := await reader.read(65536):
-            number += 1
-            if number > 1:
-                flipped += 1
-                data = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
-            up_writer.write(data)
-        up_writer.close()
-        task.cancel()
+        try:
+            while data := await reader.read(65536):
+                number += 1
+                if number > 1:
+                    flipped += 1
+                    data = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+                up_writer.write(data)
+        finally:  # also when the story ends in the middle of it
+            task.cancel()
+            up_writer.transport.abort()
+            writer.transport.abort()
 
     async def story(ticket: JoinTicket) -> None:
         server = await asyncio.start_server(middle, "127.0.0.1", 0)

@@ -91,7 +91,7 @@ INVALID: dict[str, bytes] = {
     "one byte long": PONG + b"\x00",
     "purpose 6": changed(nf.encode(FRAMES["hello to the coordinator"]), 3, 6),
     "refusal code 0": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 0),
-    "refusal code 9": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 9),
+    "refusal code 10": changed(nf.encode(FRAMES["refused with an empty text"]), 3, 10),
     "waiting 4": changed(nf.encode(FRAMES["heartbeat of an idle peer"]), 55, 4),
     "kind of wait 0": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 0),
     "kind of wait 5": changed(nf.encode(nf.Heartbeat(1, 0, 0, 0, 0, waits=WAITS)), 74, 5),
