@@ -114,22 +114,25 @@ def connect(
         UsageError: an argument is not as described.
         ConnectError: no coordinator in time, or it will not have this process; says what to do.
     """
-    step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
-    drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
+    waits = _waits(step_timeout_s, drain_on_sigterm_s)
     kept = state, check_state(state, checkpoint_dir)
     joining = find_ticket(ticket)
     where = _Where.parse(listen, advertise, reachable)
     transport = _Transport.parse(where, insecure or bool(joining), lanes, spin_us, shared_memory)
     config = AgentConfig(
         addresses=addresses_of(address, joining),
-        host_key=this_host_key(),
         **_rules(min_world, on_underflow, straggler, peer_group, seat),
         connect_timeout_s=check_seconds("timeout_s", timeout_s),
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         **_who(load_or_make_key(identity), joining),  # last: it may make a file
     )
     agent = MemberAgent(config, partial(_make_engine, transport, config))
-    return _with_state(admit(agent, config, step_timeout_s, drain_s), *kept)
+    return _with_state(admit(agent, config, *waits), *kept)
+
+
+def _waits(step_timeout_s: float, drain_on_sigterm_s: float | None) -> tuple[float, float | None]:
+    step_s = check_seconds("step_timeout_s", step_timeout_s)
+    return step_s, optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
 
 
 class _Rules(TypedDict):
@@ -157,13 +160,14 @@ def _rules(
 
 
 class _Who(TypedDict):
+    host_key: int
     peer_id: bytes
     credentials: Credentials | None
 
 
 def _who(key: Ed25519PrivateKey, ticket: JoinTicket | None) -> _Who:
     credentials = None if ticket is None else Credentials(ticket, key)
-    return _Who(peer_id=bytes(peer_id_of(key)), credentials=credentials)
+    return _Who(host_key=this_host_key(), peer_id=bytes(peer_id_of(key)), credentials=credentials)
 
 
 def _with_state(

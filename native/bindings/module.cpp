@@ -19,6 +19,7 @@
 #include "bindings/letters.hpp"
 #include "bindings/signals.hpp"
 #include "bindings/sparse.hpp"
+#include "bindings/tls.hpp"
 #include "pccl/engine.hpp"
 
 namespace nb = nanobind;
@@ -334,30 +335,6 @@ void bind_steps(nb::class_<Engine>& engine) {
            nb::call_guard<nb::gil_scoped_release>())
       .def("stats", &stats)
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>());
-}
-
-using TlsTuple = std::tuple<nb::bytes, nb::bytes, nb::bytes>;  // certificate, key, CA; all PEM
-
-std::shared_ptr<const TlsContext> to_tls(const TlsTuple& material) {
-  const auto text = [](const nb::bytes& pem) { return std::string(pem.c_str(), pem.size()); };
-  const auto& [certificate, key, ca] = material;
-  try {
-    return std::make_shared<const TlsContext>(
-        TlsMaterial{text(certificate), text(key), text(ca)});
-  } catch (const TlsUnusable& unusable) {
-    throw EngineFailure("usage", unusable.what());
-  }
-}
-
-void bind_tls(nb::module_& module, nb::class_<Engine>& engine) {
-  engine.def("set_tls",
-             [](Engine& self, const nb::bytes& certificate, const nb::bytes& key,
-                const nb::bytes& ca) { self.set_tls(to_tls({certificate, key, ca})); },
-             "certificate_pem"_a, "key_pem"_a, "ca_pem"_a);
-  module.def("tls_library", [] {
-    const TlsLibrary found = tls_library();
-    return nb::make_tuple(found.version, found.path, found.problem);
-  });
 }
 
 void bind_errors(nb::module_& module) {

@@ -36,7 +36,8 @@ TEST(sums_over_encrypted_lanes_are_exact) {
       World world(size, lanes, 9, false, [&](std::size_t) { return authority.context(); });
       world.install(1, world.everybody());
       World::all(world.everybody(), [&](std::size_t rank) {
-        for (const Algorithm algorithm : {Algorithm::exchange, Algorithm::direct, Algorithm::ring}) {
+        for (const Algorithm algorithm :
+             {Algorithm::exchange, Algorithm::direct, Algorithm::ring}) {
           for (const std::size_t count : {0u, 1u, 7u, 1000u, 70001u, 3000001u}) {
             auto data = pattern(rank, count);
             CHECK(sum_step(*world.engines[rank], data, algorithm));

@@ -3,8 +3,8 @@
 // Lanes and control connections move their frames through one and do not know what it is made of: a
 // TCP socket (make_socket_conduit), or something that encrypts, or another kind of wire.
 //
-// Invariants: bytes come out in the order in which they went in, or not at all.  The poller tells of
-//             fd() whenever receive() may give something after it said `drained`, and, if it is
+// Invariants: bytes come out in the order in which they went in, or not at all.  The poller tells
+//             of fd() whenever receive() may give something after it said `drained`, and, if it is
 //             asked for ready::write, whenever send() or flush() may get further.
 // Ownership:  owns its descriptor.  Bytes that send() has taken are the conduit's; it keeps no
 //             reference to memory of the caller.
@@ -58,7 +58,8 @@ class Conduit {
   /// Fills the parts, in order; with ok `got` says how far, at least one byte.  `drained`: there
   /// was no more, neither here nor, as far as a short read shows, in the kernel.
   /// would_block: nothing has come.  closed: the other side ended the stream, between two bytes.
-  virtual Status receive(std::span<const iovec> parts, std::size_t& got, bool& drained) noexcept = 0;
+  virtual Status receive(std::span<const iovec> parts, std::size_t& got,
+                         bool& drained) noexcept = 0;
   /// Bytes that have come and lie here, of which the poller does not tell.
   [[nodiscard]] virtual bool holds_received() const noexcept { return false; }
 

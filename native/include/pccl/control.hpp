@@ -69,8 +69,8 @@ class ControlHost {
   /// A data lane, handshake done, nothing read beyond it.
   virtual void adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) = 0;
   /// A connection for the program's own side of this peer (shared state), handshake done, socket
-  /// non-blocking, nothing read beyond it.  In a secured run there was no handshake: the program makes
-  /// TLS and HELLO itself, and `peer` is zero.
+  /// non-blocking, nothing read beyond it.  In a secured run there was no handshake: the program
+  /// makes TLS and HELLO itself, and `peer` is zero.
   virtual void adopt_stream(PeerId peer, Fd socket) = 0;
   /// Lanes asked for by connect() that did not come up before their deadline.
   virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;

@@ -193,7 +193,7 @@ class Lane {
   FrameHeader header_;
   Placement placement_;
   bool in_payload_ = false;
-  bool drained_ = false;  // the conduit gave less than it was asked for, since the poller told of it
+  bool drained_ = false;  // the conduit gave less than it was asked for since the poller told of it
   std::size_t received_ = 0;  // of the payload
   std::size_t inbox_begin_ = 0;
   std::size_t inbox_end_ = 0;

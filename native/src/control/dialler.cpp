@@ -229,7 +229,7 @@ void Dialler::await_other(std::uint64_t serial, double now_s) {
   --jobs_.at(dial.job).lanes_missing;
   if (!has_dials(dial.job)) jobs_.erase(dial.job);
   context_.poller.remove(dial.socket.fd());
-  // Null if the other end's first bytes came with the relay's last: it dials again, and so does this.
+  // Null if the other end's first bytes came with the relay's last: it dials again, as this does.
   Fd bare = dial.socket.conduit().strip();
   if (bare) static_cast<void>(strangers_.add(std::move(bare), now_s));
 }

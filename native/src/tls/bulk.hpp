@@ -4,8 +4,8 @@
 //
 // AES-256-GCM; the length is authenticated too.  Key and first nonce come from the connection's
 // TLS exporter; the nonce is that one xor the piece's number, so a piece that is missing, repeated,
-// moved or changed opens nowhere.  A new key every pieces_per_key pieces: 2^20 pieces are 2^36 bytes
-// at most, 2^32 blocks, where what a key protects is sound to 2^34.5 (RFC 8446, 5.5).
+// moved or changed opens nowhere.  A new key every pieces_per_key pieces: 2^20 pieces are 2^36
+// bytes at most, 2^32 blocks, where what a key protects is sound to 2^34.5 (RFC 8446, 5.5).
 //
 // Ownership: owns its cipher; memory is the caller's.
 // Threads:   one at a time.
