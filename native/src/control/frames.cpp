@@ -49,7 +49,7 @@ void write(Writer& out, const Refused& refused) {
   out.text(refused.text, text_bytes_max);
 }
 void read(Reader& in, Refused& refused) {
-  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::generation));
+  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::security));
   in.text(refused.text, text_bytes_max);
 }
 
