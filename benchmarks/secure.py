@@ -196,26 +196,25 @@ def main(ranks: str, size: str, turns: int, iterations: int) -> None:
     version, path, problem = _native.tls_library()
     if problem:
         raise click.ClickException(problem)
-    about, before = describe(), load()
+    about = describe()
     bar = bar_of(version)
-    lines = []
+    machine = about["machine"]
+    print(about["command"])
+    print(
+        f"{machine['cpus']} x {machine['cpu']}, kernel {machine['kernel']}, commit "
+        f"{about['commit']}, load {load():.1f} before"
+    )
+    print(f"{version} ({path}), all-reduce of {show_bytes(4 * count)}, float32, exact everywhere")
     missed = False
     for world in worlds:
         plain_s, secured_s = measure(world, count, turns, iterations)
         ratio = plain_s / secured_s
         missed = missed or ratio < bar
-        lines.append(
+        print(
             f"{world} ranks: plain {1e3 * plain_s:.1f} ms, encrypted {1e3 * secured_s:.1f} ms, "
-            f"{ratio:.2f} of plain (bar: {bar:g})"
+            f"{ratio:.2f} of plain (bar: {bar:g}), load {load():.1f} after",
+            flush=True,
         )
-    machine = about["machine"]
-    print(about["command"])
-    print(
-        f"{machine['cpus']} x {machine['cpu']}, kernel {machine['kernel']}, commit "
-        f"{about['commit']}, load {before:.1f} before and {load():.1f} after"
-    )
-    print(f"{version} ({path}), all-reduce of {show_bytes(4 * count)}, float32, exact everywhere")
-    print("\n".join(lines))
     if missed:
         raise SystemExit(1)
 
