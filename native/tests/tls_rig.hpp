@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "pccl/tls.hpp"
@@ -43,6 +44,14 @@ struct Who {
 class Authority {
  public:
   Authority() { ca_ = make("pccl test CA", nullptr, true, 0, 3600, {}); }
+  Authority(const Authority&) = delete;
+  Authority& operator=(const Authority&) = delete;
+  ~Authority() {
+    for (const Who& who : made_) {
+      crypto_.call<void>("X509_free", who.certificate);
+      crypto_.call<void>("EVP_PKEY_free", who.key);
+    }
+  }
 
   /// A certificate of this CA, good from `from_s` to `until_s` from now; `uri` as its only name.
   Who issue(long from_s = -300, long until_s = 3600, const std::string& uri = {}) const {
@@ -107,6 +116,7 @@ class Authority {
                        static_cast<const void*>(nullptr)) > 0);
     who.certificate_pem = pem("PEM_write_bio_X509", certificate, false);
     who.key_pem = pem("PEM_write_bio_PrivateKey", who.key, true);
+    made_.push_back(who);
     return who;
   }
   static long& serials() {
@@ -115,6 +125,7 @@ class Authority {
   }
 
   Crypto crypto_;
+  mutable std::vector<Who> made_;  // their objects are freed with this
   Who ca_;
 };
 
