@@ -109,6 +109,15 @@ def test_a_ticket_with_another_secret_and_an_unknown_one_are_told_the_same(
 # ---------------------------------------------------------------------- certificates
 
 
+async def answer_to(address: str, material: TlsMaterial) -> bytes | None:
+    """Returns what the coordinator says to a HELLO that comes with this certificate."""
+    channel = await member(address, material)
+    channel.send(hello(bytes(16)))
+    answer = await channel.receive(10)
+    await channel.finish(1)
+    return answer
+
+
 def test_a_certificate_of_another_ca_is_not_believed(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:
@@ -119,15 +128,8 @@ def test_a_certificate_of_another_ca_is_not_believed(
     forged = TlsMaterial(pem(leaf), key_pem(key), ours)
     other.close()
 
-    async def story() -> bytes | None:
-        channel = await member(laboratory.address, forged)
-        channel.send(hello(bytes(16)))
-        answer = await channel.receive(10)
-        await channel.finish(1)
-        return answer
-
     with laboratory.coordinator():
-        assert asyncio.run(story()) is None
+        assert asyncio.run(answer_to(laboratory.address, forged)) is None
         is_well(laboratory)
 
 
@@ -136,15 +138,8 @@ def test_an_expired_certificate_is_not_believed(laboratory: Laboratory) -> None:
     leaf = ca.issue_peer(key.public_key(), Role.TRAINER, bytes(16), time.time() - 100, 50)
     old = TlsMaterial(pem(leaf), key_pem(key), pem(ca.certificate_der))
 
-    async def story() -> bytes | None:
-        channel = await member(laboratory.address, old)
-        channel.send(hello(bytes(16)))
-        answer = await channel.receive(10)
-        await channel.finish(1)
-        return answer
-
     with laboratory.coordinator():
-        assert asyncio.run(story()) is None
+        assert asyncio.run(answer_to(laboratory.address, old)) is None
 
 
 def test_a_member_cannot_speak_as_another(laboratory: Laboratory) -> None:
