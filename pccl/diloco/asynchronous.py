@@ -62,8 +62,9 @@ class AsyncDiLoCo(OuterOptimizer):
     ) -> None:
         """Arguments are those of `DiLoCo`, and `eager`, which peers may choose each by itself."""
         self._eager = bool(eager)
-        self._ahead = torch.empty(0)  # v_r
-        self._begin = torch.empty(0)  # where the model was when the interval began
+        self._ahead = torch.empty(0, device="cpu")  # v_r
+        # Where the model was when the interval began.
+        self._begin = torch.empty(0, device="cpu")
         self._pending: Pending | None = None
         self._carried: tuple[Tensor, int] | None = None  # of reductions that failed
         outer = Nesterov(learning_rate, momentum)
@@ -129,5 +130,7 @@ class AsyncDiLoCo(OuterOptimizer):
 
     def _reset(self) -> None:
         self._carried = None
-        self._ahead = torch.zeros_like(self._momentum[0]) if self._eager else torch.empty(0)
+        self._ahead = (
+            torch.zeros_like(self._momentum[0]) if self._eager else torch.empty(0, device="cpu")
+        )
         self._begin = self._parameters.rounded(0, self._theta[0])

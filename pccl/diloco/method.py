@@ -107,7 +107,7 @@ class OuterOptimizer(ABC):
         self._wire = Wire(codec, bool(deterministic), self._timeout_s)
         self._theta = [self._parameters.read(s) for s in range(len(self._parameters))]
         kept = bool(outer.momentum)  # without momentum there is nothing to keep, or to bring
-        self._momentum = [torch.zeros(len(theta) if kept else 0) for theta in self._theta]
+        self._momentum = [torch.zeros_like(t if kept else t[:0]) for t in self._theta]
         self._counters = np.zeros(4, np.int64)
         self._synced = False
         self._entry_due = False  # all have come to an entry, which failed on all or here

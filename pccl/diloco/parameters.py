@@ -76,7 +76,7 @@ class FlatParameters:
 
     def read(self, section: int) -> Tensor:
         """Returns a copy of one section, f32 of shape [size]."""
-        flat = torch.empty(self.sizes[section], dtype=torch.float32)
+        flat = torch.empty(self.sizes[section], dtype=torch.float32, device="cpu")
         for place, tensor in zip(self.places[section], self._tensors[section], strict=True):
             flat[place.begin : place.end].view(place.shape).copy_(_local(tensor))
         return flat

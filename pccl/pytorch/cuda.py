@@ -54,7 +54,7 @@ class CudaLayer:
             raise Misused("an operation over the network cannot be captured in a CUDA graph")
 
     def page_locked(self, size_bytes: int) -> Tensor:
-        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def mark(self, device: torch.device) -> CudaMark:
         return CudaMark(device, torch.cuda.current_stream(device))

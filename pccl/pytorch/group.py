@@ -26,7 +26,7 @@ from pccl.pytorch.group_messages import GroupMessages
 from pccl.pytorch.ordering import Copies
 from pccl.pytorch.registration import DEVICES
 from pccl.pytorch.run import Run
-from pccl.pytorch.staged import StagedCalls, staging_of
+from pccl.pytorch.staged import HostGroup, StagedCalls, staging_of
 from pccl.pytorch.untraced import untraced
 from pccl.pytorch.work import PcclWork
 
@@ -46,6 +46,8 @@ class ProcessGroupPccl(  # type: ignore[misc]
 ):
     """One group of ranks whose world is fixed."""
 
+    _host_type: type[HostGroup] = HostGroup  # launches calls on twins as this class does others
+
     def __init__(self, run: Run, timeout_s: float) -> None:
         base: Any = dist.ProcessGroup  # without the store, which it would keep alive
         base.__init__(self, run.place.rank, run.place.size)
@@ -62,9 +64,7 @@ class ProcessGroupPccl(  # type: ignore[misc]
         self.run = run
         self._batch = None
         self._copies = Copies()
-        # What has a way of its own to launch calls cannot have them launched for it.
-        ours = type(self)._launch is GroupBase._launch
-        self._staging = staging_of(run) if ours else None
+        self._staging = staging_of(run, self._host_type)
         ending.note(run)
         if self._forgotten is not None:
             self._forgotten.detach()

@@ -60,7 +60,9 @@ class GroupCollectives(GroupBase):
         target = target_of(tensor, finishes, read=True)
         if reduction.fold is not None:
             check_fold(reduction, tensor)
-            rows = torch.empty((self.run.place.size, *tensor.shape), dtype=tensor.dtype)
+            rows = torch.empty(
+                (self.run.place.size, *tensor.shape), dtype=tensor.dtype, device="cpu"
+            )
             fold = reduction.fold
             finishes.insert(0, lambda: _store(target, fold_rows(rows, fold)))
             gathering = partial(requests.all_gather, target, rows, None)

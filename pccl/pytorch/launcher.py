@@ -16,7 +16,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pccl.base.clock import system_clock
 from pccl.base.errors import DeadlineExceeded, UsageError
@@ -128,13 +128,22 @@ class Pending:
         return message.peer
 
 
+class Launchable(Protocol):
+    """What a launcher launches; then it forgets it."""
+
+    op: str
+
+    def launch(self) -> None:
+        """Waits for the device, then begins.  On the launcher's thread."""
+
+
 class Launcher:
     """Launches the calls of one group.  Its methods may be called from any thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._changed = threading.Condition()
-        self._queue: deque[Pending] = deque()  # as long as the program is ahead of its device
+        self._queue: deque[Launchable] = deque()  # as long as the program is ahead of its device
         self._launching = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -143,7 +152,7 @@ class Launcher:
     def idle(self) -> bool:
         return not self._queue and not self._launching
 
-    def submit(self, pending: Pending) -> None:
+    def submit(self, pending: Launchable) -> None:
         with self._changed:
             if self._closed:
                 raise Aborted("the group is over", op=pending.op)

@@ -55,7 +55,7 @@ def target_of(tensor: Tensor, finishes: list[Finish], *, read: bool = False) -> 
     if is_plain(tensor):
         return tensor
     require_own_memory(tensor)
-    buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
+    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     if read:
         buffer.copy_(tensor)
     finishes.append(lambda: _copy_back(tensor, buffer))
@@ -85,7 +85,9 @@ def packed_targets(tensors: Sequence[Tensor], finishes: list[Finish]) -> Tensor:
     for tensor in tensors:
         require_dense(tensor, "an output")
         require_own_memory(tensor)
-    buffer = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=tensors[0].dtype)
+    buffer = torch.empty(
+        sum(tensor.numel() for tensor in tensors), dtype=tensors[0].dtype, device="cpu"
+    )
     outputs = [tensor.detach() for tensor in tensors]
 
     def finish() -> None:

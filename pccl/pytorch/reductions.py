@@ -73,7 +73,7 @@ def scaled(tensor: torch.Tensor, reduction: Reduction) -> torch.Tensor:
         Misused: integers by a fraction; each product would lose its own before the sum.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
-        factor = torch.as_tensor(reduction.factor)
+        factor = torch.as_tensor(reduction.factor, device="cpu")
         if not torch.equal(factor, factor.trunc()):
             raise Misused(
                 f"PREMUL_SUM of {tensor.dtype} by {reduction.factor}: whole numbers are multiplied "

@@ -31,11 +31,11 @@ def sparse_all_reduce(
     tensor = tensors[0]
     mine = tensor.detach().coalesce()
     size = group.run.place.size
-    counts = torch.empty(size, dtype=torch.int64)
-    group.all_gather_single(counts, torch.tensor([mine._nnz()]), opts).wait()
+    counts = torch.empty(size, dtype=torch.int64, device="cpu")
+    group.all_gather_single(counts, torch.tensor([mine._nnz()], device="cpu"), opts).wait()
     indices, values = mine.indices(), mine.values()
-    all_indices = [torch.empty((indices.size(0), int(n)), dtype=torch.int64) for n in counts]
-    all_values = [torch.empty((int(n), *values.shape[1:]), dtype=values.dtype) for n in counts]
+    all_indices = [_room(indices, (indices.size(0), int(n))) for n in counts]
+    all_values = [_room(values, (int(n), *values.shape[1:])) for n in counts]
     group.allgather([all_indices], [indices], opts).wait()
     group.allgather([all_values], [values], opts).wait()
     total = torch.sparse_coo_tensor(
@@ -44,3 +44,7 @@ def sparse_all_reduce(
     with torch.no_grad():
         tensor.copy_(total)
     return PcclWork(group.run, "all_reduce", (), [tensor])
+
+
+def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="cpu")

@@ -60,11 +60,27 @@ class HostGroup(GroupCollectives, GroupMessages):
 class Staging:
     """Makes calls of one group whose tensors lie on a device."""
 
-    def __init__(self, run: Run, layer: Layer, pool: Pool) -> None:
+    def __init__(
+        self, run: Run, layer: Layer, pool: Pool, host: type[HostGroup] = HostGroup
+    ) -> None:
+        """
+        Args:
+            host: makes the calls, with twins for the tensors.
+        """
         self._run, self._layer, self._pool = run, layer, pool
-        self._host = HostGroup(run)
+        self._host = host(run)
         self.launcher = Launcher(run.place.group_id)
         run.queues.append(self.launcher)
+
+    def owns(self, tensor: Tensor) -> bool:
+        return self._layer.owns(tensor)
+
+    def trip(self) -> Trip:
+        """Raises Misused where nothing can be copied now."""
+        return Trip(self._layer, self._pool)
+
+    def landing(self, tensors: list[Tensor]) -> Landing:
+        return Landing(self._layer, tensors)
 
     def concerns(self, args: tuple[Any, ...]) -> bool:
         """Says whether a call cannot pass straight through."""
@@ -83,7 +99,7 @@ class Staging:
         run, host = self._run, self._host
         run.check(name)
         roles = roles_of(name, args, run.place.rank)
-        trip = Trip(self._layer, self._pool)
+        trip = self.trip()
         staged = list(args)
         for at, role in enumerate(roles):
             twins = trip.twins([*flat(args[at])], read=role in "iu", written=role in "ou")
@@ -91,7 +107,7 @@ class Staging:
         trip.depart()
         result = written_of(name, args, run.place.rank)
         result = result or [tensor for at in range(len(roles)) for tensor in flat(args[at])]
-        landing = Landing(self._layer, result)
+        landing = self.landing(result)
 
         def make() -> PcclWork:
             trip.arrived()
@@ -209,9 +225,9 @@ def _cuda() -> tuple[Layer, Pool]:
     return layer, Pool(layer.page_locked)
 
 
-def staging_of(run: Run) -> Staging | None:
+def staging_of(run: Run, host: type[HostGroup]) -> Staging | None:
     """Returns what a group needs for tensors of a device; None where torch knows no such device."""
     backends: Any = torch.backends
     if not backends.cuda.is_built():
         return None
-    return Staging(run, *_cuda())
+    return Staging(run, *_cuda(), host)

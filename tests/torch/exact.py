@@ -18,8 +18,8 @@ WIDTH = 8
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
     """Whole numbers from -3 to 3."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-3, 4, shape, generator=generator).double()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randint(-3, 4, shape, generator=generator, device="cpu").double()
 
 
 def fill(module: nn.Module) -> None:

@@ -203,6 +203,7 @@ def train(
     leave_at: int = 0,
     sleep_at: int = 0,
     straggler: float | None = None,
+    place: str = "cpu",
     **options: Any,
 ) -> Trained:
     """Trains as one member until so many reductions are applied; comes back when evicted."""
@@ -214,6 +215,10 @@ def train(
         spoil(spoil_entry_at, lambda name: name == SYNC)
     told = Trained(me.number)
     model = make_model(width)
+    if place == "meta":
+        torch.set_default_device("meta")
+    if place == "cuda":
+        model.to("cuda")
     wait_for = start
     while True:
         try:
@@ -289,7 +294,7 @@ def learn(member: int, inner_step: int, model: torch.nn.Module) -> None:
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             learnt = change(member, inner_step, number, tuple(parameter.shape))
-            parameter.sub_(torch.from_numpy(learnt))
+            parameter.sub_(torch.from_numpy(learnt).to(parameter.device))
 
 
 def _digest(outer: Any) -> int:

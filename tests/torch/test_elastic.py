@@ -33,6 +33,7 @@ from tests.integration.coordinator_processes import (
 )
 from tests.torch import exact
 from tests.torch.members import Member, Members, Trained, check, same
+from tests.torch.places import settle
 
 STEPS = 12
 LAYERS = 3
@@ -88,11 +89,14 @@ def train(
     tell_at: int = -1,
     micro: bool = False,
     branching: bool = False,
+    place: str = "cpu",
     **options: Any,
 ) -> Trained:
     """Trains as one member; `doom` says where in which step it kills itself."""
     group = enter(me, least, start, **options)
     made = Branching() if branching else make_model()
+    device = settle(group, place)
+    made = made.to(device)
     model = elastic_ddp(made, bucket_cap_mb=1e-4, find_unused_parameters=branching)
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     state = State(model=model, optimizer=optimizer)
@@ -114,8 +118,8 @@ def train(
             spoil(model)
         if micro:
             with model.no_sync():
-                backward(model, exact.batch(me.number, step))
-        backward(model, exact.batch(me.number, step))
+                backward(model, exact.batch(me.number, step).to(device))
+        backward(model, exact.batch(me.number, step).to(device))
         if step == tell_at:
             me.say("posted")
         if step == doomed_at and doom == "commit":
@@ -159,7 +163,7 @@ def trained(me: Member, group: Any, model: Any) -> Trained:
     return Trained(
         me.number,
         [(e.step, e.members, e.retries) for e in events if isinstance(e, Committed)],
-        [parameter.detach().numpy().copy() for parameter in model.parameters()],
+        [parameter.detach().cpu().numpy().copy() for parameter in model.parameters()],
         [e.reason for e in events if isinstance(e, RolledBack)],
         sum(isinstance(e, Healing) for e in events),
     )

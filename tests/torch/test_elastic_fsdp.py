@@ -24,6 +24,7 @@ from pccl.pytorch import Misused, Options, State, elastic_fsdp, steps
 from pccl.transport.address import parse_addresses
 from tests.torch import exact
 from tests.torch.members import Member, Members, Trained, same
+from tests.torch.places import settle
 from tests.torch.test_elastic import TIMEOUT_S, strike, trained
 
 PARTS = 2
@@ -72,9 +73,9 @@ class Gated(nn.Module):
         return torch.stack(outputs)
 
 
-def sharded(shards: Any) -> Gated:
-    model = Gated()
-    mesh = DeviceMesh.from_group(shards, "cpu")
+def sharded(shards: Any, device: str = "cpu") -> Gated:
+    model = Gated().to(device)
+    mesh = DeviceMesh.from_group(shards, device)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -91,6 +92,7 @@ def train(
     delay_s: float = 0.0,
     hold_at: int = -1,
     pause_s: float = 0.0,
+    place: str = "cpu",
 ) -> Trained:
     """Trains as one process of a replica; `doom` says where in which step it kills itself.
 
@@ -99,7 +101,8 @@ def train(
         hold_at: the step in the middle of which it waits for `release`.
     """
     shards, group = enter(me, folder, start, me.number % 10)
-    model = sharded(shards)
+    device = settle(group, place)
+    model = sharded(shards, device.type)
     elastic_fsdp(model, group, shards)
     optimizer = torch.optim.SGD(model.parameters(), lr=exact.RATE)
     state = State(model=model, optimizer=optimizer)
@@ -122,7 +125,7 @@ def train(
         optimizer.zero_grad()
         if step == doomed_at:
             strike(doom, "begin")
-        exact.backward(model, exact.batch(me.number, step))
+        exact.backward(model, exact.batch(me.number, step).to(device))
         if step == doomed_at and doom == "commit":
             threading.Timer(delay_s, strike, (doom, "commit")).start()
         if group.commit():
@@ -133,7 +136,7 @@ def train(
         time.sleep(pause_s)
     found = trained(me, group, nn.Module())  # shards are not what is compared
     whole = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
-    found.parameters[:] = [tensor.detach().numpy() for tensor in whole]
+    found.parameters[:] = [tensor.detach().cpu().numpy() for tensor in whole]
     return found
 
 

@@ -15,7 +15,6 @@ Invariant: rank, size and members change in `begin` and `commit` only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ import torch
 from pccl.base.clock import Deadline
 from pccl.base.errors import DeadlineExceeded, DescriptorMismatch, Excluded, PcclError, StepFailed
 from pccl.base.log import get_logger
-from pccl.collectives.placed import Seat
 from pccl.outcome import Peer
+from pccl.pytorch.elastic.calls import ElasticCalls, ElasticHost
 from pccl.pytorch.elastic.meeting import OUT, Healing, Meeting
 from pccl.pytorch.elastic.replica import Replica
 from pccl.pytorch.elastic.run import ElasticRun
@@ -36,11 +35,7 @@ from pccl.pytorch.elastic.state import State
 from pccl.pytorch.elastic.transaction import Transaction
 from pccl.pytorch.errors import Mismatch, Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
-from pccl.pytorch.issue import Posting
-from pccl.pytorch.layout import Finish
-from pccl.pytorch.run import Place
 from pccl.pytorch.untraced import untraced
-from pccl.pytorch.work import PcclWork
 
 EVENTS_KEPT: Final = 1024
 STEP: Final = "torch step"
@@ -67,10 +62,11 @@ class RolledBack:
     reason: str
 
 
-class ElasticGroup(ProcessGroupPccl):
+class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
     """Made by torch with `pg_options=Options(elastic=True, ...)`."""
 
     run: ElasticRun
+    _host_type = ElasticHost
 
     def __init__(self, run: ElasticRun, timeout_s: float) -> None:
         super().__init__(run, timeout_s)
@@ -81,7 +77,6 @@ class ElasticGroup(ProcessGroupPccl):
         self._failures = 0
         self._mismatches = 0
         self._weight = 1.0
-        self._solo_depth = 0
         self._events: deque[Committed | RolledBack | Healing] = deque(maxlen=EVENTS_KEPT)
         self.replica = Replica(run)
         self._before_commit: list[Any] = []
@@ -108,30 +103,14 @@ class ElasticGroup(ProcessGroupPccl):
         """Returns what has happened lately, oldest first (the last 1024)."""
         return list(self._events)
 
-    def rank(self) -> int:
-        return 0 if self._solo_depth else self.run.place.rank
-
-    def size(self) -> int:
-        return 1 if self._solo_depth else self.run.place.size
-
-    getRank = rank
-    getSize = size
-
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Within it the group is rank 0 of 1: for building and wrapping models later than at the
         start.  Not between `begin` and `commit`."""
         if self.run.transaction is not None:
             raise Misused("not between begin and commit", op="alone")
-        run, place, seat = self.run, self.run.place, self.run.seat
-        self._solo_depth += 1
-        run.place = Place(0, 1, place.group_id)
-        run.seat = Seat(0, 1, seat.peer_id)
-        try:
+        with self.run.apart():
             yield
-        finally:
-            run.place, run.seat = place, seat
-            self._solo_depth -= 1
 
     # ---- the training step
 
@@ -168,6 +147,7 @@ class ElasticGroup(ProcessGroupPccl):
                     STEP,
                     self._timeout_s,
                     replays=run.options.on_loss == "replay",
+                    staging=self._staging,
                 )
             except (StepFailed, *OUT) as error:  # at the gate: nothing has begun
                 run.must_meet = True
@@ -211,11 +191,11 @@ class ElasticGroup(ProcessGroupPccl):
         there once `commit` has returned True.  Returns at once, may be called inside backward.
 
         Args:
-            tensor: dense, contiguous, on the CPU; shape, dtype, tag alike on all members; not to
-                be touched before the commit.
+            tensor: dense, on the CPU and contiguous, or on CUDA; shape, dtype, tag alike on all
+                members; not to be touched before the commit.
             tag: names the reduction within the step; None numbers them in program order.
         """
-        if self.run.alone or self._solo_depth:
+        if self.run.local:
             return  # a world of one: its own mean
         transaction = self._open("reduce_gradient")
         try:
@@ -256,6 +236,7 @@ class ElasticGroup(ProcessGroupPccl):
         try:
             for call in self._before_commit if ok else ():
                 call()
+            transaction.await_device()
             if transaction.touched:
                 raise Misused(
                     "a gradient was changed between backward and commit, while it was being "
@@ -368,33 +349,6 @@ class ElasticGroup(ProcessGroupPccl):
         except PcclError as error:
             raise self.run.translate(error, "leave") from error
 
-    # ---- collectives
 
-    def _launch(
-        self,
-        op: str,
-        postings: list[Posting],
-        result: list[torch.Tensor],
-        finishes: list[Finish],
-        opts: Any,
-    ) -> PcclWork:
-        if self.run.alone or self._solo_depth:
-            for posting in postings:
-                _copy(posting)
-            return self._noted(PcclWork(self.run, op, (), result, finishes))
-        try:
-            return super()._launch(op, postings, result, finishes, opts)
-        except PcclDistError as error:
-            if isinstance(error, Misused) or self.run.absorb(error, op) is not None:
-                raise
-            return self._noted(PcclWork(self.run, op, (), result))
-
-
-def _copy(posting: Posting) -> None:
-    """What any collective does in a world of one."""
-    source, target = posting.source, posting.target
-    if source.byte_count and target.byte_count and source.address != target.address:
-        ctypes.memmove(target.address, source.address, min(source.byte_count, target.byte_count))
-
-
-untraced(ElasticGroup)
+for _kind in (ElasticGroup, ElasticCalls):
+    untraced(_kind)

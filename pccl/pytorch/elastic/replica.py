@@ -35,7 +35,10 @@ class Replica:
     def bind(self, shards: Any) -> None:
         """Says which static group the parts of this replica make up; a collective call."""
         own = np.frombuffer(bytes(self._run.communicator.peer_id), np.uint8).copy()
-        rows = [torch.empty(PEER_ID_BYTES, dtype=torch.uint8) for _ in range(shards.size())]
+        rows = [
+            torch.empty(PEER_ID_BYTES, dtype=torch.uint8, device="cpu")
+            for _ in range(shards.size())
+        ]
         dist.all_gather(rows, torch.from_numpy(own), group=shards)
         self._peers = frozenset(Peer(bytes(row.numpy())) for row in rows)
         self._shards = shards
@@ -89,7 +92,7 @@ class Replica:
         if not self.divided:
             return spoiled, meets
         replicas = self._run.replicas_digest()
-        flags = torch.tensor([spoiled, meets, replicas, -replicas])
+        flags = torch.tensor([spoiled, meets, replicas, -replicas], device="cpu")
         try:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._shards)
         except dist.DistError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pccl.base.clock import Deadline
@@ -78,6 +78,7 @@ class ElasticRun(Run):
         super().__init__(Place(0, 1, group_id), joining.connect(timeout_s), joining.options, None)
         self._members = (self.communicator.peer_id,)
         self.alone = True
+        self._apart = 0
         self.synced = False
         self.must_meet = True  # before the next step, since this is the first or somebody was lost
         self.replicas: dict[Peer, bytes] = {}  # of whom which peer is a part
@@ -98,6 +99,25 @@ class ElasticRun(Run):
         self.place = Place(self._members.index(me), len(self._members), self.place.group_id)
         self.seat = Seat(self.place.rank, self.place.size, bytes(me))
         self.alone = False
+
+    @property
+    def local(self) -> bool:
+        """Says whether collectives concern this process only."""
+        return self.alone or self._apart > 0
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it this process is rank 0 of 1.  Not while a training step is open."""
+        place, seat = self.place, self.seat
+        self._apart += 1
+        self.place, self.seat = Place(0, 1, place.group_id), Seat(0, 1, seat.peer_id)
+        try:
+            yield
+        finally:
+            for queue in self.queues:  # what was called in here is launched in here
+                queue.drain(self.joining.timeout_s)
+            self.place, self.seat = place, seat
+            self._apart -= 1
 
     @property
     def someone_waits(self) -> bool:

@@ -91,7 +91,7 @@ class State:
                 unless a part's own load_state_dict found the fault.
         """
         try:
-            found = torch.load(io.BytesIO(snapshot), weights_only=True)
+            found = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
             step, content = int(found["step"]), dict(found["parts"])
         except Exception as error:  # unpickling fails in many ways
             raise Mismatch(f"the members' state cannot be read: {error}", op="heal") from error
@@ -191,7 +191,7 @@ def _as(value: Any, like: Any) -> Any:
     if not (isinstance(like, DTensor) and isinstance(value, Tensor)):
         return value
     return DTensor.from_local(
-        value,
+        value.to(like.to_local().device),
         like.device_mesh,
         like.placements,
         run_check=False,

@@ -13,16 +13,20 @@ whether anybody's weight counts (`counts`), and whether somebody waits to come i
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from pccl.base.errors import Closed, PcclError, UsageError
+from pccl.base.errors import Closed, DeadlineExceeded, PcclError, UsageError
 from pccl.communicator import Communicator
 from pccl.outcome import Outcome
-from pccl.pytorch.errors import Misused
+from pccl.pytorch.elastic.device_reductions import DeviceReductions
+from pccl.pytorch.errors import Misused, PcclDistError
 from pccl.pytorch.layout import require_dense
+from pccl.pytorch.staged import Staging
 
 FLAGS_TAG: Final = 1 << 30  # above all that programs choose
 AWAITED, COUNTS = 0, 1
@@ -33,12 +37,23 @@ class Transaction:
     """Made by a group's `begin`.  `reduce` may be called from any thread."""
 
     def __init__(
-        self, communicator: Communicator, name: str, timeout_s: float, *, replays: bool
+        self,
+        communicator: Communicator,
+        name: str,
+        timeout_s: float,
+        *,
+        replays: bool,
+        staging: Staging | None = None,
     ) -> None:
-        """Passes the gate.  Raises PcclError as `Communicator.step` does."""
+        """Passes the gate.  Raises PcclError as `Communicator.step` does.
+
+        Args:
+            staging: of the group, for tensors of a device.
+        """
         self._step = communicator.step(name, timeout_s)
         self._step.__enter__()
-        self._replays = replays
+        self._replays, self._timeout_s = replays, timeout_s
+        self._device = None if staging is None else DeviceReductions(staging)
         self._lock = threading.Lock()
         # The engine works in their memory; each with its version when that began.
         self._tensors: list[tuple[torch.Tensor, int]] = []
@@ -82,45 +97,74 @@ class Transaction:
             tag: names the reduction within the step, alike on all members; None numbers them.
 
         Raises:
-            Misused: the tensor is not dense on the CPU and in one piece, or takes part already; or
-                the tag is above those of programs, or was used in this step.
+            Misused: the tensor is not dense, or on the CPU and not in one piece, or takes part
+                already; or the tag is above those of programs, or was used in this step.
         """
         if tag is not None and not 0 <= tag < FLAGS_TAG:
             raise Misused(f"tag must be within 0 to {FLAGS_TAG - 1}, not {tag!r}", op="reduce")
-        require_dense(tensor)
-        if not tensor.is_contiguous():
-            raise Misused("a tensor of a training step must be contiguous", op="reduce")
+        device = self._device
+        lies_there = device is not None and device.owns(tensor)
+        if not lies_there:
+            require_dense(tensor)
+            if not tensor.is_contiguous():
+                raise Misused("a tensor of a training step must be contiguous", op="reduce")
         memory = tensor.detach()
+        post = partial(self._post, weight=weight, tag=tag, deterministic=deterministic)
+        with self._lock:
+            self._enter(memory, tag, weight)
+            if device is not None and lies_there:
+                device.add(memory, self._noting(post))
+            elif device is not None and device.some and tag is None:  # in program order
+                device.queue(partial(self._noting(post), memory))
+            else:
+                post(memory)
+
+    def _enter(self, memory: torch.Tensor, tag: int | None, weight: float) -> None:
+        if self._closed:
+            raise Misused("this training step has been committed already", op="reduce")
+        if tag in self._tags:
+            raise Misused(
+                "a second backward before commit, or a tag used twice; for several "
+                "micro-batches use no_sync() (FSDP2: set_requires_gradient_sync(False)) for "
+                "all but the last",
+                op="reduce",
+            )
+        self._tags.update(() if tag is None else (tag,))
+        self._tensors.append((memory, memory._version))
+        self._counts = weight > 0
+
+    def _post(
+        self, memory: torch.Tensor, *, weight: float, tag: int | None, deterministic: bool
+    ) -> None:
         given = memory
         if weight == 0:  # contributes zeros: what is not finite would still spoil the mean
             given = torch.zeros_like(memory)
             self._weightless.append((memory, memory.clone()))
-        with self._lock:
-            if self._closed:
-                raise Misused("this training step has been committed already", op="reduce")
-            if tag in self._tags:
-                raise Misused(
-                    "a second backward before commit, or a tag used twice; for several "
-                    "micro-batches use no_sync() (FSDP2: set_requires_gradient_sync(False)) for "
-                    "all but the last",
-                    op="reduce",
-                )
-            self._tags.update(() if tag is None else (tag,))
-            self._tensors.append((memory, memory._version))
-            self._counts = weight > 0
+        try:
+            self._step.all_reduce(
+                given, out=memory, op="avg", tag=tag, weight=weight, deterministic=deterministic
+            )
+        except Closed:
+            raise  # this process was put out meanwhile
+        except UsageError as error:
+            raise Misused(str(error), op="reduce") from error
+
+    def _noting(self, post: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+        """On the launcher's thread nobody would hear an error: the commit tells it."""
+
+        def act(memory: torch.Tensor) -> None:
             try:
-                self._step.all_reduce(
-                    given,
-                    out=memory,
-                    op="avg",
-                    tag=tag,
-                    weight=weight,
-                    deterministic=deterministic,
-                )
-            except Closed:
-                raise  # this process was put out meanwhile
-            except UsageError as error:
-                raise Misused(str(error), op="reduce") from error
+                post(memory)
+            except (PcclError, PcclDistError) as error:
+                self.note(error, "reduce_gradient")
+
+        return act
+
+    def await_device(self) -> None:
+        """Waits until all that was handed in is on its way; else the step is to fail."""
+        if self._device is not None and not self._device.drain(self._timeout_s):
+            text = f"gradients were not computed within {self._timeout_s:g} s"
+            self.note(DeadlineExceeded(text), "commit")
 
     def give_up(self, reason: str) -> None:
         """Ends the step without what this member has not posted: it fails on all.  Raises PcclError
@@ -154,6 +198,8 @@ class Transaction:
         if not self.counts:  # so this member's did not, either
             for memory, held in self._weightless:
                 memory.copy_(held)
+        elif self._device is not None:
+            self._device.land()
         return self._step.outcome
 
     @property

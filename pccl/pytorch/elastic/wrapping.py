@@ -81,9 +81,9 @@ def _settle_buckets(wrapped: DistributedDataParallel, module: nn.Module) -> None
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def touch() -> torch.Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device="cpu")
         for parameter in trained:
-            total = total + parameter.reshape(-1)[:1].sum().real.to(total.dtype) * 0
+            total = total + parameter.reshape(-1)[:1].sum().real.to(total) * 0
         return total
 
     own = module.__dict__.get("forward")  # torch.compile and others put it there
@@ -108,7 +108,8 @@ def _post_bucket(
     group, first_tag = wrapped_in
     buffer = bucket.buffer()
     group.reduce_gradient(buffer, tag=first_tag + bucket.index())
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    devices: Any = [buffer.device] if buffer.is_cuda else None
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=devices)
     done.set_result(buffer)
     return done
 
