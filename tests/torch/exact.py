@@ -14,6 +14,7 @@ from torch import nn
 RATE = 1 / 64
 STEPS = 3
 WIDTH = 8
+GATED_LAYERS = 3
 
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
@@ -36,6 +37,29 @@ def make_model(layers: int = 2) -> nn.Sequential:
     model = nn.Sequential(*parts)
     fill(model)
     return model
+
+
+class Gated(nn.Module):
+    """Layers whose inputs are switched on and off by those before.
+
+    So gradients are whole numbers whatever the parameters are, and yet depend on them: however
+    many steps there are, sums are exact in any order, on a GPU, too; so are means of up to four.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(GATED_LAYERS))
+        self.layers = nn.ModuleList(layers)
+        fill(self)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = 12 * inputs
+        gate, outputs = torch.ones_like(inputs), []
+        for layer in self.layers:
+            # FSDP2 reduces a layer's gradients once that of its input is there.
+            outputs.append(layer((inputs * gate).requires_grad_()))
+            gate = (outputs[-1].detach() > 0).double()
+        return torch.stack(outputs)
 
 
 def batch(rank: int, step: int, rows: int = 4) -> torch.Tensor:

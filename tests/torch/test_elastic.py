@@ -90,11 +90,12 @@ def train(
     micro: bool = False,
     branching: bool = False,
     place: str = "cpu",
+    gated: bool = False,
     **options: Any,
 ) -> Trained:
     """Trains as one member; `doom` says where in which step it kills itself."""
     group = enter(me, least, start, **options)
-    made = Branching() if branching else make_model()
+    made = exact.Gated() if gated else Branching() if branching else make_model()
     device = settle(group, place)
     made = made.to(device)
     model = elastic_ddp(made, bucket_cap_mb=1e-4, find_unused_parameters=branching)

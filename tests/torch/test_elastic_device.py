@@ -48,6 +48,15 @@ def test_a_member_is_killed_and_the_others_train_on(where: str) -> None:
     assert sorted(committed[1]) == [0, 1, 2] and sorted(committed[STEPS]) == [0, 2]
 
 
+def test_a_model_of_whole_gradients_trains_as_one_process_would() -> None:
+    """What test_cuda_elastic.py has its members train."""
+    with Members(train) as members:
+        members.start(0, 2, start=3, place="fake", gated=True)
+        members.start(1, start=3, place="fake", gated=True, doom="backward", doomed_at=5)
+        found = [members.result(number) for number in (0, 2)]
+        check(found, members.numbers(), STEPS, exact.Gated)
+
+
 def test_a_joiner_comes_in_without_a_lost_step() -> None:
     with Members(train) as members:
         members.start(0, 1, until=150, start=2, pause_s=0.02, place="fake")

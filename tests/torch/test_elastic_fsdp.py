@@ -28,7 +28,6 @@ from tests.torch.places import settle
 from tests.torch.test_elastic import TIMEOUT_S, strike, trained
 
 PARTS = 2
-LAYERS = 3
 STEPS = 6
 
 
@@ -51,30 +50,8 @@ def admitted(address: str) -> int:
     return int(fetch_status_now(parse_addresses(address), timeout_s=TIMEOUT_S)["admitted"])
 
 
-class Gated(nn.Module):
-    """Layers whose inputs are switched on and off by those before.
-
-    So gradients are whole numbers whatever the parameters are, and yet depend on them: however
-    many replicas and steps there are, sums are exact in any order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers = (nn.Linear(exact.WIDTH, exact.WIDTH, dtype=torch.float64) for _ in range(LAYERS))
-        self.layers = nn.ModuleList(layers)
-        exact.fill(self)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        gate, outputs = torch.ones_like(inputs), []
-        for layer in self.layers:
-            # FSDP2 reduces a layer's gradients once that of its input is there.
-            outputs.append(layer((inputs * gate).requires_grad_()))
-            gate = (outputs[-1].detach() > 0).double()
-        return torch.stack(outputs)
-
-
-def sharded(shards: Any, device: str = "cpu") -> Gated:
-    model = Gated().to(device)
+def sharded(shards: Any, device: str = "cpu") -> exact.Gated:
+    model = exact.Gated().to(device)
     mesh = DeviceMesh.from_group(shards, device)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
@@ -168,7 +145,7 @@ def checked(
     expected = exact.reference(
         0,
         until,
-        Gated,
+        exact.Gated,
         ranks_at=lambda step: [10 * r + j for r in replicas[step + 1] for j in range(PARTS)],
     )
     assert sorted(replicas) == list(range(1, until + 1)), sorted(replicas)
