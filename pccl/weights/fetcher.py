@@ -18,6 +18,7 @@ from typing import Final
 
 from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
 from pccl.base.log import get_logger
+from pccl.state.memory import available_bytes
 from pccl.transport.address import Address
 from pccl.transport.dial import Backoff
 from pccl.weights.door import Door
@@ -123,8 +124,8 @@ class Fetcher:
         be made of the base; cancelled when the program waits no longer.
 
         Raises:
-            UsageError: what is published is so much larger than the program's `state_bytes` that
-                it is not fetched at all.
+            UsageError: what is published is so much larger than the program's `state_bytes`, or
+                than the memory that is left, that it is not fetched at all.
         """
         self._base, self._active = base, True
         self._state_bytes_max = 2 * state_bytes + SLACK_BYTES
@@ -140,12 +141,25 @@ class Fetcher:
                         f"a state of {self._store.largest_state_bytes()} bytes is published, the "
                         f"tensors given have {state_bytes}; nothing was fetched"
                     )
+                self._require_room(base)
                 found = None if target is None else self._store.reached(base, target)
                 if found is not None:
                     return found
                 await self._news.wait()
         finally:
             self._pulling -= 1
+
+    def _require_room(self, base: bytes | None) -> None:
+        wanted = self._store.next_to_fetch(base)
+        if wanted is not None and self._has_no_room(wanted):
+            raise UsageError(
+                f"revision {wanted.revision} needs {wanted.byte_count} bytes beside the tensors, "
+                f"and of memory {available_bytes()} are free; nothing was fetched"
+            )
+
+    def _has_no_room(self, manifest: Manifest) -> bool:
+        begun = self._store.find(manifest.update) is not None
+        return not begun and manifest.byte_count > available_bytes()
 
     def applied(self, digest: bytes, updates: Sequence[int]) -> None:
         """The program holds this state now; these updates are kept only for others."""
@@ -236,7 +250,7 @@ class Fetcher:
 
     def _next(self) -> Manifest | None:
         found = self._store.next_to_fetch(self._base) if self._active else None
-        if found is None or found.state_bytes > self._state_bytes_max:
+        if found is None or found.state_bytes > self._state_bytes_max or self._has_no_room(found):
             return None
         ahead_bytes = self._store.held_bytes() + found.byte_count
         fits = ahead_bytes <= self._ahead_bytes_max + self._keep_bytes_max

@@ -358,3 +358,19 @@ def test_a_mismatch_is_found_also_where_the_update_does_not_write(publisher: Pub
         with pytest.raises(BaseMismatch):
             receiver.pull(target, at_least=2, timeout_s=30)
         assert int(target["step"]) == 99
+
+
+def test_an_update_that_memory_has_no_room_for_is_refused_before_it_is_fetched(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(0)
+    done = publisher.publish(state)
+    target = empty_state()
+    with Receiver(publisher.address) as receiver:
+        monkeypatch.setattr("pccl.weights.fetcher.available_bytes", lambda: done.anchor_bytes - 1)
+        with pytest.raises(pccl.UsageError, match="are free; nothing was fetched"):
+            receiver.pull(target, timeout_s=30)
+        assert receiver.received_bytes == 0
+        monkeypatch.setattr("pccl.weights.fetcher.available_bytes", lambda: done.anchor_bytes)
+        receiver.pull(target, timeout_s=30)
+        assert sha_of(target) == sha_of(state)

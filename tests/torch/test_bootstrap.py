@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from pccl.communicator import Communicator
 from pccl.pytorch import PeerLost
 from pccl.pytorch.bootstrap import create_group
+from tests.integration.coordinator_processes import free_address
+from tests.torch.members import Member, Members
 
 WAIT_S = 20.0
 
@@ -61,3 +64,16 @@ def test_a_rank_that_is_slow_to_enter_belongs_to_a_group_that_a_quick_one_has_le
     with pytest.raises(PeerLost, match="rank 0"):
         slow.allreduce([torch.ones(1)]).wait()
     slow.shutdown()
+
+
+def by_address(me: Member, at: str) -> list[float]:
+    dist.init_process_group("pccl", init_method=f"tcp://{at}", rank=me.number, world_size=2)
+    tensor = torch.full((3,), float(me.number + 1))
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def test_ranks_meet_at_a_tcp_address() -> None:
+    with Members(by_address, free_address()) as members:
+        members.start(0, 1)
+        assert [members.result(number) for number in range(2)] == [[3.0] * 3] * 2
