@@ -125,8 +125,7 @@ struct DialRequest {
   double try_s = 5.0;       // for the first of several tries; the next take longer
   std::uint32_t series = 0;
   std::optional<PeerEndpoint> via{};  // the peer that relays
-  bool meets = false;   // at the relay: neither end can be dialled, and both go there
-  bool awaits = false;  // of two that meet, the end that waits for the other's handshake
+  bool awaits = false;  // of two that meet at the relay, the end that waits for the handshake
 };
 
 struct ControlCounters {

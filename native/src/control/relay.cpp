@@ -198,12 +198,13 @@ bool Relay::join(std::uint64_t serial, Tunnel& tunnel, std::unique_ptr<Conduit> 
   tunnel.awaits.reset();
   set_liveness_options(other->fd());
   if (poller_.add(other->fd(), 0, token_of(serial, 1)) != Status::ok) return false;
-  const bool one = first_shakes ? greet(other, tunnel.sides[1])
-                                : greet(tunnel.client, tunnel.sides[0]);
-  const bool two = one && (first_shakes ? greet(tunnel.client, tunnel.sides[0])
-                                        : greet(other, tunnel.sides[1]));
-  tunnel.open = two;
-  return two && watch(serial, tunnel);
+  std::array<std::unique_ptr<Conduit>*, 2> ends{&tunnel.client, &other};
+  const std::size_t waiting = first_shakes ? 1 : 0;
+  for (const std::size_t side : {waiting, 1 - waiting}) {
+    if (!greet(*ends[side], tunnel.sides[side])) return false;
+  }
+  tunnel.open = true;
+  return watch(serial, tunnel);
 }
 
 void Relay::on_ready(std::uint64_t token, std::uint32_t bits) {

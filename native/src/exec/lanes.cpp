@@ -67,7 +67,6 @@ void Executor::dial_relay(Link& link, double now_s) {
   request.peer = link.endpoint;
   request.via = via->endpoint;
   request.series = ++series_;
-  request.meets = meets;
   request.awaits = meets && !(self_ < link.peer);
   host_.dial(std::move(request), true);
 }
