@@ -119,7 +119,7 @@ def check_leaf(leaf_der: bytes, ca_der: bytes, now_s: float) -> Name:
         RemoteError: says what is wrong with it.
     """
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     leaf, authority = parse_certificate(leaf_der), parse_certificate(ca_der)
     ed25519_key(authority)
@@ -127,7 +127,14 @@ def check_leaf(leaf_der: bytes, ca_der: bytes, now_s: float) -> Name:
         constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
         leaf.verify_directly_issued_by(authority)
         authority.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+    ) as error:
         raise RemoteError("a certificate that this run's CA has not signed") from error
     if not constraints.ca:
         raise RemoteError("what is shown as the run's CA is none")
@@ -162,7 +169,7 @@ def key_of_request(request_der: bytes) -> Ed25519PublicKey:
         request = x509.load_der_x509_csr(request_der)
         key = request.public_key()
         signed = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise RemoteError(f"no certificate request: {error}") from error
     if not signed or not isinstance(key, Ed25519PublicKey):
         raise RemoteError("a certificate request that its key has not signed")

@@ -57,6 +57,11 @@ class Authority {
   Who issue(long from_s = -300, long until_s = 3600, const std::string& uri = {}) const {
     return make("peer", &ca_, false, from_s, until_s, uri);
   }
+  /// Another certificate for the same key.
+  Who renew(const Who& who, long until_s = 3600) const {
+    crypto_.call("EVP_PKEY_up_ref", who.key);
+    return make("peer", &ca_, false, -300, until_s, {}, who.key);
+  }
   TlsMaterial material(const Who& who) const {
     return {who.certificate_pem, who.key_pem, ca_.certificate_pem};
   }
@@ -89,10 +94,12 @@ class Authority {
     crypto_.call<void>("X509_EXTENSION_free", extension);
   }
   Who make(Text name, const Who* issuer, bool is_ca, long from_s, long until_s,
-           const std::string& uri) const {
+           const std::string& uri, void* key = nullptr) const {
     Who who;
     void* null = nullptr;
-    who.key = crypto_.call<void*>("EVP_PKEY_Q_keygen", null, null, Text{"ED25519"});
+    who.key = key != nullptr
+                  ? key
+                  : crypto_.call<void*>("EVP_PKEY_Q_keygen", null, null, Text{"ED25519"});
     who.certificate = crypto_.call<void*>("X509_new");
     void* certificate = who.certificate;
     crypto_.call("X509_set_version", certificate, 2L);

@@ -1,6 +1,7 @@
 """From torch's store to a group: how the ranks of one group find each other.
 
-    rank 0: starts a coordinator in its process, writes its address into the group's store
+    rank 0: starts a coordinator in its process, writes its address into the group's store, and the
+            ticket of a CA made for this group if other machines can reach it
     others: wait for that address                                  all: connect, enter together
 
 Each group is a run of its own, so its steps are numbered for it alone and what it loses concerns no
@@ -14,7 +15,6 @@ same store and prefix has its own number, so nobody reads the address of an earl
 
 from __future__ import annotations
 
-import os
 import socket
 from datetime import timedelta
 from typing import Any
@@ -22,25 +22,27 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from pccl.arguments import TICKET_VARIABLE
 from pccl.base.clock import Deadline
 from pccl.base.errors import PcclError
 from pccl.communicator import Communicator
 from pccl.connecting import connect
-from pccl.membership.service import CoordinatorThread
 from pccl.outcome import Peer
 from pccl.pytorch import hosting, rendezvous
 from pccl.pytorch.errors import Misused, PcclDistError, TimedOut, kind_of
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.pytorch.host_watch import HostWatch
+from pccl.pytorch.hosting import Hosted
 from pccl.pytorch.options import Options, check_options
 from pccl.pytorch.run import Place, Run
 from pccl.pytorch.waiting import require_reachable
-from pccl.transport.address import is_loopback, parse_address, parse_addresses
+from pccl.transport.address import is_loopback, parse_addresses
+from pccl.transport.join_ticket import JoinTicket, parse_ticket
 
 LOOPBACK = "127.0.0.1"
 ENTRY = "torch group"  # the name of the step in which all ranks come in
 FAILED = "failed: "
+PLAIN = "plain"  # how to come in: without anything,
+OWN_TICKET = "secured"  # by a ticket that each rank has, else by the one that stands there
 COORDINATOR_GRACE_S = 3.0  # it ended with a process that does not come back
 TIMEOUT_S_MAX = 10 * 365 * 86400.0
 
@@ -101,25 +103,25 @@ def _inherited() -> Options:
 
 def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:
     """Makes the run of the ranks that meet at a store.  Raises PcclDistError."""
-    coordinator: CoordinatorThread | None = None
+    coordinator: Hosted | None = None
     communicator: Communicator | None = None
     made = False
     try:
         # How often this rank has made a group here: alike on all ranks.
         number = store.add(f"pccl/{place.rank}/made", 1)
         key = f"pccl/{number}/coordinator"
-        _refuse_ticket(store, key, options, place)
         if place.rank == 0:
-            coordinator = _host(store, key, options, place.size)
-            address = coordinator.address
+            coordinator = _host(store, key, options, place)
+            address, ticket = coordinator.address, coordinator.ticket
         else:
-            address = _address_of(store, key, place, deadline)
-        communicator = _connect(address, place, options, deadline, timeout_s)
+            address, how = _address_of(store, key, place, deadline)
+            ticket = _way_in(how, options, place)
+        communicator = _connect(address, ticket, place, options, deadline, timeout_s)
         members = _enter(communicator, place, deadline)
         run = Run(place, communicator, options, coordinator, members)
         if coordinator is None:
             addresses = parse_addresses(address)
-            watch = HostWatch(run, communicator.session, addresses, place.group_id)
+            watch = HostWatch(run, communicator.session, addresses, place.group_id, ticket)
             run.queues.append(watch)
         made = True
         return run
@@ -134,39 +136,65 @@ def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout
                 coordinator.stop()
 
 
-def _refuse_ticket(store: Any, key: str, options: Options, place: Place) -> None:
-    """A coordinator within rank 0 has no CA: nobody shall take its group for a secured one.
+def _host(store: Any, key: str, options: Options, place: Place) -> Hosted:
+    """Starts the coordinator and tells the others where it is, and by which ticket they come in if
+    not by their own; or that there is none.
 
     Raises:
-        Misused: there is a ticket, here or at rank 0.
+        Misused: there is a ticket, and no CA that it is of.
     """
-    ticket = os.environ.get(TICKET_VARIABLE) if options.ticket is None else options.ticket
-    if not ticket:
-        return
-    text = (
-        "there is a join ticket, but the coordinator of this group would run within its rank 0, "
-        "which secures nothing; start `pccl coordinator --ca` and pass "
-        "init_method='pccl://host:port/job', or say Options(ticket='') for a group without "
-        "encryption"
-    )
-    if place.rank == 0:
-        store.set(key, f"{FAILED}{text}")
-    raise Misused(f"group {place.group_id!r}: {text}", op="init_process_group")
-
-
-def _host(store: Any, key: str, options: Options, size: int) -> CoordinatorThread:
-    """Starts the coordinator and tells the others where it is, or that there is none."""
     host = options.host or address_towards(store_host(store))
+    ticket = options.own_ticket
     try:
-        coordinator = hosting.start_coordinator(host, size)
+        if ticket and options.ca is None:
+            raise Misused(
+                f"group {place.group_id!r}: there is a join ticket, but the coordinator of this "
+                "group runs within its rank 0: give that the ticket's CA, too (Options(ca=DIR)); "
+                "or start `pccl coordinator --ca` and pass init_method='pccl://host:port/job'; or "
+                "say Options(ticket='') for a group without this ticket",
+                op="init_process_group",
+            )
+        coordinator = hosting.start_coordinator(
+            host, place.size, ca=options.ca, ticket=ticket, insecure=options.insecure
+        )
     except BaseException as error:
         store.set(key, f"{FAILED}{error}")
         raise
-    store.set(key, coordinator.address)
+    if coordinator.ticket is None:
+        how = PLAIN
+    else:
+        how = OWN_TICKET if coordinator.made is None else coordinator.ticket.text
+    store.set(key, f"{coordinator.address} {how}")
     return coordinator
 
 
-def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> str:
+def _way_in(how: str, options: Options, place: Place) -> JoinTicket | None:
+    """Returns the ticket by which this rank comes in, None for a group without encryption.
+
+    Raises:
+        Misused: this rank has a ticket where the others have none, or the other way round.
+    """
+    ticket = options.own_ticket
+    if how == OWN_TICKET and not ticket:
+        text = (
+            "rank 0 secures this group by a CA of its own: give this rank a ticket of it, "
+            "Options(ticket=...) or PCCL_TICKET (`pccl ca ticket` makes one)"
+        )
+    elif how != OWN_TICKET and ticket:
+        text = (
+            "this rank has a join ticket, but rank 0, which runs the group's coordinator, has not "
+            "been given the ticket's CA (Options(ca=DIR)); say Options(ticket='') to do without"
+        )
+    elif how == PLAIN and options.insecure is False:
+        text = "Options(insecure=False) demands encryption, and rank 0 has not demanded it"
+    else:
+        own = ticket if how == OWN_TICKET else "" if how == PLAIN else how
+        return parse_ticket(own) if own else None
+    raise Misused(f"group {place.group_id!r}: {text}", op="init_process_group")
+
+
+def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> tuple[str, str]:
+    """Returns what `_host` has told: where, and how to come in."""
     left_s = max(deadline.remaining_s(), 0.001)
     try:
         store.wait([key], timedelta(seconds=left_s))
@@ -183,16 +211,22 @@ def _address_of(store: Any, key: str, place: Place, deadline: Deadline) -> str:
             f"{text.removeprefix(FAILED)}",
             op="init_process_group",
         )
-    return text
+    address, _, how = text.partition(" ")
+    return address, how
 
 
 def _connect(
-    address: str, place: Place, options: Options, deadline: Deadline, timeout_s: float
+    address: str,
+    ticket: JoinTicket | None,
+    place: Place,
+    options: Options,
+    deadline: Deadline,
+    timeout_s: float,
 ) -> Communicator:
     require_reachable(options.host, address)
     return connect(
         address,
-        ticket="",  # see _refuse_ticket
+        ticket="" if ticket is None else ticket.text,
         seat=place.rank,
         min_world=place.size,
         on_underflow="raise",
@@ -200,7 +234,7 @@ def _connect(
         timeout_s=max(deadline.remaining_s(), 0.001),
         listen=None if options.host is None else f"{options.host}:0",
         lanes=options.lanes,
-        insecure=not is_loopback(parse_address(address).host),
+        insecure=bool(options.insecure),
         step_timeout_s=timeout_s,
         coordinator_grace_s=options.coordinator_grace_s or COORDINATOR_GRACE_S,
     )

@@ -21,9 +21,11 @@ from typing import Final, Protocol
 
 from pccl.base.errors import PcclError
 from pccl.base.log import get_logger
+from pccl.membership.enrolment import EnrolmentRefused
 from pccl.membership.service_status import fetch_status_now
 from pccl.session import Session
 from pccl.transport.address import Address
+from pccl.transport.join_ticket import JoinTicket
 
 LOOK_S: Final = 2.5  # an operation that is in flight at two looks takes long
 ANSWER_S: Final = 3.0
@@ -43,9 +45,16 @@ class HostWatch:
     """A thread of one group on a rank that does not run the coordinator itself."""
 
     def __init__(
-        self, run: Watched, session: Session, addresses: tuple[Address, ...], name: str
+        self,
+        run: Watched,
+        session: Session,
+        addresses: tuple[Address, ...],
+        name: str,
+        ticket: JoinTicket | None = None,
     ) -> None:
+        """`ticket`: of a secured run, which tells its state to nobody else."""
         self._run, self._session, self._addresses = run, session, addresses
+        self._ticket = ticket
         self._process_id = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"pccl-host {name}", daemon=True)
@@ -80,9 +89,13 @@ class HostWatch:
         """Says whether the coordinator lives; True also when that does not matter any more."""
         waiting = self._session.in_flight()
         for _ in range(QUESTIONS):
-            with contextlib.suppress(PcclError, OSError):
-                fetch_status_now(self._addresses, timeout_s=ANSWER_S)
+            try:
+                fetch_status_now(self._addresses, timeout_s=ANSWER_S, ticket=self._ticket)
                 return True
+            except EnrolmentRefused:  # the ticket is over; who says so lives
+                return True
+            except (PcclError, OSError):
+                pass
             if self._over.is_set() or not waiting & self._session.in_flight():
                 return True
             # A refused connection fails at once; its loss is noticed elsewhere.

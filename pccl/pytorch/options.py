@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from pccl.arguments import TICKET_VARIABLE
 from pccl.pytorch.errors import Misused
 
 LANES_MAX = 64
@@ -31,8 +33,14 @@ class Options:
             coordinator, the others raise PeerLost within so many seconds, 3 if this is None.  In
             an elastic group: how long to go on without a coordinator while no step gets done; None
             leaves that to the coordinator's profile.
-        ticket: of a secured run (docs/SECURITY.md), whose coordinator runs by itself: for
-            `init_method="pccl://..."` and elastic groups.  None: PCCL_TICKET; "": none.
+        ticket: of a secured run (docs/SECURITY.md), whose coordinator runs by itself, or within
+            rank 0 if that is given its `ca`.  None: PCCL_TICKET; "": none.
+        ca: on rank 0 of a group that meets at a store: the folder of the CA (`pccl ca init`) by
+            which it is secured; the other ranks then need tickets of it.
+        insecure: True allows a group without encryption that other machines can reach.  None: a
+            group that meets at a store is secured if they can, by a CA that rank 0 makes for it and
+            whose ticket it leaves in the store; others need a ticket, or True.  False: secured, or
+            an error, on the loopback address, too.
         elastic: the group lives on while members die and join (docs/TORCH.md); what follows is for
             such groups only.
         coordinator: host:port[,host:port] of the `pccl coordinator`; None if the group is made with
@@ -59,6 +67,8 @@ class Options:
     deterministic: bool = False
     coordinator_grace_s: float | None = None
     ticket: str | None = field(default=None, repr=False)  # whoever knows it can join
+    ca: str | None = None
+    insecure: bool | None = None
     elastic: bool = False
     coordinator: str | None = None
     job: str = "default"
@@ -77,6 +87,7 @@ class Options:
             said = getattr(self, name)
             if not isinstance(said, bool):  # a text as "false" would count as true
                 raise Misused(f"{name} must be True or False, not {said!r}")
+        self._check_security()
         if not self.elastic:
             self._refuse_elastic_only()
         if self.on_loss not in ("replay", "discard"):
@@ -91,12 +102,35 @@ class Options:
             seconds = getattr(self, name)
             if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
                 raise Misused(f"{name} must be finite and positive, not {seconds!r}")
-        if self.ticket is not None and not isinstance(self.ticket, str):
-            raise Misused("ticket must be the text that `pccl ca ticket` printed")
         if self.host is not None and not (isinstance(self.host, str) and self.host):
             raise Misused(f"host must be an address of this machine, not {self.host!r}")
         if not 0 <= self.lanes <= LANES_MAX:
             raise Misused(f"lanes must be within 0 to {LANES_MAX}, not {self.lanes!r}")
+
+    def _check_security(self) -> None:
+        if self.ticket is not None and not isinstance(self.ticket, str):
+            raise Misused("ticket must be the text that `pccl ca ticket` printed")
+        if self.insecure is not None and not isinstance(self.insecure, bool):
+            raise Misused(f"insecure must be True, False or None, not {self.insecure!r}")
+        if self.ca is not None and not (isinstance(self.ca, str) and self.ca):
+            raise Misused(f"ca must be the path of a folder, not {self.ca!r}")
+        if self.ca is not None and (self.elastic or self.insecure):
+            raise Misused("ca secures a group that meets at a store: no elastic, no insecure one")
+
+    @property
+    def own_ticket(self) -> str:
+        """The program's own ticket, "" if there is none."""
+        return os.environ.get(TICKET_VARIABLE, "") if self.ticket is None else self.ticket
+
+    def require_secured_if_demanded(self) -> None:
+        """Raises Misused where only a ticket can secure the group, is demanded to, and is not
+        there."""
+        if self.insecure is False and not self.own_ticket:
+            raise Misused(
+                "Options(insecure=False) demands encryption: pass a join ticket (ticket=..., or "
+                f"{TICKET_VARIABLE}) of the coordinator's run",
+                op="init_process_group",
+            )
 
     def _refuse_elastic_only(self) -> None:
         for one in fields(self):

@@ -26,7 +26,6 @@ from pccl.connecting import connect
 from pccl.pytorch.errors import Misused, kind_of
 from pccl.pytorch.options import Options, check_options
 from pccl.pytorch.waiting import require_reachable, told_if_slow
-from pccl.transport.address import is_loopback, parse_addresses
 
 TIMEOUT_S: Final = 300.0
 HOST_BYTES_MAX: Final = 256
@@ -100,6 +99,7 @@ def rendezvous(url: str, timeout: timedelta | None, **_: Any) -> Iterator[tuple[
 def _connect(asked: Asked, options: Options, timeout_s: float) -> Communicator:
     """Returns the seat of this process, once all ranks are in.  Raises PcclError or Misused."""
     require_reachable(options.host, asked.addresses)
+    options.require_secured_if_demanded()
     with told_if_slow(lambda: f"the coordinator at {asked.addresses}", timeout_s):
         communicator = connect(
             asked.addresses,
@@ -112,7 +112,7 @@ def _connect(asked: Asked, options: Options, timeout_s: float) -> Communicator:
             listen=None if options.host is None else f"{options.host}:0",
             lanes=options.lanes,
             step_timeout_s=timeout_s,
-            insecure=not all(is_loopback(a.host) for a in parse_addresses(asked.addresses)),
+            insecure=bool(options.insecure),
             coordinator_grace_s=options.coordinator_grace_s,
         )
     try:

@@ -21,10 +21,10 @@ from typing import Protocol
 from pccl.base.errors import CoordinatorLost, Evicted, PcclError, UsageError
 from pccl.collectives.placed import Seat
 from pccl.communicator import Communicator
-from pccl.membership.service import CoordinatorThread
 from pccl.outcome import Peer
 from pccl.pytorch import hosting
 from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, StaleView, TimedOut, kind_of
+from pccl.pytorch.hosting import Hosted
 from pccl.pytorch.issue import Issuer, Posting
 from pccl.pytorch.options import Options
 from pccl.pytorch.wording import GROUP_OVER, in_torchs_terms
@@ -57,7 +57,7 @@ class Run:
         place: Place,
         communicator: Communicator,
         options: Options,
-        coordinator: CoordinatorThread | None,
+        coordinator: Hosted | None,
         members: tuple[Peer, ...] | None = None,
         *,
         hosted: bool = True,

@@ -54,6 +54,7 @@ class Joining:
         self._state = state
         self._identity = identity_of(session, stream_tls_of(session))
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
+        self._whys: dict[bytes, str] = {}  # what was wrong with members that gave nothing
         self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
 
     def fetch(self, deadline: Deadline) -> None:
@@ -116,7 +117,9 @@ class Joining:
             finally:
                 _close(opened)
             if ticket.deadline.passed():
-                raise DeadlineExceeded(f"the state of step {step} was not received in time")
+                raise DeadlineExceeded(
+                    f"the state of step {step} was not received in time: {self._said('it changed')}"
+                )
             time.sleep(ASK_AGAIN_S / 4)
 
     # ---- parts
@@ -131,9 +134,9 @@ class Joining:
             if opened := self._ask(self._members(), m.CURRENT, deadline):
                 return opened
             if deadline.passed():
+                waits = self._session.agent.standing.waits or "none holds it yet"
                 raise DeadlineExceeded(
-                    "no member has given its state in time: "
-                    + (self._session.agent.standing.waits or "none holds it yet")
+                    f"no member has given its state in time: {self._said(waits)}"
                 )
             time.sleep(ASK_AGAIN_S)
 
@@ -166,10 +169,20 @@ class Joining:
                 member, self._identity, self._state, at_step=at_step, describe_s=DESCRIBE_S
             )
         except (StreamLost, RemoteError) as error:
-            _log.debug("no state from peer %s: %s", member.peer_id.hex()[:8], error)
+            known = self._whys.get(member.peer_id)
+            self._whys[member.peer_id] = why = str(error)
+            # Once, if nobody can dial it: that is no trouble that passes, others must have the state.
+            log = _log.warning if member.port == 0 and known != why else _log.debug
+            log("no state from peer %s: %s", member.peer_id.hex()[:8], why)
             return None
         except PcclError as error:
             return error
+
+    def _said(self, otherwise: str) -> str:
+        """What the members that gave nothing said, or what was wrong with them."""
+        met = {member.peer_id for member in self._members()}
+        whys = [f"peer {who.hex()[:8]} {why}" for who, why in self._whys.items() if who in met]
+        return "; ".join(whys) or otherwise
 
     def _receive(
         self, target: Target, opened: Sequence[Opened], deadline: Deadline, drain_s: float = 0.0

@@ -100,7 +100,10 @@ class Stream:
     ) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
         if member.port == 0:
-            raise StreamLost("nobody can dial it: it connected with reachable=False")
+            raise StreamLost(
+                "cannot be dialled by anybody (it connected with reachable=False); a member that "
+                "can be must have the state, too"
+            )
         try:
             sock = socket.create_connection((member.host, member.port), timeout_s)
         except OSError as error:

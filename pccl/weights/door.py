@@ -32,10 +32,24 @@ Serve = Callable[[Stream, Message], Awaitable[None]]
 class Door:
     """Listens on one address and runs `serve` per connection; belongs to one event loop."""
 
-    def __init__(self, serve: Serve, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        serve: Serve,
+        *,
+        context: Callable[[], ssl.SSLContext | None] = lambda: None,
+        eldest_goes: bool = False,
+    ) -> None:
+        """
+        Args:
+            context: returns what encrypts, for each connection anew.
+            eldest_goes: who comes when all places are taken ends the connection that has been
+                without a first word for longest, also if that has said something; else only one
+                that has been silent.  For listeners where a few bytes are no sign of good will.
+        """
         self.drops: Counter[str] = Counter()
         self._serve = serve
         self._context = context
+        self._eldest_goes = eldest_goes
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
@@ -59,7 +73,7 @@ class Door:
         full = len(self._tasks) >= CONNECTIONS_MAX
         if not full and len(self._silent) >= HALF_OPEN_MAX:
             # Who only wants to fill the places says nothing.
-            full = said is None or not self._end_the_longest_silence()
+            full = (said is None and not self._eldest_goes) or not self._end_the_eldest()
         if said == b"" or full:
             self.drops["left" if said == b"" else "full"] += 1
             connection.close()
@@ -70,9 +84,9 @@ class Door:
         task.add_done_callback(self._forget)
         return True
 
-    def _end_the_longest_silence(self) -> bool:
+    def _end_the_eldest(self) -> bool:
         for task, spoken in self._silent.items():
-            if not spoken:
+            if not spoken or self._eldest_goes:
                 del self._silent[task]
                 task.cancel()
                 return True
@@ -113,7 +127,7 @@ class Door:
         reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, connection, ssl=self._context
+            lambda: protocol, connection, ssl=self._context()
         )
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         return Stream(reader, writer, frame_bytes_max=FIRST_FRAME_BYTES_MAX)
@@ -124,6 +138,6 @@ def require_allowed(host: str, insecure: bool) -> None:
     if not insecure and not is_loopback(host):
         raise UsageError(
             f"this process would serve weights on {host} without encryption, where other machines "
-            "can reach it; pass insecure=True on a network you trust, or listen='127.0.0.1:0' for "
-            "this machine only"
+            "can reach it; join a secured run (ticket=...), pass insecure=True on a network you "
+            "trust, or listen='127.0.0.1:0' for this machine only"
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import ssl
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,6 +20,7 @@ from pccl.base.log import get_logger
 from pccl.state.memory import available_bytes
 from pccl.transport.address import Address
 from pccl.transport.dial import Backoff
+from pccl.weights.channels import Channels
 from pccl.weights.door import Door
 from pccl.weights.frames import (
     PROTOCOL,
@@ -63,7 +63,7 @@ class Fetcher:
         host: str,
         ahead_bytes_max: int,
         keep_bytes_max: int,
-        context: ssl.SSLContext | None = None,
+        channels: Channels,
     ) -> None:
         """
         Args:
@@ -80,7 +80,7 @@ class Fetcher:
         self._port = 0
         self._ahead_bytes_max = ahead_bytes_max
         self._keep_bytes_max = keep_bytes_max
-        self._context = context
+        self._channels = channels
         self._secret = b""
         self._store = Store()
         self._base: bytes | None = None
@@ -90,8 +90,13 @@ class Fetcher:
         self._control: Stream | None = None
         self._asked: dict[int, asyncio.Future[Source | None]] = {}
         self._news = asyncio.Event()
-        self._door = Door(self._serve) if relay else None
+        self._door = self._make_door() if relay else None
         self._serving = 0
+
+    def _make_door(self) -> Door:
+        if self._channels.ticketed:
+            return Door(self._serve, context=self._channels.listening, eldest_goes=True)
+        return Door(self._serve)  # a context of the caller's is for the way to the publisher
 
     async def open(self, address: Address) -> None:
         """Begins to listen for other receivers."""
@@ -100,7 +105,7 @@ class Fetcher:
 
     async def run(self) -> None:
         """Keeps in touch with the publisher, and fetches, until it is cancelled."""
-        keep = (self._keep_joined(), self._keep_fetching())
+        keep = (self._keep_joined(), self._keep_fetching(), self._channels.keep_fresh())
         tasks = [asyncio.create_task(work) for work in keep]
         try:
             await asyncio.gather(*tasks)
@@ -184,7 +189,7 @@ class Fetcher:
         while True:
             try:
                 self._control = await open_stream(
-                    self._publisher, timeout_s=DIAL_S, context=self._context
+                    self._publisher, timeout_s=DIAL_S, way=self._channels.to_publisher()
                 )
                 try:
                     await self._talk(self._control, backoff)
@@ -270,8 +275,11 @@ class Fetcher:
             before = holding.chunks
             root = source.holder == ROOT
             at = self._publisher if root else Address(source.host, source.port)
-            context = self._context if root else None
-            trouble, text = await take_from(at, self._secret, holding, self.received, context)
+            if root:
+                way = self._channels.to_publisher()
+            else:
+                way = self._channels.to_receiver(source.holder)
+            trouble, text = await take_from(at, self._secret, holding, self.received, way)
             want = Want(number, None if trouble == Trouble.NONE else source.holder, trouble)
             if trouble == Trouble.NONE:
                 continue
@@ -304,6 +312,7 @@ class Fetcher:
     async def _serve(self, stream: Stream, first: Message) -> None:
         if not isinstance(first, Fetch):
             raise RemoteError(f"a connection begins with {type(first).__name__}")
+        self._channels.who(stream.certificate)
         if self._serving >= SERVED_MAX:
             raise RemoteError("more fetches at a time than any tree asks for")
         self._serving += 1

@@ -10,7 +10,6 @@ else anything.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 from pccl.base.errors import RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address, is_loopback
+from pccl.weights.channels import Channels, Proved
 from pccl.weights.door import Door
 from pccl.weights.frames import (
     PROTOCOL,
@@ -59,7 +59,7 @@ class Hub:
         lineage: bytes,
         secret: bytes,
         fan_out: int,
-        context: ssl.SSLContext | None = None,
+        channels: Channels,
     ) -> None:
         self.given = Counted()
         self.reports = 0  # of holders that gave wrong bytes
@@ -71,7 +71,8 @@ class Hub:
         self._holdings: dict[int, Holding] = {}
         self._trees: dict[int, Tree] = {}
         self._receivers: dict[bytes, _Attendant] = {}
-        self._door = Door(self._serve, context=context)
+        self._channels = channels
+        self._door = Door(self._serve, context=channels.listening, eldest_goes=channels.ticketed)
 
     @property
     def receivers(self) -> int:
@@ -110,16 +111,19 @@ class Hub:
             attendant.stream.post(message)
 
     async def _serve(self, stream: Stream, first: Message) -> None:
+        proved = self._channels.who(stream.certificate)
         match first:
             case Join():
-                await self._attend(stream, first)
+                await self._attend(stream, first, proved)
             case Fetch():
                 holding = self._holdings.get(first.update)
                 await give(stream, first, self._secret, holding, self.given)
             case _:
                 raise RemoteError(f"a connection begins with {type(first).__name__}")
 
-    async def _attend(self, stream: Stream, join: Join) -> None:
+    async def _attend(self, stream: Stream, join: Join, proved: Proved | None) -> None:
+        if proved is not None and proved.peer_id != join.receiver:
+            raise RemoteError("a receiver that calls itself by another's name")
         if join.protocol != PROTOCOL:
             raise RemoteError(f"a receiver speaks protocol {join.protocol}, this is {PROTOCOL}")
         before = self._receivers.get(join.receiver)
@@ -132,8 +136,9 @@ class Hub:
             for holding in list(self._holdings.values()):
                 # One that is dropped meanwhile is told so again, when it is asked for.
                 await stream.send(holding.manifest, timeout_s=GIVE_UP_S)
-            while True:
+            while proved is None or not proved.over:
                 self._hear(join.receiver, attendant, await stream.receive(LEASE_S))
+            _log.info("receiver %s has to show a newer certificate", join.receiver.hex()[:8])
         finally:
             if self._receivers.get(join.receiver) is attendant:
                 del self._receivers[join.receiver]

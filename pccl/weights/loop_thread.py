@@ -34,16 +34,16 @@ class LoopThread:
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Starts it; returns once `live` has called `ready`.
+    def start(self, timeout_s: float = START_S) -> None:
+        """Starts it; returns once `live` has called `ready`, which it must within `timeout_s`.
 
         Raises:
             whatever ended `live` before that.
         """
         self._thread.start()
-        if not self._ready.wait(START_S):
+        if not self._ready.wait(timeout_s):
             self.stop(0.0)
-            raise DeadlineExceeded(f"the listener did not start within {START_S:g} s")
+            raise DeadlineExceeded(f"the listener did not start within {timeout_s:g} s")
         if self._failure is not None:
             raise self._failure
 

@@ -9,6 +9,7 @@ Invariant: the baseline, the newest revision and what is served change together,
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import threading
@@ -20,8 +21,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from pccl.arguments import check_seconds
 from pccl.base.errors import Closed, UsageError
 from pccl.transport.address import parse_address
+from pccl.weights.channels import ENROL_S, Channels
 from pccl.weights.door import require_allowed
 from pccl.weights.errors import RevisionExists
 from pccl.weights.frames import HEADS_BYTES_MAX, ID_BYTES, UPDATE_BYTES_MAX, Manifest
@@ -38,7 +41,7 @@ from pccl.weights.layout import (
     tensor_digest,
     tensors_of,
 )
-from pccl.weights.loop_thread import LoopThread
+from pccl.weights.loop_thread import START_S, LoopThread
 from pccl.weights.tree import FAN_OUT
 from pccl.weights.update import RECORD_BYTES, Difference, advance, encode_anchor, encode_delta
 
@@ -90,6 +93,10 @@ class Publisher:
         threads: int = 0,
         insecure: bool = False,
         context: ssl.SSLContext | None = None,
+        ticket: str | None = None,
+        coordinator: str | None = None,
+        identity: str | os.PathLike[str] | None = None,
+        enrol_timeout_s: float = ENROL_S,
     ) -> None:
         """Begins to listen.
 
@@ -100,14 +107,23 @@ class Publisher:
             fan_out: how many receivers fetch an update from this process; others fetch from them.
             threads: that compare and code during a `publish`; 0: one per processor, 8 at most.
             insecure: allows a listener that other machines can reach, unencrypted.
-            context: encrypts; receivers need one too, and connections between receivers have none
-                yet.
+            context: encrypts the way to receivers that have one, too, and not the way between
+                these; for what no ticket secures.
+            ticket: of a secured run, for a trainer (`pccl ca ticket`): everything is encrypted,
+                and only who has enrolled by a ticket of the run, for a trainer or a receiver,
+                fetches anything.  None: PCCL_TICKET, unless there is a `context`; "": none.
+            coordinator: host:port of the run's, where the ticket does not say it.
+            identity: file that keeps the key; that of `pccl.connect`, which then uses up one use
+                of the ticket for both.  None makes a new one.
+            enrol_timeout_s: for the enrolment, if there is a ticket.
 
         Raises:
             UsageError: an argument is not as described, or the address cannot be listened on.
+            ConnectError: no coordinator gave a certificate in time, or it refused the ticket.
         """
         where = parse_address(listen, port_min=0)
-        if context is None:
+        channels = Channels.parse(context, ticket, coordinator, identity, publishes=True)
+        if not channels.encrypted:
             require_allowed(where.host, insecure)
         if not 1 <= fan_out <= 64:
             raise UsageError(f"fan_out must be 1 to 64, not {fan_out}")
@@ -123,16 +139,23 @@ class Publisher:
             lineage=os.urandom(ID_BYTES),
             secret=os.urandom(ID_BYTES),
             fan_out=fan_out,
-            context=context,
+            channels=channels,
         )
+        self._channels = channels
+        self._enrol_s = check_seconds("enrol_timeout_s", enrol_timeout_s)
         self._address = where
         self._loop = LoopThread(self._live, "pccl-publisher")
-        self._loop.start()
+        self._loop.start(self._enrol_s + START_S)
 
     async def _live(self) -> None:
+        await self._channels.begin(self._enrol_s)
         self._address = await self._hub.open(self._address)
         self._loop.ready()
-        await self._hub.run()
+        renewing = asyncio.create_task(self._channels.keep_fresh())
+        try:
+            await self._hub.run()
+        finally:
+            renewing.cancel()
 
     @property
     def address(self) -> str:

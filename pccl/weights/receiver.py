@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from pccl.arguments import check_seconds
 from pccl.base.clock import Deadline
 from pccl.base.errors import Closed, DeadlineExceeded, RemoteError, UsageError
 from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.weights.applying import apply_updates, digest_of
+from pccl.weights.channels import ENROL_S, Channels
 from pccl.weights.door import require_allowed
 from pccl.weights.errors import BaseMismatch, CorruptUpdate
 from pccl.weights.fetcher import Fetcher
 from pccl.weights.frames import ID_BYTES
 from pccl.weights.layout import Tensor, tensors_of
-from pccl.weights.loop_thread import LoopThread
+from pccl.weights.loop_thread import START_S, LoopThread
 from pccl.weights.store import Ready
 from pccl.weights.update import parse
 
@@ -77,6 +79,10 @@ class Receiver:
         ahead_bytes_max: int = AHEAD_BYTES_MAX,
         keep_bytes_max: int = KEEP_BYTES_MAX,
         context: ssl.SSLContext | None = None,
+        ticket: str | None = None,
+        coordinator: str | None = None,
+        identity: str | os.PathLike[str] | None = None,
+        enrol_timeout_s: float = ENROL_S,
     ) -> None:
         """Begins to look for the publisher, in the background.
 
@@ -90,13 +96,18 @@ class Receiver:
             ahead_bytes_max: of updates fetched before a `pull` asks for them.
             keep_bytes_max: of applied updates kept for others.
             context: encrypts the way to the publisher, if that has one too.
+            ticket: of a secured run, for a receiver or a trainer: as the publisher's.
+            coordinator, identity, enrol_timeout_s: as the publisher's; two receivers at a time
+                need two keys.
 
         Raises:
             UsageError: an argument is not as described, or it cannot listen there.
+            ConnectError: no coordinator gave a certificate in time, or it refused the ticket.
         """
         publisher = parse_address(address)
         where = parse_address(listen, port_min=0)
-        if relay:
+        channels = Channels.parse(context, ticket, coordinator, identity, publishes=False)
+        if relay and not channels.ticketed:
             require_allowed(where.host, insecure)
         if ahead_bytes_max < 0 or keep_bytes_max < 0:
             raise UsageError("ahead_bytes_max and keep_bytes_max must not be negative")
@@ -106,20 +117,23 @@ class Receiver:
         self._listen = where if relay else None
         self._fetcher = Fetcher(
             publisher,
-            receiver=os.urandom(ID_BYTES),
+            receiver=channels.own_id or os.urandom(ID_BYTES),
             relay=relay,
             host=advertise,
             ahead_bytes_max=ahead_bytes_max,
             keep_bytes_max=keep_bytes_max,
-            context=context,
+            channels=channels,
         )
+        self._channels = channels
+        self._enrol_s = check_seconds("enrol_timeout_s", enrol_timeout_s)
         self._lock = threading.Lock()
         self._applied: _Applied | None = None
         self._closed = False
         self._loop = LoopThread(self._live, "pccl-receiver")
-        self._loop.start()
+        self._loop.start(self._enrol_s + START_S)
 
     async def _live(self) -> None:
+        await self._channels.begin(self._enrol_s)
         if self._listen is not None:
             await self._open(self._listen)
         self._loop.ready()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import struct
 import zlib
 from typing import Final
@@ -21,6 +20,7 @@ from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError
 from pccl.transport.address import Address
 from pccl.transport.framing import HEAD_BYTES, frame
+from pccl.weights.channels import PLAIN, Way
 from pccl.weights.frames import Message, codec
 
 _LIMITS: Final = ControlLimits()
@@ -62,6 +62,12 @@ class Stream:
     def local_host(self) -> str:
         name = self._writer.get_extra_info("sockname")
         return str(name[0]) if isinstance(name, tuple) else ""
+
+    @property
+    def certificate(self) -> bytes:
+        """The other end's, DER; "" where it has shown none."""
+        tls = self._writer.get_extra_info("ssl_object")
+        return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
 
     def trust(self) -> None:
         """From here on frames may be as long as any: the other end has said who it is."""
@@ -137,19 +143,18 @@ class Stream:
         self._writer.transport.abort()
 
 
-async def open_stream(
-    address: Address, *, timeout_s: float, context: ssl.SSLContext | None = None
-) -> Stream:
-    """Connects.  `context` encrypts, where both ends have one.
+async def open_stream(address: Address, *, timeout_s: float, way: Way = PLAIN) -> Stream:
+    """Connects.
 
     Raises:
-        StreamEnded: nobody is there.
+        StreamEnded: nobody is there, or it does not encrypt as `way` does.
         DeadlineExceeded: no answer within the time.
+        RemoteError: who is there is not whom `way` expects; it was told nothing.
     """
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(
-                address.host, address.port, limit=READ_BYTES, ssl=context
+                address.host, address.port, limit=READ_BYTES, ssl=way.context
             )
     except TimeoutError as error:
         raise DeadlineExceeded(f"{address} does not answer within {timeout_s:g} s") from error
@@ -160,7 +165,14 @@ async def open_stream(
         # Linux connects a socket to itself when it draws the very port it dials.
         writer.transport.abort()
         raise StreamEnded(f"{address}: nobody listens there")
-    return Stream(reader, writer)
+    stream = Stream(reader, writer)
+    if way.check is not None:
+        try:
+            way.check(stream.certificate)
+        except RemoteError:
+            stream.close()
+            raise
+    return stream
 
 
 def _set_options(writer: asyncio.StreamWriter) -> None:

@@ -7,11 +7,11 @@ and says what was wrong.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Final
 
 from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError
 from pccl.transport.address import Address
+from pccl.weights.channels import Way
 from pccl.weights.frames import PROTOCOL, ChunkHead, Fetch, Gone, Trouble, Waiting
 from pccl.weights.holding import Counted, Holding
 from pccl.weights.stream import Stream, StreamEnded, open_stream
@@ -27,12 +27,12 @@ class _NotHeld(PcclError):
 
 
 async def take_from(
-    at: Address, secret: bytes, holding: Holding, received: Counted, context: ssl.SSLContext | None
+    at: Address, secret: bytes, holding: Holding, received: Counted, way: Way
 ) -> tuple[Trouble, str]:
     """Fetches what is missing from one holder; returns what was wrong with it, and in words."""
     try:
-        stream = await open_stream(at, timeout_s=DIAL_S, context=context)
-    except (StreamEnded, DeadlineExceeded) as error:
+        stream = await open_stream(at, timeout_s=DIAL_S, way=way)
+    except (StreamEnded, DeadlineExceeded, RemoteError) as error:  # it may be another by now
         return Trouble.LOST, str(error)
     try:
         fetch = Fetch(PROTOCOL, secret, holding.manifest.update, holding.chunks)

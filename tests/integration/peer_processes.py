@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +24,18 @@ class PeerProcess:
     """One running peer_program; `next_fact` returns what it tells, line by line."""
 
     def __init__(
-        self, address: str, program: str, index: int, count: int, file: Path = PROGRAM
+        self,
+        address: str,
+        program: str,
+        index: int,
+        count: int,
+        file: Path = PROGRAM,
+        within: Sequence[str] = (),
     ) -> None:
+        """`within`: words before the command, which say where to run it."""
+        command = [sys.executable, str(file), address, program, str(index), str(count)]
         self.process = subprocess.Popen(
-            [sys.executable, str(file), address, program, str(index), str(count)],
+            [*within, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -216,6 +216,7 @@ class Executor final : public FrameSink, private LettersHost {
   std::size_t post_seal(Link& link, const StepRecord& step);
   std::size_t post_done(Link& link, const SendDone& done);
   void resynchronise(Link& link, bool ask);
+  void say_done_again(Link& link);
   void send_haves(Link& link);
   void send_haves(Link& link, const Operation& operation);
   [[nodiscard]] bool over(const FrameHeader& header) noexcept;

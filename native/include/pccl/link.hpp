@@ -14,6 +14,7 @@
 #include <deque>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "pccl/control.hpp"
@@ -95,6 +96,7 @@ class Link final : public FrameSource {
   std::uint64_t early_bytes = 0;    // staged from this peer before the operation was posted
   EagerBudget eager{eager_link_bytes};
   Correspondent* mail = nullptr;    // whoever makes the link makes it
+  std::deque<std::pair<Epoch, StepId>> told;  // attempts whose DONE went to it, the latest last
   bool owes_answers = false;        // RECEIVED or REFUSED was said, and may not have arrived
 
  private:

@@ -9,6 +9,7 @@
 // Errors:    TlsContext throws TlsUnusable (setup); conduits say a Status.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -38,9 +39,17 @@ struct TlsExpectation {
   std::optional<RunId> coordinator_of;   // its certificate names the coordinator of this run
 };
 
+/// How lanes are sealed behind their handshake; alike at both ends.  Other values than these are for
+/// tests and measurements.
+struct LaneSealing {
+  bool pieces = true;                                      // else TLS records
+  std::uint32_t piece_bytes = 64 * 1024;                   // plaintext of one, at most
+  std::uint64_t pieces_per_key = std::uint64_t{1} << 20;  // 2^36 bytes under one key, at most
+};
+
 class TlsContext {
  public:
-  explicit TlsContext(const TlsMaterial& material);
+  explicit TlsContext(const TlsMaterial& material, const LaneSealing& sealing = {});
   ~TlsContext();
   TlsContext(const TlsContext&) = delete;
   TlsContext& operator=(const TlsContext&) = delete;

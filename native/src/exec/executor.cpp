@@ -121,7 +121,11 @@ void Executor::perform(Effects effects) {
     const Effect effect = effects[i];
     if (const auto* done = std::get_if<SendDone>(&effect)) {
       StepRecord* step = record(done->step);
-      for (Link* link : step->everyone) step->control_bytes += post_done(*link, *done);
+      for (Link* link : step->everyone) {
+        link->told.emplace_back(done->epoch, done->step);
+        if (link->told.size() > OutcomeMachine::open_steps_max) link->told.pop_front();
+        step->control_bytes += post_done(*link, *done);
+      }
     } else if (const auto* committed = std::get_if<Committed>(&effect)) {
       StepRecord* step = record(committed->step);
       step->state = StepState::committed;

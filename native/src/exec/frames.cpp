@@ -335,6 +335,17 @@ std::size_t Executor::post_done(Link& link, const SendDone& done) {
   return header_bytes + body.size();
 }
 
+/// A DONE goes again to whom it went: what became of a step concerns nobody who was not in it, such
+/// as a peer that was put out and still knows how to open a lane.
+void Executor::say_done_again(Link& link) {
+  for (const SendDone& done : machine_->sent()) {
+    const std::pair attempt{done.epoch, done.step};
+    if (std::find(link.told.begin(), link.told.end(), attempt) != link.told.end()) {
+      (void)post_done(link, done);
+    }
+  }
+}
+
 void Executor::resynchronise(Link& link, bool ask) {
   // Everything a dead lane may have swallowed is said again: all of it may be heard twice.
   for (auto& [id, step] : steps_) {
@@ -347,9 +358,7 @@ void Executor::resynchronise(Link& link, bool ask) {
     }
     if (step.sealed) (void)post_seal(link, step);
   }
-  if (machine_) {
-    for (const SendDone& done : machine_->sent()) (void)post_done(link, done);
-  }
+  if (machine_) say_done_again(link);
   send_haves(link);
   letters_.resynchronise(*link.mail);
   if (!ask) return;

@@ -17,12 +17,13 @@ const unsigned char* raw(const std::byte* bytes) noexcept {
 
 }  // namespace
 
-Status piece_length(std::span<const std::byte> bytes, std::size_t& out) noexcept {
+Status piece_length(std::span<const std::byte> bytes, std::size_t& out,
+                    std::size_t most) noexcept {
   out = 0;
   if (bytes.size() < piece_length_bytes) return Status::ok;
   std::uint32_t length = 0;
   std::memcpy(&length, bytes.data(), sizeof length);
-  if (length == 0 || length > piece_bytes_max) return Status::protocol;
+  if (length == 0 || length > most) return Status::protocol;
   out = length;
   return Status::ok;
 }
@@ -31,8 +32,8 @@ Status piece_length(std::span<const std::byte> bytes, std::size_t& out) noexcept
 bool Bulk::start() noexcept {
   const openssl::Cipher* kind = nullptr;
   BulkKey fresh;
-  if (number_ % pieces_per_key == 0) {
-    if (!source_(owner_, number_ / pieces_per_key, fresh)) return false;
+  if (number_ % pieces_per_key_ == 0) {
+    if (!source_(owner_, number_ / pieces_per_key_, fresh)) return false;
     if (!cipher_) cipher_.reset(lib_.EVP_CIPHER_CTX_new());
     kind = lib_.EVP_aes_256_gcm();
     nonce_ = fresh.nonce;

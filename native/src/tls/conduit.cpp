@@ -21,7 +21,8 @@ Status TlsConduit::first_whole(std::size_t& bytes) const noexcept {
   const std::span<const std::byte> held{in_.front(), in_.held()};
   std::size_t length = 0;
   if (bulk_in_) {
-    if (const Status status = piece_length(held, length); status != Status::ok) return status;
+    if (const Status status = piece_length(held, length, sealing_.piece_bytes);
+        status != Status::ok) return status;
     if (length > 0) length += piece_overhead;
   } else {
     if (const Status status = record_length(held, length); status != Status::ok) return status;
@@ -31,7 +32,7 @@ Status TlsConduit::first_whole(std::size_t& bytes) const noexcept {
 }
 
 Status TlsConduit::pull(bool& drained) noexcept {
-  const std::size_t wanted = bulk_in_ ? piece_bytes_max + piece_overhead : record_bytes_max;
+  const std::size_t wanted = bulk_in_ ? sealing_.piece_bytes + piece_overhead : record_bytes_max;
   const std::size_t missing = wanted - std::min(in_.held(), wanted - 1);
   if (!in_.reserve(missing)) return Status::exhausted;
   const std::size_t room = in_.room();

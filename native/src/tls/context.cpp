@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <climits>
 
+#include "tls/bulk.hpp"
+
 namespace pccl {
 namespace {
 
@@ -61,7 +63,14 @@ bool peer_of(const Functions& lib, const Key* key, PeerId& out) noexcept {
   return true;
 }
 
-TlsContext::TlsContext(const TlsMaterial& material) : impl_(std::make_unique<Impl>()) {
+TlsContext::TlsContext(const TlsMaterial& material, const LaneSealing& sealing)
+    : impl_(std::make_unique<Impl>()) {
+  if (sealing.piece_bytes == 0 || sealing.piece_bytes > piece_bytes_largest ||
+      sealing.pieces_per_key == 0 ||
+      sealing.pieces_per_key > bytes_per_key_max / sealing.piece_bytes) {
+    throw TlsUnusable("lanes cannot be sealed so");
+  }
+  impl_->sealing = sealing;
   const Functions* found = find();
   if (found == nullptr) throw TlsUnusable(problem());
   const Functions& lib = *found;

@@ -14,6 +14,7 @@ struct TlsContext::Impl {
   openssl::SslContextPtr context;
   openssl::BioMethod* method = nullptr;  // of the process; never freed
   PeerId own;
+  LaneSealing sealing;
 };
 
 /// The name of a key; false if it is not Ed25519.

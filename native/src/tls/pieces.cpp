@@ -34,7 +34,9 @@ bool TlsConduit::key_of(void* self, std::uint64_t generation, BulkKey& out,
 
 Status TlsConduit::seal_in_bulk() noexcept {
   if (!established_ || bulk_in_ || record_left_ > 0) return Status::usage;
-  if (!in_.reserve(in_bulk_bytes - in_.held())) return Status::exhausted;
+  if (!sealing_.pieces) return Status::ok;
+  const std::size_t window = std::max<std::size_t>(in_bulk_bytes, 2 * sealing_.piece_bytes);
+  if (!in_.reserve(window - std::min(window, in_.held()))) return Status::exhausted;
   if (!out_.reserve(batch_bytes + 64 * piece_overhead)) return Status::exhausted;
   const KeySource of_dialler = [](void* self, std::uint64_t generation, BulkKey& out) noexcept {
     return key_of(self, generation, out, true);
@@ -42,8 +44,11 @@ Status TlsConduit::seal_in_bulk() noexcept {
   const KeySource of_listener = [](void* self, std::uint64_t generation, BulkKey& out) noexcept {
     return key_of(self, generation, out, false);
   };
-  bulk_in_.reset(new (std::nothrow) Bulk(lib_, false, dialled_ ? of_listener : of_dialler, this));
-  bulk_out_.reset(new (std::nothrow) Bulk(lib_, true, dialled_ ? of_dialler : of_listener, this));
+  const std::uint64_t many = sealing_.pieces_per_key;
+  bulk_in_.reset(new (std::nothrow)
+                     Bulk(lib_, false, dialled_ ? of_listener : of_dialler, this, many));
+  bulk_out_.reset(new (std::nothrow)
+                      Bulk(lib_, true, dialled_ ? of_dialler : of_listener, this, many));
   return bulk_in_ && bulk_out_ ? Status::ok : Status::exhausted;
 }
 
@@ -51,6 +56,7 @@ Status TlsConduit::seal_in_bulk() noexcept {
 /// into where it belongs.
 Status TlsConduit::send_pieces(std::span<const iovec> parts, std::size_t& taken) noexcept {
   constexpr std::size_t parts_per_piece_max = 32;
+  const std::size_t small_parts = std::min<std::size_t>(2 * large_part, sealing_.piece_bytes);
   Parts rest{parts};
   while (!rest.done() && taken < batch_bytes) {
     std::array<iovec, parts_per_piece_max> piece;
@@ -58,8 +64,8 @@ Status TlsConduit::send_pieces(std::span<const iovec> parts, std::size_t& taken)
     std::size_t bytes = 0;
     const bool large = rest.here() >= large_part;
     while (!rest.done() && count < piece.size() && (count == 0 || !large)) {
-      if (count > 0 && (rest.here() >= large_part || bytes + rest.here() > 2 * large_part)) break;
-      const std::size_t here = std::min(rest.here(), piece_bytes_max);
+      if (count > 0 && (rest.here() >= large_part || bytes + rest.here() > small_parts)) break;
+      const std::size_t here = std::min<std::size_t>(rest.here(), sealing_.piece_bytes);
       piece[count++] = {rest.at(), here};
       bytes += here;
       rest.offset += here;

@@ -54,7 +54,8 @@ class TlsConduit final : public Conduit {
         ssl_(std::move(ssl)),
         socket_(std::move(socket)),
         dialled_(dialled),
-        expected_(expected) {}
+        expected_(expected),
+        sealing_(context.sealing) {}
 
   Status establish() noexcept override;
   std::string_view refusal() const noexcept override { return refusal_; }
@@ -111,6 +112,7 @@ class TlsConduit final : public Conduit {
   Fd socket_;
   const bool dialled_;
   const TlsExpectation expected_;
+  const LaneSealing sealing_;
   bool established_ = false;
   PeerId key_;
   const char* refusal_ = "";

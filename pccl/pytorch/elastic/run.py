@@ -28,7 +28,6 @@ from pccl.pytorch.issue import Issuer
 from pccl.pytorch.options import Options
 from pccl.pytorch.run import Place, Run
 from pccl.pytorch.wording import AGREE, CALL_ALIKE, name_ranks
-from pccl.transport.address import is_loopback, parse_addresses
 
 RETRY_S = 0.5  # between attempts to come in again
 
@@ -53,6 +52,7 @@ class Joining:
     def connect(self, timeout_s: float) -> Communicator:
         """Raises PcclError, within `timeout_s`."""
         options = self.options
+        options.require_secured_if_demanded()
         return connect(
             self.addresses,
             ticket=options.ticket,
@@ -64,7 +64,7 @@ class Joining:
             timeout_s=timeout_s,
             listen=None if options.host is None else f"{options.host}:0",
             lanes=options.lanes,
-            insecure=not all(is_loopback(a.host) for a in parse_addresses(self.addresses)),
+            insecure=bool(options.insecure),
             step_timeout_s=self.timeout_s,
             coordinator_grace_s=options.coordinator_grace_s,
         )

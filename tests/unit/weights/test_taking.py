@@ -10,6 +10,7 @@ import pytest
 from pccl.transport.address import Address
 from pccl.transport.framing import frame
 from pccl.weights import taking
+from pccl.weights.channels import PLAIN
 from pccl.weights.frames import ChunkHead, Fetch, Gone, Held, Message, Trouble, Waiting, codec
 from pccl.weights.holding import Counted, Holding, make_manifest
 
@@ -53,7 +54,7 @@ def take_from(holder: Holder, holding: Holding) -> Taken:
         try:
             at = Address("127.0.0.1", server.sockets[0].getsockname()[1])
             async with asyncio.timeout(20):
-                return await taking.take_from(at, SECRET, holding, Counted(), None)
+                return await taking.take_from(at, SECRET, holding, Counted(), PLAIN)
         finally:
             server.close()
             for task in tasks:
@@ -147,7 +148,7 @@ def test_one_that_hangs_up_is_lost_and_so_is_one_that_nobody_answers_for() -> No
     assert take_from(says(FIRST, then_s=0.05), holding)[0] == Trouble.LOST
     assert holding.chunks == 1
     nowhere = Address("127.0.0.1", 1)
-    found, _ = asyncio.run(taking.take_from(nowhere, SECRET, holding, Counted(), None))
+    found, _ = asyncio.run(taking.take_from(nowhere, SECRET, holding, Counted(), PLAIN))
     assert found == Trouble.LOST
 
 
