@@ -138,8 +138,8 @@ class World:
             )
 
         def address() -> str:
-            words = output.read_text().partition("; ")[0].split()
-            return words[-1] if words else ""
+            said = output.read_text()
+            return said.partition(" listening on ")[2].split()[0].rstrip(";") if ";" in said else ""
 
         self.wait_until("the coordinator listens", lambda: bool(address()), START_S)
         self.address = address()

@@ -166,10 +166,8 @@ def enrolment(data: bytes) -> None:
     channel, ca = _Channel(proof), _Ca()
     enrolling = Enrolling(cast("Any", ca), cast("Any", _Audit()))
     allowed = False
-    try:
+    with suppress(RemoteError):
         allowed = _done(enrolling.serve(cast("Any", channel), first))
-    except RemoteError:
-        pass
     given = [told for told in channel.told if isinstance(told, Enrolled)]
     assert knows or not (given or allowed or ca.ledger.enrolled), "let in without the secret"
     assert len(given) <= 1 and (ca.ledger.enrolled or not given)

@@ -6,6 +6,7 @@ Sockets are pairs whose other end has said everything and hung up, so nothing ev
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from typing import Any, cast
@@ -101,7 +102,7 @@ def tensor_file(data: bytes) -> None:
         assert place.byte_count == sizes[name] and place.offset >= 8
         assert place.offset + place.byte_count <= len(data)
     ends = sorted((p.offset, p.offset + p.byte_count) for p in places.values())
-    assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ends))
 
 
 def tensor_file_seeds() -> list[bytes]:
@@ -116,7 +117,7 @@ def tensor_file_seeds() -> list[bytes]:
 def elastic_reports(data: bytes) -> None:
     """Reports of a few members; all decide, and a source is named only if somebody is healed."""
     source = Source(data)
-    reports = []
+    reports: list[Report] = []
     while source and len(reports) < 16:
         row = source.take(REPORT_BYTES).ljust(REPORT_BYTES, b"\0")
         try:
