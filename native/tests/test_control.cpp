@@ -223,42 +223,6 @@ TEST(a_hello_that_does_not_belong_here_is_told_why) {
   CHECK(gets_a_lane(peer));
 }
 
-TEST(beyond_the_half_open_limit_the_eldest_from_the_fullest_origin_goes) {
-  ControlConfig config;
-  config.half_open_max = 3;
-  Peer peer(2, config);
-  settle(peer);
-  Wire elder = Wire::dial(peer.control.port());
-  Wire younger = Wire::dial(peer.control.port());
-  Wire lonely = Wire::dial_from("127.0.0.2", peer.control.port());
-  Wire newcomer = Wire::dial_from("127.0.0.3", peer.control.port());
-  CHECK(elder.ends());
-  CHECK(eventually([&] { return peer.control.counters().dropped == 1; }));
-  for (Wire* wire : {&younger, &lonely, &newcomer}) {
-    wire->write(peer.hello(Purpose::data_lane));
-    CHECK(wire->next<frames::Welcome>().has_value());
-  }
-  CHECK(gets_a_lane(peer));
-}
-
-TEST(who_comes_from_where_a_member_is_has_a_place_however_many_others_there_are) {
-  ControlConfig config;
-  config.half_open_max = 2;
-  Peer peer(2, config);
-  settle(peer);
-  peer.control.expect({"127.0.0.4", "not an address"});
-  CHECK(gets_a_lane(peer));  // so it has been heard
-  std::vector<Wire> members;
-  for (int i = 0; i < 4; ++i) members.push_back(Wire::dial_from("127.0.0.4", peer.control.port()));
-  std::vector<Wire> crowd;
-  for (int i = 0; i < 8; ++i) crowd.push_back(Wire::dial_from("127.0.0.2", peer.control.port()));
-  CHECK(eventually([&] { return peer.control.counters().dropped == 6; }));
-  for (Wire& member : members) {
-    member.write(peer.hello(Purpose::data_lane));
-    CHECK(member.next<frames::Welcome>().has_value());
-  }
-}
-
 TEST(a_probe_that_says_nothing_and_leaves_is_not_counted_as_hostile) {
   Peer peer(2, hasty());
   settle(peer);

@@ -1,16 +1,33 @@
-// native/tests/test_origins.cpp — whose turn it is among strangers who want a handshake.
+// native/tests/test_origins.cpp — whose place and whose turn it is among strangers at the port.
 // Ownership: values.
-// Threads:   one; time is an argument.
+// Threads:   the test's and a Control's own; of turns, time is an argument.
 // Errors:    CHECKs.
 #include "control/origins.hpp"
 
 #include <vector>
 
-#include "check.hpp"
+#include "control_rig.hpp"
 
-using namespace pccl;
+using namespace rig;
 
 namespace {
+
+constexpr std::uint16_t nowhere = 1;  // nobody listens there: the coordinator is away
+
+void settle(Peer& peer) {
+  peer.admit(nowhere);
+  CHECK(eventually([&] {
+    Wire probe = Wire::dial(peer.control.port());
+    probe.write(peer.hello(Purpose::peer_control));
+    return probe.next<frames::Welcome>().has_value();
+  }));
+}
+
+bool gets_a_lane(Peer& peer) {
+  Wire wire = Wire::dial(peer.control.port());
+  wire.write(peer.hello(Purpose::data_lane));
+  return wire.next<frames::Welcome>().has_value();
+}
 
 Origin at(const char* literal) {
   const auto origin = origin_of(std::string(literal));
@@ -66,4 +83,40 @@ TEST(who_is_gone_takes_no_turn) {
   pace.forget(1);
   CHECK(granted(pace, 0) == std::vector<std::uint64_t>{2});
   CHECK(pace.waiting() == 0 && !pace.wait_s(0));
+}
+
+TEST(beyond_the_half_open_limit_the_eldest_from_the_fullest_origin_goes) {
+  ControlConfig config;
+  config.half_open_max = 3;
+  Peer peer(2, config);
+  settle(peer);
+  Wire elder = Wire::dial(peer.control.port());
+  Wire younger = Wire::dial(peer.control.port());
+  Wire lonely = Wire::dial_from("127.0.0.2", peer.control.port());
+  Wire newcomer = Wire::dial_from("127.0.0.3", peer.control.port());
+  CHECK(elder.ends());
+  CHECK(eventually([&] { return peer.control.counters().dropped == 1; }));
+  for (Wire* wire : {&younger, &lonely, &newcomer}) {
+    wire->write(peer.hello(Purpose::data_lane));
+    CHECK(wire->next<frames::Welcome>().has_value());
+  }
+  CHECK(gets_a_lane(peer));
+}
+
+TEST(who_comes_from_where_a_member_is_has_a_place_however_many_others_there_are) {
+  ControlConfig config;
+  config.half_open_max = 2;
+  Peer peer(2, config);
+  settle(peer);
+  peer.control.expect({"127.0.0.4", "not an address"});
+  CHECK(gets_a_lane(peer));  // so it has been heard
+  std::vector<Wire> members;
+  for (int i = 0; i < 4; ++i) members.push_back(Wire::dial_from("127.0.0.4", peer.control.port()));
+  std::vector<Wire> crowd;
+  for (int i = 0; i < 8; ++i) crowd.push_back(Wire::dial_from("127.0.0.2", peer.control.port()));
+  CHECK(eventually([&] { return peer.control.counters().dropped == 6; }));
+  for (Wire& member : members) {
+    member.write(peer.hello(Purpose::data_lane));
+    CHECK(member.next<frames::Welcome>().has_value());
+  }
 }
