@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pccl.base.config import LAN, TimeProfile
 from pccl.membership.decide import Accusation
-from pccl.membership.events import Close, Effect, Log, Persist, Send, SendNative
+from pccl.membership.events import Close, Effect, Log, Lost, Persist, Send, SendNative
 from pccl.membership.flaps import Flaps
 from pccl.membership.messages import (
     MEMBERS_MAX,
@@ -350,6 +350,7 @@ class Core:
         if peer.gone is not None:
             return
         peer.gone = text
+        self.effects.append(Lost(peer.peer_id, text))
         self.log("warning", f"peer {name(peer)} is lost: {text}")
         if self.is_leaver(peer.incarnation):
             peer.lost_s = self.now_s  # it may not be needed any more

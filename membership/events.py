@@ -117,9 +117,17 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """A peer was given up, whether or not it can be told: for those who keep records."""
+
+    peer_id: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: Literal["debug", "info", "warning", "error"]
     text: str
 
 
-Effect = Send | SendNative | Close | ProbeListener | Persist | Log
+Effect = Send | SendNative | Close | ProbeListener | Persist | Lost | Log

@@ -26,6 +26,7 @@ from typing import Final
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
 from pccl.membership.departures import departed
+from pccl.membership.events import Lost
 from pccl.membership.mass_loss import Brake
 from pccl.membership.messages import CancelPlan, StepOutcome, Underflow
 from pccl.membership.record import CarriedDecision, InstallNote
@@ -254,10 +255,11 @@ class Flushing:
         if outcome.circular:
             core.log("error", "the reports blame every member; some that they blame stay")
         self._count_corruption(outcome)
-        for incarnation in outcome.minority:
-            core.peers[incarnation].gone = "its results differ from the others'"
-        for incarnation in outcome.inconsistent:
-            core.peers[incarnation].gone = "its report contradicts the others'"
+        whys = dict.fromkeys(outcome.minority, "its results differ from the others'")
+        whys |= dict.fromkeys(outcome.inconsistent, "its report contradicts the others'")
+        for incarnation, why in whys.items():
+            core.peers[incarnation].gone = why
+            core.effects.append(Lost(core.peers[incarnation].peer_id, why))
         survivors = [i for i in reports if core.peers[i].present()]
         outcome = self._stop_below_floor(self._say_why_late(outcome, carried), len(survivors))
         self._install(asking, survivors, outcome, carried, now_s)
@@ -359,6 +361,7 @@ class Flushing:
                 peer.gone = why or (
                     "those who were to stay are gone, and with them what they decided last"
                 )
+                core.effects.append(Lost(peer.peer_id, peer.gone))
         text = "no member is left" if why is None else f"epoch {core.epoch()} is {why}"
         core.log("warning", f"{text}; the run begins anew with the next first view")
         joiners = core.joiners() if not self._resolved() else ()

@@ -161,7 +161,7 @@ def open_security(options: CoordinatorOptions) -> Security | None:
     """
     if options.ca is None:
         return None
-    return Security(open_ca(options.ca), plain_engines=options.plain_engines)
+    return Security(open_ca(options.ca), plain_engines=options.plain_engines, limits=options.limits)
 
 
 def _make_machine(

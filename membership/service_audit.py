@@ -53,6 +53,10 @@ class Audit:
     def evicted(self, peer_id: bytes, reason: str) -> None:
         self._write("evicted", peer_id, "", reason)
 
+    def lost(self, peer_id: bytes, reason: str) -> None:
+        """It was given up; where there is a connection to tell it on, `evicted` follows."""
+        self._write("lost", peer_id, "", reason)
+
     def left(self, peer_id: bytes) -> None:
         self._write("left", peer_id, "", "as it had asked to")
 

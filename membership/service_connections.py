@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 
-from pccl.membership.messages import StatusReply
+from pccl.membership.messages import CoordinatorMessageBody, StatusReply
 from pccl.membership.service_security import Security
 from pccl.transport.server import FrameServer
 
 
 def with_connections(
-    status: StatusReply, count: int, server: FrameServer, security: Security | None
-) -> StatusReply:
-    """Returns the status with `connections` and, in a secured run, `security` in it."""
-    document = json.loads(status.json)
+    msg: CoordinatorMessageBody, count: int, server: FrameServer, security: Security | None
+) -> CoordinatorMessageBody:
+    """Returns a message, and if it is a status, with `connections` and `secured` in it."""
+    if not isinstance(msg, StatusReply):
+        return msg
+    document = json.loads(msg.json)
     document["connections"] = {
         "open": count,
         "half_open": server.half_open,
@@ -25,4 +27,4 @@ def with_connections(
     try:
         return StatusReply(json.dumps(document, separators=(",", ":")).encode())
     except ValueError:
-        return status  # it was at the limit already
+        return msg  # it was at the limit already

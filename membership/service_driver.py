@@ -33,6 +33,7 @@ from pccl.membership.events import (
     Effect,
     Event,
     Log,
+    Lost,
     Paused,
     Persist,
     ProbeListener,
@@ -44,10 +45,8 @@ from pccl.membership.inbox import Inbox
 from pccl.membership.journal_writer import JournalWriter, WriteRecord
 from pccl.membership.messages import (
     Admitted,
-    CoordinatorMessageBody,
     Evicted,
     Refused,
-    StatusReply,
     coordinator_codec,
 )
 from pccl.membership.outdated import still_due
@@ -294,7 +293,9 @@ class CoordinatorService:
                         self._let_in(conn, connection)
                     elif connection.guard is not None and isinstance(msg, Refused | Evicted):
                         connection.guard.turned_away(msg)
-                    connection.channel.send(coordinator_codec.encode(self._completed(msg)))
+                    count = len(self._connections)
+                    full = with_connections(msg, count, self._server, self._security)
+                    connection.channel.send(coordinator_codec.encode(full))
             case SendNative(conn, frame):
                 connection = self._connections.get(conn)
                 if connection is not None and connection.native:
@@ -307,6 +308,9 @@ class CoordinatorService:
                     connection.channel.close("closed by the coordinator")
             case ProbeListener():
                 self._start(self._probe(effect))
+            case Lost(peer_id, text):
+                if self._security is not None:
+                    self._security.audit.lost(peer_id, text)
             case Persist() | Log():
                 raise AssertionError("performed at once")
             case _:
@@ -327,11 +331,6 @@ class CoordinatorService:
 
         self._post(Denied(tuple(sorted(peer_ids))))
         asyncio.get_running_loop().call_later(TOLD_S, cut_off)
-
-    def _completed(self, msg: CoordinatorMessageBody) -> CoordinatorMessageBody:
-        if not isinstance(msg, StatusReply):
-            return msg
-        return with_connections(msg, len(self._connections), self._server, self._security)
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -358,7 +357,7 @@ class CoordinatorService:
             first = guard.first
         native = native_frames.is_native(first)
         idle_s = STATUS_IDLE_S if read_first(channel, first) else None
-        bucket = self._server.bucket(native=native)
+        bucket = (guard or self._server).bucket(native=native)
         conn, self._next_conn = self._next_conn, self._next_conn + 1
         self._connections[conn] = _Connection(channel, native, guard)
         self._post(ConnUp(conn, channel.remote_host))

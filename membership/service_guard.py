@@ -11,12 +11,14 @@ from typing import Final
 
 from pccl.membership.departures import LEFT
 from pccl.membership.events import NativeFrame, PeerMessage
+from pccl.membership.identity_limits import Identity
 from pccl.membership.messages import Evicted, Hello, Refused, StatusRequest
 from pccl.membership.service_audit import Audit
 from pccl.membership.service_refusals import refuse_either
 from pccl.transport import native_frames
 from pccl.transport.channel import Channel
 from pccl.transport.identity import Name, Role
+from pccl.transport.token_bucket import TokenBucket
 
 TOLD_S: Final = 5.0  # who is denied has heard of it by then, or does not listen
 
@@ -59,16 +61,23 @@ class Guard:
         first: bytes,
         audit: Audit,
         members: Counter[str],
+        identity: Identity,
         *,
         native_only: bool = False,
     ) -> None:
-        """`first`: what to read as its first body; `members`: connections of peers by address."""
+        """Takes over one connection of `identity`, counted by who made this.
+
+        Args:
+            first: what to read as its first body.
+            members: connections of peers by address.
+        """
         self.first = first
         self._channel = channel
         self._name = name
         self._audit = audit
         self._members = members
         self._native_only = native_only
+        self._identity = identity
         self._host = channel.remote_host
         self._counted = False
 
@@ -101,7 +110,12 @@ class Guard:
         else:
             self._audit.refused(answer.code, self.peer_id, self._host, answer.text)
 
+    def bucket(self, *, native: bool) -> TokenBucket:
+        """What holds all connections of this identity to one rate of messages."""
+        return self._identity.bucket(native=native)
+
     def end(self) -> None:
+        self._identity.connections -= 1
         if self._counted:
             self._members[self._host] -= 1
             if self._members[self._host] <= 0:

@@ -21,20 +21,22 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from pccl.base.clock import Clock, system_clock
+from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError
 from pccl.base.log import get_logger
-from pccl.membership.enrolment import is_enrolment
+from pccl.membership.enrolment import EnrolRequest, enrolment_codec, is_enrolment
+from pccl.membership.identity_limits import Identity, IdentityLimits
 from pccl.membership.messages import Refused, StatusRequest, coordinator_codec, peer_codec
 from pccl.membership.service_audit import Audit
 from pccl.membership.service_ca import AUDIT, CaFolder
 from pccl.membership.service_enrolment import Enrolling
 from pccl.membership.service_guard import Guard
-from pccl.membership.service_refusals import refuse_either
+from pccl.membership.service_refusals import refuse, refuse_either, refuse_native
 from pccl.transport import native_frames
 from pccl.transport.authority import key_pem, pem
 from pccl.transport.channel import Channel
 from pccl.transport.framing import HEAD_BYTES, frame
-from pccl.transport.identity import Role, TlsMaterial
+from pccl.transport.identity import Name, Role, TlsMaterial
 from pccl.transport.tls import ServerIdentity, server_context
 from pccl.transport.tls_door import TlsDoor
 
@@ -45,6 +47,10 @@ PLAIN_TEXT: Final = (
     "this run is secured: everything on this port is TLS; pass a join ticket to pccl.connect"
     "(ticket=...) or in PCCL_TICKET; whoever runs `pccl ca ticket` gives you one"
 )
+UNRULY_S: Final = 10.0
+TOO_MANY: Final = (
+    "too many connections of this peer, or of this ticket; close some, or come more slowly"
+)
 REVOKED: Final = "the key of this peer, or the ticket it came by, was revoked"
 _log = get_logger("membership")
 
@@ -53,7 +59,12 @@ class Security:
     """One coordinator's, over an opened CA folder, which it closes."""
 
     def __init__(
-        self, ca: CaFolder, *, plain_engines: bool = False, clock: Clock = system_clock
+        self,
+        ca: CaFolder,
+        *,
+        plain_engines: bool = False,
+        limits: ControlLimits | None = None,
+        clock: Clock = system_clock,
     ) -> None:
         """`plain_engines`: native connections may go without TLS.  For tests alone."""
         self._ca = ca
@@ -62,6 +73,8 @@ class Security:
         self._denied: frozenset[bytes] = ca.ledger.denied()
         self._version = ca.ledger.version()
         self._members: Counter[str] = Counter()  # connections of peers, by address
+        self._limits = IdentityLimits(limits or ControlLimits())
+        self._unruly: dict[str, float] = {}  # where an identity went beyond its limits, until when
         self._identity = self._new_identity()
         self._renew_at_s = clock() + self.life_s * RENEWED_AT
         self.audit = Audit(ca.path / AUDIT, clock=clock)
@@ -69,7 +82,7 @@ class Security:
         self.door = TlsDoor(
             lambda: self._identity,
             to_plain=frame(coordinator_codec.encode(Refused("secured", PLAIN_TEXT))),
-            prefer=lambda host: self._members[host] > 0,
+            prefer=self._is_preferred,
             plain_allowed=lambda said: plain_engines and _is_engine(said),
         )
 
@@ -103,7 +116,7 @@ class Security:
             assert self._plain_engines
             if not native_frames.is_native(first):
                 raise RemoteError("a plain connection that is no engine's")
-            return Guard(channel, None, first, self.audit, self._members, native_only=True)
+            return self._guard(channel, None, first, b"plain engines", native_only=True)
         name = channel.secured.name()
         if name is None:
             if not is_enrolment(first):
@@ -111,15 +124,52 @@ class Security:
             if not await self._enrolling.serve(channel, first):
                 return None
             asked = peer_codec.encode(StatusRequest())
-            return Guard(channel, None, asked, self.audit, self._members)
+            ticket = enrolment_codec.decode(first)
+            assert isinstance(ticket, EnrolRequest)  # as it was served
+            return self._guard(channel, None, asked, ticket.token_id)
         if name.run_id != self.run_id or name.role is Role.COORDINATOR:
             self._refuse(channel, first, "identity", "a certificate of another run", b"")
         if name.peer_id in self._denied:
             self._refuse(channel, first, "revoked", REVOKED, name.peer_id)
         if is_enrolment(first):
+            self._enter(channel, first, name.peer_id).connections -= 1  # it ends with its answer
             await self._enrolling.renew(channel, first, name)
             return None
-        return Guard(channel, name, first, self.audit, self._members)
+        return self._guard(channel, name, first, name.peer_id)
+
+    def _guard(
+        self,
+        channel: Channel,
+        name: Name | None,
+        first: bytes,
+        identity: bytes,
+        *,
+        native_only: bool = False,
+    ) -> Guard:
+        entered = self._enter(channel, first, identity)
+        return Guard(
+            channel, name, first, self.audit, self._members, entered, native_only=native_only
+        )
+
+    def _enter(self, channel: Channel, first: bytes, identity: bytes) -> Identity:
+        """Counts one more connection of an identity.  Raises RemoteError, and tells it, if there
+        are too many."""
+        now_s = self._clock()
+        entered = self._limits.enter(identity, now_s)
+        if entered is None:
+            self._unruly[channel.remote_host] = now_s + UNRULY_S
+            self.audit.refused("limit", identity, channel.remote_host, TOO_MANY)
+            if native_frames.is_native(first):
+                refuse_native(channel, native_frames.RefusalCode.LIMIT, TOO_MANY)
+            refuse(channel, "crowded", TOO_MANY)  # so that an honest one tries again
+        return entered
+
+    def _is_preferred(self, host: str) -> bool:
+        """Says whether handshakes from there come first: members are there, and none misbehaves."""
+        if self._unruly.get(host, 0.0) > self._clock():
+            return False
+        self._unruly.pop(host, None)
+        return self._members[host] > 0
 
     def _refuse(self, channel: Channel, body: bytes, code: str, text: str, peer: bytes) -> NoReturn:
         self.audit.refused(code, peer, channel.remote_host, text)

@@ -168,6 +168,16 @@ class Wire {
     wire.dial_to(port);
     return wire;
   }
+  /// Comes from another address of this machine.
+  static Wire dial_from(const char* address, std::uint16_t port) {
+    Wire wire(Fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)});
+    sockaddr_in own{};
+    own.sin_family = AF_INET;
+    CHECK(::inet_pton(AF_INET, address, &own.sin_addr) == 1);
+    CHECK(::bind(wire.fd_.get(), reinterpret_cast<const sockaddr*>(&own), sizeof own) == 0);
+    wire.dial_to(port);
+    return wire;
+  }
   void dial_to(std::uint16_t port) {
     sockaddr_in address{};
     address.sin_family = AF_INET;

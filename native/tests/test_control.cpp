@@ -223,21 +223,6 @@ TEST(a_hello_that_does_not_belong_here_is_told_why) {
   CHECK(gets_a_lane(peer));
 }
 
-TEST(beyond_the_half_open_limit_the_newest_goes_and_the_elders_are_served) {
-  ControlConfig config;
-  config.half_open_max = 2;
-  Peer peer(2, config);
-  settle(peer);
-  Wire first = Wire::dial(peer.control.port());
-  Wire second = Wire::dial(peer.control.port());
-  Wire third = Wire::dial(peer.control.port());
-  CHECK(third.ends());
-  CHECK(eventually([&] { return peer.control.counters().dropped == 1; }));
-  second.write(peer.hello(Purpose::data_lane));
-  CHECK(second.next<frames::Welcome>().has_value());
-  CHECK(gets_a_lane(peer));
-}
-
 TEST(a_probe_that_says_nothing_and_leaves_is_not_counted_as_hostile) {
   Peer peer(2, hasty());
   settle(peer);

@@ -54,6 +54,7 @@ def run_campaign(
     count: int,
     seed: int,
     peers: int = PEERS,
+    secured: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Figures:
     """Runs every scenario so many times in one world; returns what came of it.
@@ -63,7 +64,7 @@ def run_campaign(
     figures = Figures()
     dice = random.Random(seed)
     min_world = min(2, peers - 1)
-    world = World(folder, size=peers, min_world=min_world, count=count)
+    world = World(folder, size=peers, min_world=min_world, count=count, secured=secured)
     try:
         with world:
             for name, scenario in SCENARIOS.items():

@@ -7,6 +7,7 @@ A process that ends unasked, or prints anything, is an error too.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pccl.membership.service_ca import CaFolder, init_ca
+from pccl.transport.identity import Role
 from tests.faults.history import History
 
 PROGRAM = Path(__file__).with_name("peer.py")
@@ -23,6 +26,8 @@ POLL_S = 0.005
 START_S = 60.0  # imports on a loaded machine
 DUMP_S = 0.5  # for a process to print its stacks
 LAST_RECORDS = 3
+TICKET_USES = 100_000  # every process is a peer of its own
+TICKET_LIFE_S = 86_400.0
 
 
 class Trouble(AssertionError):
@@ -32,7 +37,7 @@ class Trouble(AssertionError):
 class Peer:
     """One peer process, its history, and what became of it."""
 
-    def __init__(self, name: str, folder: Path, arguments: list[str]) -> None:
+    def __init__(self, name: str, folder: Path, arguments: list[str], ticket: str = "") -> None:
         self.name = name
         self.history = History(folder / f"{name}.jsonl")
         self.output = folder / f"{name}.out"
@@ -50,6 +55,7 @@ class Peer:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=environment(ticket),
             )
 
     def order(self) -> None:
@@ -79,10 +85,18 @@ class Peer:
 
 
 class World:
-    """Use as a context manager.  `peers` are those that were started and not discarded."""
+    """Use as a context manager.  `peers` are those that were started and not discarded.
 
-    def __init__(self, folder: Path, *, size: int, min_world: int, count: int) -> None:
+    A secured world has a CA of its own in `folder`, and its peers have nothing but a ticket.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int, min_world: int, count: int, secured: bool = False
+    ) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ca: CaFolder | None = init_ca(folder / "ca") if secured else None
+        self.ticket = ""
         self.size = size
         self.min_world = min_world
         self.count = count
@@ -115,6 +129,8 @@ class World:
 
     def _start_coordinator(self) -> None:
         command = [sys.executable, "-m", "pccl", "coordinator", "--listen", "127.0.0.1:0"]
+        if self.ca is not None:
+            command += ["--ca", str(self.ca.path)]
         output = self.folder / "coordinator.out"
         with output.open("wb") as file, (self.folder / "coordinator.err").open("wb") as errors:
             self._coordinator = subprocess.Popen(
@@ -122,18 +138,32 @@ class World:
             )
 
         def address() -> str:
-            words = output.read_text().partition("; ")[0].split()
-            return words[-1] if words else ""
+            said = output.read_text()
+            return said.partition(" listening on ")[2].split()[0].rstrip(";") if ";" in said else ""
 
         self.wait_until("the coordinator listens", lambda: bool(address()), START_S)
         self.address = address()
+        if self.ca is not None:
+            self.ticket = self.new_ticket(Role.TRAINER)
+
+    def new_ticket(self, role: Role, expires_in_s: float = TICKET_LIFE_S) -> str:
+        """A ticket of a secured world, as good as the peers' own."""
+        assert self.ca is not None
+        return self.ca.make_ticket(
+            role, uses=TICKET_USES, expires_in_s=expires_in_s, endpoints=(self.address,)
+        ).text
+
+    @property
+    def coordinator_pid(self) -> int:
+        assert self._coordinator is not None
+        return self._coordinator.pid
 
     def prepare(self, count: int = 1) -> None:
         """Starts processes that import all they need and wait to be told to connect."""
         for _ in range(count):
             name = f"peer{len(self.all_peers):03}"
             arguments = [self.address, str(self.min_world), str(self.count)]
-            spare = Peer(name, self.folder, arguments)
+            spare = Peer(name, self.folder, arguments, self.ticket)
             self.spares.append(spare)
             self.all_peers.append(spare)
 
@@ -185,6 +215,8 @@ class World:
             except subprocess.TimeoutExpired:
                 self._coordinator.kill()
                 self._coordinator.wait(START_S)
+        if self.ca is not None:
+            self.ca.close()
 
     # ---- waiting
 
@@ -243,12 +275,27 @@ class World:
     def _status(self) -> str:
         if not self.address:
             return "it has not said where it listens"
-        command = [sys.executable, "-m", "pccl", "status", self.address, "--json"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+            done = self.status()
         except subprocess.TimeoutExpired:
             return "no answer to pccl status within 10 s"
         return done.stdout + done.stderr
+
+    def status(self, timeout_s: float = 10.0) -> subprocess.CompletedProcess[str]:
+        """What `pccl status --json` says.  Raises subprocess.TimeoutExpired."""
+        return subprocess.run(
+            [sys.executable, "-m", "pccl", "status", self.address, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=environment(self.ticket),
+        )
+
+
+def environment(ticket: str) -> dict[str, str]:
+    """This process's, with this ticket and no other."""
+    kept = {key: value for key, value in os.environ.items() if key != "PCCL_TICKET"}
+    return {**kept, "PCCL_TICKET": ticket} if ticket else kept
 
 
 def _state(peer: Peer) -> str:

@@ -27,7 +27,7 @@ from pccl.transport.framing import FIRST_FRAME_BYTES_MAX, HEAD_BYTES, Framer, fr
 from pccl.transport.identity import name_in
 from pccl.transport.join_ticket import parse_ticket
 from pccl.weights.frames import codec as weight_codec
-from tests.fuzz import weights
+from tests.fuzz import doors, streams, weights
 from tests.fuzz.drawing import Source
 
 Target = Callable[[bytes], None]
@@ -215,6 +215,11 @@ DECODERS: dict[str, Target] = {
     "state_layout": state_layout,
     "state_offers": state_offers,
     "state_manifest": state_manifest,
+    "state_stream": streams.stream,
+    "tensor_file": streams.tensor_file,
+    "elastic_reports": streams.elastic_reports,
+    "tls_handshake": doors.handshake,
+    "enrolment": doors.enrolment,
     "weight_messages": _codec(weight_codec),
     "weight_update": weights.update,
     "weight_positions": weights.positions,

@@ -27,6 +27,7 @@ from pccl.transport.identity import Role
 from pccl.transport.join_ticket import JoinTicket
 from pccl.weights.frames import Message as WeightMessage
 from pccl.weights.frames import codec as weight_codec
+from tests.fuzz import doors, streams
 from tests.fuzz.coordinator_story import coordinator
 from tests.fuzz.decoders import DECODERS, Target
 from tests.fuzz.drawing import Known, Source, draw_or_none
@@ -66,6 +67,16 @@ def seeds(name: str) -> list[bytes]:
             manifest = Manifest(3, 4, XXH3, root, layout, digests, ("a",), "now")
             offers = encode_offers([Offer(Revision(3, 4, root), 3)])
             return [b"", layout.encoded, manifest.encode(), offers, *noise]
+        case "state_stream":
+            return [b"", *streams.stream_seeds(), *noise]
+        case "tensor_file":
+            return [b"", *streams.tensor_file_seeds()]
+        case "elastic_reports":
+            return [b"", *streams.elastic_seeds()]
+        case "tls_handshake":
+            return [b"", *doors.handshake_seeds(), *noise]
+        case "enrolment":
+            return [b"", *doors.enrolment_seeds(), *noise]
         case "weight_messages":
             return [b"", *_messages(WeightMessage, weight_codec, dice)]
         case "weight_update":

@@ -22,6 +22,7 @@ from pccl.membership.events import (
     Effect,
     Event,
     Log,
+    Lost,
     NativeFrame,
     Paused,
     PeerMessage,
@@ -263,6 +264,8 @@ class CoordinatorProcess(Process):
                     world.close_down(wire)
             case ProbeListener():
                 self._probe(effect)
+            case Lost():
+                pass  # for records; nobody is told
             case _:
                 raise AssertionError(f"unexpected effect {effect}")
 

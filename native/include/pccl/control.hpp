@@ -98,7 +98,7 @@ struct ControlConfig {
   std::string listen_host = "127.0.0.1";  // literal IPv4 or IPv6 address, or "" for all
   std::uint16_t listen_port = 0;          // 0: any
   double handshake_timeout_s = 5.0;
-  std::uint32_t half_open_max = 64;       // handshakes under way; the newest is dropped beyond
+  std::uint32_t half_open_max = 64;       // handshakes under way, of those who are no members
   double peer_beat_s = 0.5;
   double peer_silence_s = 1.5;            // without a beat: the way is cut; at least 20 round trips
   std::shared_ptr<const TlsContext> tls{};  // of a secured run: every connection needs it
@@ -154,6 +154,8 @@ class Control {
   /// `try_s`.  Lanes that an earlier call of the same kind (direct or relayed) is still dialling
   /// are given up.
   void connect(const DialRequest& request);
+  /// Says at which literal addresses members are: who comes from there is served first.
+  void expect(const std::vector<std::string>& hosts);
   /// Stops dialling an incarnation and closes its peer control connection.
   void forget(PeerId peer, Incarnation incarnation);
   void suspect(Suspect suspicion);

@@ -218,6 +218,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void deliver_last_words() noexcept;
   void emit(EngineEvent event);
   void check_usable() const;
+  void expect(const std::vector<MemberEntry>& members);
   void count_local_peers(const std::vector<MemberEntry>& members);
 
   const EngineConfig config_;

@@ -44,12 +44,16 @@ struct ForgetCommand {
   PeerId peer;
   Incarnation incarnation = 0;
 };
+struct ExpectCommand {
+  std::vector<Origin> origins;
+};
 struct BeatCommand {};
 struct TlsCommand {
   std::shared_ptr<const TlsContext> tls;
 };
 using Command =
-    std::variant<AdmitCommand, DialRequest, ForgetCommand, Suspect, BeatCommand, TlsCommand>;
+    std::variant<AdmitCommand, DialRequest, ForgetCommand, Suspect, BeatCommand, TlsCommand,
+                 ExpectCommand>;
 
 Fd make_eventfd() {
   Fd fd{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
@@ -226,6 +230,8 @@ void Control::Impl::obey(Command& command, double now_s) {
     admit(*admitted, now_s);
   } else if (auto* renewed = std::get_if<TlsCommand>(&command)) {
     context_.tls = std::move(renewed->tls);
+  } else if (auto* expected = std::get_if<ExpectCommand>(&command)) {
+    strangers_.expect(std::move(expected->origins));
   }
 }
 
@@ -254,6 +260,17 @@ void Control::connect(const DialRequest& request) { impl_->post(request); }
 
 void Control::forget(PeerId peer, Incarnation incarnation) {
   impl_->post(ForgetCommand{peer, incarnation});
+}
+
+void Control::expect(const std::vector<std::string>& hosts) {
+  std::vector<Origin> origins;
+  for (const std::string& host : hosts) {
+    const auto origin = origin_of(host);
+    if (origin && std::find(origins.begin(), origins.end(), *origin) == origins.end()) {
+      origins.push_back(*origin);
+    }
+  }
+  impl_->post(ExpectCommand{std::move(origins)});
 }
 
 void Control::suspect(Suspect suspicion) { impl_->post(std::move(suspicion)); }

@@ -13,6 +13,9 @@ namespace pccl {
 namespace {
 
 constexpr double retry_s = 0.05;
+// A view waits for lanes and not for peer control connections, and a TLS handshake costs each end
+// about a millisecond: so those of lanes come first, if they are not held up.
+constexpr double control_after_s = 0.25;
 
 }  // namespace
 
@@ -26,7 +29,8 @@ void Dialler::connect(const DialRequest& request, double now_s) {
   jobs_.emplace(job, Job{request, now_s + request.timeout_s, request.lanes});
   const Purpose purpose = request.via ? Purpose::relayed_lane : Purpose::data_lane;
   for (std::uint16_t i = 0; i < request.lanes; ++i) add(job, purpose, now_s);
-  if (wants_control) add(job, Purpose::peer_control, now_s);
+  const bool after_lanes = context_.tls && request.lanes > 0;
+  if (wants_control) add(job, Purpose::peer_control, now_s, after_lanes ? control_after_s : 0);
 }
 
 /// Of an earlier job; its peer control connection, if that is still dialled, goes on.
@@ -57,12 +61,13 @@ bool Dialler::dialling(PeerId peer, Incarnation incarnation) const noexcept {
   });
 }
 
-void Dialler::add(std::uint64_t job, Purpose purpose, double now_s) {
+void Dialler::add(std::uint64_t job, Purpose purpose, double now_s, double after_s) {
   const std::uint64_t serial = ++context_.serial;
   Dial& dial = dials_[serial];
   dial.job = job;
   dial.purpose = purpose;
-  start(serial, dial, now_s);
+  dial.due_s = now_s + after_s;
+  if (after_s == 0) start(serial, dial, now_s);
 }
 
 void Dialler::forget(PeerId peer, Incarnation incarnation) noexcept {
@@ -210,7 +215,7 @@ void Dialler::finish(std::uint64_t serial, double now_s) {
   const PeerId peer = job.request.peer.peer;
   const Incarnation incarnation = job.request.peer.incarnation;
   const std::uint32_t series = job.request.series;
-  if (dial.purpose != Purpose::peer_control) --job.lanes_missing;
+  if (dial.purpose != Purpose::peer_control && --job.lanes_missing == 0) hurry(dial.job, now_s);
   if (!has_dials(dial.job)) jobs_.erase(dial.job);
   if (dial.purpose == Purpose::peer_control) {
     peers_.adopt(std::move(dial.socket), peer, incarnation, true, now_s);
@@ -232,6 +237,13 @@ void Dialler::await_other(std::uint64_t serial, double now_s) {
   // Null if the other end's first bytes came with the relay's last: it dials again, as this does.
   Fd bare = dial.socket.conduit().strip();
   if (bare) static_cast<void>(strangers_.add(std::move(bare), now_s));
+}
+
+/// The lanes of a job are up: what has waited for that begins now.
+void Dialler::hurry(std::uint64_t job, double now_s) noexcept {
+  for (auto& [serial, dial] : dials_) {
+    if (dial.job == job && dial.stage == Stage::idle && dial.tries == 0) dial.due_s = now_s;
+  }
 }
 
 double Dialler::due_s() const noexcept {

@@ -57,7 +57,8 @@ class Dialler {
   };
   enum class Progress : std::uint8_t { pending, failed, done, met };
 
-  void add(std::uint64_t job, Purpose purpose, double now_s);
+  void add(std::uint64_t job, Purpose purpose, double now_s, double after_s = 0);
+  void hurry(std::uint64_t job, double now_s) noexcept;
   void start(std::uint64_t serial, Dial& dial, double now_s);
   void retry(Dial& dial, double now_s) noexcept;
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);

@@ -113,7 +113,9 @@ void Strangers::on_listener_ready(double now_s) {
 }
 
 std::uint64_t Strangers::add(Fd fd, double now_s) {
-  if (strangers_.size() >= context_.config.half_open_max) {
+  const Origin origin = origin_of(fd.get());
+  const bool expected = std::find(expected_.begin(), expected_.end(), origin) != expected_.end();
+  if (!make_room(expected)) {
     ++context_.counters.dropped;
     return 0;
   }
@@ -125,57 +127,132 @@ std::uint64_t Strangers::add(Fd fd, double now_s) {
   if (!conduit) return 0;
   strangers_.emplace(serial, Stranger{FramedSocket(std::move(conduit),
                                                    frames::first_body_bytes_max),
-                                      now_s + context_.config.handshake_timeout_s});
+                                      now_s + context_.config.handshake_timeout_s, origin,
+                                      expected});
   return serial;
 }
 
 void Strangers::drop(std::uint64_t serial) noexcept {
   ++context_.counters.dropped;
+  forget_turn(serial);
   strangers_.erase(serial);
+}
+
+/// Whoever ends while it waits for its turn must not keep it.
+void Strangers::forget_turn(std::uint64_t serial) noexcept {
+  expected_pace_.forget(serial);
+  pace_.forget(serial);
+}
+
+/// For one more; false: there is none.
+bool Strangers::make_room(bool expected) noexcept {
+  const auto alike = [&](const auto& entry) { return entry.second.expected == expected; };
+  const auto held = std::count_if(strangers_.begin(), strangers_.end(), alike);
+  const std::size_t most = expected ? expected_half_open_max : context_.config.half_open_max;
+  if (static_cast<std::size_t>(held) < most) return true;
+  if (expected) return false;
+  std::uint64_t victim = 0;
+  std::ptrdiff_t fullest = 0;
+  for (const auto& [serial, stranger] : strangers_) {
+    if (stranger.expected) continue;
+    const auto count = std::count_if(strangers_.begin(), strangers_.end(), [&](const auto& other) {
+      return !other.second.expected && other.second.origin == stranger.origin;
+    });
+    if (count < fullest || (count == fullest && serial > victim)) continue;
+    fullest = count;
+    victim = serial;
+  }
+  if (victim == 0) return false;
+  drop(victim);
+  return true;
 }
 
 void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   const auto found = strangers_.find(serial);
   if (found == strangers_.end()) return;
+  if (found->second.door == Stranger::Door::waiting && (bits & ready::error) != 0) {
+    drop(serial);
+    return;
+  }
   if (!found->second.established && !establish(serial, found->second)) return;
   // Of what the conduit holds no poller tells.
   while (hear(serial, bits, now_s)) {
   }
 }
 
-/// In a secured run, before TLS; true: go on.  Streams of the program do their own TLS and say so
-/// by their first bytes; who is not of a secured run is told so in the clear.
-bool Strangers::look(std::uint64_t serial, Stranger& stranger) {
+/// In a secured run, before TLS.  Streams of the program do their own TLS and say so by their first
+/// bytes; who is not of a secured run is told so in the clear.  All others wait for their turn.
+void Strangers::look(std::uint64_t serial, Stranger& stranger) {
   std::array<char, stream_mark.size()> first{};
   const int fd = stranger.socket.fd();
   const ssize_t got = ::recv(fd, first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
   if (got == 0) strangers_.erase(serial);  // it only looked whether somebody listens
   if (got < 0 && errno != EAGAIN && errno != EINTR) drop(serial);
-  if (got <= 0) return false;
+  if (got <= 0) return;
   const std::string_view begun(first.data(), static_cast<std::size_t>(got));
-  if (begun.front() == tls_handshake) return stranger.spoke = true;
-  if (!stream_mark.starts_with(begun)) {
+  const bool is_tls = begun.front() == tls_handshake;
+  stranger.is_stream = begun == stream_mark;
+  if (!is_tls && !stream_mark.starts_with(begun)) {
     std::vector<std::byte> bytes;
     if (frames::encode(refused(frames::Refusal::security, secured_text), bytes) == Status::ok) {
       static_cast<void>(!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
     }
     drop(serial);
-  } else if (begun.size() == stream_mark.size()) {
-    static_cast<void>(!::recv(fd, first.data(), first.size(), MSG_DONTWAIT));
-    ++context_.counters.accepted;
-    context_.poller.remove(fd);
-    Fd socket = stranger.socket.conduit().strip();
-    strangers_.erase(serial);
-    if (socket) context_.host.adopt_stream({}, std::move(socket));
+  } else if (is_tls || stranger.is_stream) {
+    // Until its turn it is not listened to, or the poller would tell of it again and again.
+    stranger.door = Stranger::Door::waiting;
+    (stranger.expected ? expected_pace_ : pace_).ask(serial, stranger.origin);
+    turns_due_s_ = 0;
+    if (context_.poller.modify(fd, 0, token_of(Part::strangers, serial)) != Status::ok) {
+      drop(serial);
+    }
   }
-  return false;
+}
+
+/// A stream, to the program.
+void Strangers::hand_over(std::uint64_t serial, Stranger& stranger) {
+  std::array<char, stream_mark.size()> mark{};
+  const int fd = stranger.socket.fd();
+  static_cast<void>(!::recv(fd, mark.data(), mark.size(), MSG_DONTWAIT));
+  ++context_.counters.accepted;
+  context_.poller.remove(fd);
+  Fd socket = stranger.socket.conduit().strip();
+  strangers_.erase(serial);
+  if (socket) context_.host.adopt_stream({}, std::move(socket));
+}
+
+/// Lets those begin whose turn it is.
+void Strangers::grant(HandshakePace& pace, double now_s) {
+  while (handshakes_left_ > 0) {
+    const std::optional<std::uint64_t> serial = pace.grant(now_s);
+    if (!serial) break;
+    const auto found = strangers_.find(*serial);
+    if (found == strangers_.end()) continue;  // never: it would have been forgotten
+    Stranger& stranger = found->second;
+    stranger.door = Stranger::Door::open;
+    if (stranger.is_stream) {
+      --handshakes_left_;
+      hand_over(*serial, stranger);
+    } else if (context_.poller.modify(stranger.socket.fd(), ready::read,
+                                      token_of(Part::strangers, *serial)) != Status::ok) {
+      drop(*serial);
+    } else {
+      on_ready(*serial, ready::read, now_s);
+    }
+  }
+  if (const auto wait_s = pace.wait_s(now_s)) {
+    turns_due_s_ = std::min(turns_due_s_, now_s + *wait_s);
+  }
 }
 
 /// True once frames may come.
 bool Strangers::establish(std::uint64_t serial, Stranger& stranger) {
   if (context_.tls) {
-    if (!stranger.spoke && !look(serial, stranger)) return false;
-    if (handshakes_left_ == 0) return false;
+    if (stranger.door == Stranger::Door::silent) {
+      look(serial, stranger);
+      return false;
+    }
+    if (stranger.door == Stranger::Door::waiting || handshakes_left_ == 0) return false;
     --handshakes_left_;
   }
   const Status status = context_.establish(stranger.socket, token_of(Part::strangers, serial));
@@ -294,7 +371,7 @@ void Strangers::close() noexcept {
 }
 
 double Strangers::due_s() const noexcept {
-  double due_s = accept_again_s_;
+  double due_s = std::min(accept_again_s_, turns_due_s_);
   for (const auto& [serial, stranger] : strangers_) due_s = std::min(due_s, stranger.deadline_s);
   return due_s;
 }
@@ -306,8 +383,14 @@ void Strangers::on_time(double now_s) {
     static_cast<void>(
         context_.poller.modify(listener_.get(), ready::read, token_of(Part::listener, 0)));
   }
-  context_.counters.dropped += std::erase_if(
-      strangers_, [&](const auto& entry) { return entry.second.deadline_s <= now_s; });
+  context_.counters.dropped += std::erase_if(strangers_, [&](const auto& entry) {
+    const bool late = entry.second.deadline_s <= now_s;
+    if (late) forget_turn(entry.first);
+    return late;
+  });
+  turns_due_s_ = no_deadline;
+  grant(expected_pace_, now_s);
+  grant(pace_, now_s);
 }
 
 }  // namespace pccl

@@ -5,6 +5,10 @@
 // secret shows that it has seen a view with us in it, and the host looks at the rest.  One that
 // asks for a relay has the rest of its time to say in a second frame to whom.
 //
+// Origins where members of the view are come first: they have places of their own, their handshakes
+// a pace of their own.  Of all others half_open_max are heard at once; one more takes the place of
+// the eldest from the origin that has the most, so that a crowd at one address shuts nobody out.
+//
 // Ownership: owns the listening socket and the handshakes under way; a finished data lane or
 //            stream goes to the host, a finished peer control connection to PeerLinks, one that
 //            wants to be relayed to Relay.
@@ -15,6 +19,7 @@
 #include <unordered_map>
 
 #include "control/context.hpp"
+#include "control/origins.hpp"
 #include "control/peer_links.hpp"
 #include "control/relay.hpp"
 
@@ -33,22 +38,33 @@ class Strangers {
   [[nodiscard]] double due_s() const noexcept;
   void on_time(double now_s);
   void close() noexcept;  // for good
+  /// Where members are, from now on.
+  void expect(std::vector<Origin> origins) noexcept { expected_ = std::move(origins); }
 
   /// Each costs about a millisecond of computing, and members must be heard first: what is beyond
   /// that stays in the socket, and the poller tells of it again.
   static constexpr int handshakes_per_turn_max = 8;
+  /// From where members are: a thousand of them dial a newcomer with some lanes each.
+  static constexpr std::size_t expected_half_open_max = 4096;
 
  private:
   struct Stranger {
     FramedSocket socket;
     double deadline_s = 0;
+    Origin origin{};
+    bool expected = false;                // it came from where a member is
     std::optional<PeerId> wants_relay{};  // who it is, once its HELLO has asked for that
-    bool spoke = false;
+    enum class Door : std::uint8_t { silent, waiting, open } door = Door::silent;
+    bool is_stream = false;  // it said so; what follows is the program's
     bool established = false;
   };
   void drop(std::uint64_t serial) noexcept;
+  void forget_turn(std::uint64_t serial) noexcept;
+  bool make_room(bool expected) noexcept;
   bool establish(std::uint64_t serial, Stranger& stranger);
-  bool look(std::uint64_t serial, Stranger& stranger);
+  void look(std::uint64_t serial, Stranger& stranger);
+  void hand_over(std::uint64_t serial, Stranger& stranger);
+  void grant(HandshakePace& pace, double now_s);
   bool hear(std::uint64_t serial, std::uint32_t bits, double now_s);
   void judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
              double now_s);
@@ -61,6 +77,12 @@ class Strangers {
   Fd listener_;
   double accept_again_s_ = no_deadline;  // while accepting is paused
   int handshakes_left_ = handshakes_per_turn_max;
+  // A fifth of a core at a millisecond each, whoever asks; the bursts are a few peers that begin
+  // together, and a view of some hundred that meets a newcomer.
+  HandshakePace pace_{200, 32};
+  HandshakePace expected_pace_{400, 512};
+  double turns_due_s_ = no_deadline;  // of who waits for a handshake
+  std::vector<Origin> expected_;
   std::unordered_map<std::uint64_t, Stranger> strangers_;
 };
 

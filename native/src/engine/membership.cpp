@@ -19,6 +19,7 @@ void Engine::admit(const Identity& identity, const CoordinatorEndpoint& coordina
 
 void Engine::prepare_view(Generation, Epoch epoch, const std::vector<MemberEntry>& members) {
   check_usable();
+  expect(members);
   with_turn([&](Lock&) { executor_.prepare(epoch, members, monotonic_s()); });
 }
 
@@ -55,6 +56,7 @@ void Engine::cancel_plan(Generation generation, Epoch epoch) {
 void Engine::install(const View& view, const std::vector<MemberEntry>& members,
                      StepId committed_below, const std::vector<Decision>& decisions) {
   check_usable();
+  expect(members);
   const Status status = with_turn([&](Lock&) {
     count_local_peers(members);
     const Status done = executor_.install(view, members, committed_below, decisions, monotonic_s());
@@ -78,6 +80,13 @@ void Engine::exclude(Generation generation, Epoch epoch, const std::string& text
   });
   control_->beat_now();
   emit({EngineEvent::Kind::excluded, epoch, 0, {}, {}});
+}
+
+/// Who comes from where these are is served before strangers.
+void Engine::expect(const std::vector<MemberEntry>& members) {
+  std::vector<std::string> hosts;
+  for (const MemberEntry& entry : members) hosts.push_back(entry.endpoint.host);
+  control_->expect(hosts);
 }
 
 void Engine::count_local_peers(const std::vector<MemberEntry>& members) {
