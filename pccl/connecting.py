@@ -105,7 +105,8 @@ def connect(
         identity: file that keeps this peer's key; None makes a new identity.
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
-        spin_us: how long a waiting call polls before it sleeps; -1 chooses.
+        spin_us: how long a waiting call polls, giving way to other threads, before it sleeps; -1:
+            100.
         shared_memory: large payloads within a machine go through memory; None: if not secured.
         state: what all members hold alike; brought up to date before this peer's first step.
         checkpoint_dir: a local folder for checkpoints of `state`, or Checkpoints.

@@ -28,6 +28,8 @@
 #include "pccl/control.hpp"
 #include "pccl/executor.hpp"
 #include "pccl/poller.hpp"
+#include "pccl/polling.hpp"
+#include "pccl/standby.hpp"
 
 namespace pccl {
 
@@ -199,6 +201,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void give_way(Lock& turn) noexcept;
   void run_reactor() noexcept;
   std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept;
+  std::size_t offer_and_poll(Lock& turn, std::span<Poller::Event> events) noexcept;
   void handle(Lock& turn, std::span<const Poller::Event> events) noexcept;
   void handle_each(Lock& turn, std::span<const Poller::Event> events);
   bool pump(double now_s) noexcept;
@@ -219,7 +222,6 @@ class Engine final : private ControlHost, private ExecutorHost {
   void emit(EngineEvent event);
   void check_usable() const;
   void expect(const std::vector<MemberEntry>& members);
-  void count_local_peers(const std::vector<MemberEntry>& members);
 
   const EngineConfig config_;
   const std::uint64_t forks_;  // at construction: a child process must not use this engine
@@ -232,15 +234,14 @@ class Engine final : private ControlHost, private ExecutorHost {
   int giving_way_ = 0;               // threads that sleep until somebody has had the turn
   std::condition_variable given_;
   std::condition_variable changed_;  // a step was decided, the gate may be open, or it all failed
-  std::condition_variable standby_;  // the reactor thread may be needed
+  Standby standby_;                  // of the reactor thread
   Executor executor_;
   bool driving_ = false;             // a waiting caller moves the frames
   bool stop_ = false;
   bool decided_ = false;
   bool at_entry_ = false;            // the coordinator has been told that we wait
   HeartbeatStatus last_status_;      // of the control thread, which alone asks
-  double linger_until_s_ = 0;        // a caller drove lately and will again
-  double spin_s_ = 0;
+  Polling polling_;                  // of the caller that drives
   std::string failed_code_;
   std::string failed_text_;
   std::string excluded_text_;

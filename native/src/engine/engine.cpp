@@ -30,6 +30,7 @@ void note_forks() {
 
 // One lane moves what one core can; a second only adds system calls between hosts this close.
 constexpr std::uint16_t lanes_default = 1;
+constexpr int spin_us_default = 100;  // a small operation among peers of a machine takes as long
 constexpr double last_words_s = 1.0;
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
 
@@ -56,6 +57,7 @@ Engine::Engine(const EngineConfig& config)
                 config.shared_memory, config.host_key,
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
+  polling_.set_limit(1e-6 * (config.spin_us >= 0 ? config.spin_us : spin_us_default));
   // So that no memory is needed to say that there is none.
   failed_text_.reserve(std::strlen(memory_text) + 1);
   ControlConfig control;
@@ -91,7 +93,7 @@ void Engine::close() noexcept {
     executor_.abandon();
     stop_ = true;
     changed_.notify_all();
-    standby_.notify_all();
+    standby_.call();
   }
   kick();
   control_->stop();
@@ -145,7 +147,7 @@ void Engine::out_of_memory() noexcept {
   executor_.cut();
   control_->end();
   changed_.notify_all();
-  standby_.notify_all();
+  standby_.call();
   const std::uint64_t one = 1;
   (void)!::write(event_fd_.get(), &one, sizeof one);
 }

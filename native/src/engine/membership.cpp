@@ -37,7 +37,6 @@ void Engine::activate(const View& view, const std::vector<MemberEntry>& members,
                       const std::string& name) {
   check_usable();
   with_turn([&](Lock&) {
-    count_local_peers(members);
     std::optional<std::uint64_t> hash;
     if (!name.empty()) hash = name_hash(name);
     executor_.activate(view, members, step, hash, monotonic_s());
@@ -58,7 +57,6 @@ void Engine::install(const View& view, const std::vector<MemberEntry>& members,
   check_usable();
   expect(members);
   const Status status = with_turn([&](Lock&) {
-    count_local_peers(members);
     const Status done = executor_.install(view, members, committed_below, decisions, monotonic_s());
     after_change();
     return done;
@@ -87,16 +85,6 @@ void Engine::expect(const std::vector<MemberEntry>& members) {
   std::vector<std::string> hosts;
   for (const MemberEntry& entry : members) hosts.push_back(entry.endpoint.host);
   control_->expect(hosts);
-}
-
-void Engine::count_local_peers(const std::vector<MemberEntry>& members) {
-  const auto local = std::count_if(members.begin(), members.end(), [&](const MemberEntry& entry) {
-    return entry.host_key == config_.host_key;
-  });
-  // Spinning pays only while every peer of this machine has a processor to spin on.
-  const auto processors = static_cast<std::ptrdiff_t>(std::thread::hardware_concurrency());
-  const int automatic = local <= processors ? 100 : 0;
-  spin_s_ = 1e-6 * (config_.spin_us >= 0 ? config_.spin_us : automatic);
 }
 
 void Engine::fail(const std::string& code, const std::string& text) {

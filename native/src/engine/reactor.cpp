@@ -60,6 +60,18 @@ std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeou
   return count;
 }
 
+/// Looks for events once, after whoever is ready to run has been offered this processor.
+std::size_t Engine::offer_and_poll(Lock& turn, std::span<Poller::Event> events) noexcept {
+  turn.unlock();
+  const double offered_s = monotonic_s();
+  std::this_thread::yield();
+  const double took_s = monotonic_s() - offered_s;
+  const std::size_t count = poller_.wait(events, 0);
+  turn.lock();
+  polling_.offered(took_s);
+  return count;
+}
+
 bool Engine::pump(double now_s) noexcept {
   if (memory_ran_out_) return false;
   try {
@@ -107,8 +119,10 @@ void Engine::run_reactor() noexcept {
   std::array<Poller::Event, events_max> events;
   Lock turn = take_turn();
   while (!stop_) {
-    if (driving_ || monotonic_s() < linger_until_s_) {
-      standby_.wait_for(turn, std::chrono::duration<double>(linger_s));
+    if (standby_.on_leave()) {
+      turn.unlock();
+      standby_.wait(linger_s);
+      turn.lock();
       continue;
     }
     const bool more = pump(monotonic_s());
@@ -124,27 +138,33 @@ template <class Done>
 bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
   std::array<Poller::Event, events_max> events;
   driving_ = true;
+  standby_.leave(Standby::for_good_s);
   double now_s = monotonic_s();
-  double spin_until_s = now_s + spin_s_;
+  polling_.begin(now_s);
   const auto decided = [&] { return done() || !failed_code_.empty(); };
   while (!decided() && now_s < deadline_s) {
     const bool more = pump(now_s);
     if (decided()) break;
-    int timeout_ms = 0;
-    if (!more && now_s >= spin_until_s) {
-      timeout_ms = std::clamp(static_cast<int>((deadline_s - now_s) * 1e3) + 1, 1, idle_poll_ms);
-    }
     give_way(turn);
-    const std::size_t count = poll(turn, events, timeout_ms);
+    std::size_t count = 0;
+    if (more) {
+      count = poll(turn, events, 0);
+    } else if (polling_.looks(now_s)) {
+      count = offer_and_poll(turn, events);
+    } else {
+      const int left_ms = static_cast<int>(std::min(deadline_s - now_s, 1.0) * 1e3) + 1;
+      count = poll(turn, events, std::clamp(left_ms, 1, idle_poll_ms));
+    }
     handle(turn, {events.data(), count});
     now_s = monotonic_s();
-    if (count > 0) spin_until_s = now_s + spin_s_;
+    if (count > 0) polling_.found(now_s);
   }
+  polling_.end();
   driving_ = false;
   const bool open = executor_.open_steps() > 0 || executor_.letters().open() > 0;
   const bool busy = pump(now_s) || open || executor_.has_output();
-  linger_until_s_ = busy ? 0 : now_s + linger_s;
-  if (busy) standby_.notify_one();
+  standby_.leave(busy ? 0 : now_s + linger_s);
+  if (busy) standby_.call();
   changed_.notify_all();  // another waiting caller may drive now
   return decided();
 }
@@ -257,8 +277,8 @@ void Engine::leave_entry(const Lock&) {
 }
 
 void Engine::attend() noexcept {
-  linger_until_s_ = 0;
-  standby_.notify_one();
+  if (!driving_) standby_.leave(0);
+  standby_.call();
   kick();
 }
 
