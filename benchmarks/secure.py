@@ -6,6 +6,9 @@ are started and stay, and take turns, A B A B ..., so that a machine's good and 
 both alike.  An iteration's time is that of the rank that took longest; the figure is the median
 over all turns.  Every result is compared element by element, after each turn.
 
+With --sealings it compares ways of sealing lanes instead: TLS records, and pieces of several
+sizes, by `build/cpp/bench_sealing` (`./dev build` makes it): two engines in one process, by turns.
+
 PCCL_OPENSSL_LIB chooses the OpenSSL; its version and path are printed, because the bar depends on
 it: 0.4 of plain, and 0.65 from 3.2 on.
 
@@ -14,13 +17,17 @@ Exit codes: 0 measured, at or above the bar; 1 below it, or a peer failed; 2 ask
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import re
 import statistics
+import subprocess
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import click
 import numpy as np
@@ -40,6 +47,7 @@ DISCARD_PORT = 9  # no coordinator is needed while nobody fails
 WAIT_S = 60.0
 LIFE_S = 3600.0
 WARM_UP = 2
+SEALINGS = Path(__file__).parents[1] / "build" / "cpp" / "bench_sealing"
 PERIOD = 251  # of the pattern that is summed: prime, so that no misplaced slice fits
 
 
@@ -174,6 +182,25 @@ def measure(world: int, count: int, turns: int, iterations: int) -> tuple[float,
             group.end()
 
 
+def compare_sealings(size: int, turns: int) -> None:
+    """Prints what an all-reduce costs by each way of sealing its lanes."""
+    if not SEALINGS.exists():
+        raise click.ClickException(f"no {SEALINGS}: ./dev build makes it")
+    asked = {"PCCL_BENCH_MIB": str(max(1, size >> 20)), "PCCL_BENCH_ROUNDS": str(turns)}
+    done = subprocess.run([SEALINGS], env={**os.environ, **asked}, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise click.ClickException(done.stderr.strip() or "a sum is wrong")
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            said = json.loads(line)
+            print(
+                f"{said['way']:<18} {said['ms']:6.1f} ms, fastest {said['best_ms']:6.1f} ms, "
+                f"{said['of_plain']:.2f} of plain ({said['best_of_plain']:.2f} of the fastest), "
+                f"processors {said['cpu_ms']:6.1f} ms"
+            )
+    print(f"load {load():.1f} after")
+
+
 def bar_of(version: str) -> float:
     """Returns the least speed of encrypted lanes, as a share of plain ones, with that OpenSSL."""
     number = re.search(r"(\d+)\.(\d+)", version)
@@ -186,7 +213,8 @@ def bar_of(version: str) -> float:
 @click.option("--bytes", "size", default="64MiB", show_default=True, help="Of the all-reduce.")
 @click.option("--turns", type=click.IntRange(1, 1000), default=8, show_default=True)
 @click.option("--iterations", type=click.IntRange(1, 1000), default=4, show_default=True)
-def main(ranks: str, size: str, turns: int, iterations: int) -> None:
+@click.option("--sealings", is_flag=True, help="Compare ways of sealing lanes; no bar.")
+def main(ranks: str, size: str, turns: int, iterations: int, sealings: bool) -> None:
     """Prints medians of plain and encrypted lanes and their ratio; fails below the bar."""
     try:
         worlds = [int(world) for world in ranks.split(",")]
@@ -205,6 +233,9 @@ def main(ranks: str, size: str, turns: int, iterations: int) -> None:
         f"{about['commit']}, load {load():.1f} before"
     )
     print(f"{version} ({path}), all-reduce of {show_bytes(4 * count)}, float32, exact everywhere")
+    if sealings:
+        compare_sealings(4 * count, turns)
+        return
     missed = False
     for world in worlds:
         plain_s, secured_s = measure(world, count, turns, iterations)

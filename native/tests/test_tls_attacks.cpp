@@ -22,7 +22,9 @@ Bytes bytes_of(std::initializer_list<int> values) {
 void append(Bytes& to, const Bytes& more) { to.insert(to.end(), more.begin(), more.end()); }
 Bytes sized(std::size_t width, const Bytes& body) {
   Bytes bytes;
-  for (std::size_t i = width; i-- > 0;) bytes.push_back(static_cast<std::byte>(body.size() >> 8 * i));
+  for (std::size_t i = width; i-- > 0;) {
+    bytes.push_back(static_cast<std::byte>(body.size() >> 8 * i));
+  }
   append(bytes, body);
   return bytes;
 }
@@ -57,7 +59,8 @@ Bytes greeting(const Bytes& offers) {
 std::pair<Status, Bytes> answer(bool dials, const Bytes& said) {
   auto [near, far] = connected();
   const auto context = authority().context();
-  const auto conduit = dials ? context->dial(std::move(near), {}) : context->accept(std::move(near));
+  const auto conduit =
+      dials ? context->dial(std::move(near), {}) : context->accept(std::move(near));
   Status status = conduit->establish();
   CHECK(status == Status::would_block);
   if (dials) {  // its greeting
@@ -222,7 +225,8 @@ std::deque<Bytes> pieces_of(Conduit& from, int raw, const Bytes& said) {
   Bytes wire;
   std::size_t sent = 0, turn = 0;
   while (sent < said.size()) {  // pieces of several lengths
-    const std::size_t here = std::min<std::size_t>(said.size() - sent, ++turn % 2 == 0 ? 500 : 5000);
+    const std::size_t most = ++turn % 2 == 0 ? 500 : 5000;
+    const std::size_t here = std::min(said.size() - sent, most);
     const iovec part{const_cast<std::byte*>(said.data()) + sent, here};
     std::size_t count = 0;
     CHECK(from.send({&part, 1}, count) == Status::ok);

@@ -240,7 +240,9 @@ TEST(a_fence_does_not_wait_for_a_handshake_that_stands_still) {
   const rig_tls::Authority authority;
   World world(2, 2, 9, false, [&](std::size_t) { return authority.context(); });
   rig::Gate deaf[2];  // takes connections, and says nothing
-  for (std::size_t rank = 0; rank < 2; ++rank) world.members[rank].endpoint.port = deaf[rank].port();
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    world.members[rank].endpoint.port = deaf[rank].port();
+  }
   world.install(1, world.everybody());
   std::vector<rig::Wire> strangers;
   for (int i = 0; i < 8; ++i) {  // who begin a greeting, and do not end it

@@ -39,8 +39,8 @@ struct TlsExpectation {
   std::optional<RunId> coordinator_of;   // its certificate names the coordinator of this run
 };
 
-/// How lanes are sealed behind their handshake; alike at both ends.  Other values than these are for
-/// tests and measurements.
+/// How lanes are sealed behind their handshake; alike at both ends.  Other values than these are
+/// for tests and measurements.
 struct LaneSealing {
   bool pieces = true;                                      // else TLS records
   std::uint32_t piece_bytes = 64 * 1024;                   // plaintext of one, at most

@@ -2,10 +2,10 @@
 //
 //   piece = length (u32, little-endian, 1..piece_bytes) · ciphertext · tag (16 bytes)
 //
-// AES-256-GCM; the length is authenticated too.  Key and first nonce come from the connection's
+// AES-256-GCM; the length is authenticated, too.  Key and first nonce come from the connection's
 // TLS exporter; the nonce is that one xor the piece's number, so a piece that is missing, repeated,
-// moved or changed opens nowhere.  A new key after so many pieces (LaneSealing): 2^36 bytes at most,
-// 2^32 blocks, where what a key protects is sound to 2^34.5 (RFC 8446, 5.5).
+// moved or changed opens nowhere.  A new key after so many pieces (LaneSealing): 2^36 bytes at the
+// most, 2^32 blocks, where what a key protects is sound to 2^34.5 (RFC 8446, 5.5).
 //
 // Ownership: owns its cipher; memory is the caller's.
 // Threads:   one at a time.
