@@ -39,6 +39,8 @@ enum class FrameType : std::uint8_t {
   memory = 14,  // payloads may come through a ring of the sender's: its name
   opened = 15,  // the ring is open here
   room = 16,    // the ring that was full has room again
+  // Of the lane alone, before anything else:
+  worker = 17,  // a UCX worker can be reached here; empty: this side does without
 };
 
 inline constexpr std::size_t header_bytes = 64;
@@ -158,6 +160,8 @@ inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
 inline constexpr std::size_t done_bytes = 32;
 inline constexpr std::size_t ring_name_bytes = 32;
+/// The name of a stream, and an address that UCX makes: it grows with the machine's interfaces.
+inline constexpr std::size_t worker_bytes_max = 8192;
 
 struct SealBody {
   Digest manifest;

@@ -282,14 +282,13 @@ void Engine::kick() noexcept {
 // --- the executor's callbacks, under the turn ---
 
 void Engine::watch(Lane& lane) noexcept {
-  if (poller_.add(lane.fd(), ready::read, lane.id()) != Status::ok) lane.unwatched = true;
+  if (lane.conduit().watch(poller_, lane.id()) != Status::ok) lane.unwatched = true;
 }
 
-void Engine::unwatch(Lane& lane) noexcept { poller_.remove(lane.fd()); }
+void Engine::unwatch(Lane& lane) noexcept { lane.conduit().unwatch(poller_); }
 
 void Engine::want_write(Lane& lane, bool wanted) noexcept {
-  const auto events = ready::read | (wanted ? ready::write : 0u);
-  if (poller_.modify(lane.fd(), events, lane.id()) != Status::ok) lane.unwatched = true;
+  if (lane.conduit().want_write(poller_, lane.id(), wanted) != Status::ok) lane.unwatched = true;
 }
 
 void Engine::suspect(Suspect suspicion) { control_->suspect(std::move(suspicion)); }

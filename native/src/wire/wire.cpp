@@ -55,6 +55,7 @@ bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
     case FrameType::message: return length > 0 && length <= chunk_bytes_max;
     case FrameType::have:
     case FrameType::held: return length > 0 && length <= have_bytes_max;
+    case FrameType::worker: return length <= worker_bytes_max;
   }
   return false;
 }
