@@ -27,6 +27,7 @@ class Engine:
         spin_us: int = -1,
         host_key: int = 0,
         shared_memory: bool = True,
+        ucx_libraries: Sequence[str] = [],
     ) -> None:
         """Starts to listen.  `lanes=0` chooses; OSError if the port cannot be bound."""
 

@@ -73,6 +73,7 @@ def connect(
     coordinator_grace_s: float | None = None,
     spin_us: int = -1,
     shared_memory: bool = True,
+    transport: Literal["tcp", "ucx"] = "tcp",
     state: SharedState | None = None,
     checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
 ) -> Communicator:
@@ -98,6 +99,8 @@ def connect(
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
         spin_us: how long a waiting call polls before it sleeps, 0 to a second; -1 chooses.
         shared_memory: large payloads between one user's processes on a machine go through memory.
+        transport: what lanes are made of; "ucx" also goes by RDMA where libucp finds it.  With a
+            peer that chose otherwise lanes are TCP, and a warning says so.
         state: what all members hold alike; brought up to date before this peer's first step.
         checkpoint_dir: a local folder for checkpoints of `state`, or Checkpoints.
 
@@ -108,7 +111,7 @@ def connect(
     step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
     drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
     checkpoints = check_state(state, checkpoint_dir)
-    transport = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory)
+    wires = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory, transport)
     config = AgentConfig(
         addresses=check_addresses(address),
         host_key=this_host_key(),
@@ -121,7 +124,7 @@ def connect(
         coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
         peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
     )
-    agent = MemberAgent(config, partial(_make_engine, transport, config))
+    agent = MemberAgent(config, partial(_make_engine, wires, config))
     admitted = admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
     return _with_state(admitted, state, checkpoints)
 
@@ -184,6 +187,7 @@ class _Transport:
     lanes: int
     spin_us: int
     shared_memory: bool
+    ucx: bool
 
     @classmethod
     def parse(
@@ -194,7 +198,10 @@ class _Transport:
         lanes: int,
         spin_us: int,
         shared_memory: bool,
+        transport: str,
     ) -> Self:
+        if transport not in ("tcp", "ucx"):
+            raise UsageError(f"transport must be 'tcp' or 'ucx', not {transport!r}")
         at = None
         if listen is not None:
             at = _literal(parse_address(check_text("listen", listen), port_min=0))
@@ -208,6 +215,7 @@ class _Transport:
             lanes=check_number("lanes", lanes, 0, LANES_MAX),  # 0: automatic
             spin_us=check_number("spin_us", spin_us, -1, SPIN_US_MAX),
             shared_memory=bool(shared_memory),
+            ucx=transport == "ucx",
         )
 
 
@@ -222,6 +230,7 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         spin_us=transport.spin_us,
         host_key=config.host_key,
         shared_memory=transport.shared_memory,
+        ucx=transport.ucx,
     )
     return seat_of(engine, at.host, transport.advertised)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from pccl.base.errors import (
     UsageError,
     WorldTooSmall,
 )
+from pccl.base.log import get_logger
 from pccl.transport.engine_api import (
     RUNS,
     BegunStep,
@@ -42,6 +44,9 @@ from pccl.transport.engine_api import (
 from pccl.transport.engine_events import EngineEvent, StreamOpened, parse_event
 from pccl.transport.engine_letters import LetterCalls
 from pccl.transport.native_core import load_native
+from pccl.transport.ucx import MISSING, libraries
+
+_log = get_logger("transport")
 
 
 class _Gone:
@@ -67,7 +72,7 @@ class Engine(LetterCalls):
     engine is closed.
 
     Raises:
-        ConnectError: the port cannot be bound.
+        ConnectError: the port cannot be bound; with `ucx`, there is no libucp that can be used.
         ImportError: the native core is not built.
     """
 
@@ -81,9 +86,11 @@ class Engine(LetterCalls):
         spin_us: int = -1,
         host_key: int = 0,
         shared_memory: bool = True,
+        ucx: bool = False,
         native: Any = None,
     ) -> None:
         self.leaving = False
+        self.wire = ""  # what UCX moves lanes' bytes by, once it has chosen
         module: Any = load_native() if native is None else native
         self._error_type: type[Exception] = module.EngineError
         try:
@@ -95,7 +102,10 @@ class Engine(LetterCalls):
                 spin_us=spin_us,
                 host_key=host_key,
                 shared_memory=shared_memory,
+                ucx_libraries=libraries(os.environ, sys.prefix) if ucx else [],
             )
+        except self._error_type as error:
+            raise ConnectError(f"{MISSING} (tried: {error.args[-1]})") from error
         except OSError as error:
             raise ConnectError(
                 f"cannot listen on {listen_host} port {listen_port}: {_reason(error)}; "
@@ -113,7 +123,25 @@ class Engine(LetterCalls):
         return int(self._native.event_fd)
 
     def drain_events(self) -> Sequence[EngineEvent | StreamOpened]:
-        return [parse_event(raw) for raw in self._native.drain_events()]
+        raw_events = self._native.drain_events()
+        for raw in raw_events:
+            if raw[0] == "wire":
+                self._hear_of_wire(raw[1], raw[2])
+        return [parse_event(raw) for raw in raw_events if raw[0] != "wire"]
+
+    def _hear_of_wire(self, transports: str, rdma: bool) -> None:
+        if not transports:
+            _log.warning("another peer's transport is not 'ucx': lanes to it stay on TCP")
+            return
+        first, self.wire = not self.wire, transports
+        if rdma:
+            _log.info("UCX moves the lanes' bytes by %s", transports)
+        elif first:
+            _log.warning(
+                "transport='ucx', but UCX found no RDMA and moves the lanes' bytes by %s; see "
+                "UCX_TLS, UCX_NET_DEVICES, and whether this libucp was built with verbs",
+                transports,
+            )
 
     def admit(
         self,

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "conduit_rig.hpp"
+#include "pccl/wire.hpp"
 
 using namespace pccl;
 
@@ -75,6 +76,57 @@ void exchange(ConduitEnd& a, ConduitEnd& b, const std::vector<std::byte>& there,
 
 }  // namespace
 
+// The first: UCX has a thread from its loading on, which a forked child would lack.
+TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
+  auto ends = connection();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ends[0].reset();
+    ConduitEnd end;
+    end.worker = worker();
+    if (!end.worker) ::_exit(1);
+    end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[1])));
+    end.begin();
+    const auto bytes = pattern(50'000'000, 8);
+    std::size_t sent = 0;
+    for (;;) {
+      end.send(bytes, sent);
+      end.turn(10);
+    }
+  }
+  ends[1].reset();
+  {
+    ConduitEnd end;
+    end.worker = worker();
+    if (end.worker) {
+      end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
+      end.begin();
+      std::vector<std::byte> there;
+      const double until_s = monotonic_s() + conduit_patience_s;
+      while (there.size() < 3'000'000 && monotonic_s() < until_s) {
+        end.turn(10);
+        end.receive(there, 100'000);
+      }
+      CHECK(there.size() >= 3'000'000);
+      CHECK(::kill(child, SIGKILL) == 0);
+      const double killed_s = monotonic_s();
+      while (!end.closed && monotonic_s() < until_s) {
+        end.turn(10);
+        end.receive(there, 1 << 20);
+      }
+      CHECK(end.closed && monotonic_s() - killed_s < 1.0);
+      const auto whole = pattern(50'000'000, 8);
+      CHECK(there.size() < whole.size() && std::equal(there.begin(), there.end(), whole.begin()));
+      end.conduit.reset();
+      while (end.worker->report().streams > 0 && monotonic_s() < until_s) end.turn(1);
+      CHECK(end.worker->report().requests == 0 && end.worker->report().streams == 0);
+    }
+  }
+  (void)::kill(child, SIGKILL);
+  int status = 0;
+  CHECK(::waitpid(child, &status, 0) == child);
+}
+
 TEST(bytes_come_out_in_the_order_in_which_they_went_in_both_ways_at_once) {
   Pair pair;
   if (!pair) return;
@@ -85,4 +137,97 @@ TEST(bytes_come_out_in_the_order_in_which_they_went_in_both_ways_at_once) {
   const UcxReport report = pair.a.worker->report();
   CHECK(report.through_ucx == 1 && report.declined == 0 && report.streams == 1);
   CHECK(!report.transports.empty());
+}
+
+TEST(a_receiver_that_takes_nothing_bounds_what_the_sender_gets_rid_of) {
+  Pair pair;
+  if (!pair) return;
+  exchange(pair.a, pair.b, pattern(1, 1), pattern(1, 2), 10);
+  const auto bytes = pattern(30'000'000, 5);
+  std::size_t sent = 0;
+  for (int i = 0; i < 200; ++i) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(1);
+    pair.b.turn(1);
+  }
+  CHECK(sent > 1'000'000 && sent <= 8 * 260 * 1024);
+  CHECK(pair.b.conduit->unread());
+  CHECK(pair.a.conduit->acknowledged() < sent && pair.a.conduit->owing());
+  std::vector<std::byte> there;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (there.size() < bytes.size() && monotonic_s() < until_s) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(0);
+    pair.b.turn(0);
+    pair.b.receive(there, 1 << 20);
+  }
+  CHECK(there == bytes);
+  while (pair.a.conduit->owing() && monotonic_s() < until_s) {
+    (void)pair.b.conduit->acknowledged();  // a lane is looked at a few times a second
+    pair.b.turn(0);
+    pair.a.turn(0);
+    (void)pair.a.conduit->acknowledged();
+  }
+  CHECK(!pair.a.conduit->owing());
+}
+
+TEST(an_end_that_goes_away_closes_the_other_and_leaves_no_request_behind) {
+  Pair pair;
+  if (!pair) return;
+  exchange(pair.a, pair.b, pattern(100, 1), pattern(100, 2), 1000);
+  const auto bytes = pattern(10'000'000, 6);
+  std::size_t sent = 0;
+  for (int i = 0; i < 20; ++i) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(0);
+    pair.b.turn(0);
+  }
+  pair.b.conduit.reset();  // amid a message
+  std::vector<std::byte> none;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!pair.a.closed && monotonic_s() < until_s) {
+    pair.a.turn(1);
+    pair.b.turn(0);
+    pair.a.receive(none, 1000);
+  }
+  CHECK(pair.a.closed && none.empty());
+  pair.a.conduit.reset();
+  while (pair.a.worker->report().streams + pair.b.worker->report().streams > 0 &&
+         monotonic_s() < until_s) {
+    pair.a.turn(1);
+    pair.b.turn(1);
+  }
+  CHECK(pair.a.worker->report().requests == 0 && pair.a.worker->report().streams == 0);
+  CHECK(pair.b.worker->report().requests == 0 && pair.b.worker->report().streams == 0);
+}
+
+TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
+  auto ends = connection();
+  ConduitEnd end;
+  end.worker = worker();
+  if (!end.worker) return;
+  end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
+  end.begin();
+  FrameHeader header;
+  header.type = FrameType::ask;
+  std::array<std::byte, header_bytes> first{};
+  encode(header, first);
+  CHECK(::write(ends[1].get(), first.data(), 30) == 30);
+  std::vector<std::byte> there;
+  end.turn(100);
+  end.receive(there, 1000);
+  CHECK(there.empty() && !end.closed);
+  CHECK(::write(ends[1].get(), first.data() + 30, header_bytes - 30) == header_bytes - 30);
+  CHECK(::write(ends[1].get(), "tail", 4) == 4);
+  for (int i = 0; i < 3; ++i) {
+    end.turn(100);
+    end.receive(there, 1000);
+  }
+  CHECK(there.size() == header_bytes + 4);
+  CHECK(std::memcmp(there.data(), first.data(), header_bytes) == 0);
+  CHECK(end.worker->report().declined == 1 && end.worker->report().through_ucx == 0);
+  std::size_t sent = 0;
+  end.writable = true;
+  end.send(pattern(10, 1), sent);
+  CHECK(sent == 10);
 }

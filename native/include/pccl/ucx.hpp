@@ -64,6 +64,8 @@ class UcxWorker {
   /// Takes over `signal`, whose other end is given to such a worker, too.
   virtual std::unique_ptr<Conduit> conduit(std::unique_ptr<Conduit> signal) = 0;
   [[nodiscard]] virtual UcxReport report() const = 0;
+  /// Since the last call report() has become another one, but for what comes and goes.
+  virtual bool changed() noexcept = 0;
 };
 
 }  // namespace pccl

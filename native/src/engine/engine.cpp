@@ -54,6 +54,8 @@ bool is_loopback(int socket) noexcept {
 }
 
 constexpr double last_words_s = 1.0;
+// No lane has that number: it only wakes who polls.
+constexpr std::uint64_t ucx_token = std::uint64_t{1} << 32U;
 constexpr std::ptrdiff_t streams_waiting_max = 64;  // until the program's side takes them
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
 
@@ -74,6 +76,12 @@ Engine::Engine(const EngineConfig& config)
                 config.shared_memory, config.host_key,
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
+  if (!config.ucx_libraries.empty()) {
+    std::string obstacle;
+    ucx_ = UcxWorker::make(config.ucx_libraries, obstacle);
+    if (!ucx_) throw EngineFailure("ucx", obstacle);
+    (void)poller_.add(ucx_->event_fd(), ready::read, ucx_token);
+  }
   // So that no memory is needed to say that there is none.
   failed_text_.reserve(std::strlen(memory_text) + 1);
   ControlConfig control;
@@ -205,7 +213,7 @@ void Engine::post(const Posted& posted, bool last) {
     const Descriptor& what = posted.descriptor;
     const bool large =
         what.uneven || what.count * size_of(what.dtype) > small_operation_bytes;
-    if (more || (large && !last)) attend();
+    if (more || (large && !last) || (ucx_ && ucx_->busy())) attend();
     tell_decided();
   });
 }
@@ -218,7 +226,7 @@ void Engine::seal(StepId step) {
     if (executor_.seal(step) != Status::ok) {
       throw EngineFailure("usage", "the step is over or sealed");
     }
-    if (pump(monotonic_s())) attend();
+    if (pump(monotonic_s()) || (ucx_ && ucx_->busy())) attend();
     tell_decided();
   });
 }
@@ -273,7 +281,8 @@ EngineStats Engine::stats() {
           executor_.open_steps(), letters.open(),
           letters.sends_done,     letters.receives_done,
           executor_.link_count(), executor_.lane_count(),
-          executor_.progress(),   executor_.environment().buffers.bytes_in_use()};
+          executor_.progress(),   executor_.environment().buffers.bytes_in_use(),
+          ucx_ ? ucx_->report() : UcxReport{}};
 }
 
 // --- the control thread's callbacks ---
@@ -317,6 +326,8 @@ void Engine::adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit
   }
   with_turn([&](Lock&) {
     if (memory_ran_out_) return;
+    // Through a third peer only its sockets lead.
+    if (ucx_ && !hello.relayed) conduit = ucx_->conduit(std::move(conduit));
     executor_.adopt(hello, std::move(conduit), monotonic_s());
     attend();
   });

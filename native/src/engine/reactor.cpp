@@ -54,9 +54,11 @@ void Engine::give_way(Lock& turn) noexcept {
 }
 
 std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept {
+  if (ucx_ && timeout_ms != 0 && !ucx_->arm()) timeout_ms = 0;
   turn.unlock();
-  const std::size_t count = poller_.wait(events, timeout_ms);
+  std::size_t count = poller_.wait(ucx_ ? events.first(events.size() / 2) : events, timeout_ms);
   turn.lock();
+  if (ucx_) count += ucx_->progress(events.subspan(count));
   return count;
 }
 
@@ -100,7 +102,19 @@ void Engine::handle_each(Lock& turn, std::span<const Poller::Event> events) {
     give_way(turn);  // a fence must not wait for all that is ready
   }
   if (!memory_ran_out_) executor_.tick(now_s);
+  if (ucx_) tell_wire();
   tell_decided();
+}
+
+/// What the program asked for and what it got may be two things: it should hear of it once.
+void Engine::tell_wire() {
+  if (!ucx_->changed()) return;
+  const UcxReport now = ucx_->report();
+  if (now.declined > told_wire_.declined) emit({EngineEvent::Kind::wire, 0, 0, {}, {}});
+  if (now.transports != told_wire_.transports) {
+    emit({EngineEvent::Kind::wire, now.rdma ? 1u : 0u, 0, now.transports, {}});
+  }
+  told_wire_ = now;
 }
 
 void Engine::run_reactor() noexcept {

@@ -151,6 +151,7 @@ std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
 void UcxWorkerImpl::settle(UcxStream& stream) noexcept {
   try {
     transports_ = stream.transports(rdma_);
+    changed_ = true;
   } catch (...) {  // no memory for a text that nobody may ask for
     transports_.clear();
   }

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "pccl/ucx.hpp"
@@ -29,6 +30,7 @@ class UcxWorkerImpl final : public UcxWorker {
   bool busy() const noexcept override;
   std::unique_ptr<Conduit> conduit(std::unique_ptr<Conduit> signal) override;
   UcxReport report() const override;
+  bool changed() noexcept override { return std::exchange(changed_, false); }
 
   // --- of its conduits ---
   UcxStream* open_stream();
@@ -36,7 +38,10 @@ class UcxWorkerImpl final : public UcxWorker {
   void give_back(UcxStream* stream) noexcept;
   /// Lets UCX look at once what has come.
   void look() noexcept;
-  void count(bool through_ucx) noexcept { ++(through_ucx ? through_ucx_ : declined_); }
+  void count(bool through_ucx) noexcept {
+    ++(through_ucx ? through_ucx_ : declined_);
+    changed_ = true;
+  }
   [[nodiscard]] std::span<const std::byte> address() const noexcept { return address_; }
 
  private:
@@ -58,6 +63,7 @@ class UcxWorkerImpl final : public UcxWorker {
   std::vector<std::unique_ptr<UcxStream>> ending_;
   std::string transports_;
   bool rdma_ = false;
+  bool changed_ = false;
   std::uint64_t through_ucx_ = 0;
   std::uint64_t declined_ = 0;
 };
