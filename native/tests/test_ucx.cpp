@@ -1,12 +1,10 @@
 // native/tests/test_ucx.cpp — conduits through UCX; without UCX (PCCL_UCX_LIB, the system's) skipped.
 // Ownership: each test owns both ends.
-// Threads:   one; a second process where one is to die.
+// Threads:   one.
 // Errors:    CHECKs.
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <cstdlib>
 #include <string>
 
@@ -75,57 +73,6 @@ void exchange(ConduitEnd& a, ConduitEnd& b, const std::vector<std::byte>& there,
 }
 
 }  // namespace
-
-// The first: UCX has a thread from its loading on, which a forked child would lack.
-TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
-  auto ends = connection();
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ends[0].reset();
-    ConduitEnd end;
-    end.worker = worker();
-    if (!end.worker) ::_exit(1);
-    end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[1])));
-    end.begin();
-    const auto bytes = pattern(50'000'000, 8);
-    std::size_t sent = 0;
-    for (;;) {
-      end.send(bytes, sent);
-      end.turn(10);
-    }
-  }
-  ends[1].reset();
-  {
-    ConduitEnd end;
-    end.worker = worker();
-    if (end.worker) {
-      end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
-      end.begin();
-      std::vector<std::byte> there;
-      const double until_s = monotonic_s() + conduit_patience_s;
-      while (there.size() < 3'000'000 && monotonic_s() < until_s) {
-        end.turn(10);
-        end.receive(there, 100'000);
-      }
-      CHECK(there.size() >= 3'000'000);
-      CHECK(::kill(child, SIGKILL) == 0);
-      const double killed_s = monotonic_s();
-      while (!end.closed && monotonic_s() < until_s) {
-        end.turn(10);
-        end.receive(there, 1 << 20);
-      }
-      CHECK(end.closed && monotonic_s() - killed_s < 1.0);
-      const auto whole = pattern(50'000'000, 8);
-      CHECK(there.size() < whole.size() && std::equal(there.begin(), there.end(), whole.begin()));
-      end.conduit.reset();
-      while (end.worker->report().streams > 0 && monotonic_s() < until_s) end.turn(1);
-      CHECK(end.worker->report().requests == 0 && end.worker->report().streams == 0);
-    }
-  }
-  (void)::kill(child, SIGKILL);
-  int status = 0;
-  CHECK(::waitpid(child, &status, 0) == child);
-}
 
 TEST(bytes_come_out_in_the_order_in_which_they_went_in_both_ways_at_once) {
   Pair pair;

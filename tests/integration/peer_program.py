@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ def wire() -> dict[str, Any]:
     """Returns what the story says of the transport; over UCX all of it goes by UCX."""
     if os.environ.get("PEER_TRANSPORT") != "ucx":
         return {}
+    logging.basicConfig(level=logging.WARNING)  # what UCX chose is told there
     return {"transport": "ucx", "shared_memory": False}
 
 
