@@ -2,9 +2,12 @@
 // Ownership: each test owns both ends.
 // Threads:   one.
 // Errors:    CHECKs.
+#include <spawn.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <string>
 
@@ -31,8 +34,28 @@ std::unique_ptr<UcxWorker> worker() {
 
 std::array<Fd, 2> connection() {
   std::array<int, 2> ends{};
-  CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
+  constexpr int kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  CHECK(::socketpair(AF_UNIX, kind, 0, ends.data()) == 0);
   return {Fd(ends[0]), Fd(ends[1])};
+}
+
+constexpr const char* sender_variable = "PCCL_TEST_UCX_SENDER";
+constexpr int sender_fd = 100;
+
+/// A process that sends without end: a new one, since UCX has threads that a forked one would lack.
+pid_t start_sender(Fd connected) {
+  posix_spawn_file_actions_t actions;
+  CHECK(::posix_spawn_file_actions_init(&actions) == 0);
+  CHECK(::posix_spawn_file_actions_adddup2(&actions, connected.get(), sender_fd) == 0);
+  std::string program = "/proc/self/exe";
+  std::string test = "a_process_that_sends_until_it_is_killed";
+  const std::array<char*, 3> arguments{program.data(), test.data(), nullptr};
+  CHECK(::setenv(sender_variable, "1", 1) == 0);
+  pid_t child = -1;
+  CHECK(::posix_spawn(&child, program.c_str(), &actions, nullptr, arguments.data(), environ) == 0);
+  CHECK(::unsetenv(sender_variable) == 0);
+  (void)::posix_spawn_file_actions_destroy(&actions);
+  return child;
 }
 
 /// Two ends in one process, each with a worker of its own.
@@ -177,4 +200,54 @@ TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
   end.writable = true;
   end.send(pattern(10, 1), sent);
   CHECK(sent == 10);
+}
+
+// Only what start_sender starts runs it.
+TEST(a_process_that_sends_until_it_is_killed) {
+  if (std::getenv(sender_variable) == nullptr) return;
+  ConduitEnd end;
+  end.worker = worker();
+  if (!end.worker) return;
+  end.conduit = end.worker->conduit(make_socket_conduit(Fd(sender_fd)));
+  end.begin();
+  const auto bytes = pattern(50'000'000, 8);
+  std::vector<std::byte> none;
+  std::size_t sent = 0;
+  const double until_s = monotonic_s() + 2 * conduit_patience_s;
+  while (!end.closed && monotonic_s() < until_s) {
+    end.send(bytes, sent);
+    end.turn(10);
+    end.receive(none, 1000);  // a conduit hears the answer to its question here
+  }
+}
+
+TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
+  ConduitEnd end;
+  end.worker = worker();
+  if (!end.worker) return;
+  auto ends = connection();
+  const pid_t child = start_sender(std::move(ends[1]));
+  end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
+  end.begin();
+  std::vector<std::byte> there;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!end.closed && there.size() < 3'000'000 && monotonic_s() < until_s) {
+    end.turn(10);
+    end.receive(there, 100'000);
+  }
+  CHECK(there.size() >= 3'000'000);
+  CHECK(::kill(child, SIGKILL) == 0);
+  const double killed_s = monotonic_s();
+  while (!end.closed && monotonic_s() < until_s) {
+    end.turn(10);
+    end.receive(there, 1 << 20);
+  }
+  CHECK(end.closed && monotonic_s() - killed_s < 1.0);
+  const auto whole = pattern(50'000'000, 8);
+  CHECK(there.size() < whole.size() && std::equal(there.begin(), there.end(), whole.begin()));
+  end.conduit.reset();
+  while (end.worker->report().streams > 0 && monotonic_s() < until_s) end.turn(1);
+  CHECK(end.worker->report().requests == 0 && end.worker->report().streams == 0);
+  int status = 0;
+  CHECK(::waitpid(child, &status, 0) == child && WIFSIGNALED(status));
 }
