@@ -105,6 +105,19 @@ def test_a_newcomer_joins_a_loop_over_ucx_and_aborts_nothing() -> None:
         assert [peer.end() for peer in run.peers] == [0, 0, 0]
 
 
+@needs_ucx
+def test_peers_of_both_kinds_do_together_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp,self")
+    with Run() as run:
+        plain = run.start_one("exact", 0, 3)
+        monkeypatch.setenv("PEER_TRANSPORT", "ucx")
+        others = [run.start_one("exact", index, 3) for index in (1, 2)]
+        assert all(peer.fact_with("done") for peer in [plain, *others])
+        assert [peer.end() for peer in run.peers] == [0, 0, 0]
+        assert "lanes to it stay on TCP" in others[0].errors()
+        assert "found no RDMA and moves the lanes' bytes by" in others[0].errors()
+
+
 def test_without_a_library_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
