@@ -199,7 +199,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   void out_of_memory() noexcept;  // under the turn
   void give_way(Lock& turn) noexcept;
   void run_reactor() noexcept;
-  std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept;
+  std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms,
+                   bool driver) noexcept;
   void handle(Lock& turn, std::span<const Poller::Event> events) noexcept;
   void handle_each(Lock& turn, std::span<const Poller::Event> events);
   void tell_wire();

@@ -53,12 +53,15 @@ void Engine::give_way(Lock& turn) noexcept {
   --giving_way_;
 }
 
-std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept {
+std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms,
+                         bool driver) noexcept {
   if (ucx_ && timeout_ms != 0 && !ucx_->arm()) timeout_ms = 0;
   turn.unlock();
   std::size_t count = poller_.wait(ucx_ ? events.first(events.size() / 2) : events, timeout_ms);
   turn.lock();
-  if (ucx_) count += ucx_->progress(events.subspan(count));
+  // What UCX has moved makes its descriptor unready: done by the reactor thread after a driver has
+  // begun, that would let the driver sleep on.
+  if (ucx_ && driving_ == driver) count += ucx_->progress(events.subspan(count));
   return count;
 }
 
@@ -128,7 +131,7 @@ void Engine::run_reactor() noexcept {
     const bool more = pump(monotonic_s());
     give_way(turn);
     if (driving_ || stop_) continue;
-    const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms);
+    const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms, false);
     if (driving_) continue;  // events stay ready: the driver will be told of them
     handle(turn, {events.data(), count});
   }
@@ -149,7 +152,7 @@ bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
       timeout_ms = std::clamp(static_cast<int>((deadline_s - now_s) * 1e3) + 1, 1, idle_poll_ms);
     }
     give_way(turn);
-    const std::size_t count = poll(turn, events, timeout_ms);
+    const std::size_t count = poll(turn, events, timeout_ms, true);
     handle(turn, {events.data(), count});
     now_s = monotonic_s();
     if (count > 0) spin_until_s = now_s + spin_s_;
@@ -159,6 +162,7 @@ bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
   const bool busy = pump(now_s) || open || executor_.has_output();
   linger_until_s_ = busy ? 0 : now_s + linger_s;
   if (busy) standby_.notify_one();
+  if (busy && ucx_) kick();  // it may sleep on what was armed before this caller moved things
   changed_.notify_all();  // another waiting caller may drive now
   return decided();
 }

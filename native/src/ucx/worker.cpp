@@ -113,18 +113,22 @@ UcxWorkerImpl::~UcxWorkerImpl() {
 }
 
 bool UcxWorkerImpl::arm() noexcept {
-  for (const auto& [name, stream] : streams_) {
-    if (stream->watched && (stream->readable() || stream->failed() ||
-                            (stream->wants_write && stream->writable()))) {
-      return false;
-    }
-  }
   for (int i = 0; i < rounds_max; ++i) {
+    // Each time: UCX calls back also in rounds that it counts as none.
+    if (any_ready()) return false;
     if (library_->worker_arm(ucp_.worker) == ucp::Ucs::ok) return true;
     // It moved something before it could be armed: whoever asked looks what that was.
     if (library_->worker_progress(ucp_.worker) != 0) return false;
   }
   return false;
+}
+
+bool UcxWorkerImpl::any_ready() const noexcept {
+  return std::any_of(streams_.begin(), streams_.end(), [](const auto& entry) {
+    const UcxStream& stream = *entry.second;
+    return stream.watched && (stream.readable() || stream.failed() ||
+                              (stream.wants_write && stream.writable()));
+  });
 }
 
 void UcxWorkerImpl::look() noexcept {

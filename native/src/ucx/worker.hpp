@@ -53,6 +53,7 @@ class UcxWorkerImpl final : public UcxWorker {
                 std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
   bool handle(unsigned id, ucp::Received callback) noexcept;
   void settle(UcxStream& stream) noexcept;
+  [[nodiscard]] bool any_ready() const noexcept;
   void reap() noexcept;
 
   std::unique_ptr<UcpLibrary> library_;
