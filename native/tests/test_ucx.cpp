@@ -1,4 +1,4 @@
-// native/tests/test_ucx.cpp — conduits through UCX; without UCX (PCCL_UCX_LIB, the system's) skipped.
+// native/tests/test_ucx.cpp — conduits through UCX; skipped without it (PCCL_UCX_LIB, the system).
 // Ownership: each test owns both ends.
 // Threads:   one.
 // Errors:    CHECKs.
