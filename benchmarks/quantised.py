@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,14 @@ import numpy as np
 
 import pccl
 from benchmarks import machine
+from benchmarks.slow_links import WAIT_S, Peers, slow_links
 from pccl.membership.service import CoordinatorThread
 
-ROOT = Path(__file__).resolve().parent.parent
+MODULE = "benchmarks.quantised"
 KINDS = ("int8", "int4", "fp8")
 BARS = {"int8": 3.5, "int4": 6.5}
 DATA = ("normal", "heavy-tailed", "all-negative")
 COUNT = 1 << 20
-WAIT_S = 120.0
 
 
 def contribution(shape: str, rank: int) -> Any:
@@ -114,50 +112,10 @@ def one_time(comm: pccl.Communicator, job: dict[str, Any], rank: int, world: int
     return {"s": taken_s, "wire_bytes": outcome.wire_bytes}
 
 
-class Peers:
-    """The processes of one measurement; `commands` start a shell word list on each host."""
-
-    def __init__(self, program: str, address: str, prefixes: list[list[str]]) -> None:
-        world = len(prefixes)
-        self._processes = [
-            subprocess.Popen(
-                [*prefix, sys.executable, "-m", "benchmarks.quantised", "--peer", program, address,
-                 str(rank), str(world)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            )
-            for rank, prefix in enumerate(prefixes)
-        ]  # fmt: skip
-
-    def run(self, job: dict[str, Any]) -> list[Any]:
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-        answers = []
-        for process in self._processes:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("a peer has ended: see above")
-            answers.append(json.loads(line))
-        return answers
-
-    def end(self) -> None:
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in self._processes:
-            try:
-                process.wait(WAIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 def measure_errors(world: int) -> list[dict[str, Any]]:
     coordinator = CoordinatorThread()
     coordinator.start()
-    peers = Peers("errors", coordinator.address, [[]] * world)
+    peers = Peers(MODULE, ["errors", coordinator.address], [[]] * world)
     rows = []
     try:
         for data in DATA:
@@ -178,29 +136,8 @@ def measure_errors(world: int) -> list[dict[str, Any]]:
 
 
 def measure_speed(world: int, turns: int, rate_mbit: float, count: int) -> dict[str, Any]:
-    from tests.churn.namespaces import Laboratory, why_not
-    from tests.churn.rules import LinkQuality
-
-    if reason := why_not():
-        raise SystemExit(f"quantised.py: {reason}")
-    with tempfile.TemporaryDirectory() as folder:
-        quality = LinkQuality(rate_mbit=rate_mbit)
-        with Laboratory("veth", world, Path(folder), quality=quality) as lab:
-            place = lab.places.coordinator
-            address = f"{place.address}:48148"
-            coordinator = subprocess.Popen(
-                place.command([sys.executable, "-m", "pccl", "coordinator", "--listen", address,
-                               "--insecure"]),
-                stdout=subprocess.DEVNULL, cwd=ROOT,
-            )  # fmt: skip
-            prefixes = [host.command([]) for host in lab.places.hosts]
-            peers = Peers("speed", address, prefixes)
-            try:
-                return _turns(peers, turns, count)
-            finally:
-                peers.end()
-                coordinator.terminate()
-                coordinator.wait(WAIT_S)
+    with slow_links(world, rate_mbit) as hosts:
+        return _turns(hosts.start(MODULE, range(world), "speed"), turns, count)
 
 
 def _turns(peers: Peers, turns: int, count: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -92,15 +93,39 @@ def paced(size: int, steps: int) -> dict[str, float]:
             if process.is_alive():
                 process.kill()
         coordinator.stop()
-    times = times[20:]
-    busy = [took for at, took in times if any(a <= at <= b for a, b in spans)]
-    idle = [took for at, took in times if not any(a <= at <= b for a, b in spans)]
     fetched_s = sum(b - a for a, b in spans)
+    found = figures(times[20:], spans)
+    found["fetched_gb_s"] = byte_count / fetched_s / 1e9 if fetched_s else 0.0
+    return found
+
+
+def figures(
+    times: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]]
+) -> dict[str, float]:
+    """Compares steps (begin, seconds) that begin within one of the spans with those that do not.
+
+    The control compares the latter among themselves, those of every other pause with the rest: what
+    it finds is the machine's own unrest, of which the comparison has as much.
+    """
+    busy: list[float] = []
+    pauses: dict[int, list[float]] = {}
+    for at, took_s in times:
+        if any(a <= at <= b for a, b in spans):
+            busy.append(took_s)
+        else:
+            pauses.setdefault(sum(b < at for _, b in spans), []).append(took_s)
+    idle = [took_s for pause in pauses.values() for took_s in pause]
+    halves = [[s for n, pause in pauses.items() if n % 2 == half for s in pause] for half in (0, 1)]
     return {
         "steps": len(times),
         "idle_ms": 1e3 * median(idle),
         "busy_ms": 1e3 * median(busy),
-        "median_percent": 100 * (median(busy) / median(idle) - 1),
-        "p99_percent": 100 * (quantile(busy, 0.99) / quantile(idle, 0.99) - 1),
-        "fetched_gb_s": byte_count / fetched_s / 1e9 if fetched_s else 0.0,
+        "median_percent": _more(median(busy), median(idle)),
+        "p99_percent": _more(quantile(busy, 0.99), quantile(idle, 0.99)),
+        "control_median_percent": abs(_more(median(halves[0]), median(halves[1]))),
+        "control_p99_percent": abs(_more(quantile(halves[0], 0.99), quantile(halves[1], 0.99))),
     }
+
+
+def _more(one: float, other: float) -> float:
+    return 100 * (one / other - 1)

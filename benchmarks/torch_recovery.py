@@ -193,6 +193,7 @@ def measure_elastic(workers: int, kills: int) -> list[float]:
 
 
 def measure_torchft(role: str, workers: int, kills: int) -> list[float]:
+    os.environ["RUST_LOG"] = "error"
     from torchft.coordination import LighthouseServer
 
     lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=2)
@@ -208,7 +209,13 @@ def _kill_one_by_one(role: str, address: str, workers: int, kills: int) -> list[
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-W", "ignore", __file__, "--as", role, "--folder", name]
         command += ["--address", address]
-        running = {w.pid: w for w in (subprocess.Popen(command) for _ in range(workers))}
+
+        def start() -> subprocess.Popen[bytes]:  # torchft tells every step of its Manager
+            return subprocess.Popen(
+                command, stderr=None if role == "elastic" else subprocess.DEVNULL
+            )
+
+        running = {w.pid: w for w in (start() for _ in range(workers))}
         watched = Watched(Path(name))
         try:
             for _ in range(kills):
@@ -217,7 +224,7 @@ def _kill_one_by_one(role: str, address: str, workers: int, kills: int) -> list[
                 os.kill(victim, signal.SIGKILL)
                 gaps.append(watched.gap_after(kill_s, victim))
                 running.pop(victim).wait()
-                another = subprocess.Popen(command)
+                another = start()
                 running[another.pid] = another
         finally:
             for worker in running.values():
@@ -269,20 +276,24 @@ def main() -> int:
     if given.role in ("torchft-gloo", "torchft-pccl"):
         train_torchft(given.role.partition("-")[2], given.address, given.folder)
         return 0
-    gaps = {"pccl, elastic": measure_elastic(given.workers, given.kills)}
+    gaps: dict[str, list[float]] = {}
+
+    def told(name: str, found: list[float]) -> None:
+        gaps[name] = found
+        print(
+            f"{name:15} {given.workers} workers, {len(found)} kills: without a step for "
+            f"{statistics.median(found):.3f} s (median), {max(found):.3f} s (longest)",
+            flush=True,
+        )
+
+    told("pccl, elastic", measure_elastic(given.workers, given.kills))
     if importlib.util.find_spec("torchft") is None:
         print("torchft is not installed here, and left out")
     else:
         for kind in ("pccl", "gloo"):
-            gaps[f"{kind}, torchft"] = measure_torchft(
-                f"torchft-{kind}", given.workers, given.kills
-            )
-    gaps["gloo, torchrun"] = measure_stock(given.workers, given.kills)
-    for name, found in gaps.items():
-        print(
-            f"{name:15} {given.workers} workers, {len(found)} kills: without a step for "
-            f"{statistics.median(found):.3f} s (median), {max(found):.3f} s (longest)"
-        )
+            role = f"torchft-{kind}"
+            told(f"{kind}, torchft", measure_torchft(role, given.workers, given.kills))
+    told("gloo, torchrun", measure_stock(given.workers, given.kills))
     if given.json is not None:
         given.json.write_text(json.dumps(gaps, indent=1))
     return 0

@@ -18,8 +18,8 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
@@ -27,6 +27,9 @@ from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.membership import member_events as e
 from pccl.membership import messages as m
+from pccl.membership.agent_config import AgentConfig as AgentConfig
+from pccl.membership.agent_config import MakeSeat
+from pccl.membership.agent_config import Seat as Seat
 from pccl.membership.agent_notices import Awaited, Notices
 from pccl.membership.engine_effects import perform_on_engine
 from pccl.membership.member import Member
@@ -34,47 +37,17 @@ from pccl.membership.standing import Standing as Standing
 from pccl.membership.standing import standing_of
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
-from pccl.transport.dial import dial, explain
+from pccl.transport.dial import ClientTls, dial, explain
 from pccl.transport.engine_api import EngineLike
 from pccl.transport.engine_events import LetterEnded, StepDecided, StreamOpened
+
+if TYPE_CHECKING:
+    from pccl.membership.agent_security import Credentials
 
 INBOX_MAX = 64  # then the reader waits; TCP pushes back on the coordinator
 DIAL_ROUND_S = 3.0  # one Dial effect; the machine spaces them
 STOP_MARGIN_S = 1.0  # beyond the goodbye, for the thread to end
 _log = get_logger("membership")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """How an agent finds its run, and what it says of itself."""
-
-    addresses: tuple[Address, ...]
-    peer_id: bytes
-    host_key: int
-    min_world: int
-    group: int = 0
-    seat: int = 0
-    on_underflow: int = 0  # an Underflow; 0 = no opinion
-    straggler_s: float = 0.0  # 0 = no opinion
-    connect_timeout_s: float
-    coordinator_grace_s: float | None  # None: as the coordinator's profile says
-
-    def __post_init__(self) -> None:
-        assert self.addresses and self.connect_timeout_s > 0
-        assert self.coordinator_grace_s is None or self.coordinator_grace_s > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """An engine that listens, and where peers find it ("" = where the coordinator sees us)."""
-
-    engine: EngineLike
-    data_host: str
-    data_port: int
-
-
-MakeSeat = Callable[[str], Seat]
-"""Makes the engine, given the literal local address used towards the coordinator."""
 
 
 class MemberAgent:
@@ -113,6 +86,11 @@ class MemberAgent:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What this peer proves itself by; None: the run is not secured."""
+        return self._config.credentials
 
     # ---- for the program's threads
 
@@ -224,14 +202,15 @@ class MemberAgent:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         deadline = Deadline(self._config.connect_timeout_s, self._clock)
         try:
-            (reader, writer), self._dialled = await dial(
+            self._first, self._dialled = await dial(
                 self._addresses,
                 timeout_s=self._config.connect_timeout_s,
                 rng=self._dice,
                 clock=self._clock,
+                tls=await self._secure(self._config.connect_timeout_s),
             )
-            self._first = Channel(reader, writer, trusted=True)
             self.seat = self._make_seat(self._first.local_host)
+            self._keep_certificate(self.seat)
             machine = self._new_machine(self.seat, deadline)
             with self._changed:
                 self._machine = machine
@@ -244,6 +223,19 @@ class MemberAgent:
                 if channel is not None:
                     channel.abort("the agent ended")
             await asyncio.sleep(0)  # lets the loop close what was aborted
+
+    async def _secure(self, timeout_s: float) -> ClientTls | None:
+        """Returns how to dial in this run, with a valid certificate; None if it is not secured."""
+        credentials = self._config.credentials
+        if credentials is None:
+            return None
+        await credentials.enrol(self._addresses, timeout_s)
+        return credentials.client_tls()
+
+    def _keep_certificate(self, seat: Seat) -> None:
+        if self._config.credentials is not None:
+            renewed = seat.renewed or (lambda material: None)
+            self._spawn(self._config.credentials.keep_fresh(self._addresses, renewed))
 
     def _new_machine(self, seat: Seat, deadline: Deadline) -> Member:
         config = self._config
@@ -341,14 +333,14 @@ class MemberAgent:
         reasons = ["no address answered"]
         if channel is None:
             try:
-                (reader, writer), self._dialled = await dial(
+                channel, self._dialled = await dial(
                     self._addresses,
                     timeout_s=DIAL_ROUND_S,
                     rng=self._dice,
                     clock=self._clock,
                     on_failure=reasons.append,
+                    tls=await self._secure(DIAL_ROUND_S),
                 )
-                channel = Channel(reader, writer, trusted=True)
             except Exception as error:  # the machine waits for an answer, whatever happens here
                 if not isinstance(error, ConnectError):
                     reasons.append(explain(error))

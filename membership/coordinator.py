@@ -26,6 +26,7 @@ from pccl.membership.events import (
     Close,
     ConnDown,
     ConnUp,
+    Denied,
     Dialled,
     Effect,
     Event,
@@ -41,6 +42,7 @@ from pccl.membership.links import Links
 from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
     AtEntry,
+    CarriedBy,
     Drain,
     Hello,
     HoldFrom,
@@ -73,8 +75,6 @@ from pccl.transport.native_frames import (
     Suspect,
     SuspectCode,
 )
-
-__all__ = ["Coordinator", "CoordinatorConfig"]
 
 RESEND_S = 1.0  # a level is told again at most this often, unless the peer re-attaches
 
@@ -159,8 +159,9 @@ class Coordinator:
             case NativeFrame(conn, frame):
                 self._native_frame(conn, frame, now_s)
             case Dialled():
-                if not self._core.outdated:
-                    self._liveness.dialled(event, now_s)
+                self._liveness.dialled(event, now_s)
+            case Denied(peer_ids):
+                self._departures.denied(peer_ids)
             case Paused(duration_s):
                 parts = (self._liveness, self._departures, self._pace, self._progress)
                 for part in (*parts, self._links, self._flushing, self._outdated):
@@ -186,7 +187,7 @@ class Coordinator:
         return status_json(self._core, self._parts, now_s)
 
     def dropped_frame(self) -> None:
-        """Counts bytes that were no message at all."""
+        """Counts bytes that were no message."""
         self._core.counters.dropped_frames += 1
 
     def _conclude(self, now_s: float) -> list[Effect]:
@@ -296,14 +297,12 @@ class Coordinator:
                 self._planning.switched(peer, epoch, step, now_s)
             case Installed(epoch):
                 self._note_epoch(peer, epoch)
-            case WaitFor(world_size):
-                peer.wait_for = world_size
             case Leaving(reason, decided_below):
                 self._departures.leaving(peer, reason, decided_below, now_s)
             case Drain(deadline_s, reason):
                 self._departures.drain(peer, deadline_s, reason, now_s)
-            case Testimony():
-                pass  # nobody asked
+            case WaitFor() | CarriedBy() | Testimony():
+                peer.note(msg)
             case Hello() | StatusRequest():
                 raise AssertionError("handled before")
             case _:

@@ -49,6 +49,12 @@ from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
 from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
+FAILING: Final = (  # what fails a step that is not complete everywhere; the first says why
+    SuspectCode.DESCRIPTOR,
+    SuspectCode.NONFINITE,
+    SuspectCode.DEADLINE,
+    SuspectCode.VIEW_CHANGED,
+)
 CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike three times in one step; a bug does
 
 
@@ -306,7 +312,7 @@ def _judge(
         if any(len({o.digest for o in group.values()}) > 1 for group in results):
             return _judge_corruption(results, step, corrupt_attempts)
         return _Verdict(_decision(step, StepOutcome.COMMIT))
-    for code in (SuspectCode.DESCRIPTOR, SuspectCode.DEADLINE, SuspectCode.VIEW_CHANGED):
+    for code in FAILING:
         accused = _words(accusations, step, code)
         if accused is not None:
             return _Verdict(_decision(step, StepOutcome.FAIL, code, accused))

@@ -15,13 +15,14 @@ more costs nothing, whatever becomes of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.record import Activation
 from pccl.transport.native_frames import Report
 
 LEFT = "left the run"
+DENIED = "its key, or the ticket it came by, was revoked"
 
 
 class Departures:
@@ -56,6 +57,14 @@ class Departures:
                 peer.goodbye_s = now_s
                 return
         self._flush_out(peer, now_s)
+
+    def denied(self, peer_ids: Collection[bytes]) -> None:
+        """Gives up all peers with these ids at once, as if they had died."""
+        if self._core.outdated:
+            return
+        for peer in list(self._core.peers.values()):
+            if peer.peer_id in peer_ids:
+                self._core.lose(peer, DENIED)
 
     def _flush_out(self, peer: Peer, now_s: float) -> None:
         core = self._core

@@ -70,7 +70,14 @@ class Paused:
     duration_s: float
 
 
-Event = ConnUp | ConnDown | PeerMessage | NativeFrame | Dialled | Synced | Paused
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The keys of these peers were revoked: whoever of them is in the run is put out."""
+
+    peer_ids: tuple[bytes, ...]
+
+
+Event = ConnUp | ConnDown | PeerMessage | NativeFrame | Dialled | Synced | Paused | Denied
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
 from pccl.base.errors import RemoteError
+from pccl.base.ids import ID_BYTES
 from pccl.membership import events as v
 from pccl.membership.messages import coordinator_codec, peer_codec
 from pccl.membership.record import record_codec
@@ -117,6 +118,8 @@ def arrived(event: v.Event, now_s: float, effects: bytes) -> Arrived:
             return Arrived(now_s, effects, 6, number=token)
         case v.Paused(duration_s):
             return Arrived(now_s, effects, 7, seconds=duration_s)
+        case v.Denied(peer_ids):
+            return Arrived(now_s, effects, 8, body=b"".join(peer_ids))
         case _:
             assert_never(event)
 
@@ -137,6 +140,9 @@ def event(entry: Arrived) -> v.Event:
             return v.Synced(entry.number)
         case 7:
             return v.Paused(entry.seconds)
+        case 8:
+            ids = range(0, len(entry.body), ID_BYTES)
+            return v.Denied(tuple(entry.body[at : at + ID_BYTES] for at in ids))
         case _:
             raise RemoteError(f"a recorded event of the unknown kind {entry.kind}")
 

@@ -255,6 +255,7 @@ class Links:
             if p.incarnation not in (*pair, *edge.tried)
             and self._bad_relays.get(p.incarnation, now_s) <= now_s
             and self._serves(p.incarnation)
+            and p.port != 0  # nobody can dial it
             and all(self._reaches(p.incarnation, end) for end in pair)
         ]
         return min(fit, key=lambda i: (load.get(i, 0), i), default=None)

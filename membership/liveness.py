@@ -95,6 +95,8 @@ class Liveness:
         self._probe(peer, doubt, now_s)
 
     def dialled(self, event: Dialled, now_s: float) -> None:
+        if self._core.outdated:
+            return
         peer = self._core.peers.get(event.incarnation)
         doubt = self._doubts.get(event.incarnation)
         if doubt is not None:
@@ -219,6 +221,9 @@ class Liveness:
 
     def _probe(self, peer: Peer, doubt: _Doubt, now_s: float) -> None:
         if doubt.dialling:
+            return
+        if peer.port == 0:  # nobody can dial it, alive or dead: its lease judges
+            doubt.probe_at_s = doubt.until_s
             return
         doubt.dialling = True
         doubt.probe_at_s = now_s + doubt.delay_s

@@ -43,7 +43,7 @@ class Brake:
         """
         core = self._core
         if self._overdue_s is None and any(
-            a.code == SuspectCode.DEADLINE for a in core.accusations
+            a.code in (SuspectCode.DEADLINE, SuspectCode.NONFINITE) for a in core.accusations
         ):
             self._overdue_s = now_s
         members = [p for p in core.members() if p.here() and not core.is_drained(p)]

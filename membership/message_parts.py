@@ -68,7 +68,7 @@ class MemberInfo:
     incarnation: int
     secret: bytes  # whoever dials this member shows it; only members of the view learn it
     host: str  # literal address that peers dial
-    port: int
+    port: int  # 0: nobody can dial it; it dials
     host_key: int  # equal for peers on the same machine
     first_step: int  # first step this member takes part in
     group: int = 0  # members of one group reduce among themselves
@@ -78,7 +78,7 @@ class MemberInfo:
         check_id(self.peer_id, "peer_id")
         check_id(self.secret, "secret")
         check_text(self.host, "host", HOST_CHARACTERS_MAX)
-        demand(1 <= self.port <= 65535, f"port {self.port}")
+        demand(0 <= self.port <= 65535, f"port {self.port}")
         demand(self.group <= GROUP_MAX, f"group {self.group} is above {GROUP_MAX}")
         demand(self.seat <= SEAT_MAX, f"seat {self.seat} is above {SEAT_MAX}")
 

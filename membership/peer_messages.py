@@ -38,7 +38,7 @@ class Hello:
     generation: int  # highest ever seen
     epoch: int  # of the installed view; 0 = none
     data_host: str  # "" = the address this connection comes from
-    data_port: int
+    data_port: int  # 0: nobody can dial it
     host_key: int
     min_world: int  # 0 = no opinion
     hostname: str  # for people
@@ -58,7 +58,7 @@ class Hello:
         check_id(self.peer_id, "peer_id")
         check_epoch(self.epoch)
         check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
-        demand(1 <= self.data_port <= 65535, f"data_port {self.data_port}")
+        demand(0 <= self.data_port <= 65535, f"data_port {self.data_port}")
         demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
         check_text(self.hostname, "hostname", HOST_CHARACTERS_MAX)
 
@@ -214,5 +214,16 @@ class Testimony:
         demand(len(self.older) <= OLDER_VIEWS_MAX, f"{len(self.older)} older views")
         demand(self.min_world <= MEMBERS_MAX, f"min_world {self.min_world} is above {MEMBERS_MAX}")
         check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
-        demand(1 <= self.data_port <= 65535, f"data_port {self.data_port}")
+        demand(0 <= self.data_port <= 65535, f"data_port {self.data_port}")
         check_text(self.hostname, "hostname", HOST_CHARACTERS_MAX)
+
+
+@message(13)
+@dataclass(frozen=True, slots=True)
+class CarriedBy:
+    """UCX moves this peer's lanes' bytes by these transports; for people.  Repeated."""
+
+    transports: str
+
+    def __post_init__(self) -> None:
+        check_text(self.transports, "transports", TEXT_CHARACTERS_MAX)

@@ -23,13 +23,17 @@ from pccl.base.config import LAN, PROFILES, WAN, ControlLimits, TimeProfile
 from pccl.base.errors import ConnectError, DeadlineExceeded, PcclError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
-from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.coordinator import Coordinator
+from pccl.membership.core import CoordinatorConfig
 from pccl.membership.dice import SEED_BYTES, Dice
 from pccl.membership.journal_sqlite import SqliteJournal
-from pccl.membership.service_driver import CoordinatorService, check_exposure
+from pccl.membership.service_ca import open_ca
+from pccl.membership.service_driver import CoordinatorService
+from pccl.membership.service_exposure import check_exposure
 from pccl.membership.service_recorder import BYTES_DEFAULT, Recorder
+from pccl.membership.service_security import Security
 from pccl.membership.store import MemoryStore, Store
-from pccl.transport.address import Address, is_loopback
+from pccl.transport.address import Address, is_loopback, is_wildcard
 from pccl.transport.dial import explain
 
 _log = get_logger("membership")
@@ -51,6 +55,8 @@ class CoordinatorOptions:
     auto_profile: bool = False  # members' round trips may choose another one
     abandon_after_s: float | None = None  # members that nobody hears are given up; None: never
     insecure: bool = False  # may listen off loopback
+    ca: Path | None = None  # folder of the run's CA: then everything on the port is TLS
+    plain_engines: bool = False  # the native connections need no TLS; for tests alone
     limits: ControlLimits = field(default_factory=ControlLimits)
     record: Path | None = None  # the flight recorder's file; it will hold secrets
     record_bytes: int = BYTES_DEFAULT
@@ -98,16 +104,38 @@ async def serve(
         StoreError: the journal cannot be opened or read.
         PcclError: it ran, and had to stop: the journal cannot be written any more.
     """
-    check_exposure(options.listen, insecure=options.insecure)
+    secured = options.ca is not None
+    check_exposure(options.listen, insecure=options.insecure, secured=secured)
+    security = await asyncio.to_thread(open_security, options)
+    try:
+        await _serve_secured(options, security, stop, on_listening)
+    finally:
+        if security is not None:
+            await asyncio.to_thread(security.close)
+
+
+async def _serve_secured(
+    options: CoordinatorOptions,
+    security: Security | None,
+    stop: asyncio.Event,
+    on_listening: Callable[[Address], None],
+) -> None:
     store = await asyncio.to_thread(_open_store, options)
     machine: Coordinator | Recorder | None = None
     try:
-        machine = await asyncio.to_thread(_make_machine, options, store)
+        run_id = None if security is None else security.run_id
+        machine = await asyncio.to_thread(_make_machine, options, store, run_id)
         service = CoordinatorService(
-            machine, store.save, settle=store.settle, limits=options.limits
+            machine,
+            store.save,
+            settle=store.settle,
+            limits=options.limits,
+            security=security,
         )
         bound = await service.listen(options.listen, insecure=options.insecure)
         try:
+            if security is not None and not is_wildcard(bound.host):
+                await security.listening(str(bound))
             if isinstance(machine, Recorder):  # not before: a start in vain moves no older files
                 _start(machine, options)
             on_listening(bound)
@@ -125,8 +153,26 @@ def _open_store(options: CoordinatorOptions) -> Store:
     return MemoryStore() if options.journal is None else SqliteJournal(options.journal)
 
 
-def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Recorder:
+def open_security(options: CoordinatorOptions) -> Security | None:
+    """Opens the CA's folder, if the run is to be secured.
+
+    Raises:
+        UsageError: it is no such folder.
+    """
+    if options.ca is None:
+        return None
+    return Security(open_ca(options.ca), plain_engines=options.plain_engines)
+
+
+def _make_machine(
+    options: CoordinatorOptions, store: Store, run_id: bytes | None
+) -> Coordinator | Recorder:
     record = store.load()
+    if run_id is not None and record is not None and record.run_id != run_id:
+        raise UsageError(
+            f"journal {options.journal} holds run {record.run_id.hex()}, and the CA in "
+            f"{options.ca} is that of run {run_id.hex()}; give this run a journal of its own"
+        )
     if options.journal is not None and record is None:
         _log.info(
             "journal %s knows no run: a new one begins (if a journal was lost, stop this one, and "
@@ -134,6 +180,7 @@ def _make_machine(options: CoordinatorOptions, store: Store) -> Coordinator | Re
             options.journal,
         )
     config = CoordinatorConfig(
+        run_id=run_id,
         min_world=options.min_world,
         on_underflow=options.on_underflow,
         straggler_s=options.straggler_s,

@@ -9,8 +9,10 @@ from pccl.base.clock import system_clock
 from pccl.membership.adoption import Adoption, AdoptionError
 from pccl.membership.events import Effect, Event
 from pccl.membership.journal_sqlite import SqliteJournal
-from pccl.membership.service import CoordinatorOptions, run_until
-from pccl.membership.service_driver import CoordinatorService, check_exposure
+from pccl.membership.service import CoordinatorOptions, open_security, run_until
+from pccl.membership.service_driver import CoordinatorService
+from pccl.membership.service_exposure import check_exposure
+from pccl.membership.service_security import Security
 from pccl.transport.address import Address
 
 
@@ -69,7 +71,26 @@ async def adopt(
         StoreError: the journal cannot be opened or written.
     """
     assert options.journal is not None
-    check_exposure(options.listen, insecure=options.insecure)
+    secured = options.ca is not None
+    check_exposure(options.listen, insecure=options.insecure, secured=secured)
+    security = await asyncio.to_thread(open_security, options)
+    try:
+        return await _adopt(options, wait_s, expect, force, stop, on_listening, security)
+    finally:
+        if security is not None:
+            await asyncio.to_thread(security.close)
+
+
+async def _adopt(
+    options: CoordinatorOptions,
+    wait_s: float,
+    expect: int,
+    force: bool,
+    stop: asyncio.Event,
+    on_listening: Callable[[Address], None],
+    security: Security | None,
+) -> Adoption | None:
+    assert options.journal is not None
     journal = await asyncio.to_thread(SqliteJournal, options.journal)
     try:
         if not force and await asyncio.to_thread(journal.load) is not None:
@@ -80,7 +101,9 @@ async def adopt(
         adoption = Adoption(wait_s=wait_s, expect=expect, now_s=system_clock())
         done = asyncio.Event()
         machine = _Watched(adoption, done)
-        service = CoordinatorService(machine, lambda record: None, limits=options.limits)
+        service = CoordinatorService(
+            machine, lambda record: None, limits=options.limits, security=security
+        )
         on_listening(await service.listen(options.listen, insecure=options.insecure))
         stopping = asyncio.create_task(_set_after(stop, done))
         try:

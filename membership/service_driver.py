@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 from pccl.base.clock import Clock, system_clock
 from pccl.base.config import ControlLimits
-from pccl.base.errors import DeadlineExceeded, PcclError, UsageError
+from pccl.base.errors import DeadlineExceeded, PcclError
 from pccl.base.log import get_logger
 from pccl.membership.events import (
     Close,
     ConnDown,
     ConnUp,
+    Denied,
     Dialled,
     Effect,
     Event,
@@ -45,18 +45,26 @@ from pccl.membership.journal_writer import JournalWriter, WriteRecord
 from pccl.membership.messages import (
     Admitted,
     CoordinatorMessageBody,
+    Evicted,
+    Refused,
     StatusReply,
     coordinator_codec,
 )
 from pccl.membership.outdated import still_due
 from pccl.membership.output_commit import OutputCommit
 from pccl.membership.precedence import Precedence
+from pccl.membership.service_connections import with_connections
+from pccl.membership.service_exposure import check_exposure
+from pccl.membership.service_guard import TOLD_S, Guard
+from pccl.membership.service_machine import Machine
 from pccl.membership.service_refusals import read, read_first, refuse
+from pccl.membership.service_security import Security
 from pccl.transport import native_frames
-from pccl.transport.address import Address, is_loopback
+from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import probe
-from pccl.transport.server import FrameServer, TokenBucket
+from pccl.transport.server import FrameServer
+from pccl.transport.token_bucket import TokenBucket
 
 PAUSE_MIN_S: Final = 0.5  # shorter gaps are ordinary scheduling
 TICK_S: Final = 0.1
@@ -65,33 +73,14 @@ STRANGERS_TURN_S: Final = 0.001  # after one of them has been heard, members com
 DRAIN_TURNS: Final = 4  # of the loop, from a readable socket to the inbox
 STRANGER_ROUNDS_MAX: Final = 8
 DRAIN_ROUNDS_MAX: Final = 64  # then time passes anyway: a flood of messages must not stop it
-LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
 _log = get_logger("membership")
-
-
-class Machine(Protocol):
-    """What the service runs: the coordinator, or a stand-in under test."""
-
-    @property
-    def deadline_s(self) -> float | None: ...
-    @property
-    def urgent(self) -> bool: ...  # members wait for what it decides next
-    @property
-    def outdated(self) -> str: ...  # why it decides nothing any more
-    def handle(self, event: Event, now_s: float) -> list[Effect]: ...
-    def on_deadline(self, now_s: float) -> list[Effect]: ...
-    def dropped_frame(self) -> None: ...  # a connection sent what is no message; for the count
 
 
 @dataclass(slots=True)
 class _Connection:
     channel: Channel
     native: bool
+    guard: Guard | None = None  # in a secured run
 
 
 class CoordinatorService:
@@ -105,11 +94,17 @@ class CoordinatorService:
         settle: Callable[[], None] = lambda: None,
         limits: ControlLimits | None = None,
         clock: Clock = system_clock,
+        security: Security | None = None,  # then everything on the port is TLS
     ) -> None:
+        self._security = security
         self._machine = machine
         self._clock = clock
         self._server = FrameServer(
-            self._serve, limits=limits, clock=clock, on_misfit=machine.dropped_frame
+            self._serve,
+            limits=limits,
+            clock=clock,
+            on_misfit=machine.dropped_frame,
+            tls=None if security is None else security.door,
         )
         self._connections: dict[int, _Connection] = {}
         self._next_conn = 1
@@ -147,7 +142,7 @@ class CoordinatorService:
             UsageError: the address can be reached from other machines and `insecure` is not set.
             OSError: the port is taken or the host is not one of this machine.
         """
-        check_exposure(address, insecure=insecure)
+        check_exposure(address, insecure=insecure, secured=self._security is not None)
         return await self._server.listen(address)
 
     async def stop_listening(self) -> None:
@@ -158,6 +153,8 @@ class CoordinatorService:
         """Serves until cancelled.  Raises PcclError if the journal cannot be written any more."""
         self._ticked_s = self._clock()
         own = [asyncio.create_task(work) for work in (self._tick(), self._journal.run())]
+        if self._security is not None:
+            own.append(asyncio.create_task(self._security.watch(self._deny)))
         try:
             while True:
                 await self._wait()
@@ -173,7 +170,6 @@ class CoordinatorService:
             self._journal.close()
 
     # ------------------------------------------------------------------ the machine's task
-
     async def _wait(self) -> None:
         """Yields to the readers, and returns when there is input or a deadline has passed."""
         await asyncio.sleep(0)
@@ -283,7 +279,7 @@ class CoordinatorService:
                     self._outbox.write(token)
                     self._journal.write(token, record)
                 case Log(level, text):
-                    _log.log(LEVELS[level], "%s", text)
+                    _log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
                 case _:
                     self._outbox.send(effect)
         for effect in still_due(self._outbox.release(), self._machine.outdated):
@@ -295,13 +291,15 @@ class CoordinatorService:
                 connection = self._connections.get(conn)
                 if connection is not None and not connection.native:
                     if isinstance(msg, Admitted):
-                        self._inbox.let_in(conn)
-                    connection.channel.send(coordinator_codec.encode(self._complete(msg)))
+                        self._let_in(conn, connection)
+                    elif connection.guard is not None and isinstance(msg, Refused | Evicted):
+                        connection.guard.turned_away(msg)
+                    connection.channel.send(coordinator_codec.encode(self._completed(msg)))
             case SendNative(conn, frame):
                 connection = self._connections.get(conn)
                 if connection is not None and connection.native:
                     if isinstance(frame, native_frames.Welcome):
-                        self._inbox.let_in(conn)
+                        self._let_in(conn, connection)
                     connection.channel.send(native_frames.encode(frame))
             case Close(conn):
                 connection = self._connections.get(conn)
@@ -314,22 +312,26 @@ class CoordinatorService:
             case _:
                 assert_never(effect)
 
-    def _complete(self, msg: CoordinatorMessageBody) -> CoordinatorMessageBody:
-        """Adds to a status what only the shell knows."""
+    def _let_in(self, conn: int, connection: _Connection) -> None:
+        self._inbox.let_in(conn)
+        if connection.guard is not None:
+            connection.guard.let_in(native=connection.native)
+
+    def _deny(self, peer_ids: frozenset[bytes]) -> None:
+        """Has the machine put peers out, and ends what connections they have left after that."""
+
+        def cut_off() -> None:
+            for connection in list(self._connections.values()):
+                if connection.guard is not None and connection.guard.peer_id in peer_ids:
+                    connection.channel.abort("revoked")
+
+        self._post(Denied(tuple(sorted(peer_ids))))
+        asyncio.get_running_loop().call_later(TOLD_S, cut_off)
+
+    def _completed(self, msg: CoordinatorMessageBody) -> CoordinatorMessageBody:
         if not isinstance(msg, StatusReply):
             return msg
-        document = json.loads(msg.json)
-        document["connections"] = {
-            "open": len(self._connections),
-            "half_open": self._server.half_open,
-            "accepted": self._server.accepted,
-            "dropped": sum(self._server.drops.values()),
-            "dropped_by_reason": dict(sorted(self._server.drops.items())),
-        }
-        try:
-            return StatusReply(json.dumps(document, separators=(",", ":")).encode())
-        except ValueError:
-            return msg  # it was at the limit already
+        return with_connections(msg, len(self._connections), self._server, self._security)
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -348,24 +350,30 @@ class CoordinatorService:
 
     async def _serve(self, channel: Channel, first: bytes) -> None:
         """One connection from its first frame to its end."""
+        guard: Guard | None = None
+        if self._security is not None:
+            guard = await self._security.enter(channel, first)
+            if guard is None:
+                return
+            first = guard.first
         native = native_frames.is_native(first)
         idle_s = STATUS_IDLE_S if read_first(channel, first) else None
-        limits, now_s = self._server.limits, self._clock()
-        bucket = TokenBucket(
-            burst=limits.native_burst_max if native else limits.message_burst_max,
-            rate_per_s=limits.native_rate_per_s if native else limits.message_rate_per_s,
-            now_s=now_s,
-        )
+        bucket = self._server.bucket(native=native)
         conn, self._next_conn = self._next_conn, self._next_conn + 1
-        self._connections[conn] = _Connection(channel, native)
+        self._connections[conn] = _Connection(channel, native, guard)
         self._post(ConnUp(conn, channel.remote_host))
         try:
             body: bytes | None = first
             while body is not None:
                 await self._admit(conn, bucket)
-                self._post(read(conn, channel, body, native=native))
+                event = read(conn, channel, body, native=native)
+                if guard is not None:
+                    guard.check(event, body)
+                self._post(event)
                 body = await self._next_body(channel, idle_s)
         finally:
+            if guard is not None:
+                guard.end()
             del self._connections[conn]
             self._post(ConnDown(conn))
 
@@ -374,7 +382,7 @@ class CoordinatorService:
             return await channel.receive(idle_s)
         except DeadlineExceeded:
             channel.close("idle")
-            return None
+        return None
 
     async def _admit(self, conn: int, bucket: TokenBucket) -> None:
         """Waits for room in the inbox, and holds the connection to its rate."""
@@ -384,17 +392,9 @@ class CoordinatorService:
         connection = self._connections[conn]
         wait_s = bucket.take(self._clock())
         if wait_s > 0 and not connection.native:
-            text = "it sends more messages than any peer has reason to"
-            refuse(connection.channel, "limit", text)
+            refuse(
+                connection.channel, "limit", "it sends more messages than any peer has reason to"
+            )
         while wait_s > 0:
             await asyncio.sleep(wait_s)
             wait_s = bucket.take(self._clock())
-
-
-def check_exposure(address: Address, *, insecure: bool) -> None:
-    """Raises UsageError if other machines can reach `address` and nobody has said that they may."""
-    if not insecure and not is_loopback(address.host):
-        raise UsageError(
-            f"{address} can be reached from other machines, and nothing on this port is encrypted "
-            "or authenticated; on a network you trust, say so with --insecure (insecure=True)"
-        )

@@ -59,6 +59,13 @@ def refuse(channel: Channel, code: str, text: str) -> NoReturn:
     raise RemoteError(text)
 
 
+def refuse_either(channel: Channel, body: bytes, code: str, text: str) -> NoReturn:
+    """Refuses in the protocol that `body` is of."""
+    if native_frames.is_native(body):
+        refuse_native(channel, native_frames.RefusalCode.INCARNATION, text)
+    refuse(channel, code, text)
+
+
 def _decode_message(channel: Channel, body: bytes) -> PeerMessageBody:
     try:
         return peer_codec.decode(body)
@@ -70,19 +77,19 @@ def _decode_native(channel: Channel, body: bytes) -> native_frames.Frame:
     try:
         return native_frames.decode(body)
     except RemoteError as error:
-        _refuse_native(channel, native_frames.RefusalCode.PROTOCOL, f"{error.reason}; {ADVICE}")
+        refuse_native(channel, native_frames.RefusalCode.PROTOCOL, f"{error.reason}; {ADVICE}")
 
 
 def _check_native_hello(channel: Channel, frame: native_frames.Frame) -> None:
     if not isinstance(frame, native_frames.NativeHello):
         text = f"it begins with {type(frame).__name__} instead of a native hello"
-        _refuse_native(channel, native_frames.RefusalCode.PROTOCOL, text)
+        refuse_native(channel, native_frames.RefusalCode.PROTOCOL, text)
     if frame.purpose != native_frames.Purpose.COORDINATOR:
         text = "this is a coordinator, which has neither lanes nor peers"
-        _refuse_native(channel, native_frames.RefusalCode.PURPOSE, text)
+        refuse_native(channel, native_frames.RefusalCode.PURPOSE, text)
 
 
-def _refuse_native(channel: Channel, code: int, text: str) -> NoReturn:
+def refuse_native(channel: Channel, code: int, text: str) -> NoReturn:
     short = native_text(text)
     channel.send(native_frames.encode(native_frames.RefusedFrame(code, short)))
     channel.close(short)

@@ -10,18 +10,31 @@ from typing import Any, Final
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import ConnectError, DeadlineExceeded, RemoteError
-from pccl.membership.messages import StatusReply, StatusRequest, coordinator_codec, peer_codec
+from pccl.membership.agent_security import open_for_status
+from pccl.membership.messages import (
+    Refused,
+    StatusReply,
+    StatusRequest,
+    coordinator_codec,
+    peer_codec,
+)
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.dial import dial
+from pccl.transport.join_ticket import JoinTicket
 
 AGAIN_S: Final = (0.02, 0.2)  # between two tries at a port that turned this connection away
 
 
-async def fetch_status(addresses: Sequence[Address], *, timeout_s: float) -> dict[str, Any]:
+async def fetch_status(
+    addresses: Sequence[Address], *, timeout_s: float, ticket: JoinTicket | None = None
+) -> dict[str, Any]:
     """Returns the status document of the first coordinator that accepts a connection.
 
     A coordinator with a crowd at its port may close a connection unheard; that is tried again.
+
+    Args:
+        ticket: of a secured run; asking uses nothing of it up.
 
     Raises:
         ConnectError: nobody accepted, or what did gave no answer that pccl understands.
@@ -29,10 +42,13 @@ async def fetch_status(addresses: Sequence[Address], *, timeout_s: float) -> dic
     deadline = Deadline(timeout_s)
     rng = random.Random()
     while True:
-        streams, address = await dial(
-            addresses, timeout_s=max(deadline.remaining_s(), 0.01), rng=rng, rounds_max=2
-        )
-        document = await _ask(Channel(*streams, trusted=True), address, deadline, timeout_s)
+        left_s = max(deadline.remaining_s(), 0.01)
+        if ticket is None:
+            channel, address = await dial(addresses, timeout_s=left_s, rng=rng, rounds_max=2)
+            channel.send(peer_codec.encode(StatusRequest()))
+        else:
+            channel, address = await open_for_status(addresses, ticket, timeout_s=left_s, rng=rng)
+        document = await _ask(channel, address, deadline, timeout_s)
         if document is not None:
             return document
         wait_s = rng.uniform(*AGAIN_S)
@@ -49,11 +65,12 @@ async def _ask(
 ) -> dict[str, Any] | None:
     """Returns the status; None if the connection was closed before it came."""
     try:
-        channel.send(peer_codec.encode(StatusRequest()))
         while (body := await channel.receive(deadline.remaining_s())) is not None:
             reply = coordinator_codec.decode(body)
             if isinstance(reply, StatusReply):
                 return _document(reply)
+            if isinstance(reply, Refused):
+                raise ConnectError(f"{address} does not tell its status: {reply.text}")
         return None
     except DeadlineExceeded as error:
         raise ConnectError(
@@ -66,9 +83,11 @@ async def _ask(
         channel.abort()
 
 
-def fetch_status_now(addresses: Sequence[Address], *, timeout_s: float) -> dict[str, Any]:
+def fetch_status_now(
+    addresses: Sequence[Address], *, timeout_s: float, ticket: JoinTicket | None = None
+) -> dict[str, Any]:
     """`fetch_status` for callers without an event loop."""
-    return asyncio.run(fetch_status(addresses, timeout_s=timeout_s))
+    return asyncio.run(fetch_status(addresses, timeout_s=timeout_s, ticket=ticket))
 
 
 def _document(reply: StatusReply) -> dict[str, Any]:

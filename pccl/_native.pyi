@@ -27,6 +27,7 @@ class Engine:
         spin_us: int = -1,
         host_key: int = 0,
         shared_memory: bool = True,
+        tls: tuple[bytes, bytes, bytes] | None = None,
         ucx_libraries: Sequence[str] = [],
     ) -> None:
         """Starts to listen.  `lanes=0` chooses; OSError if the port cannot be bound."""
@@ -37,6 +38,7 @@ class Engine:
     def event_fd(self) -> int:
         """Readable while `drain_events` has something to give."""
 
+    def set_tls(self, certificate_pem: bytes, key_pem: bytes, ca_pem: bytes) -> None: ...
     def drain_events(self) -> list[tuple[Any, ...]]: ...
     def admit(
         self,
@@ -274,6 +276,7 @@ def decode(codec: int, out_address: int, in_address: int, count: int) -> None:
 def count_not_finite(dtype: int, in_address: int, count: int) -> int:
     """Counts NaN and infinities; f64, f32, f16 and bf16 only."""
 
+def tls_library() -> tuple[str, str, str]: ...
 def kernels_name() -> str: ...
 def xxh3_64(data: bytes, seed: int = 0) -> int: ...
 def xxh3_128_blocks(address: int, byte_count: int, block_bytes: int) -> bytes: ...

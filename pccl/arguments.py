@@ -6,13 +6,16 @@ Every check raises UsageError, with the argument's own name, what it may be and 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from pccl.base.errors import UsageError
 from pccl.membership.messages import STRAGGLER_WAIT, Underflow
 from pccl.transport.address import Address, parse_addresses
+from pccl.transport.join_ticket import JoinTicket, parse_ticket
 
+TICKET_VARIABLE = "PCCL_TICKET"
 STRAGGLER_S_MIN = 0.1  # what is shorter is no stall, but how a busy machine works
 
 
@@ -60,6 +63,31 @@ def check_addresses(address: Any) -> tuple[Address, ...]:
             f"address must be a text like '10.0.0.7:48148', or a list of such, not {address!r}"
         )
     return parse_addresses(",".join(address))
+
+
+def find_ticket(ticket: Any) -> JoinTicket | None:
+    """Returns the join ticket given, or that of the environment; None for "" or neither."""
+    if ticket is None:
+        ticket = os.environ.get(TICKET_VARIABLE, "")
+    if not isinstance(ticket, str):
+        raise UsageError("ticket must be the text that `pccl ca ticket` printed")
+    return parse_ticket(ticket) if ticket else None
+
+
+def addresses_of(address: Any, ticket: JoinTicket | None) -> tuple[Address, ...]:
+    """Returns where coordinators are: as the program says, else as the ticket does."""
+    if address is not None:
+        return check_addresses(address)
+    if ticket is None:
+        raise UsageError(
+            f"give the coordinator's address, or a join ticket (ticket=..., or {TICKET_VARIABLE})"
+        )
+    if not ticket.addresses:
+        raise UsageError(
+            "this ticket names no coordinator: give its address, too, or make tickets by "
+            "`pccl ca ticket --endpoint HOST:PORT`"
+        )
+    return ticket.addresses
 
 
 def parse_underflow(policy: Any) -> int:

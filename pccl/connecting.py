@@ -12,15 +12,16 @@ import ipaddress
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypedDict
 
 from pccl.arguments import (
-    check_addresses,
+    addresses_of,
     check_number,
     check_seconds,
     check_text,
+    find_ticket,
     optional_number,
     optional_seconds,
     parse_straggler,
@@ -32,6 +33,7 @@ from pccl.communicator import Communicator
 from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
+from pccl.membership.agent_security import Credentials
 from pccl.membership.messages import GROUP_MAX, SEAT_MAX
 from pccl.outcome import Peer
 from pccl.session import WAIT_QUIET_S, Session
@@ -46,6 +48,10 @@ from pccl.transport.address import (
 )
 from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_api import EngineLike
+from pccl.transport.join_ticket import JoinTicket
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _log = get_logger("face")
 STEP_TIMEOUT_S = 300.0
@@ -55,8 +61,9 @@ MIN_WORLD_MAX = 1024  # as many as a coordinator admits
 
 
 def connect(
-    address: str | Sequence[str],
+    address: str | Sequence[str] | None = None,
     *,
+    ticket: str | None = None,
     min_world: int | None = None,
     on_underflow: Literal["wait", "alone", "raise"] | None = None,
     straggler: Literal["wait"] | float | None = None,
@@ -66,13 +73,14 @@ def connect(
     timeout_s: float = 60.0,
     listen: str | None = None,
     advertise: str | None = None,
+    reachable: bool = True,
     lanes: int = 0,
     insecure: bool = False,
     identity: str | os.PathLike[str] | None = None,
     step_timeout_s: float = STEP_TIMEOUT_S,
     coordinator_grace_s: float | None = None,
     spin_us: int = -1,
-    shared_memory: bool = True,
+    shared_memory: bool | None = None,
     transport: Literal["tcp", "ucx"] = "tcp",
     state: SharedState | None = None,
     checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
@@ -81,10 +89,10 @@ def connect(
 
     Args:
         address: host:port of the coordinator; IPv6 in brackets; several, with commas: in turn.
+        ticket: of a secured run (`pccl ca ticket`); it has an address, too.  None: PCCL_TICKET.
         min_world: steps run only while at least that many members are in; alike on all peers;
             here and below None leaves it to the others.  Fixed from the first view on.
-        on_underflow: while fewer are in, steps wait for more, run all the same after a first view
-            that was large enough, or raise WorldTooSmall; alike on all peers, too.
+        on_underflow: else steps wait, run after a large enough first view, or raise; alike, too.
         straggler: "wait", or seconds (0.1 on) after which others exclude who is slow; alike, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
         seat: members are ranked by seat, others after them as they came; for a fixed world.
@@ -92,15 +100,15 @@ def connect(
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process; None: as towards the coordinator.
         advertise: host or host:port under which peers reach it, if that differs (NAT).
+        reachable: False where no peer can dial it, as behind NAT; two such meet at a third peer.
         lanes: connections per pair of peers; 0 chooses.
         insecure: allows an unencrypted listener that other machines can reach.
         identity: file that keeps this peer's key; None makes a new identity.
         step_timeout_s: default of `Communicator.step` and `all_reduce`.
         coordinator_grace_s: how long to go on without a coordinator while no step gets done.
-        spin_us: how long a waiting call polls before it sleeps, 0 to a second; -1 chooses.
-        shared_memory: large payloads between one user's processes on a machine go through memory.
-        transport: what lanes are made of; "ucx" also goes by RDMA where libucp finds it.  With a
-            peer that chose otherwise lanes are TCP, and a warning says so.
+        spin_us: how long a waiting call polls before it sleeps; -1 chooses.
+        shared_memory: large payloads within a machine go through memory; None: if not secured.
+        transport: "ucx": lanes go through libucp, by RDMA where there is; not in a secured run.
         state: what all members hold alike; brought up to date before this peer's first step.
         checkpoint_dir: a local folder for checkpoints of `state`, or Checkpoints.
 
@@ -108,25 +116,71 @@ def connect(
         UsageError: an argument is not as described.
         ConnectError: no coordinator in time, or it will not have this process; says what to do.
     """
-    step_timeout_s = check_seconds("step_timeout_s", step_timeout_s)
-    drain_s = optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
-    checkpoints = check_state(state, checkpoint_dir)
-    wires = _Transport.parse(listen, advertise, insecure, lanes, spin_us, shared_memory, transport)
+    waits = _waits(step_timeout_s, drain_on_sigterm_s)
+    kept = state, check_state(state, checkpoint_dir)
+    joining = find_ticket(ticket)
+    where = _Where.parse(listen, advertise, reachable)
+    wires = _Transport.parse(where, insecure, lanes, spin_us, shared_memory, transport, joining)
     config = AgentConfig(
-        addresses=check_addresses(address),
-        host_key=this_host_key(),
-        min_world=optional_number("min_world", min_world, 1, MIN_WORLD_MAX),
-        group=check_number("peer_group", peer_group, 0, GROUP_MAX),
-        seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
-        on_underflow=parse_underflow(on_underflow),
-        straggler_s=parse_straggler(straggler),
-        connect_timeout_s=check_seconds("timeout_s", timeout_s),
-        coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
-        peer_id=bytes(peer_id_of(load_or_make_key(identity))),  # last: it may make a file
+        addresses=addresses_of(address, joining),
+        **_rules(min_world, on_underflow, straggler, peer_group, seat),
+        **_patience(timeout_s, coordinator_grace_s),
+        **_who(load_or_make_key(identity), joining),  # last: it may make a file
     )
     agent = MemberAgent(config, partial(_make_engine, wires, config))
-    admitted = admit(agent, config, step_timeout_s=step_timeout_s, drain_on_sigterm_s=drain_s)
-    return _with_state(admitted, state, checkpoints)
+    return _with_state(admit(agent, config, *waits), *kept)
+
+
+def _waits(step_timeout_s: float, drain_on_sigterm_s: float | None) -> tuple[float, float | None]:
+    step_s = check_seconds("step_timeout_s", step_timeout_s)
+    return step_s, optional_seconds("drain_on_sigterm_s", drain_on_sigterm_s)
+
+
+class _Rules(TypedDict):
+    min_world: int
+    on_underflow: int
+    straggler_s: float
+    group: int
+    seat: int
+
+
+def _rules(
+    min_world: int | None,
+    on_underflow: str | None,
+    straggler: str | float | None,
+    peer_group: int,
+    seat: int | None,
+) -> _Rules:
+    return _Rules(
+        min_world=optional_number("min_world", min_world, 1, MIN_WORLD_MAX),
+        on_underflow=parse_underflow(on_underflow),
+        straggler_s=parse_straggler(straggler),
+        group=check_number("peer_group", peer_group, 0, GROUP_MAX),
+        seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
+    )
+
+
+class _Patience(TypedDict):
+    connect_timeout_s: float
+    coordinator_grace_s: float | None
+
+
+def _patience(timeout_s: float, coordinator_grace_s: float | None) -> _Patience:
+    return _Patience(
+        connect_timeout_s=check_seconds("timeout_s", timeout_s),
+        coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
+    )
+
+
+class _Who(TypedDict):
+    host_key: int
+    peer_id: bytes
+    credentials: Credentials | None
+
+
+def _who(key: Ed25519PrivateKey, ticket: JoinTicket | None) -> _Who:
+    credentials = None if ticket is None else Credentials(ticket, key)
+    return _Who(host_key=this_host_key(), peer_id=bytes(peer_id_of(key)), credentials=credentials)
 
 
 def _with_state(
@@ -139,7 +193,6 @@ def _with_state(
 def admit(
     agent: MemberAgent,
     config: AgentConfig,
-    *,
     step_timeout_s: float,
     drain_on_sigterm_s: float | None = None,
 ) -> Communicator:
@@ -178,50 +231,69 @@ def admit(
 
 
 @dataclass(frozen=True, slots=True)
+class _Where:
+    """Where peers find this process, as far as the program says."""
+
+    at: Address | None  # None: the address used towards the coordinator
+    advertised: Address | None
+    reachable: bool
+
+    @classmethod
+    def parse(cls, listen: str | None, advertise: str | None, reachable: bool) -> Self:
+        if advertise is not None and not reachable:
+            raise UsageError(
+                "advertise= says where peers reach this process, reachable=False that they "
+                "cannot; give one of them"
+            )
+        at = advertised = None
+        if listen is not None:
+            at = _literal(parse_address(check_text("listen", listen), port_min=0))
+        if advertise is not None:
+            advertised = _parse_advertise(check_text("advertise", advertise))
+        return cls(at, advertised, bool(reachable))
+
+
+@dataclass(frozen=True, slots=True)
 class _Transport:
     """How this process talks with its peers, as far as the program says."""
 
-    at: Address | None  # where they reach it; None: the address used towards the coordinator
-    advertised: Address | None
+    where: _Where
     insecure: bool
     lanes: int
     spin_us: int
-    shared_memory: bool
+    shared_memory: bool | None  # None: unless the run is secured
     ucx: bool
 
     @classmethod
     def parse(
         cls,
-        listen: str | None,
-        advertise: str | None,
+        where: _Where,
         insecure: bool,
         lanes: int,
         spin_us: int,
-        shared_memory: bool,
+        shared_memory: bool | None,
         transport: str,
+        joining: JoinTicket | None,
     ) -> Self:
-        if transport not in ("tcp", "ucx"):
-            raise UsageError(f"transport must be 'tcp' or 'ucx', not {transport!r}")
-        at = None
-        if listen is not None:
-            at = _literal(parse_address(check_text("listen", listen), port_min=0))
-            _require_allowed(at.host, insecure)
+        insecure = insecure or joining is not None
+        if where.at is not None:
+            _require_allowed(where.at.host, insecure)
         return cls(
-            at=at,
-            advertised=(
-                None if advertise is None else _parse_advertise(check_text("advertise", advertise))
-            ),
+            where=where,
             insecure=insecure,
             lanes=check_number("lanes", lanes, 0, LANES_MAX),  # 0: automatic
             spin_us=check_number("spin_us", spin_us, -1, SPIN_US_MAX),
-            shared_memory=bool(shared_memory),
-            ucx=transport == "ucx",
+            shared_memory=None if shared_memory is None else bool(shared_memory),
+            ucx=_wants_ucx(transport, joining),
         )
 
 
 def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) -> Seat:
-    at = transport.at or Address(local_host, 0)
+    where = transport.where
+    at = where.at or Address(local_host, 0)
     _require_allowed(at.host, transport.insecure)
+    material = None if config.credentials is None else config.credentials.material
+    by_memory = material is None if transport.shared_memory is None else transport.shared_memory
     engine = Engine(
         peer_id=config.peer_id,
         listen_host=at.host,
@@ -229,10 +301,12 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         lanes=transport.lanes,
         spin_us=transport.spin_us,
         host_key=config.host_key,
-        shared_memory=transport.shared_memory,
+        shared_memory=by_memory,
+        tls=material,
         ucx=transport.ucx,
     )
-    return seat_of(engine, at.host, transport.advertised)
+    seat = seat_of(engine, at.host, where.advertised) if where.reachable else Seat(engine, "", 0)
+    return replace(seat, renewed=engine.set_tls)
 
 
 def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:
@@ -269,12 +343,23 @@ def _refusal(agent: MemberAgent, config: AgentConfig) -> BaseException:
             return error
 
 
+def _wants_ucx(transport: str, ticket: JoinTicket | None) -> bool:
+    if transport not in ("tcp", "ucx"):
+        raise UsageError(f"transport must be 'tcp' or 'ucx', not {transport!r}")
+    if transport == "ucx" and ticket is not None:
+        raise UsageError(
+            "the run is secured, and UCX neither encrypts nor authenticates what it carries: join "
+            "it without transport='ucx', or use UCX in a run without tickets on a network you trust"
+        )
+    return transport == "ucx"
+
+
 def _require_allowed(host: str, insecure: bool) -> None:
     if not insecure and not is_loopback(host):
         raise UsageError(
             f"this process would listen on {host} without encryption, where other machines can "
-            "reach it; pass insecure=True on a network you trust, or listen='127.0.0.1:0' for "
-            "peers on this machine only"
+            "reach it; join a secured run (ticket=...), pass insecure=True on a network you trust, "
+            "or listen='127.0.0.1:0' for peers on this machine only"
         )
 
 

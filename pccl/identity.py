@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pccl.base.errors import UsageError
-from pccl.base.ids import ID_BYTES
 from pccl.outcome import Peer
+from pccl.transport.identity import peer_id_of_raw
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,7 +49,7 @@ def load_or_make_key(path: str | os.PathLike[str] | None) -> Ed25519PrivateKey:
 
 def peer_id_of(key: Ed25519PrivateKey) -> Peer:
     """Returns the first 16 bytes of SHA-256 over the raw public key."""
-    return Peer(hashlib.sha256(key.public_key().public_bytes_raw()).digest()[:ID_BYTES])
+    return Peer(peer_id_of_raw(key.public_key().public_bytes_raw()))
 
 
 def this_host_key() -> int:

@@ -166,7 +166,9 @@ class Step(StepCollectives):
             tag: names the operation within the step; None numbers operations in program order.
             weight: of this peer's contribution to an avg; finite, not negative.
             out: where the result goes; None reduces in place.  Shape and dtype as `array`.
-            deterministic: adds contributions in rank order, so that runs can be repeated exactly.
+            deterministic: adds contributions in rank order, so that runs of as many members can be
+                repeated exactly, on other machines too; with algorithm="ring" in the ring's order,
+                which begins with another rank for each of its shards.
             algorithm: auto, exchange, direct or ring; alike on all members.
             codec: int8, int4, fp8 or a Codec quantises what travels, of sums and averages of
                 floating-point numbers; alike on all members.  Each result is rounded twice however
@@ -175,10 +177,11 @@ class Step(StepCollectives):
                 anything without other members.
             nonfinite: what becomes of a contribution that holds NaN or infinities.  "ignore":
                 nobody looks.  "allow": they are counted (`Communicator.nonfinite`).  "raise":
-                counted, and the step ends with DeadlineExceeded on all members, naming this peer;
-                what is posted later in the block goes nowhere.  "drop_contributor": counted, and a
-                sum or avg is made as if this member had contributed zeros with weight 0; if all do
-                so, a sum is 0 and an avg NaN.  A member alone keeps what it has.
+                counted, and the step ends with NonFiniteContribution on all members at once, naming
+                this peer; what is posted later in the block goes nowhere.  "drop_contributor":
+                counted, and a sum or avg is made as if this member had contributed zeros with
+                weight 0; if all do so, a sum is 0 and an avg NaN.  A member alone keeps what it
+                has.
 
         Returns:
             A Work whose result may be read when the block has ended.
@@ -242,7 +245,7 @@ def post_all_reduce(ticket: Ticket, work: CheckedAllReduce, tag: int, last: bool
     if found:
         ticket.session.count_nonfinite(found, policy)
         if policy is NonFinite.RAISE:
-            ticket.doom(
+            ticket.refuse_nonfinite(
                 f"its contribution of tag {tag} holds {found} NaN or infinite elements of "
                 f"{work.source.count}"
             )

@@ -19,6 +19,7 @@ from pccl.base.errors import (
     DescriptorMismatch,
     Excluded,
     Left,
+    NonFiniteContribution,
     OutcomeUnknown,
     PcclError,
     StepFailed,
@@ -169,14 +170,18 @@ class Ticket:
         """Asks the members to fail the step; nothing more is posted here, and it is not sealed."""
         self._deadline = Deadline(self.timeout_s)
         self.sealed = True
-        self.doom(reason)
+        self._doom(SuspectCode.DEADLINE, f"given up on peer {self.session.peer_id}: {reason}")
 
-    def doom(self, reason: str) -> None:
-        """As `give_up`, but the block may go on: what it posts goes nowhere, until its end."""
+    def refuse_nonfinite(self, what: str) -> None:
+        """Has all members fail the step with NonFiniteContribution; the block may go on, but what
+        it posts goes nowhere, until its end."""
+        self._doom(SuspectCode.NONFINITE, f"peer {self.session.peer_id}: {what}")
+
+    def _doom(self, code: SuspectCode, text: str) -> None:
         self._doomed = True
         self._proposed = True
-        text = f"given up on peer {self.session.peer_id}: {reason}"[:TEXT_CHARACTERS_MAX]
-        self.session.engine.propose_failure(self.begun.step, int(SuspectCode.DEADLINE), text)
+        text = text[:TEXT_CHARACTERS_MAX]
+        self.session.engine.propose_failure(self.begun.step, int(code), text)
 
     # ---- any thread
 
@@ -315,6 +320,8 @@ def failure_of(code: int, text: str, step: int) -> PcclError:
             return WorldTooSmall(text, step=step)
         case SuspectCode.VIEW_CHANGED:
             return ViewChanged(text, step=step)
+        case SuspectCode.NONFINITE:
+            return NonFiniteContribution(f"step {step}: {text}")
         case SuspectCode.EXCLUDED:
             return Excluded(text, step=step)
         case engine_api.STEP_LEFT_CODE:

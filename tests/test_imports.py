@@ -34,6 +34,7 @@ SHELLS = (
     "pccl.transport.engine",
     "pccl.transport.probe",
     "pccl.transport.server",
+    "pccl.transport.tls*",
     "pccl.membership",
     "pccl.membership.agent*",
     "pccl.membership.journal*",

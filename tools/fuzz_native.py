@@ -33,7 +33,8 @@ SHARES = {
     "codec": 0.05,
     "control_frames": 0.73,
     "framed_socket": 0.06,
-    "handshake": 0.10,
+    "handshake": 0.09,
+    "tls": 0.01,
 }
 BYTES_MAX = {
     "codec": 600,
@@ -42,6 +43,7 @@ BYTES_MAX = {
     "handshake": 400,
     "lane": 600,
     "outcome": 300,
+    "tls": 400,
 }
 HELLO_RUN_ID, HELLO_SECRET = slice(4, 20), slice(44, 60)
 

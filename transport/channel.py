@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 
 from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded
 from pccl.transport.framing import Framer, frame
+from pccl.transport.tls_session import TlsSession
 
 READ_BYTES = 1 << 16
 UNACKNOWLEDGED_MS_MAX = 10_000  # as the engine's sockets have it
@@ -31,12 +33,20 @@ class Channel:
         *,
         limits: ControlLimits | None = None,
         trusted: bool = False,
+        tls: TlsSession | None = None,
+        own_certificate: bytes = b"",
+        said: bytes = b"",
     ) -> None:
         """Takes over the streams.
 
         Args:
             trusted: the other end was chosen by this one (it dialled), so that its first frame may
                 be as long as any.
+            tls: seals what is sent and opens what is received, its handshake being done; None:
+                neither.  This end showed `own_certificate` in it, and `said` came behind it.
+
+        Raises:
+            RemoteError: it is not the TLS of a run; the streams are the caller's to close.
         """
         self._limits = limits or ControlLimits()
         first = self._limits.frame_bytes_max if trusted else self._limits.first_frame_bytes_max
@@ -47,6 +57,9 @@ class Channel:
         self._writer = writer
         self._closed = False
         self.close_reason = ""
+        self._tls = tls
+        self.secured = None if tls is None else tls.proved(own_certificate)
+        self._framer.feed(said)
         _keep_alive(writer)
 
     @property
@@ -76,6 +89,8 @@ class Channel:
         if self._closed or self._writer.is_closing():
             return False
         data = frame(body, frame_bytes_max=self._limits.frame_bytes_max)
+        if self._tls is not None:
+            data = self._tls.seal(data)
         queued = self._writer.transport.get_write_buffer_size()
         if queued + len(data) > self._limits.write_queue_bytes_max:
             self.abort(f"{queued} bytes wait to be read by the other end")
@@ -105,11 +120,27 @@ class Channel:
                 data = await self._reader.read(READ_BYTES)
             except OSError:
                 data = b""
+            if data and self._tls is not None:
+                data = self._opened(self._tls, data)
+                if not data and not self._tls.ended:
+                    continue
             if not data:
                 self.abort("the other end closed the connection")
                 return None
             self._framer.feed(data)
         return None
+
+    def _opened(self, tls: TlsSession, sealed: bytes) -> bytes:
+        """Returns what is in a part of the stream; ends the connection if it was tampered with, or
+        if the other end says that it will not have this one."""
+        try:
+            opened = tls.feed(sealed)
+        except ssl.SSLError as error:
+            self.abort(f"the connection's TLS broke: {error.reason or error}")
+            return b""
+        if more := tls.take():  # keys are renewed now and then
+            self._writer.write(more)
+        return opened
 
     def close(self, reason: str = "") -> None:
         """Ends the connection after what is queued has been sent; does not wait for that, and gives
@@ -117,6 +148,8 @@ class Channel:
         if not self._closed:
             self._closed, self.close_reason = True, reason
             transport = self._writer.transport
+            if self._tls is not None and not transport.is_closing():
+                self._writer.write(self._tls.goodbye())
             if transport.get_write_buffer_size() > 0:
                 asyncio.get_running_loop().call_later(CLOSE_LINGER_S, transport.abort)
             self._writer.close()

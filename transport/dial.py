@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pccl.base.clock import Clock, Deadline, system_clock
-from pccl.base.errors import ConnectError
+from pccl.base.errors import ConnectError, RemoteError
 from pccl.transport.address import Address
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+from pccl.transport.channel import Channel
+from pccl.transport.tls import Secured
+from pccl.transport.tls_session import TlsSession, handshake
 
 ATTEMPT_TIMEOUT_S = 3.0  # a SYN lost twice; the next address may be better
 STREAM_BUFFER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """How to dial in a secured run: with this context, and content with who answers if `check`
+    raises no RemoteError."""
+
+    context: ssl.SSLContext
+    check: Callable[[Secured], None]
 
 
 class Backoff:
@@ -50,12 +61,17 @@ async def dial(
     clock: Clock = system_clock,
     rounds_max: int | None = None,
     on_failure: Callable[[str], None] | None = None,
-) -> tuple[Streams, Address]:
+    tls: ClientTls | None = None,
+) -> tuple[Channel, Address]:
     """Connects to the first of `addresses` that accepts, going round until `timeout_s` is over.
+
+    The channel takes frames of any length from the first on: this end has chosen the other.
 
     Args:
         rounds_max: give up after so many attempts per address; None tries until the deadline.
         on_failure: told the reason after every round in which no address answered.
+        tls: who answers without TLS, or with a certificate that this does not like, does not count
+            as answering.
 
     Raises:
         ConnectError: nobody accepted in time; the text has the last reason for each address.
@@ -66,8 +82,8 @@ async def dial(
         reasons = []
         for address in addresses:
             try:
-                return await _attempt(address, deadline), address
-            except (OSError, TimeoutError) as error:
+                return await _attempt(address, deadline, tls), address
+            except (OSError, TimeoutError, RemoteError) as error:
                 reasons.append(f"{address}: {explain(error)}")
         summary = "; ".join(reasons)
         if on_failure is not None:
@@ -108,6 +124,10 @@ def explain(error: BaseException) -> str:
             return "connection refused"
         case TimeoutError():
             return "no answer"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not one of this run ({error.verify_message})"
+        case ssl.SSLError():
+            return f"no TLS as this run has it ({error.reason or error.strerror})"
         case socket.gaierror():
             return "unknown host name"
         case ConnectionResetError():
@@ -118,17 +138,30 @@ def explain(error: BaseException) -> str:
             return str(error) or type(error).__name__
 
 
-async def _attempt(address: Address, deadline: Deadline) -> Streams:
+async def _attempt(address: Address, deadline: Deadline, tls: ClientTls | None) -> Channel:
     async with asyncio.timeout(min(ATTEMPT_TIMEOUT_S, deadline.remaining_s())):
         reader, writer = await asyncio.open_connection(
             address.host, address.port, limit=STREAM_BUFFER_BYTES
         )
-    connection = writer.get_extra_info("socket")
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if connection.getsockname() == connection.getpeername():
-            # Linux connects a socket to itself when it draws the very port it dials.
+        try:
+            connection = writer.get_extra_info("socket")
+            if connection is not None and connection.getsockname() == connection.getpeername():
+                # Linux connects a socket to itself when it draws the very port it dials.
+                raise ConnectionRefusedError("nobody listens there")
+            if tls is None:
+                return Channel(reader, writer, trusted=True)
+            return await _secure(reader, writer, tls)
+        except BaseException:
             writer.transport.abort()
-            raise ConnectionRefusedError("nobody listens there")
-    return reader, writer
+            raise
+
+
+async def _secure(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ClientTls
+) -> Channel:
+    session = TlsSession(tls.context, server_side=False)
+    said = await handshake(reader, writer, session, dials=True)
+    channel = Channel(reader, writer, trusted=True, tls=session, said=said)
+    assert channel.secured is not None
+    tls.check(channel.secured)
+    return channel

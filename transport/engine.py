@@ -32,7 +32,6 @@ from pccl.base.errors import (
     UsageError,
     WorldTooSmall,
 )
-from pccl.base.log import get_logger
 from pccl.transport.engine_api import (
     RUNS,
     BegunStep,
@@ -43,10 +42,10 @@ from pccl.transport.engine_api import (
 )
 from pccl.transport.engine_events import EngineEvent, StreamOpened, parse_event
 from pccl.transport.engine_letters import LetterCalls
+from pccl.transport.engine_tls import parts, tls_arguments
+from pccl.transport.identity import TlsMaterial
 from pccl.transport.native_core import load_native
-from pccl.transport.ucx import MISSING, libraries
-
-_log = get_logger("transport")
+from pccl.transport.ucx import Wire, libraries, refusal
 
 
 class _Gone:
@@ -71,9 +70,13 @@ class Engine(LetterCalls):
     until `close`.  Memory passed to `post_...` must live until the step is released or the
     engine is closed.
 
+    Args:
+        tls: what this peer proves itself by; None: the run is not secured.
+
     Raises:
         ConnectError: the port cannot be bound; with `ucx`, there is no libucp that can be used.
         ImportError: the native core is not built.
+        UsageError: `tls` is given, and the native core has no TLS.
     """
 
     def __init__(
@@ -88,11 +91,13 @@ class Engine(LetterCalls):
         shared_memory: bool = True,
         ucx: bool = False,
         native: Any = None,
+        tls: TlsMaterial | None = None,
     ) -> None:
         self.leaving = False
-        self.wire = ""  # what UCX moves lanes' bytes by, once it has chosen
+        self.wire = Wire()
         module: Any = load_native() if native is None else native
         self._error_type: type[Exception] = module.EngineError
+        secured: dict[str, Any] = tls_arguments(module, tls)
         try:
             self._native: Any = module.Engine(
                 peer_id=peer_id,
@@ -103,9 +108,10 @@ class Engine(LetterCalls):
                 host_key=host_key,
                 shared_memory=shared_memory,
                 ucx_libraries=libraries(os.environ, sys.prefix) if ucx else [],
+                **secured,
             )
         except self._error_type as error:
-            raise ConnectError(f"{MISSING} (tried: {error.args[-1]})") from error
+            raise refusal(*error.args) or self._mapped(error, deciding=False) from error
         except OSError as error:
             raise ConnectError(
                 f"cannot listen on {listen_host} port {listen_port}: {_reason(error)}; "
@@ -118,30 +124,17 @@ class Engine(LetterCalls):
     def port(self) -> int:
         return self._port
 
+    def set_tls(self, tls: TlsMaterial) -> None:
+        """Takes a renewed certificate; connections that are up go on."""
+        if hasattr(self._native, "set_tls"):
+            self._call(self._native.set_tls, *parts(tls))
+
     @property
     def event_fd(self) -> int:
         return int(self._native.event_fd)
 
     def drain_events(self) -> Sequence[EngineEvent | StreamOpened]:
-        raw_events = self._native.drain_events()
-        for raw in raw_events:
-            if raw[0] == "wire":
-                self._hear_of_wire(raw[1], raw[2])
-        return [parse_event(raw) for raw in raw_events if raw[0] != "wire"]
-
-    def _hear_of_wire(self, transports: str, rdma: bool) -> None:
-        if not transports:
-            _log.warning("another peer's transport is not 'ucx': lanes to it stay on TCP")
-            return
-        first, self.wire = not self.wire, transports
-        if rdma:
-            _log.info("UCX moves the lanes' bytes by %s", transports)
-        elif first:
-            _log.warning(
-                "transport='ucx', but UCX found no RDMA and moves the lanes' bytes by %s; see "
-                "UCX_TLS, UCX_NET_DEVICES, and whether this libucp was built with verbs",
-                transports,
-            )
+        return [self.wire.note(parse_event(raw)) for raw in self._native.drain_events()]
 
     def admit(
         self,

@@ -57,6 +57,7 @@ class RefusalCode(IntEnum):
     PURPOSE = 6
     UNREACHABLE = 7
     GENERATION = 8  # a coordinator on an old copy of its journal; for now
+    SECURITY = 9  # one side is of a secured run, the other is not, or cannot prove its name
 
 
 class Waiting(IntEnum):
@@ -88,6 +89,7 @@ class SuspectCode(IntEnum):
     UNDERFLOW = 6
     EXCLUDED = 7
     VIEW_CHANGED = 9  # 8 is the native core's own, for a program that has left
+    NONFINITE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,7 @@ class UnknownVersion(RemoteError):
 
 
 _FLAGS = unsigned("B", 0, 15)
-_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED))
+_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED, SuspectCode.NONFINITE))
 
 
 def _write_open_step(value: OpenStep) -> bytes:
@@ -286,7 +288,7 @@ def _read_open_step(reader: Reader) -> OpenStep:
 _OPEN_STEP = Kind(_write_open_step, _read_open_step)
 _IDS, _STEPS, _OPEN_STEPS = list_of(ID), list_of(U64), list_of(_OPEN_STEP)
 _WAITS = list_of(struct_of(WaitOn, ID, unsigned("B", 1, 4)))
-_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, 9)))
+_FAILED = list_of(struct_of(FailedStep, U64, unsigned("B", 0, max(SuspectCode))))
 _ROUTES = list_of(struct_of(Route, ID, ID))
 _WAITING = unsigned("B", 0, 3)
 
@@ -294,7 +296,7 @@ _WAITING = unsigned("B", 0, 3)
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
     (1, NativeHello, (unsigned("B", 0, max(Purpose)), ID, ID, U64, ID, U32, U64, U32)),
     (2, Welcome, (U64,)),
-    (3, RefusedFrame, (unsigned("B", 1, 8), TEXT)),
+    (3, RefusedFrame, (unsigned("B", 1, 9), TEXT)),
     (4, Heartbeat, (U64, U32, U64, U64, U64, U32, U32, U64, _WAITING, _WAITS, _IDS, _IDS)),
     (5, Pong, (U64, U32)),
     (6, Flush, (U64, U32)),

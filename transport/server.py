@@ -9,6 +9,9 @@ nothing.  So when all places of those who have not spoken are taken, the newest 
 one that has spoken already gets the place of whoever has been silent for longest.  What cannot be a
 frame is closed before anything is spent on it.
 
+A secured listener gives each connection to its `TlsDoor` first.  There everybody can speak, so a
+newcomer gets the place of the connection that has waited longest at the address with the most.
+
 Invariant: at most `half_open_max` connections have not sent their first frame, at most
 `connections_max` exist, and no task outlives `close`.
 """
@@ -29,32 +32,14 @@ from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.doors import Doors
 from pccl.transport.framing import Framer
+from pccl.transport.handshake_pace import address_group
+from pccl.transport.tls_door import BadHandshake, NotTls, TlsDoor, open_streams
+from pccl.transport.token_bucket import TokenBucket
 
 MISFITS_LOGGED_PER_S = 10.0  # a flood of them must not become a flood of lines
-STREAM_BUFFER_BYTES = 1 << 16
 _log = get_logger("transport")
 
 Serve = Callable[[Channel, bytes], Awaitable[None]]
-
-
-class TokenBucket:
-    """Grants `burst` at once and `rate_per_s` in the long run.  Pure: told the time."""
-
-    def __init__(self, *, burst: float, rate_per_s: float, now_s: float) -> None:
-        self._burst = burst
-        self._rate_per_s = rate_per_s
-        self._tokens = burst
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> float:
-        """Takes one token; returns 0, or the seconds until there will be one (and takes none)."""
-        elapsed_s = max(0.0, now_s - self._at_s)
-        self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate_per_s)
-        self._at_s = now_s
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self._rate_per_s
 
 
 class FrameServer:
@@ -72,6 +57,7 @@ class FrameServer:
         limits: ControlLimits | None = None,
         clock: Clock = system_clock,
         on_misfit: Callable[[], None] = lambda: None,
+        tls: TlsDoor | None = None,
     ) -> None:
         self.limits = limits or ControlLimits()
         self.clock = clock
@@ -79,6 +65,8 @@ class FrameServer:
         self.accepted = 0
         self._serve = serve
         self._on_misfit = on_misfit
+        self._tls = tls
+        self._hosts: dict[asyncio.Task[None], str] = {}  # of those that are half open, if secured
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
         self._half_open: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
@@ -90,6 +78,15 @@ class FrameServer:
     def half_open(self) -> int:
         """Connections that have not yet said who they are."""
         return len(self._half_open)
+
+    def bucket(self, *, native: bool) -> TokenBucket:
+        """Returns what holds a new connection to its rate of messages."""
+        limits, now_s = self.limits, self.clock()
+        if native:
+            burst, rate_per_s = limits.native_burst_max, limits.native_rate_per_s
+        else:
+            burst, rate_per_s = limits.message_burst_max, limits.message_rate_per_s
+        return TokenBucket(burst=burst, rate_per_s=rate_per_s, now_s=now_s)
 
     async def listen(self, address: Address) -> Address:
         """Binds and begins to accept; returns the address with the port it got.
@@ -123,6 +120,8 @@ class FrameServer:
             return False
         task = asyncio.get_running_loop().create_task(self._run(connection))
         self._tasks.add(task)
+        if self._tls is not None:
+            self._hosts[task] = address_group(_remote_host(connection))
         self._half_open[task] = said is not None
         task.add_done_callback(self._forget)
         return True
@@ -131,7 +130,8 @@ class FrameServer:
         if said == b"":
             self.drops["left"] += 1
             return False
-        if said is not None and (wrong := self._not_a_frame(said)) is not None:
+        plain = self._tls is None
+        if plain and said is not None and (wrong := self._not_a_frame(said)) is not None:
             self._drop(_remote(connection), "protocol", wrong)
             return False
         if len(self._tasks) >= self.limits.connections_max:
@@ -139,6 +139,8 @@ class FrameServer:
             return False
         if len(self._half_open) >= self.limits.half_open_max:
             self.drops["half_open"] += 1
+            if not plain:
+                return self._end_the_oldest_of_most()
             return said is not None and self._end_the_longest_silence()
         return True
 
@@ -160,13 +162,23 @@ class FrameServer:
                 return True
         return False
 
+    def _end_the_oldest_of_most(self) -> bool:
+        counts = Counter(self._hosts[task] for task in self._half_open)
+        fullest = max(counts.values())
+        victim = next(t for t in self._half_open if counts[self._hosts[t]] == fullest)
+        del self._half_open[victim]
+        victim.cancel()
+        return True
+
     # ------------------------------------------------------------------ one connection
 
     async def _run(self, connection: socket.socket) -> None:
         remote = _remote(connection)
         try:
-            channel = Channel(*await _streams(connection), limits=self.limits)
+            channel = await self._open(connection, remote)
         except (OSError, asyncio.CancelledError):
+            channel = None
+        if channel is None:
             connection.close()
             return
         try:
@@ -190,16 +202,35 @@ class FrameServer:
         finally:
             channel.close()
 
+    async def _open(self, connection: socket.socket, remote: str) -> Channel | None:
+        """Returns the channel; None, and counted, if it did not come to one."""
+        if self._tls is None:
+            return Channel(*await open_streams(connection), limits=self.limits)
+        host = _remote_host(connection)
+        try:
+            return await self._tls.open(connection, host, self.limits, self.clock)
+        except NotTls as error:
+            self._drop(remote, "plaintext", error.reason)
+        except BadHandshake as error:
+            self._drop(remote, "handshake", error.reason)
+        except DeadlineExceeded as error:
+            self._drop(remote, "silent", str(error))
+        except RemoteError as error:
+            self._drop(remote, "certificate", error.reason)
+        return None
+
     async def _first_frame(self, channel: Channel) -> bytes | None:
         first = await channel.receive(self.limits.first_frame_timeout_s)
         task = asyncio.current_task()
         assert task is not None
         self._half_open.pop(task, None)
+        self._hosts.pop(task, None)
         return first
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._half_open.pop(task, None)
+        self._hosts.pop(task, None)
 
     def _drop(self, remote: str, reason: str, text: str) -> None:
         self.drops[reason] += 1
@@ -208,14 +239,12 @@ class FrameServer:
             _log.info("dropped the connection from %s: %s", remote, text)
 
 
-async def _streams(
-    connection: socket.socket,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+def _remote_host(connection: socket.socket) -> str:
+    try:
+        name = connection.getpeername()
+    except OSError:
+        return ""
+    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def _remote(connection: socket.socket) -> str:

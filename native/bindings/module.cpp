@@ -3,6 +3,7 @@
 // Threads:   the GIL is released around everything that may wait, and never taken by the core.
 // Errors:    EngineFailure becomes EngineError(code, text); std::system_error becomes OSError.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
@@ -18,6 +19,7 @@
 #include "bindings/letters.hpp"
 #include "bindings/signals.hpp"
 #include "bindings/sparse.hpp"
+#include "bindings/tls.hpp"
 #include "pccl/engine.hpp"
 
 namespace nb = nanobind;
@@ -368,13 +370,13 @@ NB_MODULE(_native, module) {
       .def("__init__",
            [](Engine* self, const nb::bytes& peer_id, const std::string& listen_host,
               std::uint16_t listen_port, std::uint16_t lanes, int spin_us,
-              std::uint64_t host_key, bool shared_memory,
+              std::uint64_t host_key, bool shared_memory, const std::optional<TlsTuple>& tls,
               const std::vector<std::string>& ucx_libraries) {
              new (self) Engine({to_bytes16<PeerIdKind>(peer_id, "peer_id"), listen_host,
                                 listen_port, lanes, spin_us, host_key, shared_memory,
-                                ucx_libraries});
+                                tls ? to_tls(*tls) : nullptr, ucx_libraries});
            }, nb::kw_only(), "peer_id"_a, "listen_host"_a, "listen_port"_a = 0, "lanes"_a = 0,
-           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true,
+           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true, "tls"_a = nb::none(),
            "ucx_libraries"_a = std::vector<std::string>{})
       .def_prop_ro("port", &Engine::port)
       .def_prop_ro("event_fd", &Engine::event_fd)
@@ -382,6 +384,7 @@ NB_MODULE(_native, module) {
   bind_membership(engine);
   bind_steps(engine);
   bind_letters(engine);
+  bind_tls(module, engine);
   bind_outcome(module);
   bind_codecs(module);
   bind_sparse(module);

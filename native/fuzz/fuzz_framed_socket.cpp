@@ -50,7 +50,7 @@ bool drain(FramedSocket& socket, Outcome& outcome) {
 
 Outcome read(std::span<const std::byte> stream, std::size_t first, std::size_t piece) {
   fuzz::Pipe pipe;
-  FramedSocket socket(std::move(pipe.near), body_bytes_max);
+  FramedSocket socket(make_socket_conduit(std::move(pipe.near)), body_bytes_max);
   Outcome outcome;
   for (std::size_t at = 0; at < stream.size();) {
     const std::size_t here = std::min(at == 0 && first > 0 ? first : piece, stream.size() - at);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -28,6 +29,7 @@ struct ConduitEnd {
   Poller poller;
   bool readable = false;
   bool writable = true;
+  bool asked = false;  // for news of room
   bool closed = false;
 
   void begin() {
@@ -41,13 +43,21 @@ struct ConduitEnd {
     if (worker && !worker->arm()) timeout_ms = 0;
     std::size_t count = poller.wait({events.data(), 4}, timeout_ms);
     if (worker) count += worker->progress({events.data() + count, 4});
+    if (!conduit) return;  // its worker alone moves on
+    // What has come and lies in the conduit the poller does not tell of.
+    readable = readable || conduit->holds_received();
     for (std::size_t i = 0; i < count; ++i) {
       if (events[i].token != 1) continue;
       readable = readable || (events[i].bits & (ready::read | ready::error)) != 0;
       if ((events[i].bits & ready::write) != 0) {
         writable = true;
-        CHECK(conduit->want_write(poller, 1, false) == Status::ok);
+        closed = closed || (conduit->wants_write() && conduit->flush() != Status::ok);
       }
+    }
+    // Asks for room only where some is wanted, as an engine does.
+    const bool wanted = !writable || conduit->wants_write();
+    if (std::exchange(asked, wanted) != wanted) {
+      CHECK(conduit->want_write(poller, 1, wanted) == Status::ok);
     }
   }
 
@@ -62,7 +72,6 @@ struct ConduitEnd {
       const Status status = conduit->send(parts, sent);
       if (status == Status::would_block) {
         writable = false;
-        CHECK(conduit->want_write(poller, 1, true) == Status::ok);
       } else if (status == Status::ok) {
         CHECK(sent > 0 && sent <= bytes.size() - done);
         done += sent;
@@ -106,6 +115,26 @@ inline std::vector<std::byte> pattern(std::size_t count, std::uint64_t seed) {
     byte = static_cast<std::byte>(state >> 56U);
   }
   return bytes;
+}
+
+/// Moves both ways until all is there, `most` bytes a turn at the receiving side.
+inline void exchange(ConduitEnd& a, ConduitEnd& b, const std::vector<std::byte>& there,
+                     const std::vector<std::byte>& back, std::size_t most) {
+  std::vector<std::byte> at_b;
+  std::vector<std::byte> at_a;
+  std::size_t sent_a = 0;
+  std::size_t sent_b = 0;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while ((at_b.size() < there.size() || at_a.size() < back.size()) && monotonic_s() < until_s) {
+    a.send(there, sent_a);
+    b.send(back, sent_b);
+    a.turn(0);
+    b.turn(0);
+    a.receive(at_a, most);
+    b.receive(at_b, most);
+  }
+  CHECK(at_b == there);
+  CHECK(at_a == back);
 }
 
 }  // namespace pccl

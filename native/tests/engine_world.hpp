@@ -28,19 +28,23 @@ class World {
  public:
   /// Port 9 is the discard service: nobody there, and mostly nobody needed.
   explicit World(std::size_t size, std::uint16_t lanes = 1, std::uint16_t coordinator_port = 9,
-                 bool shared_memory = true) {
+                 bool shared_memory = true,
+                 const std::function<std::shared_ptr<const TlsContext>(std::size_t)>& tls = {},
+                 const std::vector<std::string>& ucx_libraries = {}) {
     for (std::size_t rank = 0; rank < size; ++rank) {
       EngineConfig config;
-      config.peer_id = peer_id(rank);
+      config.tls = tls ? tls(rank) : nullptr;
+      config.peer_id = config.tls ? config.tls->peer() : peer_id(rank);
       config.lanes = lanes;
       config.spin_us = 0;
       config.shared_memory = shared_memory;
+      config.ucx_libraries = ucx_libraries;
       engines.push_back(std::make_unique<Engine>(config));
       Secret secret;
       secret.bytes[3] = static_cast<std::uint8_t>(rank + 7);
       engines.back()->admit({{}, rank + 1, secret, 1}, {"127.0.0.1", coordinator_port, 1.0});
-      members.push_back({{peer_id(rank), rank + 1, 0},
-                         {peer_id(rank), rank + 1, secret, "127.0.0.1", engines[rank]->port()},
+      members.push_back({{config.peer_id, rank + 1, 0},
+                         {config.peer_id, rank + 1, secret, "127.0.0.1", engines[rank]->port()},
                          1});
     }
   }

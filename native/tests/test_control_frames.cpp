@@ -186,7 +186,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[1].frame, 2, 1)));     // another version
   CHECK(refused(with(all[0].frame, 3, 6)));     // purpose
   CHECK(refused(with(all[2].frame, 3, 0)));     // refusal code
-  CHECK(refused(with(all[2].frame, 3, 9)));
+  CHECK(refused(with(all[2].frame, 3, 10)));
   CHECK(refused(with(all[2].frame, 7, 0x20)));  // text: a lone continuation byte is left
   CHECK(refused(with(all[3].frame, 55, 4)));    // waiting
   CHECK(refused(with(all[3].frame, 74, 0)));    // kind of a wait
@@ -194,7 +194,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
   CHECK(refused(with(all[6].frame, 76, 16)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code
-  for (const unsigned code : {6u, 7u, 8u, 10u}) CHECK(refused(with(all[7].frame, 15, code)));
+  for (const unsigned code : {6u, 7u, 8u, 11u}) CHECK(refused(with(all[7].frame, 15, code)));
 }
 
 TEST(bad_utf8_is_refused_on_the_way_in) {

@@ -274,6 +274,16 @@ TEST(on_one_machine_automatic_becomes_a_ring_where_that_saves_processor_time) {
   CHECK(choice(4, 1 << 10, 4) == Algorithm::exchange);
 }
 
+TEST(what_is_added_in_rank_order_is_no_ring_so_that_other_machines_have_the_same_bits) {
+  PlanRequest asked = request(Algorithm::automatic, 4, 1 << 20);
+  asked.ordered = true;
+  for (const bool one_host : {false, true}) {
+    asked.one_host = one_host;
+    const Plan plan = pccl::make_plan(asked);
+    CHECK(plan.algorithm == Algorithm::direct && plan.ordered);
+  }
+}
+
 TEST(an_algorithm_asked_for_is_the_one_used) {
   for (const Algorithm algorithm : algorithms) {
     CHECK(pccl::make_plan(request(algorithm, 7, 1 << 20)).algorithm == algorithm);

@@ -116,6 +116,45 @@ TEST(a_tunnel_that_dies_in_mid_transfer_is_dialled_again_and_nothing_is_lost) {
   CHECK(proxy.cuts() >= wanted);
 }
 
+/// Nobody can dial these: as all others know, before anything is opened.
+struct HiddenWorld : BrokenWorld {
+  HiddenWorld(std::size_t size, const std::vector<std::size_t>& hidden) : BrokenWorld(size) {
+    directory.assign(size, members);
+    for (std::vector<MemberEntry>& entries : directory) {
+      for (const std::size_t rank : hidden) entries[rank].endpoint.port = 0;
+    }
+  }
+};
+
+TEST(who_cannot_be_dialled_dials_and_nobody_relays) {
+  for (const std::size_t hidden : {std::size_t{0}, std::size_t{2}}) {
+    HiddenWorld world(3, {hidden});
+    world.install_all(1);
+    world.sum(6, algorithms);
+    for (const std::size_t rank : world.everybody()) {
+      CHECK(world.engines[rank]->stats().control.tunnels == 0);
+    }
+  }
+}
+
+TEST(two_that_cannot_be_dialled_meet_at_the_third_without_being_told_to) {
+  HiddenWorld world(3, {0, 2});
+  world.install_all(1);
+  world.sum(6, algorithms);
+  const EngineStats via = world.engines[1]->stats();
+  CHECK(via.control.tunnels == 1 && via.control.relayed_bytes > 6 * count);
+}
+
+TEST(of_a_few_that_cannot_be_dialled_each_pair_meets_and_at_another_place_if_one_is_closed) {
+  HiddenWorld world(5, {0, 2, 4});
+  for (const std::size_t rank : {std::size_t{0}, std::size_t{2}, std::size_t{4}}) {
+    world.directory[rank][1].endpoint.port = nobody;  // and rank 1 cannot dial them
+  }
+  world.install_all(1);
+  const auto met = [&] { return world.engines[3]->stats().control.tunnels == 3; };
+  CHECK(eventually(met));
+}
+
 TEST(when_the_relay_goes_the_link_is_down_again_until_another_one_carries) {
   BrokenWorld world(4);
   auto proxy = std::make_unique<LaneProxy>(world.engines[1]->port(), 1);

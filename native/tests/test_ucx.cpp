@@ -13,24 +13,11 @@
 
 #include "conduit_rig.hpp"
 #include "pccl/wire.hpp"
+#include "ucx_rig.hpp"
 
 using namespace pccl;
 
 namespace {
-
-std::vector<std::string> libraries() {
-  const char* named = std::getenv("PCCL_UCX_LIB");
-  if (named != nullptr && *named != '\0') return {named};
-  return {"libucp.so.0"};
-}
-
-/// Null, with a word to whoever reads the log, where there is no UCX.
-std::unique_ptr<UcxWorker> worker() {
-  std::string obstacle;
-  auto made = UcxWorker::make(libraries(), obstacle);
-  if (!made) std::printf("skipped: %s\n", obstacle.c_str());
-  return made;
-}
 
 std::array<Fd, 2> connection() {
   std::array<int, 2> ends{};
@@ -61,9 +48,9 @@ pid_t start_sender(Fd connected) {
 /// Two ends in one process, each with a worker of its own.
 struct Pair {
   Pair() {
-    a.worker = worker();
+    a.worker = ucx_worker();
     if (!a.worker) return;
-    b.worker = worker();
+    b.worker = ucx_worker();
     auto ends = connection();
     a.conduit = a.worker->conduit(make_socket_conduit(std::move(ends[0])));
     b.conduit = b.worker->conduit(make_socket_conduit(std::move(ends[1])));
@@ -74,26 +61,6 @@ struct Pair {
   ConduitEnd a;
   ConduitEnd b;
 };
-
-/// Moves both ways until all is there, `most` bytes a turn at the receiving side.
-void exchange(ConduitEnd& a, ConduitEnd& b, const std::vector<std::byte>& there,
-              const std::vector<std::byte>& back, std::size_t most) {
-  std::vector<std::byte> at_b;
-  std::vector<std::byte> at_a;
-  std::size_t sent_a = 0;
-  std::size_t sent_b = 0;
-  const double until_s = monotonic_s() + conduit_patience_s;
-  while ((at_b.size() < there.size() || at_a.size() < back.size()) && monotonic_s() < until_s) {
-    a.send(there, sent_a);
-    b.send(back, sent_b);
-    a.turn(0);
-    b.turn(0);
-    a.receive(at_a, most);
-    b.receive(at_b, most);
-  }
-  CHECK(at_b == there);
-  CHECK(at_a == back);
-}
 
 }  // namespace
 
@@ -174,7 +141,7 @@ TEST(an_end_that_goes_away_closes_the_other_and_leaves_no_request_behind) {
 TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
   auto ends = connection();
   ConduitEnd end;
-  end.worker = worker();
+  end.worker = ucx_worker();
   if (!end.worker) return;
   end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
   end.begin();
@@ -206,7 +173,7 @@ TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
 TEST(a_process_that_sends_until_it_is_killed) {
   if (std::getenv(sender_variable) == nullptr) return;
   ConduitEnd end;
-  end.worker = worker();
+  end.worker = ucx_worker();
   if (!end.worker) return;
   end.conduit = end.worker->conduit(make_socket_conduit(Fd(sender_fd)));
   end.begin();
@@ -223,7 +190,7 @@ TEST(a_process_that_sends_until_it_is_killed) {
 
 TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
   ConduitEnd end;
-  end.worker = worker();
+  end.worker = ucx_worker();
   if (!end.worker) return;
   auto ends = connection();
   const pid_t child = start_sender(std::move(ends[1]));

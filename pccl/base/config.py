@@ -104,6 +104,8 @@ class ControlLimits:
     frame_bytes_max: int = 1 << 20  # a view of 1024 members is about 100 kB
     first_frame_timeout_s: float = 5.0
     half_open_max: int = 64  # connections that have not yet said who they are
+    handshake_burst_max: int = 32  # TLS: sixteen peers that begin together
+    handshake_rate_per_s: float = 200.0  # a fifth of a core at 1 ms each, whoever asks
     connections_max: int = 4096  # 1024 peers with two each, and as many on their way in or out
     write_queue_bytes_max: int = 4 << 20  # ten large views; who does not read them is gone
     message_burst_max: int = 1000

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -94,6 +95,12 @@ _INSECURE = click.option(
     is_flag=True,
     help="Allow an address that other machines can reach: nothing is encrypted or authenticated.",
 )
+_CA = click.option(
+    "--ca",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Secure the run: TLS on everything, and only who has a ticket comes in (pccl ca init).",
+)
 _VERBOSE = click.option(
     "-v",
     "--verbose",
@@ -116,6 +123,7 @@ _VERBOSE = click.option(
 @_ABANDON
 @_RECORD
 @_RECORD_BYTES
+@_CA
 @_INSECURE
 @_VERBOSE
 @click.pass_context
@@ -130,6 +138,7 @@ def command(
     abandon_after_s: float | None,
     record: Path | None,
     record_bytes: int,
+    ca: Path | None,
     insecure: bool,
     verbose: int,
 ) -> int:
@@ -153,6 +162,7 @@ def command(
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
+        ca=ca,
     )
     return _run(_serve_until_told_to_stop(options), listen)
 
@@ -186,6 +196,7 @@ def command(
 @_ABANDON
 @_RECORD
 @_RECORD_BYTES
+@_CA
 @_INSECURE
 @_VERBOSE
 def adopt_command(
@@ -201,6 +212,7 @@ def adopt_command(
     abandon_after_s: float | None,
     record: Path | None,
     record_bytes: int,
+    ca: Path | None,
     insecure: bool,
     verbose: int,
 ) -> int:
@@ -224,6 +236,7 @@ def adopt_command(
         record=record,
         record_bytes=record_bytes,
         insecure=insecure,
+        ca=ca,
     )
     return _run(_adopt_and_serve(options, wait_s, expect or 0, force), listen)
 
@@ -289,7 +302,8 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 async def _serve_until_told_to_stop(options: CoordinatorOptions) -> None:
-    await serve(options, stop=_stop_on_signals(), on_listening=_announce)
+    announce = partial(_announce, options.ca is not None)
+    await serve(options, stop=_stop_on_signals(), on_listening=announce)
 
 
 async def _adopt_and_serve(
@@ -309,7 +323,8 @@ async def _adopt_and_serve(
     if adoption is None:
         return
     _show_testimony(adoption)
-    await serve(replace(options, listen=bound), stop=stop, on_listening=_announce)
+    announce = partial(_announce, options.ca is not None)
+    await serve(replace(options, listen=bound), stop=stop, on_listening=announce)
 
 
 def _show_testimony(adoption: Adoption) -> None:
@@ -330,5 +345,7 @@ def _show_testimony(adoption: Adoption) -> None:
     )
 
 
-def _announce(address: Address) -> None:
-    click.echo(f'coordinator listening on {address}; peers: pccl.connect("{address}")')
+def _announce(secured: bool, address: Address) -> None:
+    ticket = ", ticket=..." if secured else ""
+    how = " (secured)" if secured else ""
+    click.echo(f'coordinator listening on {address}{how}; peers: pccl.connect("{address}"{ticket})')

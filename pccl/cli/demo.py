@@ -13,7 +13,7 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from pccl.demo.methods import DDP, METHODS, reductions_of
+from pccl.demo.methods import DDP, METHODS, last_join_at, reductions_of
 from pccl.demo.peer_config import ModelShape
 from pccl.demo.report import checks_table, judge, summary_table, write_json
 from pccl.demo.run import Demo, DemoConfig, SetUpFailed
@@ -85,10 +85,11 @@ def command(
     if batch < 1 or seed < 0:
         raise click.UsageError("--batch must be at least 1 and --seed at least 0")
     steps = reductions_of(method, steps)
+    last = last_join_at(method, steps, layers)
     if kill_at is None and not no_kill and peers > 1:
-        kill_at = max(1, steps * 35 // 100)
+        kill_at = max(1, steps * 35 // 100 if no_join else min(steps * 35 // 100, last))
     if join_at is None and not no_join:
-        join_at = max(kill_at or 1, steps * 55 // 100)
+        join_at = max(kill_at or 1, min(steps * 55 // 100, last))
     try:
         config = DemoConfig(
             plan=Plan(

@@ -24,6 +24,7 @@ INTERRUPTED: Final = 130
 
 COMMANDS: Final = {
     "coordinator": ("pccl.cli.coordinator", "Runs the coordinator of a run."),
+    "ca": ("pccl.cli.ca", "Makes tickets for a secured run, and revokes them."),
     "status": ("pccl.cli.status", "Shows the members of a run and how they are."),
     "replay": ("pccl.cli.replay", "Runs a recorded coordinator again, offline."),
     "bench": ("pccl.cli.bench", "Measures collectives on this machine."),

@@ -11,13 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pccl.arguments import addresses_of, find_ticket
 from pccl.base.ids import SHORT_HEX_DIGITS
 from pccl.membership.service_status import fetch_status_now
-from pccl.transport.address import parse_addresses
 
 
 @click.command("status")
-@click.argument("address")
+@click.argument("address", required=False)
+@click.option(
+    "--ticket",
+    metavar="TICKET",
+    help="Of a secured run; else the variable PCCL_TICKET.  Asking uses nothing of it up.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole document as JSON.")
 @click.option(
     "--timeout",
@@ -27,9 +32,12 @@ from pccl.transport.address import parse_addresses
     show_default=True,
     help="Seconds to wait for the answer.",
 )
-def command(address: str, as_json: bool, timeout_s: float) -> None:
-    """Shows the members of the run at ADDRESS (host:port, or a list of them)."""
-    document = fetch_status_now(parse_addresses(address), timeout_s=timeout_s)
+def command(address: str | None, ticket: str | None, as_json: bool, timeout_s: float) -> None:
+    """Shows the members of the run at ADDRESS (host:port, or a list of them; a ticket has it,
+    too)."""
+    found = find_ticket(ticket)
+    addresses = addresses_of(address, found)
+    document = fetch_status_now(addresses, timeout_s=timeout_s, ticket=found)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -49,6 +57,7 @@ COLUMNS: Final = {
     "watermark": "committed",
     "next_step": "next",
     "entry": "waits at",
+    "ucx": "UCX by",
 }
 """What people see of a peer; --json has it all."""
 

@@ -16,7 +16,7 @@ import pccl
 from pccl.demo.corpus import Corpus
 from pccl.demo.events import Done, Entered, PeerEvent, StepDone
 from pccl.demo.inner import InnerTraining, sha256_of
-from pccl.demo.methods import fragments_of, inner_steps_per_reduction, make_outer
+from pccl.demo.methods import inner_steps_per_reduction, make_outer
 from pccl.demo.peer_config import PeerConfig
 from pccl.diloco import OuterOptimizer, OuterStep
 
@@ -43,9 +43,6 @@ class OuterLoop:
         )
         # Newcomers that were met, and waits for one; a newcomer is given them with the state.
         self._met = np.zeros(2, np.int64)
-        fragments = fragments_of(config.shape.layers) if config.method == "streaming" else 1
-        # The last entry is one round before the end.
-        self._all_aboard_at = max(1, min(config.all_aboard_at, config.steps - fragments - 1))
         self._losses: list[float] = []
         self._loss = 0.0
         self._since_s = self._in_outer_s = 0.0
@@ -110,7 +107,7 @@ class OuterLoop:
     def _newcomer_is_due(self, outer: OuterOptimizer) -> bool:
         met, waits = self._met
         missing = met < self._config.newcomers and waits < NEWCOMER_WAITS_MAX
-        return bool(outer.outer_step >= self._all_aboard_at and missing)
+        return bool(outer.outer_step >= self._config.all_aboard_at and missing)
 
     def _waited(self, comm: pccl.Communicator) -> bool:
         newcomers = np.array([self._config.joining], np.int64)

@@ -6,6 +6,8 @@ Free of torch, which takes seconds to import and which the parent does without.
 import json
 from dataclasses import asdict, dataclass
 
+from pccl.demo.methods import all_aboard_at
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -47,4 +49,4 @@ class PeerConfig:
     @property
     def all_aboard_at(self) -> int:
         """The step from which on every member that is planned for takes part."""
-        return self.steps - max(1, self.steps // 10)
+        return all_aboard_at(self.method, self.steps, self.shape.layers)

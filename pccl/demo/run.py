@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Protocol, assert_never
 
 from pccl.demo.events import GO, LINE_BYTES_MAX, Event, Exited, parse_event
+from pccl.demo.methods import last_join_at
 from pccl.demo.peer_config import ModelShape, PeerConfig
 from pccl.demo.story import Effect, End, Go, Kill, Launch, Plan, Story
 
@@ -51,6 +52,15 @@ class DemoConfig:
     least_step_s: float
     shape: ModelShape
     method: str = "ddp"
+
+    def __post_init__(self) -> None:
+        steps, at = self.plan.steps, self.plan.join_at
+        last = last_join_at(self.method, steps, self.shape.layers)
+        if at is not None and at > last:
+            raise ValueError(
+                f"--join-at is {at}: after {last} of {steps} reductions nobody can have "
+                "a part in the run any more; choose an earlier one, more --steps or --no-join"
+            )
 
     @property
     def logs(self) -> Path:

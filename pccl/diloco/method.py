@@ -4,9 +4,10 @@
              every member between outer steps, whatever happened to whom
     own      the model's tensors, the inner optimizer, tokens since the last outer step, residuals
 
-A method calls `_enter` where joiners may come in: at an instant at which no reduction is on its
-way, so that a joiner takes part in every reduction that its state does not hold yet, and in no
-other.  Between two entries all members call the same steps in the same order.
+A method calls `_pass_entry` where joiners may come in: at an instant at which no reduction is on
+its way, so that a joiner takes part in every reduction that its state does not hold yet, and in no
+other.  Between two entries all members call the same steps in the same order.  An entry that fails
+is due until it is passed; the schedule stands still meanwhile.
 
 Invariant: shared state changes in `_commit` only, by replacing references after a step committed.
 """
@@ -23,7 +24,13 @@ import torch
 from torch import Tensor
 
 from pccl.arguments import check_number, optional_seconds
-from pccl.base.errors import CorruptResult, Excluded, NonFiniteContribution, UsageError
+from pccl.base.errors import (
+    CorruptResult,
+    Excluded,
+    NonFiniteContribution,
+    PcclError,
+    UsageError,
+)
 from pccl.collectives.nonfinite import NonFinite, parse_policy
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
@@ -103,6 +110,8 @@ class OuterOptimizer(ABC):
         self._momentum = [torch.zeros(len(theta) if kept else 0) for theta in self._theta]
         self._counters = np.zeros(4, np.int64)
         self._synced = False
+        self._entry_due = False  # all have come to an entry, which failed on all or here
+        self._unreported: OuterStep | None = None  # applied just before that
         self._since = 0  # inner steps since the last entry or outer step
         self._tokens = 0
         self._prepare()
@@ -135,11 +144,15 @@ class OuterOptimizer(ABC):
         self._tokens += check_tokens(tokens)
         self._since += 1
         try:
-            return self._advance()
+            if self._entry_due:
+                self._since -= 1  # the schedule stands still until all have passed the entry
+                return self._pass_entry(None)
+            if self._synced:
+                return self._advance()
         except Excluded:
-            self._synced = False
-            self._join()
-            return None
+            pass
+        self._join()
+        return None
 
     def finish(self) -> OuterStep | None:
         """Ends training: applies what is on its way, and gives the model the shared parameters.
@@ -256,6 +269,10 @@ class OuterOptimizer(ABC):
         """Goes on as the members do after an entry, with the state that they hold; `running` says
         that the run has begun before."""
 
+    def _go_on(self) -> OuterStep | None:
+        """Does what follows an entry, on members; returns what was applied just now."""
+        return None
+
     def _drain(self) -> OuterStep | None:
         """Applies what is on its way."""
         return None
@@ -274,16 +291,41 @@ class OuterOptimizer(ABC):
     # ---- for the methods
 
     def _join(self) -> None:
+        """Comes in, however often the others do not wait for this peer meanwhile."""
+        while True:
+            self._synced = self._entry_due = False
+            self._unreported = None
+            self._counters[ENTRIES] += 1
+            try:
+                self._enter()
+                running = int(self._counters[ENTRIES]) > 1
+                self._since = self._tokens = 0
+                self._write_all()
+                self._joined(running)
+            except Excluded:
+                continue
+            except PcclError:
+                self._synced = False  # the next call of `step` begins here again
+                raise
+            return
+
+    def _pass_entry(self, report: OuterStep | None) -> OuterStep | None:
+        """An entry, and what follows it.  Returns what was applied before.
+
+        If it fails, newcomers are still at it, or come to it again; so members do, with their next
+        call of `step`, before anything else.
+        """
+        if not self._entry_due:
+            self._counters[ENTRIES] += 1  # before, so that a joiner is told of the same entry
+            self._entry_due, self._unreported = True, report
         self._enter()
-        running = int(self._counters[ENTRIES]) > 1
-        self._since = self._tokens = 0
-        self._write_all()
-        self._joined(running)
+        self._entry_due = False
+        report, self._unreported = self._unreported, None
+        return self._go_on() or report
 
     def _enter(self) -> None:
         """The entry: joiners come in and get the members' state.  Nothing may be on its way."""
         assert self._idle()
-        self._counters[ENTRIES] += 1  # before, so that a joiner is told of the same entry
         arrays = {**self.shared_arrays(), **{f"extra.{n}": a for n, a in self._extra.items()}}
         self._synced = self._sync(arrays)
         while self._hold is not None and self._hold(self):

@@ -115,8 +115,7 @@ class SparseLoCo(OuterOptimizer):
         self._count_inner_steps()
         self._tokens = 0
         self._write_all()
-        self._enter()
-        return report
+        return self._pass_entry(report)
 
     def _gather(self, header: Bytes, data: Bytes) -> _Gathered:
         """Exchanges contributions among the members, whoever is lost meanwhile."""

@@ -109,21 +109,30 @@ class StreamingDiLoCo(OuterOptimizer):
             self._start(0)
 
     def _advance(self) -> OuterStep | None:
-        self._seen += self._tokens
-        self._tokens = 0
+        self._see_tokens()
         now = self.inner_step
         report = None
         if self._flight is not None and now >= self._flight.due:
             report = self._drain()
         fragment = self.schedule.starts_at(now)
+        if fragment == 0:
+            self._count_inner_steps()
+            return self._pass_entry(report)
         if fragment is not None:
-            if fragment == 0:
-                self._count_inner_steps()
-                self._enter()
-            self._start(fragment)
-            if self.schedule.overlap == 0:
-                report = self._drain()
+            report = self._start_and_maybe_drain(fragment) or report
         return report
+
+    def _go_on(self) -> OuterStep | None:
+        self._see_tokens()  # of an inner step that was taken while the entry was due
+        return self._start_and_maybe_drain(0)
+
+    def _start_and_maybe_drain(self, fragment: int) -> OuterStep | None:
+        self._start(fragment)
+        return self._drain() if self.schedule.overlap == 0 else None
+
+    def _see_tokens(self) -> None:
+        self._seen += self._tokens
+        self._tokens = 0
 
     def _start(self, fragment: int) -> None:
         theta = self._parameters.rounded(fragment, self._theta[fragment])

@@ -24,8 +24,10 @@ class DiLoCo(OuterOptimizer):
         Δ_r = θ − θ_r      Δ = Σ w_r Δ_r / Σ w_r  (w: tokens)      m ← μ m + Δ
         θ ← θ − η (Δ + μ m)      θ_r ← θ
 
-    Defaults: η 0.7, μ 0.9, H 500 as in the paper (100 is common since INTELLECT-1).  The inner
-    optimizer (AdamW) is the program's and is never averaged; a joiner begins with a fresh one.
+    Defaults: η 0.7, μ 0.9, H 500 as in the paper (100 is common since INTELLECT-1).  Few peers and
+    short runs want less momentum: in 200 inner steps of four peers, η 0.5, μ 0.5 and H 5 came to
+    1.05 times the loss of averaged gradients, the mean of three seeds (benchmarks/README.md).  The
+    inner optimizer (AdamW) is the program's and never averaged; a joiner begins with a fresh one.
 
     Cost: one all-reduce of the model in f32 per H inner steps, a joiner's state after it; memory
     for two f32 copies of the model, and for three more while an outer step runs.
@@ -66,5 +68,4 @@ class DiLoCo(OuterOptimizer):
         self._count_inner_steps()
         self._tokens = 0
         self._write_all()
-        self._enter()
-        return report
+        return self._pass_entry(report)

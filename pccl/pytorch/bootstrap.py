@@ -14,6 +14,7 @@ same store and prefix has its own number, so nobody reads the address of an earl
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from pccl.arguments import TICKET_VARIABLE
 from pccl.base.clock import Deadline
 from pccl.base.errors import PcclError
 from pccl.communicator import Communicator
@@ -106,6 +108,7 @@ def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout
         # How often this rank has made a group here: alike on all ranks.
         number = store.add(f"pccl/{place.rank}/made", 1)
         key = f"pccl/{number}/coordinator"
+        _refuse_ticket(store, key, options, place)
         if place.rank == 0:
             coordinator = _host(store, key, options, place.size)
             address = coordinator.address
@@ -129,6 +132,26 @@ def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout
                 communicator.close()
             if coordinator is not None:
                 coordinator.stop()
+
+
+def _refuse_ticket(store: Any, key: str, options: Options, place: Place) -> None:
+    """A coordinator within rank 0 has no CA: nobody shall take its group for a secured one.
+
+    Raises:
+        Misused: there is a ticket, here or at rank 0.
+    """
+    ticket = os.environ.get(TICKET_VARIABLE) if options.ticket is None else options.ticket
+    if not ticket:
+        return
+    text = (
+        "there is a join ticket, but the coordinator of this group would run within its rank 0, "
+        "which secures nothing; start `pccl coordinator --ca` and pass "
+        "init_method='pccl://host:port/job', or say Options(ticket='') for a group without "
+        "encryption"
+    )
+    if place.rank == 0:
+        store.set(key, f"{FAILED}{text}")
+    raise Misused(f"group {place.group_id!r}: {text}", op="init_process_group")
 
 
 def _host(store: Any, key: str, options: Options, size: int) -> CoordinatorThread:
@@ -169,6 +192,7 @@ def _connect(
     require_reachable(options.host, address)
     return connect(
         address,
+        ticket="",  # see _refuse_ticket
         seat=place.rank,
         min_world=place.size,
         on_underflow="raise",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pccl.pytorch.errors import Misused
@@ -31,6 +31,8 @@ class Options:
             coordinator, the others raise PeerLost within so many seconds, 3 if this is None.  In
             an elastic group: how long to go on without a coordinator while no step gets done; None
             leaves that to the coordinator's profile.
+        ticket: of a secured run (docs/SECURITY.md), whose coordinator runs by itself: for
+            `init_method="pccl://..."` and elastic groups.  None: PCCL_TICKET; "": none.
         elastic: the group lives on while members die and join (docs/TORCH.md); what follows is for
             such groups only.
         coordinator: host:port[,host:port] of the `pccl coordinator`; None if the group is made with
@@ -56,6 +58,7 @@ class Options:
     lanes: int = 0
     deterministic: bool = False
     coordinator_grace_s: float | None = None
+    ticket: str | None = field(default=None, repr=False)  # whoever knows it can join
     elastic: bool = False
     coordinator: str | None = None
     job: str = "default"
@@ -88,15 +91,17 @@ class Options:
             seconds = getattr(self, name)
             if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
                 raise Misused(f"{name} must be finite and positive, not {seconds!r}")
+        if self.ticket is not None and not isinstance(self.ticket, str):
+            raise Misused("ticket must be the text that `pccl ca ticket` printed")
         if self.host is not None and not (isinstance(self.host, str) and self.host):
             raise Misused(f"host must be an address of this machine, not {self.host!r}")
         if not 0 <= self.lanes <= LANES_MAX:
             raise Misused(f"lanes must be within 0 to {LANES_MAX}, not {self.lanes!r}")
 
     def _refuse_elastic_only(self) -> None:
-        for field in fields(self):
-            if field.name in ELASTIC_ONLY and getattr(self, field.name) != field.default:
-                raise Misused(f"{field.name} is for elastic groups: Options(elastic=True, ...)")
+        for one in fields(self):
+            if one.name in ELASTIC_ONLY and getattr(self, one.name) != one.default:
+                raise Misused(f"{one.name} is for elastic groups: Options(elastic=True, ...)")
 
 
 def check_options(given: object) -> Options | None:

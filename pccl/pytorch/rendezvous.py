@@ -103,6 +103,7 @@ def _connect(asked: Asked, options: Options, timeout_s: float) -> Communicator:
     with told_if_slow(lambda: f"the coordinator at {asked.addresses}", timeout_s):
         communicator = connect(
             asked.addresses,
+            ticket=options.ticket,
             seat=asked.rank,
             min_world=asked.least,
             on_underflow="raise",

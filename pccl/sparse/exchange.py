@@ -87,6 +87,7 @@ class SparseReduced:
 class _Contribution:
     """What this peer brings."""
 
+    peer: Peer
     code: SparseCode
     shapes: tuple[tuple[int, ...], ...]
     data: Bytes
@@ -111,7 +112,7 @@ def all_gather(
 ) -> SparseGathered:
     """See `Communicator.sparse_all_gather`."""
     policy = parse_policy(nonfinite)
-    own = _contribution(tensors, top_k, value_bits, weight, policy)
+    own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_gather({own.code.digest:016x})"
     deadline = Deadline(timeout_s)
 
@@ -136,16 +137,16 @@ def all_reduce(
 ) -> SparseReduced:
     """See `Communicator.sparse_all_reduce`."""
     policy = parse_policy(nonfinite)
-    own = _contribution(tensors, top_k, value_bits, weight, policy)
+    own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_reduce({own.code.digest:016x})"
     deadline = Deadline(timeout_s)
 
-    def reduce(step: Step) -> Callable[[], SparseReduced]:
+    def reduce(step: Step) -> Callable[[], tuple[SparseReduced, str]]:
         way = _dense if dense_is_cheaper(own.code, step.world_size) else _sparse
         return way(own, step)
 
-    found = _until_committed(comm, name, deadline, reduce)
-    _refuse(policy, found.left_out, "")
+    found, who = _until_committed(comm, name, deadline, reduce)
+    _refuse(policy, found.left_out, who)
     return found
 
 
@@ -159,38 +160,45 @@ def dense_is_cheaper(code: SparseCode, world_size: int) -> bool:
 # ---- the two ways
 
 
-def _sparse(own: _Contribution, step: Step) -> Callable[[], SparseReduced]:
+def _sparse(own: _Contribution, step: Step) -> Callable[[], tuple[SparseReduced, str]]:
     work = step.all_gather(own.message)
 
-    def conclude() -> SparseReduced:
+    def conclude() -> tuple[SparseReduced, str]:
         found = _gathered(own.code, work.result, step.outcome)
         mean = own.code.mean(found.contributions, found.weights)
-        return _reduced(own, mean, len(found.left_out), False, step.outcome)
+        who = ", ".join(map(str, found.left_out))
+        return _reduced(own, mean, len(found.left_out), False, step.outcome), who
 
     return conclude
 
 
-def _dense(own: _Contribution, step: Step) -> Callable[[], SparseReduced]:
+def _dense(own: _Contribution, step: Step) -> Callable[[], tuple[SparseReduced, str]]:
     """Sums in rank order, as the other way has them."""
     parts = own.code.decode(own.data)
+    if own.weight == 0:  # 0 x NaN would be NaN; the other way does not look at it
+        parts = [Sparse(part.indices, np.zeros_like(part.values)) for part in parts]
     values = np.concatenate(own.code.dense(parts))
     weights = np.zeros(values.size, np.float32)
     for part, begin in zip(parts, np.cumsum([0, *own.code.sizes[:-1]]), strict=True):
         weights[begin + part.indices] = own.weight
     values *= np.float32(own.weight)
     left_out = np.array([own.left_out], np.uint64)
+    # Of those that are left out, the one whose id is the highest is named.
+    named = np.array([int.from_bytes(own.peer[:8], "big") if own.left_out else 0], np.uint64)
     # A value and its complement under max: equal to the own ones iff all are equal.
     digest = np.array([own.code.digest, ~own.code.digest & (1 << 64) - 1], np.uint64)
     step.all_reduce(values, op="sum", deterministic=True)
     step.all_reduce(weights, op="sum", deterministic=True)
     step.all_reduce(left_out, op="sum")
     step.all_reduce(digest, op="max")
+    step.all_reduce(named, op="max")
 
-    def conclude() -> SparseReduced:
+    def conclude() -> tuple[SparseReduced, str]:
         if int(digest[0]) != own.code.digest or int(digest[0]) ^ int(digest[1]) != (1 << 64) - 1:
             raise DescriptorMismatch("the members' tensors or settings differ", step=step.number)
         mean = np.split(divided(values, weights), np.cumsum(own.code.sizes)[:-1])
-        return _reduced(own, mean, int(left_out[0]), True, step.outcome)
+        who = str(Peer(int(named[0]).to_bytes(8, "big")))
+        return _reduced(own, mean, int(left_out[0]), True, step.outcome), who
 
     return conclude
 
@@ -215,8 +223,15 @@ def _reduced(
 
 
 def _contribution(
-    tensors: Sequence[Any], top_k: int, value_bits: int, weight: float, policy: NonFinite
+    peer: Peer,
+    tensors: Sequence[Any],
+    top_k: int,
+    value_bits: int,
+    weight: float,
+    policy: NonFinite,
 ) -> _Contribution:
+    if hasattr(tensors, "shape"):  # its rows would be taken for tensors
+        raise UsageError("tensors is a list of tensors; for a single one pass [tensor]")
     if not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f"weight must be finite and not negative, not {weight!r}")
     flats, shapes, found = [], [], 0
@@ -234,7 +249,9 @@ def _contribution(
     if left_out:  # zeros: what is not finite would spoil a table of levels, too
         flats = [np.zeros(flat.size, np.float32) for flat in flats]
     data = code.encode(flats)
-    return _Contribution(code, tuple(shapes), data, 0.0 if left_out else float(weight), left_out)
+    return _Contribution(
+        peer, code, tuple(shapes), data, 0.0 if left_out else float(weight), left_out
+    )
 
 
 def _as_array(tensor: Any) -> Floats:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from pccl.base.errors import UsageError
+from pccl.base.errors import RemoteError, UsageError
+from pccl.state.layout import ENCODED_BYTES_MAX
 
 _RECORD: Final = struct.Struct("<B??16s32sQQQ")
 RECORD_BYTES: Final = _RECORD.size
@@ -67,8 +68,13 @@ class Record:
 
     @classmethod
     def unpack(cls, data: bytes) -> Record:
-        strategy, synced, looked, layout, root, *numbers = _RECORD.unpack(data)
-        return cls(Strategy(strategy), synced, looked, layout, root, *numbers)
+        """Raises RemoteError for a record that no member of this version can have made."""
+        strategy, synced, looked, layout, root, revision, lineage, size = _RECORD.unpack(data)
+        if strategy not in list(Strategy) or size > ENCODED_BYTES_MAX:
+            raise RemoteError(
+                f"a member's record has strategy {strategy}, a layout of {size} bytes"
+            )
+        return cls(Strategy(strategy), synced, looked, layout, root, revision, lineage, size)
 
     @property
     def content(self) -> tuple[bytes, bytes, int, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import shutil
 import threading
@@ -46,7 +47,7 @@ class Checkpoints:
     Args:
         folder: on a disk of this machine; made if it is not there.  One for each process.
         every: writes revisions that are multiples of it; None: the newest, every `EVERY_S` seconds.
-        keep: so many checkpoints stay, the newest.
+        keep: so many revisions stay, the newest.
         copies: each tensor is written by so many members only; None: everybody writes all.  Needs
             `every`, so that all write the same revisions.
 
@@ -73,6 +74,7 @@ class Checkpoints:
         self._seat: Callable[[], tuple[int, int]] = lambda: (0, 1)
         self._turn = threading.Condition()
         self._wanted: Pin | None = None
+        self._written_at = (0, 1)
         self._busy = False
         self._closing = False
         self._began_s = -EVERY_S
@@ -95,7 +97,7 @@ class Checkpoints:
         with self._turn:
             if self._busy or self._wanted is not None:
                 return False
-            self._wanted = state.pin()
+            self._wanted, self._written_at = state.pin(precious=True), self._seat()
             self._began_s = time.monotonic()
             self._turn.notify_all()
         return True
@@ -145,8 +147,9 @@ class Checkpoints:
                 self._news.forget("write")
             except OSError as error:
                 self.error = error
-                text = f"no checkpoint of revision {pin.revision} in {self.folder}: {error}"
-                self._news.log("write", 30, f"{text}; training goes on")
+                # without the revision, so that it is said once
+                text = f"{self.folder} takes no checkpoints: {error.strerror or error}"
+                self._news.log("write", logging.WARNING, f"{text}; training goes on")
             except Exception:  # a mistake of ours costs a checkpoint, not the run
                 _log.exception("writing a checkpoint failed")
             finally:
@@ -193,7 +196,7 @@ class Checkpoints:
         self._prune()
 
     def _share(self, state: SharedState) -> list[Entry]:
-        rank, world = self._seat()
+        rank, world = self._written_at  # when all were at this revision, not when it is written
         if self._copies is None or rank < 0:
             return list(state.layout.entries)
         return [
@@ -210,11 +213,12 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:
-        found = sorted(
-            (path for path in self.folder.glob("r*-*-*") if (path / MANIFEST).exists()),
-            key=lambda path: (path / MANIFEST).stat().st_mtime_ns,
-        )
-        for path in found[: -self._keep]:
+        """Counts revisions, not folders: other processes may write their parts beside this one."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.glob("r*-*-*"), key=_age):
+            name = path.name.rpartition("-")[0]  # of the revision and its lineage
+            found[name] = [*found.pop(name, ()), path]
+        for path in (path for name in list(found)[: -self._keep] for path in found[name]):
             (path / MANIFEST).unlink(missing_ok=True)  # first: it is no checkpoint any more
             shutil.rmtree(path, ignore_errors=True)
 
@@ -233,6 +237,13 @@ class Checkpoints:
             else:
                 checkpoints.append((path, manifest))
         return checkpoints
+
+
+def _age(path: Path) -> int:
+    try:
+        return (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        return 0  # no checkpoint, or not any more
 
 
 def load(path: Path, manifest: Manifest, state: SharedState, wanted: set[str]) -> set[str]:

@@ -1,5 +1,7 @@
 """Gives the state to others: one thread for each stream, beside the program.
 
+In a secured run who dials proves who it is on that thread, before it counts among the streams.
+
 Invariant: what is sent is a pinned revision; if its memory was changed before it could be copied,
 the stream ends, and the receiver begins anew with what differs.
 """
@@ -18,13 +20,15 @@ from pccl.base.log import get_logger
 from pccl.state import messages as m
 from pccl.state.layout import LEAF_BYTES
 from pccl.state.shared import Pin, SharedState
-from pccl.state.stream import Stream, StreamLost
+from pccl.state.stream import Stream, StreamLost, identity_of, stream_tls_of
+from pccl.state.stream_tls import HalfOpen
 from pccl.state.tensors import Bytes
 
 if TYPE_CHECKING:
     from pccl.session import Session
 
 STREAMS_MAX = 64
+HALF_OPEN_MAX = 32  # in a secured run: streams of whom nobody knows yet who they are
 IDLE_S = 60.0  # a receiver asks again within this, or has gone
 FOLLOWER_IDLE_S = 3600.0  # a newcomer at an entry that the members come to seldom
 PINS_MAX = 16  # described on one stream
@@ -42,25 +46,51 @@ class Donor:
         self._session = session
         self._lock = threading.Lock()
         self._streams: set[Stream] = set()
+        self._half_open = HalfOpen(HALF_OPEN_MAX)
+        self.tls = stream_tls_of(session)
         self.in_collective = False  # everybody waits for the transfer: no pace
 
     def offer(self, fd: int, peer_id: bytes) -> None:
         """Takes over a connection; waits for nothing."""
-        stream = Stream(socket.socket(fileno=fd), IDLE_S)
-        with self._lock:
-            refused = self.closed or len(self._streams) >= STREAMS_MAX
-            if not refused:
-                self._streams.add(stream)
-        if refused:
-            return stream.close()
+        sock = socket.socket(fileno=fd)
         name = f"pccl-donor-{peer_id.hex()[:8]}"
-        threading.Thread(target=self._serve, args=(stream,), name=name, daemon=True).start()
-        return None
+        if self.tls is not None:
+            arguments = sock, self._half_open.enter(sock)
+            threading.Thread(target=self._hear, args=arguments, name=name, daemon=True).start()
+            return
+        stream = Stream(sock, IDLE_S)
+        if self._keep(stream):
+            threading.Thread(target=self._serve, args=(stream,), name=name, daemon=True).start()
+
+    def _keep(self, stream: Stream) -> bool:
+        """Says whether there is room for a stream; ends it if not."""
+        with self._lock:
+            room = not self.closed and len(self._streams) < STREAMS_MAX
+            if room:
+                self._streams.add(stream)
+        if not room:
+            stream.close()
+        return room
+
+    def _hear(self, sock: socket.socket, serial: int) -> None:
+        try:
+            stream = Stream.accept(sock, identity_of(self._session, self.tls), IDLE_S)
+        except (StreamLost, RemoteError) as error:
+            _log.info("a stream is not let in: %s", error)
+            return
+        except Exception:  # a mistake of ours: it ends one stream
+            _log.exception("a stream could not be let in")
+            return
+        finally:
+            self._half_open.leave(serial)
+        if self._keep(stream):
+            self._serve(stream)
 
     def close(self) -> None:
         with self._lock:
             self.closed = True
             streams = list(self._streams)
+        self._half_open.close()
         for stream in streams:
             stream.close()
 

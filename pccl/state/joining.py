@@ -29,8 +29,7 @@ from pccl.state import messages as m
 from pccl.state.receiver import Opened, Receiver, Target, open_source
 from pccl.state.replay import replay
 from pccl.state.shared import SharedState
-from pccl.state.stream import StreamLost
-from pccl.state.sync import identity_of
+from pccl.state.stream import StreamLost, identity_of, stream_tls_of
 
 if TYPE_CHECKING:
     from pccl.session import Session
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 SOURCES_MAX = 8  # asked at once; more would only share the same way to this process
 ASK_AGAIN_S = 0.2
+DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
 OTHERS_S = 1.0  # for further answers, once there is one
 ROUNDS_MAX = (
@@ -52,7 +52,7 @@ class Joining:
     def __init__(self, session: Session, state: SharedState) -> None:
         self._session = session
         self._state = state
-        self._identity = identity_of(session)
+        self._identity = identity_of(session, stream_tls_of(session))
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
         self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
 
@@ -68,21 +68,22 @@ class Joining:
             opened = self._ask_until(deadline)
             try:
                 target = _newest(opened)
-                if self._holds(target):
-                    state.restored(target.revision, target.lineage)
-                    return
-                began_s = time.monotonic()
-                transfer = self._receive(target, opened, deadline)
-                if transfer is None:
-                    continue
-                took_s = time.monotonic() - began_s
-                self._rounds.append((target.revision, transfer, took_s))
+                holds = self._holds(target)
+                if not holds:
+                    began_s = time.monotonic()
+                    transfer = self._receive(target, opened, deadline, DRAIN_S)
+                    if transfer is None:
+                        continue
+                    took_s = time.monotonic() - began_s
+                    self._rounds.append((target.revision, transfer, took_s))
                 state.restored(target.revision, target.lineage)
-                if state.apply is not None:
+                if state.apply is not None:  # also who lacks nothing now may wait at the entry
                     _close(self._followed)
                     self._followed, opened = opened, []
-                    self._replay(self._followed)
+                    self._replay(self._followed, deadline)
                     return  # what comes from now on is replayed at the entry
+                if holds:
+                    return
             finally:
                 _close(opened)
         self._say_pace()
@@ -102,12 +103,12 @@ class Joining:
     def _complete(self, ticket: Ticket, step: int) -> None:
         state = self._state
         while True:
-            opened = self._ask(self._members(), step)
+            opened = self._ask(self._members(), step, ticket.deadline)
             try:
                 if opened:
-                    target = _newest(opened)
+                    target = _of_most(opened)
                     if self._followed and state.lineage == target.lineage:
-                        self._replay(self._followed)
+                        self._replay(self._followed, ticket.deadline)
                     if not self._holds(target):
                         self._receive(target, opened, ticket.deadline)
                     if self._holds(target):
@@ -127,7 +128,7 @@ class Joining:
     def _ask_until(self, deadline: Deadline) -> list[Opened]:
         while True:
             self._session.check()
-            if opened := self._ask(self._members(), m.CURRENT):
+            if opened := self._ask(self._members(), m.CURRENT, deadline):
                 return opened
             if deadline.passed():
                 raise DeadlineExceeded(
@@ -136,7 +137,7 @@ class Joining:
                 )
             time.sleep(ASK_AGAIN_S)
 
-    def _ask(self, members: Sequence[MemberInfo], at_step: int) -> list[Opened]:
+    def _ask(self, members: Sequence[MemberInfo], at_step: int, deadline: Deadline) -> list[Opened]:
         """Opens streams to some of them at once; those that have nothing to give are left out."""
         if not members:
             return []
@@ -149,12 +150,14 @@ class Joining:
             name = f"pccl-ask-{member.peer_id.hex()[:8]}"
             work = partial(asking.put, partial(self._open, member, at_step))
             threading.Thread(target=work, name=name, daemon=True).start()
-        found = asking.take()
+        found = asking.take(deadline)
         opened = [one for one in found if isinstance(one, Opened)]
         errors = [one for one in found if isinstance(one, PcclError)]
-        if errors:
+        if errors and len(errors) >= len(opened):  # else it is they whose layout is another one
             _close(opened)
             raise errors[0]
+        for error in errors:
+            _log.warning("a member is no source of state: %s", error)
         return opened
 
     def _open(self, member: MemberInfo, at_step: int) -> Opened | PcclError | None:
@@ -168,11 +171,15 @@ class Joining:
         except PcclError as error:
             return error
 
-    def _receive(self, target: Target, opened: Sequence[Opened], deadline: Deadline) -> int | None:
+    def _receive(
+        self, target: Target, opened: Sequence[Opened], deadline: Deadline, drain_s: float = 0.0
+    ) -> int | None:
         """Fetches what differs; None if the revision went away meanwhile."""
         alike = [one for one in opened if _target(one) == target]
         members = [one.member for one in alike]
-        receiver = Receiver(self._state, target, members, self._identity, opened=alike)
+        receiver = Receiver(
+            self._state, target, members, self._identity, opened=alike, drain_s=drain_s
+        )
         try:
             return receiver.run(deadline).byte_count
         except StepFailed as error:
@@ -182,13 +189,13 @@ class Joining:
     def _holds(self, target: Target) -> bool:
         return self._state.survey()[1] == target.root
 
-    def _replay(self, opened: Sequence[Opened]) -> bool:
+    def _replay(self, opened: Sequence[Opened], deadline: Deadline) -> bool:
         """Replays what was committed since; says whether this is as new as what is replayed."""
         if self._state.apply is None:
             return False
         for one in opened:
             try:
-                if replay(self._state, one.stream):
+                if replay(self._state, one.stream, deadline):
                     return True
             except (StreamLost, RemoteError) as error:
                 _log.info("replaying from peer %s ended: %s", one.member.peer_id.hex()[:8], error)
@@ -229,10 +236,13 @@ class _Asking:
         if late and isinstance(answer, Opened):
             answer.stream.close()
 
-    def take(self) -> list[Opened | PcclError | None]:
+    def take(self, deadline: Deadline) -> list[Opened | PcclError | None]:
         with self._turn:
-            self._turn.wait_for(lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S)
-            self._turn.wait_for(lambda: self._open == 0, OTHERS_S)
+            for until, most_s in (
+                (lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S),
+                (lambda: self._open == 0, OTHERS_S),
+            ):
+                self._turn.wait_for(until, min(most_s, deadline.remaining_s()))
             self._over = True
             return list(self._found)
 
@@ -245,9 +255,14 @@ def _target(one: Opened) -> Target:
 def _newest(opened: Sequence[Opened]) -> Target:
     """The root that most hold of the highest revision; ties by the lowest peer id."""
     highest = max(one.described.revision for one in opened)
-    newest = [one for one in opened if one.described.revision == highest]
-    votes = Counter(_target(one) for one in newest)
-    least = {_target(one): one.member.peer_id for one in sorted(newest, key=_by_id, reverse=True)}
+    return _of_most([one for one in opened if one.described.revision == highest])
+
+
+def _of_most(opened: Sequence[Opened]) -> Target:
+    """The state that most hold, whatever revision one of them claims; ties by the lowest peer id.
+    At one step all members hold the same."""
+    votes = Counter(_target(one) for one in opened)
+    least = {_target(one): one.member.peer_id for one in sorted(opened, key=_by_id, reverse=True)}
     return min(votes, key=lambda target: (-votes[target], least[target]))
 
 

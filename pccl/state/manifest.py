@@ -7,6 +7,7 @@ RemoteError; `choose` gives the same answer to the same offers, whoever asks.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -132,17 +133,24 @@ class Choice:
     what: the revision to begin with.
     owners: for each tensor the first peer (index of the table) that holds it.
     newer: revisions that somebody holds a part of, but that are not whole.
+    odd: peers whose disks hold another content of the very revision, as fewer do.
     """
 
     what: Revision
     owners: tuple[int, ...]
     newer: tuple[Revision, ...]
+    odd: tuple[int, ...] = ()
 
 
 def choose(table: Sequence[Sequence[Offer]], tensor_count: int) -> Choice | None:
-    """Returns the newest revision that all peers together hold; None if there is none."""
+    """Returns the newest revision that all peers together hold; None if there is none.
+
+    Of several contents of one revision the one that most disks hold comes first: a checkpoint of
+    memory that was silently changed fits its own manifest.
+    """
     wanted = (1 << tensor_count) - 1
-    known = sorted({offer.what for offers in table for offer in offers}, reverse=True)
+    votes = Counter(what for offers in table for what in {offer.what for offer in offers})
+    known = sorted(votes, key=lambda w: (w.revision, w.lineage, votes[w], w.root), reverse=True)
     newer: list[Revision] = []
     for what in known:
         held = [_held(offers, what) for offers in table]
@@ -154,9 +162,22 @@ def choose(table: Sequence[Sequence[Offer]], tensor_count: int) -> Choice | None
                 next(peer for peer, bits in enumerate(held) if bits >> tensor & 1)
                 for tensor in range(tensor_count)
             )
-            return Choice(what, owners, tuple(newer))
+            return Choice(
+                what,
+                owners,
+                tuple(other for other in newer if not _same_revision(other, what)),
+                tuple(peer for peer, offers in enumerate(table) if _differs(offers, what)),
+            )
         newer.append(what)
     return None
+
+
+def _same_revision(one: Revision, other: Revision) -> bool:
+    return (one.revision, one.lineage) == (other.revision, other.lineage)
+
+
+def _differs(offers: Sequence[Offer], what: Revision) -> bool:
+    return any(_same_revision(o.what, what) and o.what != what for o in offers)
 
 
 def _held(offers: Sequence[Offer], what: Revision) -> int:

@@ -83,6 +83,7 @@ def open_source(
     at_step: int = m.CURRENT,
     stall_s: float = STALL_S,
     describe_s: float = STALL_S,
+    deadline: Deadline | None = None,
 ) -> Opened:
     """Dials a source and asks what it holds, which may take `describe_s` to find out.
 
@@ -91,7 +92,7 @@ def open_source(
         Wrong: its digests do not fit its root, or its answer is none.
         UsageError: its layout or hash is another one; names the first difference.
     """
-    stream = Stream.dial(member, identity, stall_s)
+    stream = Stream.dial(member, identity, stall_s, deadline)
     try:
         stream.patience(describe_s)
         stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
@@ -140,14 +141,19 @@ class Receiver:
         stall_s: float = STALL_S,
         opened: Sequence[Opened] = (),
         ours: bytes | None = None,
+        drain_s: float = 0.0,
     ) -> None:
+        """`drain_s`: how long to wait, when all is here, for what is still owed on `opened`, of
+        which the caller has further use; what then still owes something is closed."""
         self._state = state
         self._target = target
         self._members = list(members)
         self._identity = identity
         self._stall_s = stall_s
+        self._drain_s = drain_s
         self._ours = ours  # digests of the memory as it is, if they are known
         self._opened = {one.member.peer_id: one for one in opened}
+        self._deadline: Deadline | None = None
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._digests = b""
@@ -167,6 +173,9 @@ class Receiver:
             DeadlineExceeded: the same, for time.
             UsageError: the layouts differ, in words; nothing was written.
         """
+        self._deadline = deadline
+        for stream in self._lent:
+            stream.until(deadline)
         with self._state.writing():
             try:
                 self._digests = self._digests_of_target()
@@ -210,7 +219,13 @@ class Receiver:
     def _open(self, member: MemberInfo) -> Opened | None:
         peer = Peer(member.peer_id)
         try:
-            one = open_source(member, self._identity, self._state, stall_s=self._stall_s)
+            one = open_source(
+                member,
+                self._identity,
+                self._state,
+                stall_s=self._stall_s,
+                deadline=self._deadline,
+            )
         except StreamLost as error:
             self.transfer.lost[peer] = str(error)
             return None
@@ -271,8 +286,9 @@ class Receiver:
     def _end(self) -> None:
         with self._turn:
             self._over = True
-            streams = [s for s in self._streams if s not in self._lent or s in self._owing]
             self._turn.notify_all()
+            self._turn.wait_for(lambda: not self._owing & self._lent, self._drain_s)
+            streams = [s for s in self._streams if s not in self._lent or s in self._owing]
         for stream in streams:
             stream.close()
         for thread in self._threads:
@@ -318,8 +334,11 @@ class Receiver:
         while True:
             while len(asked) < DEPTH:
                 with self._turn:
-                    if self._over or fetching.done or not fetching.sources[key].usable:
-                        return
+                    usable = fetching.sources[key].usable
+                    if self._over or fetching.done or not usable:
+                        if not (asked and usable and stream in self._lent):
+                            return
+                        break  # what is owed is read, so that the stream is good for more
                     batch = fetching.ask(key)
                     if not batch and not asked:
                         self._turn.wait(IDLE_LOOK_S)
@@ -332,7 +351,9 @@ class Receiver:
             if asked:
                 self._take(one, asked.pop(0), fetching, staging)
                 if not asked:
-                    self._owing.discard(stream)
+                    with self._turn:
+                        self._owing.discard(stream)
+                        self._turn.notify_all()
 
     def _take(self, one: Opened, batch: list[int], fetching: Fetching, staging: Bytes) -> None:
         stream, key = one.stream, one.member.peer_id

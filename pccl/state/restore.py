@@ -5,7 +5,8 @@
     load     whoever is to give a tensor reads and checks it; if it is damaged: offers again without
     share    each tensor is broadcast by its owner
 
-Invariant: after `restore` all members hold the chosen revision, or none has changed its revision.
+Invariant: after `run` all members hold the chosen revision; or none has changed its revision, and
+memory is as it was, or, where there was none for a copy of it, `SharedState.torn`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from pccl.base.errors import CorruptResult
+from pccl.base.errors import CorruptResult, RemoteError
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
 from pccl.state.checkpoint import Checkpoints, load
@@ -33,6 +34,7 @@ from pccl.state.manifest import (
 from pccl.state.shared import SharedState
 from pccl.step import Step
 
+OFFERS_BYTES_MAX: Final = 32 << 20  # a peer's 64 offers of 2**20 tensors, a bit each, as digits
 ROUNDS_MAX: Final = 64  # each further one means that something on a disk was found damaged
 TENSORS_PER_STEP: Final = 32
 _log = get_logger("state")
@@ -77,6 +79,13 @@ class Restoring:
                     _log.warning("checkpoints up to revision %d are there, none whole", newest)
                 return None
             if self._bring(choice, peers):
+                for odd in choice.odd:
+                    _log.warning(
+                        "the checkpoint of revision %d on the disk of peer %s is not what the "
+                        "others hold: it is not used, check that machine's memory",
+                        choice.what.revision,
+                        peers[odd],
+                    )
                 return self._done(choice)
         raise CorruptResult("the checkpoints are damaged in too many places")
 
@@ -95,6 +104,8 @@ class Restoring:
         with self._step("offers") as step:
             sizes = step.all_gather(np.array([own.size], np.uint64))
         counts = [int(n) for n in sizes.result.reshape(-1)]
+        if max(counts) > OFFERS_BYTES_MAX:
+            raise RemoteError(f"offers of checkpoints of {max(counts)} bytes")
         before = step.outcome.contributors
         padded = np.zeros(max(counts), np.uint8)
         padded[: own.size] = own
@@ -118,23 +129,30 @@ class Restoring:
 
     def _bring(self, choice: Choice, peers: Sequence[Peer]) -> bool:
         """Loads and shares; False if something was found damaged, and nothing was shared."""
+        with self._state.all_or_nothing() as whole:
+            if not self._gather(choice, peers):
+                return False
+            if self._state.survey()[1] != choice.what.root:
+                text = f"revision {choice.what.revision} of the disks has another root"
+                raise CorruptResult(text)
+            whole()
+        return True
+
+    def _gather(self, choice: Choice, peers: Sequence[Peer]) -> bool:
         entries = self._state.layout.entries
         mine = {e.name for e, o in zip(entries, choice.owners, strict=True) if peers[o] == self._me}
-        with self._state.writing():
-            failed = np.array([not self._load(choice.what, mine)], np.uint64)
-            with self._step("loaded") as step:
-                step.all_reduce(failed, op="sum")
-            if failed[0]:
-                return False
-            for at in range(0, len(entries), TENSORS_PER_STEP):
-                with self._step("share") as step:
-                    for index in range(at, min(at + TENSORS_PER_STEP, len(entries))):
-                        memory = self._state.memory_named(entries[index].name)
-                        if len(memory):
-                            step.broadcast(memory, peers[choice.owners[index]])
-            self._state.push()
-        if self._state.survey()[1] != choice.what.root:
-            raise CorruptResult(f"revision {choice.what.revision} of the disks has another root")
+        failed = np.array([not self._load(choice.what, mine)], np.uint64)
+        with self._step("loaded") as step:
+            step.all_reduce(failed, op="sum")
+        if failed[0]:
+            return False
+        for at in range(0, len(entries), TENSORS_PER_STEP):
+            with self._step("share") as step:
+                for index in range(at, min(at + TENSORS_PER_STEP, len(entries))):
+                    memory = self._state.memory_named(entries[index].name)
+                    if len(memory):
+                        step.broadcast(memory, peers[choice.owners[index]])
+        self._state.push()
         return True
 
     def _load(self, what: Revision, wanted: set[str]) -> bool:

@@ -19,18 +19,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
 from pccl.base.errors import UsageError
 from pccl.base.log import get_logger
 from pccl.state.layout import Layout, Leaf
 from pccl.state.memory import available_bytes
-from pccl.state.tensors import Bytes, bytes_of, cells_of
+from pccl.state.tensors import Bytes, cells_of
 from pccl.state.tree import hashing_named, root_of
 from pccl.step import Step
 from pccl.transport.digests import xxh3
 from pccl.work import Work
 
+PIN_COPIES_MAX: Final = 4  # revisions copied for newcomers at a time; others begin anew meanwhile
 PACE: Final = 0.2  # of the time in which a donor could send, while training goes on
 _log = get_logger("state")
 
@@ -47,6 +46,7 @@ class Pin:
     copies: list[Bytes] | None = None
     users: int = 0
     lost: bool = False
+    precious: bool = False  # of a checkpoint, which cannot begin anew
 
 
 @dataclass(slots=True)
@@ -113,6 +113,8 @@ class SharedState:
             4 * self.layout.byte_count if results_bytes_max is None else results_bytes_max
         )
         self.on_update: Callable[[], None] | None = None
+        self.torn = False
+        """Whether a restore that broke off has left parts of a revision in the memory."""
 
     def __repr__(self) -> str:
         count, size = len(self.layout.entries), self.layout.byte_count
@@ -215,10 +217,35 @@ class SharedState:
                 with self._lock:
                     self._sequence += 1
 
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[Callable[[], None]]:
+        """As `writing`, and all is put back unless the block calls what it is given.
+
+        Without memory for a copy nothing can be put back: then the state is `torn`.
+        """
+        kept: list[bool] = []
+        with self.writing():
+            self.pull()
+            fits = self.layout.byte_count <= available_bytes() // 2
+            before = [cell.memory.copy() for cell in self._cells] if fits else None
+            try:
+                yield lambda: kept.append(True)
+            finally:
+                self.torn = not kept and before is None
+                if not kept and before is not None:
+                    for cell, content in zip(self._cells, before, strict=True):
+                        cell.memory[:] = content
+                    self.push()
+
     def _save_pins(self) -> None:
+        copied = sum(pin.copies is not None and not pin.precious for pin in self._pins)
         for pin in self._pins:
             if pin.copies is not None or pin.lost:
                 continue
+            if copied >= PIN_COPIES_MAX and not pin.precious:
+                pin.lost = True  # not an older one: so those before it come to their end
+                continue
+            copied += not pin.precious
             if self.layout.byte_count > available_bytes() // 2:
                 pin.lost = True  # who fetches it begins anew, with what has changed
                 _log.warning("no memory to keep revision %d for a newcomer", pin.revision)
@@ -275,6 +302,7 @@ class SharedState:
             if self._revision != revision or self._lineage != lineage:
                 self._results.clear()
             self._revision, self._lineage, self._synced = revision, lineage, True
+            self.torn = False
 
     def restored(self, revision: int, lineage: int) -> None:
         """The memory holds what a checkpoint held; no member has agreed to it yet."""
@@ -288,7 +316,7 @@ class SharedState:
 
     # ---- donors
 
-    def pin(self) -> Pin:
+    def pin(self, *, precious: bool = False) -> Pin:
         """Returns the revision in force, kept until `unpin`.  Waits while it is being written."""
         with self._writer, self._lock:
             known = self._known
@@ -300,8 +328,10 @@ class SharedState:
             for pin in self._pins:
                 if (pin.revision, pin.root) == (self._revision, root) and not pin.lost:
                     pin.users += 1
+                    pin.precious |= precious
                     return pin
             pin = Pin(self._revision, self._lineage, root, digests, sequence, users=1)
+            pin.precious = precious
             self._pins.append(pin)
             return pin
 
@@ -365,20 +395,3 @@ def _number_of(committed: Step | Work) -> int:
     raise UsageError(
         f"a revision is made by a committed step or work, not by a {type(committed).__name__}"
     )
-
-
-def results_memory(layout: Layout) -> tuple[list[Any], list[Bytes]]:
-    """Makes arrays for one update's results, in order, and their memory."""
-    from pccl.collectives.buffers import describe
-
-    arrays = [np.zeros(entry.shape, _numpy_dtype(entry.dtype.label)) for entry in layout.entries]
-    return arrays, [bytes_of(describe(array)) for array in arrays]
-
-
-def _numpy_dtype(label: str) -> Any:
-    kinds = {"f": "f", "i": "i", "u": "u", "c": "c"}
-    if label == "bool":
-        return np.bool_
-    if label[0] in kinds and label[1:].isdigit():
-        return np.dtype(f"{kinds[label[0]]}{int(label[1:]) // 8}")
-    raise UsageError(f"results of type {label} cannot be replayed; pass f32")

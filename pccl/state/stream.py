@@ -2,30 +2,42 @@
 
     dial -> HELLO (purpose 5, the listener's secret) -> WELCOME -> questions and answers
 
-Invariant: every call ends within its timeout, which is counted from the last bytes that moved; no
-length from the other end is believed before it is checked.
+In a secured run all of it is within TLS (`stream_tls`).
+
+Invariant: every call ends within its timeout, which is counted from the last bytes that moved, and
+receiving by the deadline of whoever waits for it, if one is set; no length from the other end is
+believed before it is checked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
+from pccl.base.clock import Deadline
 from pccl.base.errors import PcclError, RemoteError
 from pccl.membership.messages import MemberInfo
 from pccl.state.messages import BODY_BYTES_MAX
+from pccl.state.stream_tls import HANDSHAKE_S, StreamTls, refusal_of
 from pccl.transport import native_frames as nf
 from pccl.transport.framing import HEAD_BYTES, Framer, frame
+from pccl.transport.identity import Name, Role, TlsMaterial
+
+if TYPE_CHECKING:
+    from pccl.session import Session
 
 NOTSENT_BYTES = 128 << 10  # more in the kernel would only blur how long sending takes
 BURST_BYTES_MAX = 256 << 10
 BURST_BYTES_MIN = 16 << 10
 BURST_S = 0.05  # a burst that takes longer is halved, so that pauses stay short
 PAUSE_S_MAX = 0.5  # below the patience of a receiver
+SEALED_BYTES_MAX = 64 << 10  # TLS counts a whole send against one timeout, so sends stay small
+HELLO_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,29 @@ class Identity:
     run_id: bytes
     peer_id: bytes
     incarnation: int
+    secret: bytes = field(default=b"", repr=False)  # of this incarnation: what diallers must know
+    tls: StreamTls | None = None  # None: the run is not secured
+
+
+def stream_tls_of(session: Session) -> StreamTls | None:
+    """Returns what a session's streams are secured with; None if its run is not secured."""
+    credentials = session.agent.credentials
+    if credentials is None:
+        return None
+
+    def material() -> TlsMaterial:
+        assert credentials is not None and credentials.material is not None  # it is admitted
+        return credentials.material
+
+    return StreamTls(material)
+
+
+def identity_of(session: Session, tls: StreamTls | None) -> Identity:
+    """Returns what a session that has been admitted says of itself now."""
+    admitted = session.agent.standing.admitted
+    assert admitted is not None
+    own = bytes(session.peer_id)
+    return Identity(admitted.run_id, own, admitted.incarnation, admitted.secret, tls)
 
 
 class StreamLost(PcclError):
@@ -49,18 +84,35 @@ class Stream:
         self._timeout_s = timeout_s
         self._burst_bytes = BURST_BYTES_MAX
         self._short = False
+        self._deadline: Deadline | None = None
+        self._send_bytes_max = SEALED_BYTES_MAX if isinstance(sock, ssl.SSLSocket) else 1 << 30
         sock.settimeout(timeout_s)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
-    def dial(cls, member: MemberInfo, identity: Identity, timeout_s: float) -> Self:
+    def dial(
+        cls,
+        member: MemberInfo,
+        identity: Identity,
+        timeout_s: float,
+        deadline: Deadline | None = None,
+    ) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
+        if member.port == 0:
+            raise StreamLost("nobody can dial it: it connected with reachable=False")
         try:
             sock = socket.create_connection((member.host, member.port), timeout_s)
         except OSError as error:
             raise StreamLost(f"cannot be reached: {error}") from error
+        if identity.tls is not None:
+            expected = Name(identity.run_id, member.peer_id, Role.TRAINER)
+            try:
+                sock = identity.tls.dial(sock, expected, min(timeout_s, HANDSHAKE_S))
+            except (OSError, RemoteError) as error:
+                raise StreamLost(f"cannot be spoken with in secret: {error}") from error
         stream = cls(sock, timeout_s)
+        stream.until(deadline)
         try:
             hello = nf.NativeHello(
                 purpose=nf.Purpose.STREAM,
@@ -79,11 +131,47 @@ class Stream:
             raise
         return stream
 
+    @classmethod
+    def accept(cls, sock: socket.socket, identity: Identity, timeout_s: float) -> Self:
+        """Returns a stream that the native core has handed over, once its dialler is welcome.
+
+        In a plain run it was already, and nothing is waited for; in a secured one it is heard
+        here, which takes HANDSHAKE_S at most.  Takes over `sock`.
+
+        Raises:
+            StreamLost, RemoteError: it is not welcome, or did not say what it is in time.
+        """
+        if identity.tls is None:
+            return cls(sock, timeout_s)
+        deadline = Deadline(HANDSHAKE_S)
+        try:
+            secured, name = identity.tls.accept(sock, identity.run_id, HANDSHAKE_S)
+        except OSError as error:
+            raise StreamLost(f"is not of this run: {_words(error, HANDSHAKE_S)}") from error
+        stream = cls(secured, max(0.001, deadline.remaining_s()))
+        try:
+            stream.until(deadline)
+            hello = nf.decode(stream.receive(HELLO_BYTES_MAX))
+            refusal = refusal_of(hello, name, identity.run_id, identity.secret)
+            stream.send(nf.encode(nf.Welcome() if refusal is None else refusal))
+            if refusal is not None:
+                raise StreamLost(f"was refused: {refusal.text}")
+        except BaseException:
+            stream.close()
+            raise
+        stream.until(None)
+        stream.patience(timeout_s)
+        return stream
+
     def patience(self, timeout_s: float) -> None:
         """How long the other end may move nothing from now on."""
         self._timeout_s = timeout_s
         with contextlib.suppress(OSError):  # closed by another thread: the next call says so
             self._socket.settimeout(timeout_s)
+
+    def until(self, deadline: Deadline | None) -> None:
+        """Nothing is received after this, however steadily it drips."""
+        self._deadline = deadline
 
     def send(self, body: bytes) -> None:
         self._send(memoryview(frame(body)))
@@ -121,8 +209,8 @@ class Stream:
     def _send(self, view: memoryview) -> None:
         try:
             while len(view):
-                view = view[self._socket.send(view) :]
-        except OSError as error:
+                view = view[self._socket.send(view[: self._send_bytes_max]) :]
+        except (OSError, ValueError) as error:  # ValueError: closed here, within TLS
             raise StreamLost(_words(error, self._timeout_s)) from error
 
     def receive(self, body_bytes_max: int = BODY_BYTES_MAX) -> bytes:
@@ -149,7 +237,9 @@ class Stream:
                 if count == 0:
                     raise StreamLost("has closed the stream")
                 view = view[count:]
-        except OSError as error:
+                if len(view) and self._deadline is not None and self._deadline.passed():
+                    raise StreamLost("was too slow for the time there was")
+        except (OSError, ValueError) as error:
             raise StreamLost(_words(error, self._timeout_s)) from error
 
     def receive_bytes(self, count: int) -> bytes:
@@ -160,11 +250,13 @@ class Stream:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not TLS's own shutdown: that makes a plain socket of it first, while another thread
+            # may be sending.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         self._socket.close()
 
 
-def _words(error: OSError, timeout_s: float) -> str:
+def _words(error: OSError | ValueError, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
         return f"moved nothing for {timeout_s:g} s"
-    return f"is gone ({error.strerror or error})"
+    return f"is gone ({getattr(error, 'strerror', None) or error})"

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, PcclError, StepFailed, UsageError, ViewChanged
+from pccl.base.errors import (
+    CorruptResult,
+    DeadlineExceeded,
+    PcclError,
+    StepFailed,
+    UsageError,
+    ViewChanged,
+)
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
 from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree
@@ -30,7 +37,7 @@ from pccl.state.layout import Layout
 from pccl.state.receiver import Receiver, Target, Transfer, difference
 from pccl.state.restore import Restored, Restoring
 from pccl.state.shared import SharedState
-from pccl.state.stream import Identity
+from pccl.state.stream import identity_of
 from pccl.step import Step
 from pccl.transport.digests import xxh3
 
@@ -221,6 +228,13 @@ class Sync:
         )
         self._restored = restoring.run()
         self._looked = True
+        if self._restored is None and self._state.torn:
+            text = (
+                "a restore broke off and left parts of a revision in this process's state, for "
+                "whose copy there was no memory; it has left the run: begin with a new state"
+            )
+            self._session.close(text)
+            raise CorruptResult(text)
 
     # ---- what is moved
 
@@ -237,7 +251,7 @@ class Sync:
         order = [agreement.sources[(me + i) % count] for i in range(count)]  # not all to the first
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
         target = Target(right.revision, right.lineage, root)
-        identity = identity_of(self._session)
+        identity = identity_of(self._session, self._donor.tls)
         receiver = Receiver(self._state, target, members, identity, ours=self._digests)
         try:
             return receiver.run(deadline), None
@@ -269,9 +283,3 @@ class Sync:
         if left_s <= 0:
             raise DeadlineExceeded("the state was not synced in time")
         return Step(self._session, name, left_s, gate_s=gate_s)
-
-
-def identity_of(session: Session) -> Identity:
-    admitted = session.agent.standing.admitted
-    assert admitted is not None
-    return Identity(admitted.run_id, bytes(session.peer_id), admitted.incarnation)

@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO, Final
 
 from pccl.base.errors import RemoteError
@@ -99,6 +100,9 @@ def read_header(file: BinaryIO, layout: Layout) -> dict[str, Place]:
             if first < 0 or last - first != sizes[name] or start + last > size:
                 raise ValueError(f"{name!r} has another size, or lies beyond the end")
             places[name] = Place(start + first, last - first)
+        ordered = sorted(places.values(), key=lambda place: (place.offset, place.byte_count))
+        if any(a.offset + a.byte_count > b.offset for a, b in pairwise(ordered)):
+            raise ValueError("two tensors overlap")
         return places
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RemoteError(f"no file of tensors: {error}") from error

@@ -110,6 +110,12 @@ class Fetcher:
             if self._door is not None:
                 await self._door.close()
 
+    @property
+    def newest_in_words(self) -> str:
+        """What is published, for the text of a deadline by which nothing else went wrong."""
+        newest = self._store.newest
+        return f"the newest is revision {newest}" if newest else "nothing has been published"
+
     # ---- for the program's thread, run on the loop
 
     async def ready(self, base: bytes | None, at_least: int, state_bytes: int) -> Ready:

@@ -154,14 +154,15 @@ class Receiver:
         at_least: int = 1,
         on_mismatch: Literal["raise", "anchor"] = "raise",
     ) -> Pulled:
-        """Brings tensors to the newest revision there is when it is called.
+        """Brings tensors to the newest revision that the publisher has told of when it is called.
 
         Args:
             into: numpy arrays or torch CPU tensors by name, contiguous and writable, with the
                 publisher's names, dtypes and shapes.  Tensors that hold a revision that the
                 publisher still has deltas from, whoever put it there, receive only those.
             timeout_s: for fetching; what has come by then is kept for the next `pull`.
-            at_least: waits for this revision or a newer one.
+            at_least: waits for this revision or a newer one; word of one that was published this
+                very moment may still be under way.
             on_mismatch: what to do if the tensors do not hold what updates build on, because the
                 program has written to them or another publisher has taken over: "raise", or be
                 overwritten by an anchor.
@@ -240,7 +241,7 @@ class Receiver:
         try:
             return self._loop.wait_for(waiting, max(0.001, deadline.remaining_s()))
         except TimeoutError:
-            trouble = self._fetcher.trouble or "nothing has been published"
+            trouble = self._fetcher.trouble or self._fetcher.newest_in_words
             raise DeadlineExceeded(
                 f"no update was complete in time; what has come is kept; last trouble: {trouble}"
             ) from None

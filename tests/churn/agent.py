@@ -1,4 +1,4 @@
-"""One peer of a churn run: `python agent.py CONFIG`, CONFIG being a JSON object (see `Config`).
+"""One peer of a churn run: `python agent.py CONFIG`, CONFIG being a JSON object (see `orders`).
 
 It imports all it needs, says so, and waits for orders on its standard input: `go` connects, `end`
 asks all peers to end after the same step, `leave` leaves, `stuck SECONDS` blocks the program
@@ -11,6 +11,8 @@ The state.  Every `train` step advances a vector of counters by its result.  A n
 it says so in its first `train` step, and a `state` step follows in which those who hold the state
 bring it and the others zeros, under max.  If nobody holds it, it begins at zero, as a new lineage
 named after that step.  So the hash of the state is a function of (lineage, step) alone.
+
+With a low-communication method it trains instead: `outer_agent`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,8 @@ import faulthandler
 import hashlib
 import json
 import os
-import queue
-import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,60 +34,20 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed
 import numpy as np
 
 import pccl
+from tests.churn.orders import ALL_REDUCE, LEAVE_S, Config, Orders, Pause
+from tests.churn.witness import Teller
 from tests.faults import values
 from tests.faults.notes import Note
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-ENDED, FAILED, ORPHANED = 0, 3, 5  # exit codes
+ENDED, FAILED = 0, 3  # exit codes
 CONNECT_S = 120.0
 STEP_S = 300.0
-LEAVE_S = 20.0
 STATE = 1024  # counters
 HEAD = 1  # of the vector in a `state` step: the lineage, which is a step number plus one
 ALGORITHMS = ("auto", "ring", "direct", "exchange")  # in turn, so that all see every fault
 # After these the same communicator goes on: the error was about one step or this peer's place.
 GO_ON = (pccl.StepFailed, pccl.DeadlineExceeded)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What the harness tells a peer; the defaults are those of a churn run."""
-
-    address: str
-    listen: str = ""  # host, no port; "" leaves it to pccl
-    min_world: int = 2
-    count: int = 1 << 14  # f32 elements
-    pace_s: float = 0.01  # mean pause between steps, so that histories stay readable
-    rejoin: bool = False  # connects again in the same process after it was evicted
-    connect: tuple[tuple[str, Any], ...] = ()  # further arguments of pccl.connect
-
-
-class Orders:
-    """What the harness wants of this process, read by a thread of its own."""
-
-    def __init__(self) -> None:
-        self.end = threading.Event()
-        self.leave = threading.Event()
-        self.stuck: queue.SimpleQueue[float] = queue.SimpleQueue()
-        self._go = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def wait_for_go(self) -> None:
-        self._go.wait()
-
-    def _read(self) -> None:
-        for line in sys.stdin:
-            word, _, argument = line.strip().partition(" ")
-            match word:
-                case "go":
-                    self._go.set()
-                case "end":
-                    self.end.set()
-                case "leave":
-                    self.leave.set()
-                case "stuck":
-                    self.stuck.put(float(argument))
-        os._exit(ORPHANED)  # the harness is gone
 
 
 class Replica:
@@ -140,13 +99,11 @@ class Life:
     def __init__(self, comm: pccl.Communicator, config: Config, note: Note, orders: Orders) -> None:
         self._comm = comm
         self._config = config
-        self._note = note
         self._orders = orders
         self._me = bytes(comm.peer_id)
         self._replica = Replica()
-        self._sets: dict[tuple[bytes, ...], int] = {}
-        self._viewed = -1
-        self._dice = random.Random(self._me)
+        self._teller = Teller(comm, note)
+        self._pause = Pause(config, note, orders, self._me)
 
     def run(self) -> str:
         """Steps until told to stop, or until it has left; says which."""
@@ -206,7 +163,7 @@ class Life:
         try:
             with self._comm.step(name) as step:
                 number = step.number
-                self._note(invoke=number, name=name)
+                self._teller.begun(number, name)
                 posted = operations(number)
                 before = [operation.array.copy() for operation in posted]
                 for operation in posted:
@@ -214,50 +171,31 @@ class Life:
         except pccl.PcclError as error:
             pairs = zip(posted, before, strict=True)
             restored = all((operation.array == was).all() for operation, was in pairs)
-            self._note(
-                failed=type(error).__name__,
-                step=number,
-                restored=restored,
-                text=str(error)[:500],
-            )
+            self._teller.failed(number, error, restored=restored)
             raise
         return number, step.outcome
 
     def _committed(
         self, number: int, name: str, outcome: pccl.Outcome, result: Any, wrong: int
     ) -> None:
-        at = time.monotonic()
-        self._note(
-            at=at,
-            commit=number,
-            name=name,
-            epoch=outcome.epoch,
-            set=self._set(outcome.contributors),
-            digest=values.digest(result),
-            retries=outcome.retries,
+        self._teller.committed(
+            number,
+            name,
+            outcome,
+            values.digest(result),
             wrong=wrong,
             lineage=self._replica.lineage,
             state=self._replica.digest() if self._replica.held else "",
         )
-        view = self._comm.view
-        if view.epoch != self._viewed:
-            self._viewed = view.epoch
-            self._note(view=view.epoch, set=self._set(view.members))
 
-    def _set(self, members: tuple[pccl.Peer, ...]) -> int:
-        """Writes a set of peers down once, and names it by a number from then on."""
-        found = self._sets.get(members)
-        if found is None:
-            found = self._sets[members] = len(self._sets)
-            self._note(defines=found, peers=[peer.hex() for peer in members])
-        return found
 
-    def _pause(self) -> None:
-        time.sleep(self._dice.uniform(0.0, 2 * self._config.pace_s))
-        if not self._orders.stuck.empty():
-            stuck_s = self._orders.stuck.get()
-            self._note(stuck=stuck_s)
-            time.sleep(stuck_s)
+def life_of(config: Config) -> Any:
+    """Returns the class that runs what this peer is there for; imports what it needs."""
+    if config.method == ALL_REDUCE:
+        return Life
+    from tests.churn.outer_agent import OuterLife
+
+    return OuterLife
 
 
 def live(config: Config, note: Note, orders: Orders) -> int:
@@ -275,7 +213,7 @@ def live(config: Config, note: Note, orders: Orders) -> int:
                 **dict(config.connect),
             ) as comm:
                 note(admitted=comm.peer_id.hex())
-                end = Life(comm, config, note, orders).run()
+                end = life_of(config)(comm, config, note, orders).run()
             note(end=end, text="")
             return ENDED
         except pccl.PcclError as error:
@@ -294,10 +232,14 @@ def main() -> int:
     config = Config(**chosen)
     note = Note(sys.stdout.fileno())
     values.contribution(bytes(16), 0, config.count)  # makes the table
+    life_of(config)
     orders = Orders()
     note(ready=os.getpid(), wall=time.time(), boot=Path(BOOT_ID).read_text().strip())
     orders.wait_for_go()
-    return live(config, note, orders)
+    code = live(config, note, orders)
+    if config.method != ALL_REDUCE:
+        os._exit(code)  # torch takes a second to fall apart; nothing of pccl is left by now
+    return code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     ./dev churn [--minutes 5] [--peers 3-6] [--seed N] [--fabric both] [--profile lan] [--quick]
                 [--keep DIR] [--hosts FILE] [--scenario NAME]
+                [--transport ucx] [--method diloco|async-diloco|streaming|sparse-loco|all]
 
 Exit code 0: nothing contradicts the promises.  1: something does, and the logs are kept.  2: it
 cannot run here, and says why.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,8 +20,9 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.live import Live
@@ -28,8 +31,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed
 
 from tests.churn import report
 from tests.churn.hosts import Places, local_places, places_of
+from tests.churn.lessons import METHODS
 from tests.churn.namespaces import FilteredLinks, Laboratory, why_not
 from tests.churn.nemesis import Nemesis
+from tests.churn.orders import ALL_REDUCE
 from tests.churn.rules import LinkQuality
 from tests.churn.run import Plan, Result, churn
 from tests.churn.scenarios import PEERS, SCENES, play
@@ -37,8 +42,14 @@ from tests.churn.world import Settings, World
 
 FABRICS = {"both": ("veth", "emulator"), "veth": ("veth",), "emulator": ("emulator",)}
 QUICK_MINUTES = 0.5  # of each fabric
+QUICK_METHOD_MINUTES = 0.15  # of each low-communication method
 GAP_BARS_S = {"lan": 10.0, "wan": 25.0}  # a lease of 3 s or 10 s, twice, and a recovery
 STRAGGLER_S = {"lan": 3.0, "wan": 8.0}  # the others wait so long for a program that hangs
+# Further arguments of pccl.connect; over UCX all of it goes by UCX.
+OVER: Final[dict[str, tuple[tuple[str, object], ...]]] = {
+    "tcp": (),
+    "ucx": (("transport", "ucx"), ("shared_memory", False)),
+}
 LAN_QUALITY = LinkQuality(delay_ms=0.2, rate_mbit=1000.0)
 WAN_QUALITY = LinkQuality(delay_ms=25.0, jitter_ms=2.0, loss=0.001, rate_mbit=500.0)
 REFRESH_S = 0.25
@@ -64,6 +75,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bytes", type=int, default=1 << 16, help="of the reduced tensor (65536)")
     parser.add_argument("--pace-ms", type=float, default=10.0, help="mean pause between steps (10)")
     parser.add_argument("--quick", action="store_true", help="half a minute on each fabric")
+    parser.add_argument(
+        "--method",
+        choices=[ALL_REDUCE, *METHODS, "all"],
+        default=ALL_REDUCE,
+        help="what the peers do; all: each of the low-communication methods in turn (all-reduce)",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=list(OVER),
+        default="tcp",
+        help="what lanes are made of; ucx: by its TCP, unless UCX_TLS says otherwise (tcp)",
+    )
     parser.add_argument("--scenario", choices=list(SCENES), help="one kind of fault and its bar")
     parser.add_argument("--samples", type=int, help="how often a scenario strikes (as it says)")
     parser.add_argument("--hosts", type=Path, metavar="FILE", help="real hosts: docs/CHURN.md")
@@ -80,21 +103,47 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One run of a campaign."""
+
+    fabric: str
+    method: str
+    minutes: float
+
+    @property
+    def name(self) -> str:
+        return self.fabric if self.method == ALL_REDUCE else f"{self.fabric}-{self.method}"
+
+
+def turns(chosen: argparse.Namespace) -> list[Turn]:
+    """Returns the runs, in order.  A quick campaign has a short one of each method at its end."""
+    fabrics = ("hosts",) if chosen.hosts else FABRICS.get(chosen.fabric, ("none",))
+    methods = list(METHODS) if chosen.method == "all" else [chosen.method]
+    pairs = [(fabric, method) for fabric in fabrics for method in methods]
+    if not chosen.quick:
+        return [Turn(*pair, chosen.minutes / len(pairs)) for pair in pairs]
+    quick = [Turn(*pair, QUICK_MINUTES) for pair in pairs]
+    if chosen.method == ALL_REDUCE:
+        quick += [Turn(fabrics[0], method, QUICK_METHOD_MINUTES) for method in METHODS]
+    return quick
+
+
 def run_on(
-    fabric: str,
+    turn: Turn,
     chosen: argparse.Namespace,
     folder: Path,
     console: Console,
     places: Places | None = None,
 ) -> Result:
     """One run on one fabric, or on the hosts of a file."""
-    fabrics = 1 if chosen.hosts else len(FABRICS.get(chosen.fabric, ("none",)))
-    minutes = QUICK_MINUTES if chosen.quick else chosen.minutes / fabrics
+    fabric, minutes = turn.fabric, turn.minutes
     settings = Settings(
         count=chosen.bytes // 4,
         pace_s=chosen.pace_ms / 1000,
+        method=turn.method,
         profile=chosen.profile,
-        connect=(("straggler", STRAGGLER_S[chosen.profile]),),
+        connect=(("straggler", STRAGGLER_S[chosen.profile]), *OVER[chosen.transport]),
     )
     plan = Plan(
         minutes=minutes,
@@ -105,8 +154,8 @@ def run_on(
         settings=settings,
     )
     console.print(
-        f"seed {chosen.seed}, {fabric}, profile {chosen.profile}, {chosen.peers} peers, "
-        f"{chosen.bytes} bytes, {minutes:g} min; logs in {folder}"
+        f"seed {chosen.seed}, {fabric}, {turn.method}, profile {chosen.profile}, "
+        f"{chosen.peers} peers, {chosen.bytes} bytes, {minutes:g} min; logs in {folder}"
     )
     with Screen(console) as screen:
         if places is not None:
@@ -185,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()
+    if chosen.transport == "ucx":
+        os.environ.setdefault("UCX_TLS", "tcp,self")
     fabrics = ("hosts",) if chosen.hosts else FABRICS.get(chosen.fabric, ("none",))
     if fabrics[0] in ("veth", "emulator") and (reason := why_not()) is not None:
         console.print(f"churn: {reason}")
@@ -199,10 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
         base.mkdir(parents=True, exist_ok=True)
         return run_scenario(chosen, base, console)
     results: dict[str, Result] = {}
-    for fabric in fabrics:
-        folder = base / fabric
+    for turn in turns(chosen):
+        folder = base / turn.name
         folder.mkdir(parents=True, exist_ok=True)
-        result = results[fabric] = run_on(fabric, chosen, folder, console, places)
+        result = results[turn.name] = run_on(turn, chosen, folder, console, places)
         report.show(console, result)
     bad = any(result.violations for result in results.values())
     if chosen.json:

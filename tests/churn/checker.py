@@ -28,9 +28,10 @@ from tests.churn.records import Commit, Failure, Life, Sight
 from tests.faults import values
 
 # Errors by which all members together give a step up.
-AGREED = frozenset({"StepFailed", "DescriptorMismatch", "CorruptResult", "DeadlineExceeded"})
-# Newcomers wait at `train`; members that are too few may be brought there through this one.
-BEFORE_THE_ENTRY = "state"
+AGREED = frozenset(
+    {"StepFailed", "DescriptorMismatch", "CorruptResult", "DeadlineExceeded", "ViewChanged"}
+)
+ENTRY = "train"
 # The outcome is open or another's; whatever the buffer holds is allowed.
 UNRESTORED = frozenset({"OutcomeUnknown", "CoordinatorLost", "Closed"})
 
@@ -50,19 +51,20 @@ class Violation:
 
 
 def check(
-    lives: Iterable[Life], *, min_world: int, count: int, lineages_max: int = 1
+    lives: Iterable[Life], *, min_world: int, count: int, lineages_max: int = 1, entry: str = ENTRY
 ) -> list[Violation]:
     """Returns every contradiction; none is the only good answer.
 
     Args:
         count: elements of a `train` contribution; 0 leaves the sums unchecked.
         lineages_max: how often the run may have begun, with all members dead each time.
+        entry: the step at which newcomers wait, and members that are too few.
     """
     lives = list(lives)
     runs = lineages(lives)
     found: list[Violation] = [*_split(runs, lineages_max), *_one_set_per_epoch(lives)]
     for life in lives:
-        found += _one_life(life, min_world)
+        found += _one_life(life, min_world, entry)
     for run in runs:
         told: dict[int, list[tuple[Life, Commit]]] = defaultdict(list)
         for life in run:
@@ -87,7 +89,7 @@ def _split(runs: list[list[Life]], lineages_max: int) -> Iterator[Violation]:
             yield Violation("agreement", text, _both(before[0], "one", after[0], "other"))
 
 
-def _one_life(life: Life, min_world: int) -> Iterator[Violation]:
+def _one_life(life: Life, min_world: int, entry: str) -> Iterator[Violation]:
     who = life.peer[:8]
     for commit in life.commits:
         record = ((life.process, commit),)
@@ -98,8 +100,8 @@ def _one_life(life: Life, min_world: int) -> Iterator[Violation]:
             yield Violation("agreement", f"{who} was told of a step it has no part in", record)
         if len(set(commit.contributors)) != len(commit.contributors):
             yield Violation("sums", f"step {commit.step}: somebody is counted twice", record)
-        # Too few stand still, but for the steps before the entry at which newcomers wait.
-        if len(commit.contributors) < min_world and commit.name != BEFORE_THE_ENTRY:
+        # Too few stand still where newcomers wait, and may be brought there by other steps.
+        if len(commit.contributors) < min_world and commit.name == entry:
             yield Violation("agreement", f"step {commit.step}: fewer than {min_world}", record)
     for failure in life.failures:
         if failure.step >= 0 and not failure.restored and failure.error not in UNRESTORED:

@@ -1,7 +1,8 @@
 // deaf.cpp — preloaded into a peer: it stops reading its data lanes when a file appears.
 //
-// Lanes are read by recvmsg, control connections by recv.  So such a peer beats and answers on, but
-// its receive windows fill to zero and stay there.  This is the peer that no lease finds.
+// Lanes ask for kilobytes at a time, control connections for a frame's head or its few bytes.  So
+// such a peer beats and answers on, but its receive windows fill to zero and stay there.  This is
+// the peer that no lease finds.
 // DEAF_WHEN names the file.
 //
 // Ownership: none.
@@ -17,10 +18,19 @@
 
 using Receive = ssize_t (*)(int, msghdr*, int);
 
+constexpr size_t control_bytes_max = 1024;
+
+static size_t asked(const msghdr& message) {
+  size_t bytes = 0;
+  for (size_t i = 0; i < message.msg_iovlen; ++i) bytes += message.msg_iov[i].iov_len;
+  return bytes;
+}
+
 extern "C" ssize_t recvmsg(int fd, msghdr* message, int flags) {
   static const auto receive = reinterpret_cast<Receive>(::dlsym(RTLD_NEXT, "recvmsg"));
   static const char* const when = std::getenv("DEAF_WHEN");
-  if (when != nullptr && ::access(when, F_OK) == 0) {
+  const bool lane = asked(*message) > control_bytes_max;
+  if (lane && when != nullptr && ::access(when, F_OK) == 0) {
     errno = EAGAIN;
     return -1;
   }

@@ -51,9 +51,66 @@ class Sight:
     members: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step that a peer has begun."""
+
+    step: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """An inner step of a low-communication method, counted within this life."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What members of a low-communication run hold alike, as digests, and a peer's residual."""
+
+    inner: int
+    tokens: int
+    parameters: str
+    momentum: str
+    residual: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A peer has come in, with the state after so many reductions."""
+
+    at: float
+    outer: int
+    shared: Shared
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A reduction was applied: the `outer`-th, which was step `step`; `tokens` were in it (-1: it
+    was not told)."""
+
+    at: float
+    outer: int
+    step: int
+    tokens: int
+    shared: Shared
+
+
+@dataclass(frozen=True, slots=True)
+class OuterFailure:
+    """What a method's `step` raised."""
+
+    at: float
+    error: str
+    text: str
+
+
 @dataclass(slots=True)
 class Life:
-    """One admission of a process; `events` are its commits and failures in their order."""
+    """One admission of a process; `events` are its commits and failures in their order, `story` has
+    all that it wrote but views and sets."""
 
     process: str
     peer: str
@@ -62,6 +119,7 @@ class Life:
     commits: list[Commit] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     events: list[Commit | Failure] = field(default_factory=list)
+    story: list[Told] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
     end: str | None = None
     end_at: float = 0.0
@@ -122,6 +180,7 @@ class History:
 def _take_into(life: Life, at: float, fact: dict[str, Any]) -> None:
     if "invoke" in fact:
         life.invoked.append((at, fact["invoke"]))
+        life.story.append(Begun(fact["invoke"], fact["name"]))
     elif "commit" in fact:
         commit = Commit(
             at=at,
@@ -137,18 +196,36 @@ def _take_into(life: Life, at: float, fact: dict[str, Any]) -> None:
         )
         life.commits.append(commit)
         life.events.append(commit)
+        life.story.append(commit)
     elif "failed" in fact:
         failure = Failure(at, fact["step"], fact["failed"], fact["restored"], fact["text"])
         life.failures.append(failure)
         life.events.append(failure)
+        life.story.append(failure)
     elif "defines" in fact:
         life.sets[fact["defines"]] = tuple(fact["peers"])
     elif "view" in fact:
         life.sights.append(Sight(at, fact["view"], life.sets[fact["set"]]))
     elif "end" in fact:
         life.end, life.end_at, life.end_text = fact["end"], at, fact["text"]
+    elif "learnt" in fact:
+        life.story.append(Learnt(fact["learnt"]))
+    elif "entered" in fact:
+        life.story.append(Entered(at, fact["entered"], _shared(fact)))
+    elif "outer" in fact:
+        told = Applied(at, fact["outer"], fact["reduction"], fact["counted"], _shared(fact))
+        life.story.append(told)
+    elif "outer_failed" in fact:
+        life.story.append(OuterFailure(at, fact["outer_failed"], fact["text"]))
     else:
         assert "stuck" in fact, f"a fact that nobody reads: {fact}"
+
+
+def _shared(fact: dict[str, Any]) -> Shared:
+    return Shared(*(fact[name] for name in Shared.__slots__))
+
+
+Told = Begun | Commit | Failure | Learnt | Entered | Applied | OuterFailure
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def show(console: Console, result: Result) -> None:
     console.print(
         f"{sum(result.events.values())} events in {result.seconds:.0f} s on {result.processes} "
         f"processes; {result.steps} steps committed, {result.retried_steps} of them retried, "
+        f"{f'{result.outer_steps} of them reductions of a method, ' if result.outer_steps else ''}"
         f"{result.failed_steps} failed, in {result.lineages} lineages; longest gap that nothing "
         f"excuses {longest:.1f} s; "
         f"whole again {result.calm_s:.1f} s after the last fault"

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.churn import timeline
-from tests.churn.checker import AGREED, check
+from tests.churn.checker import AGREED, ENTRY, Violation, check
 from tests.churn.hosts import Places
+from tests.churn.lessons import SYNC, is_reduction
 from tests.churn.namespaces import Links
 from tests.churn.nemesis import Nemesis
-from tests.churn.records import lives_of
+from tests.churn.orders import ALL_REDUCE
+from tests.churn.outer_checker import check_outer
+from tests.churn.records import Life, lives_of
 from tests.churn.world import START_S, Settings, Trouble, World
 
 POLL_S = 0.02
@@ -49,6 +52,7 @@ class Result:
     events: dict[str, int] = field(default_factory=dict)
     lineages: int = 0  # 1, and one more for each time that all members died
     steps: int = 0
+    outer_steps: int = 0  # of a low-communication method
     retried_steps: int = 0
     failed_steps: int = 0
     evictions: int = 0
@@ -163,8 +167,7 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     spans = world.spans(ended_at)
     settings = plan.settings
     begins = world.lineages or world.lineages_now()
-    found = check(lives, min_world=settings.min_world, count=settings.count, lineages_max=begins)
-    result.violations += [str(violation) for violation in found]
+    result.violations += [str(violation) for violation in contradictions(lives, settings, begins)]
     if not commits:
         result.violations.append("nothing was ever committed")
         return
@@ -193,6 +196,7 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     told = {(c.epoch, c.step): c for life in lives for c in life.commits}
     result.lineages = begins
     result.steps = len(told)
+    result.outer_steps = sum(is_reduction(commit.name) for commit in told.values())
     result.retried_steps = sum(commit.retries > 0 for commit in told.values())
     result.failed_steps = len(
         {f.step for life in lives for f in life.failures if f.error in AGREED}
@@ -203,6 +207,19 @@ def judge(world: World, plan: Plan, result: Result, ended_at: float) -> None:
     ends = Counter(str(life.end or "killed") for life in lives)
     result.ends = dict(ends) | {"refused": sum(len(h.refused) for h in histories)}
     _keep(world, result)
+
+
+def contradictions(lives: list[Life], settings: Settings, begins: int) -> list[Violation]:
+    """Holds the histories against each other, by the rules for what the peers did."""
+    alone = settings.method == ALL_REDUCE
+    found = check(
+        lives,
+        min_world=settings.min_world,
+        count=settings.count if alone else 0,
+        lineages_max=begins,
+        entry=ENTRY if alone else SYNC,
+    )
+    return found if alone else [*found, *check_outer(lives, settings.method)]
 
 
 def _gap_story(world: World, gap: timeline.Gap) -> str:

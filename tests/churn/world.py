@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.churn import timeline
-from tests.churn.agent import Config
 from tests.churn.hosts import Child, Host, Places, Remote
 from tests.churn.namespaces import Links
+from tests.churn.orders import ALL_REDUCE, Config
 from tests.churn.records import Fault, History
 from tests.churn.rules import LinkFault
 from tests.churn.timeline import COORDINATOR_HOST, Span
@@ -80,6 +80,7 @@ class Settings:
     min_world: int = 2
     count: int = 1 << 14
     pace_s: float = 0.01
+    method: str = ALL_REDUCE  # or a low-communication one
     profile: str = "lan"
     connect: tuple[tuple[str, object], ...] = ()  # further arguments of pccl.connect
     coordinator: tuple[str, ...] = ()  # further arguments of pccl coordinator
@@ -178,6 +179,7 @@ class World:
             count=self.settings.count,
             pace_s=self.settings.pace_s,
             rejoin=rejoin,
+            method=self.settings.method,
             connect=self.settings.connect,
         )
         history, errors = self.folder / f"{name}.jsonl", self.folder / f"{name}.err"

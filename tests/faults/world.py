@@ -81,11 +81,14 @@ class Peer:
 class World:
     """Use as a context manager.  `peers` are those that were started and not discarded."""
 
-    def __init__(self, folder: Path, *, size: int, min_world: int, count: int) -> None:
+    def __init__(
+        self, folder: Path, *, size: int, min_world: int, count: int, transport: str = "tcp"
+    ) -> None:
         self.folder = folder
         self.size = size
         self.min_world = min_world
         self.count = count
+        self.transport = transport
         self.address = ""
         self.peers: list[Peer] = []
         self.all_peers: list[Peer] = []
@@ -132,7 +135,7 @@ class World:
         """Starts processes that import all they need and wait to be told to connect."""
         for _ in range(count):
             name = f"peer{len(self.all_peers):03}"
-            arguments = [self.address, str(self.min_world), str(self.count)]
+            arguments = [self.address, str(self.min_world), str(self.count), self.transport]
             spare = Peer(name, self.folder, arguments)
             self.spares.append(spare)
             self.all_peers.append(spare)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.membership import flight
+from pccl.membership.enrolment import enrolment_codec
 from pccl.membership.messages import coordinator_codec, peer_codec
 from pccl.membership.record import record_codec
 from pccl.state.layout import Layout
@@ -20,8 +21,11 @@ from pccl.state.manifest import Manifest, decode_offers, encode_offers
 from pccl.state.messages import answer_codec, question_codec
 from pccl.transport import native_frames
 from pccl.transport.address import parse_address, parse_addresses
+from pccl.transport.authority import key_of_request
 from pccl.transport.codec import Codec
 from pccl.transport.framing import FIRST_FRAME_BYTES_MAX, HEAD_BYTES, Framer, frame
+from pccl.transport.identity import name_in
+from pccl.transport.join_ticket import parse_ticket
 from pccl.weights.frames import codec as weight_codec
 from tests.fuzz import weights
 from tests.fuzz.drawing import Source
@@ -44,8 +48,26 @@ def _codec(codec: Codec[Any]) -> Target:
 peer_messages = _codec(peer_codec)
 coordinator_messages = _codec(coordinator_codec)
 record = _codec(record_codec)
+enrolment_messages = _codec(enrolment_codec)
 state_questions = _codec(question_codec)
 state_answers = _codec(answer_codec)
+
+
+def join_ticket(data: bytes) -> None:
+    text = data.decode("latin-1")
+    try:
+        ticket = parse_ticket(text)
+    except UsageError:
+        return
+    assert ticket.text == text.strip(), "a ticket has one text"
+
+
+def certificate_request(data: bytes) -> None:
+    for parse in (key_of_request, name_in):
+        try:
+            parse(data)
+        except RemoteError:
+            continue
 
 
 def state_layout(data: bytes) -> None:
@@ -182,6 +204,9 @@ DECODERS: dict[str, Target] = {
     "coordinator_messages": coordinator_messages,
     "native": native,
     "record": record,
+    "enrolment_messages": enrolment_messages,
+    "join_ticket": join_ticket,
+    "certificates": certificate_request,
     "recording": recording,
     "recorded_event": recorded_event,
     "addresses": addresses,

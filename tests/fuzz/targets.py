@@ -7,7 +7,10 @@ import random
 from pathlib import Path
 from typing import Any, get_args
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from pccl.collectives.dtypes import Dtype
+from pccl.membership.enrolment import EnrolmentMessage, enrolment_codec
 from pccl.membership.messages import (
     CoordinatorMessageBody,
     PeerMessageBody,
@@ -19,6 +22,9 @@ from pccl.state.layout import Entry, Layout
 from pccl.state.manifest import Manifest, Offer, Revision, encode_offers
 from pccl.state.messages import Answer, Question, answer_codec, question_codec
 from pccl.state.tree import XXH3, root_of
+from pccl.transport.authority import Authority, make_ca, make_request
+from pccl.transport.identity import Role
+from pccl.transport.join_ticket import JoinTicket
 from pccl.weights.frames import Message as WeightMessage
 from pccl.weights.frames import codec as weight_codec
 from tests.fuzz.coordinator_story import coordinator
@@ -41,6 +47,12 @@ def seeds(name: str) -> list[bytes]:
             return [b"", *_messages(PeerMessageBody, peer_codec, dice)]
         case "coordinator_messages":
             return [b"", *_messages(CoordinatorMessageBody, coordinator_codec, dice)]
+        case "enrolment_messages":
+            return [b"", *_messages(EnrolmentMessage, enrolment_codec, dice)]
+        case "join_ticket":
+            return [b"", *_tickets()]
+        case "certificates":
+            return [b"", *_certificates(), *noise]
         case "record":
             return [b"", *_messages(Record, record_codec, dice)]
         case "state_questions":
@@ -68,6 +80,25 @@ def seeds(name: str) -> list[bytes]:
             return [dice.randbytes(dice.randrange(20, 2000)) for _ in range(40)]
         case _:
             return noise
+
+
+def _tickets() -> list[bytes]:
+    ids, secret = bytes(range(16)), bytes(range(32))
+    made = [
+        JoinTicket(ids, endpoints, secret, ids[:8], secret, 1 << 31, 2, role)
+        for endpoints in ((), ("10.0.0.1:1", "[::1]:2"))
+        for role in ("trainer", "receiver")
+    ]
+    return [ticket.text.encode() for ticket in made]
+
+
+def _certificates() -> list[bytes]:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    run_id, serial = bytes(range(16)), bytes(range(16))
+    ca = make_ca(key, run_id, serial, 1.7e9)
+    authority = Authority(run_id, ca, key)
+    leaf = authority.issue_peer(key.public_key(), Role.TRAINER, serial, 1.7e9, 3600.0)
+    return [ca, leaf, make_request(key)]
 
 
 def _messages(hint: Any, codec: Any, dice: random.Random) -> list[bytes]:

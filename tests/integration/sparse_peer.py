@@ -117,6 +117,15 @@ def one_bad(comm: pccl.Communicator, words: dict[str, str], index: int) -> None:
         tell(left_out=reduced.left_out, finite=finite, sent_nothing=nothing)
     except pccl.NonFiniteContribution as error:
         tell(raised=str(error))
+    weight = 0.0 if "victim" in words else 1.0
+    one = comm.sparse_all_reduce(inputs, top_k=TOP, value_bits=32, nonfinite="allow", weight=weight)
+    assert all(np.isfinite(m).all() for m in one.mean), "what has no weight is not looked at"
+    try:
+        comm.sparse_all_reduce(inputs[0])
+    except pccl.UsageError as error:
+        assert "[tensor]" in str(error)
+    else:
+        raise AssertionError("rows were taken for tensors")
     gathered = comm.sparse_all_gather(produced(index, 1), top_k=TOP, value_bits=2)
     tell(after=len(gathered.contributions), left_out=len(gathered.left_out))
 
@@ -139,6 +148,7 @@ def main() -> None:
         exchange.dense_is_cheaper = lambda *_: True
     try:
         with pccl.connect(address, timeout_s=30.0) as comm:
+            tell(peer=str(comm.peer_id))
             comm.wait_for(count)
             if "nan" in words:
                 one_bad(comm, words, index)

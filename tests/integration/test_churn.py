@@ -9,7 +9,9 @@ import pytest
 
 from tests.churn.campaign import free_port
 from tests.churn.hosts import ROOT, local_places, places_of
+from tests.churn.lessons import METHODS
 from tests.churn.run import Plan, churn
+from tests.churn.world import Settings
 
 SECONDS = 8.0
 GAP_BAR_S = 40.0  # times are those of whatever machine runs the tests, busy or not
@@ -21,6 +23,7 @@ code = subprocess.call(["sh", "-c", sys.argv[-1]])
 sys.exit(code if code >= 0 else 255)
 """
 SEED = 7
+OTHER_METHODS = [method for method in METHODS if method != "async-diloco"]  # ./dev churn has all
 
 
 def test_kills_stops_joins_and_a_dying_coordinator_leave_histories_that_agree(
@@ -30,6 +33,28 @@ def test_kills_stops_joins_and_a_dying_coordinator_leave_histories_that_agree(
     result = churn(tmp_path, local_places(5, free_port()), None, plan)
     assert not result.violations, "\n".join(result.violations)
     assert result.steps > 0
+    assert sum(result.events.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["async-diloco", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHER_METHODS)],
+)
+def test_low_communication_training_keeps_parameters_momentum_and_residuals(
+    tmp_path: Path, method: str
+) -> None:
+    settings = Settings(method=method, connect=(("straggler", 3.0),))
+    plan = Plan(
+        minutes=SECONDS / 60,
+        least=3,
+        most=4,
+        seed=SEED,
+        gap_bar_s=GAP_BAR_S,
+        settings=settings,
+    )
+    result = churn(tmp_path, local_places(4, free_port()), None, plan)
+    assert not result.violations, "\n".join(result.violations)
+    assert result.outer_steps > 0
     assert sum(result.events.values()) > 0
 
 

@@ -91,7 +91,7 @@ def test_a_port_in_use_is_a_readable_error(capfd: pytest.CaptureFixture[str]) ->
         (["coordinator", "--listen", "127.0.0.1:0", "--journal", "/dev/null/x"], 2, "journal"),
         (["coordinator", "--listen", "127.0.0.1:0", "--record", "/nope/x"], 2, "--record"),
         (["status", "host:99999"], 2, "is not within 1 to 65535"),
-        (["status"], 2, "Missing argument"),
+        (["status"], 2, "give the coordinator's address, or a join ticket"),
         (["nonsense"], 2, "No such command"),
     ],
 )

@@ -60,10 +60,13 @@ def test_a_contribution_that_is_no_number_is_left_out_sent_or_ends_the_step_for_
 ) -> None:
     with Run(PROGRAM) as run:
         peers = run.start("nonfinite", count)
+        names = [peer.fact_with("peer")["peer"][:8] for peer in peers]
         facts = [peer.fact_with("found") for peer in peers]
         for fact in facts:
             for text, bad in zip(fact["texts"], (5000, 5000), strict=True):
                 assert f"holds {bad} NaN or infinite elements of 5000" in text
+                assert names[-1] in text
+            assert fact["took_s"] < 5, "nobody waits for a deadline, which is 60 s"
         for fact in facts[:-1]:
             assert fact["found"] == [0, 0, 0, 0]
         assert facts[-1]["dropped"] == [32, 16, 16, 0]

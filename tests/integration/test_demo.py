@@ -90,6 +90,24 @@ def test_a_kill_and_a_join_under_each_low_communication_method(method: str, tmp_
     assert len({peer["digest"] for peer in record["peers"] if peer["state"] == "done"}) == 1
 
 
+@pytest.mark.parametrize("method", ["diloco", "async-diloco"])
+def test_in_a_run_of_hardly_any_reductions_the_newcomer_still_has_a_part(
+    method: str, tmp_path: Path
+) -> None:
+    small = ["--layers", "2", "--width", "32", "--context", "32", "--batch", "8"]
+    demo = start(tmp_path, "--method", method, *small, "--steps", "40")
+    try:
+        said, _ = demo.communicate(timeout=170.0)
+    finally:
+        demo.kill()
+        demo.wait(10.0)
+
+    checks = json.loads((tmp_path / "demo.json").read_text())["checks"]
+    assert len(checks) == 7, said
+    bad = [check["name"] for check in checks if not check["good"] and "loss" not in check["name"]]
+    assert bad == [], said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind_when_the_demo_is_ended(
     tmp_path: Path, number: signal.Signals
@@ -120,6 +138,7 @@ def test_no_process_is_left_behind_when_the_demo_is_ended(
     [
         (["--kill-at", "500"], "--kill-at is 500"),
         (["--peers", "0"], "--peers is 0"),
+        (["--method", "diloco", "--steps", "10"], "more --steps or --no-join"),
         (["--batch", "0"], "--batch must be at least 1"),
         (["--out", "/dev/null/demo"], "cannot write to /dev/null/demo"),
     ],

@@ -55,6 +55,12 @@ def test_a_straggler_is_excluded_told_so_and_comes_in_again() -> None:
         assert [peer.end() for peer in peers] == [0, 0, 0]
 
 
+def waits_of(address: str, peer: str) -> list[dict[str, Any]]:
+    """Returns what a peer waits for others to post, as the coordinator's status has it."""
+    told = status(address)["waits"]
+    return [w for w in told if w["for"] == "post" and w["peer"].startswith(peer[:8])]
+
+
 def test_a_slow_program_is_waited_for_where_nobody_minds_and_the_status_says_for_whom() -> None:
     with Run(PEER) as run:
         peers = run.start("straggler=60", 2)
@@ -63,9 +69,8 @@ def test_a_slow_program_is_waited_for_where_nobody_minds_and_the_status_says_for
             peer.until("contributors", 2)
         peers[1].say("sleep 4")
         deadline = time.monotonic() + 20.0
-        while not (waits := [w for w in status(run.address)["waits"] if w["for"] == "post"]):
+        while not (waits := waits_of(run.address, names[0])):  # the slow one waits, too, at times
             assert time.monotonic() < deadline
-        assert waits[0]["peer"].startswith(names[0][:8])
         assert waits[0]["of"][0].startswith(names[1][:8])
         facts = [peer.until("contributors", 2) for peer in peers]
         assert [fact["retries"] for fact in facts] == [0, 0]
@@ -86,9 +91,9 @@ def test_a_member_that_reads_nothing_any_more_is_left_out_and_told(
         for peer in (*peers, deaf):
             peer.until("contributors", 3)
         trigger.touch()
-        facts = [peer.until("contributors", 2) for peer in peers]
-        # Twice, where a lane ended before the coordinator had judged.
-        assert all(fact["retries"] >= 1 for fact in facts)
+        # The step that it held up is run again, or was complete and is committed: both are right.
+        for peer in peers:
+            peer.until("contributors", 2)
         told = [fact for fact in deaf.rest() if "failure" in fact or "error" in fact]
         # Two connections tell it, of which the engine's, which knows no reason, may be quicker.
         assert told and told[-1]["failure"] == "Evicted", told

@@ -358,7 +358,7 @@ def test_a_status_says_what_only_the_driver_knows() -> None:
             reply = coordinator_codec.decode(await channel.receive() or b"")
             assert reply == StatusReply(
                 b'{"epoch":3,"connections":{"open":1,"half_open":0,"accepted":1,"dropped":0,'
-                b'"dropped_by_reason":{}}}'
+                b'"dropped_by_reason":{}},"secured":false}'
             )
             channel.close()
 

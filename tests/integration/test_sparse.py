@@ -37,11 +37,14 @@ def test_means_are_exact_and_alike_while_a_member_dies_and_another_comes(how: st
         assert all(len(digests) == 1 for digests in told.values())
 
 
-def test_a_nan_raises_on_all_members_and_names_whose_it_is() -> None:
+@pytest.mark.parametrize("way", ["nan=raise", "nan=raise,dense"])
+def test_a_nan_raises_on_all_members_and_names_whose_it_is(way: str) -> None:
     with Run(PEER) as run:
-        peers = [run.start_one("nan=raise", 0, 2), run.start_one("nan=raise,victim", 1, 2)]
+        peers = [run.start_one(way, 0, 2), run.start_one(f"{way},victim", 1, 2)]
+        victim = [peer.fact_with("peer")["peer"] for peer in peers][1]
         for peer in peers:
-            assert "Inf or a NaN" in peer.fact_with("raised")["raised"]
+            raised = peer.fact_with("raised")["raised"]
+            assert "Inf or a NaN" in raised and victim in raised
             assert peer.fact_with("after") == {"after": 2, "left_out": 0}
         assert [peer.end() for peer in peers] == [0, 0]
 

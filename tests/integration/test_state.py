@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.integration.peer_processes import PeerProcess, Run
+from tests.integration.state_peer import SIZE, add, fresh, hashed
 
 PROGRAM = Path(__file__).with_name("state_peer.py")
 LARGE_BYTES = 192 << 20
@@ -271,6 +273,30 @@ def test_a_damaged_disk_is_helped_by_another_and_files_are_read_without_pccl(
     assert facts[0][-1]["ended_at"] == 10
 
 
+def test_when_the_only_checkpoint_is_damaged_the_run_begins_anew_with_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpointed(monkeypatch, tmp_path, 5, copies=None)
+    with Run(PROGRAM) as run:
+        peers = run.start("trains", 2)
+        assert [peer.rest()[-1]["ended_at"] for peer in peers] == [5, 5]
+    for index in range(2):
+        (path,) = on_disk(tmp_path, index)
+        data = bytearray((path / "tensors.safetensors").read_bytes())
+        data[6 << 20] ^= 4  # the same tensor on both
+        (path / "tensors.safetensors").write_bytes(data)
+    monkeypatch.setenv("PCCL_TEST_STEPS", "1")
+    with Run(PROGRAM) as run:
+        again = [peer.rest() for peer in run.start("trains", 2)]
+    for of_peer in again:
+        assert any("none whole" in f.get("warning", "") for f in of_peer)
+    begun = []
+    for tensors in (fresh(0), fresh(1)):  # whoever was rank 0
+        add(tensors, np.full(SIZE, 2, np.int32))
+        begun.append(hashed(tensors))
+    assert content_at(again[0], 1) == content_at(again[1], 1) and content_at(again[0], 1) in begun
+
+
 def test_a_disk_that_takes_nothing_costs_checkpoints_and_is_reported_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -282,8 +308,10 @@ def test_a_disk_that_takes_nothing_costs_checkpoints_and_is_reported_and_trainin
         assert [peer.end() for peer in peers] == [0, 0], peers[0].errors()
     for of_peer, reason in zip(facts, ("File too large", "File exists"), strict=True):
         warnings = [f["warning"] for f in of_peer if "warning" in f]
-        assert any("training goes on" in text and reason in text for text in warnings), warnings
-        (told,) = [f for f in of_peer if "newest" in f]
-        assert told["newest"] is None and reason in told["error"]
+        told = [text for text in warnings if "takes no checkpoints" in text]
+        assert len(told) == 1, "it is said once, however often it is tried"
+        assert "training goes on" in told[0] and reason in told[0]
+        (fact,) = [f for f in of_peer if "newest" in f]
+        assert fact["newest"] is None and reason in fact["error"]
         assert of_peer[-1]["ended_at"] == 12
     assert not list((tmp_path / "0").iterdir()), "nothing half-written is left"

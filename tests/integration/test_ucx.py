@@ -11,12 +11,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pccl
 from pccl.membership.service import CoordinatorThread
+from pccl.membership.service_status import fetch_status_now
+from pccl.transport.address import parse_address
 from pccl.transport.ucx import libraries
 from tests.integration.peer_processes import Run
 
@@ -57,6 +60,39 @@ def test_all_reduce_over_ucx_is_exact_on_all_peers(program: str, count: int) -> 
         peers = run.start(program, count)
         assert all(peer.fact_with("done") for peer in peers)
         assert [peer.end() for peer in peers] == [0] * count
+
+
+@needs_ucx
+@pytest.mark.usefixtures("over_ucx")
+def test_the_status_of_the_run_shows_what_ucx_chose_and_want_of_rdma_is_said_once() -> None:
+    with Run() as run:
+        peers = run.start("loop", 2)
+        for peer in peers:
+            peer.until("contributors", 2)
+        address = parse_address(run.address)
+        patience_s = time.monotonic() + 10
+        shown: list[Any] = []
+        while time.monotonic() < patience_s and not (shown and all(shown)):
+            document = fetch_status_now([address], timeout_s=5)
+            shown = [row["ucx"] for row in document["members"]]
+        assert len(shown) == 2 and all(text.startswith("tcp/lo") for text in shown)
+        peers[0].ask_to_end()
+        assert [peer.end() for peer in peers] == [0, 0]
+        for peer in peers:
+            assert peer.errors().count("found no RDMA and moves the lanes' bytes by tcp/lo") == 1
+
+
+@needs_ucx
+def test_large_payloads_within_a_machine_go_through_memory_beside_ucx(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp,self")
+    monkeypatch.setenv("PEER_TRANSPORT", "ucx and memory")
+    with Run() as run:
+        peers = run.start("exact", 3)
+        assert all(peer.fact_with("done") for peer in peers)
+        assert [peer.end() for peer in peers] == [0, 0, 0]
+        assert all("found no RDMA" in peer.errors() for peer in peers)
 
 
 @needs_ucx

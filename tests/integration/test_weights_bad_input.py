@@ -157,6 +157,18 @@ def test_a_publish_cut_off_at_its_very_end_is_followed_by_an_anchor(
         assert sha_of(target) == sha_of(make_state(2))
 
 
+def test_a_revision_that_never_comes_is_said_to_be_newer_than_the_newest(
+    publisher: Publisher,
+) -> None:
+    publisher.publish(make_state(0))
+    target = empty_state()
+    with (
+        pulled(publisher.address, target) as receiver,
+        pytest.raises(pccl.DeadlineExceeded, match="the newest is revision 1"),
+    ):
+        receiver.pull(target, at_least=99, timeout_s=0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

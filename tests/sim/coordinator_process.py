@@ -12,7 +12,8 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.coordinator import Coordinator
+from pccl.membership.core import CoordinatorConfig
 from pccl.membership.events import (
     Close,
     ConnDown,

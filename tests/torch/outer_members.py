@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 import pccl
-from pccl.diloco import AsyncDiLoCo, DiLoCo, OuterStep, SparseLoCo, StreamingDiLoCo
+from pccl.diloco import (
+    AsyncDiLoCo,
+    DiLoCo,
+    OuterOptimizer,
+    OuterStep,
+    SparseLoCo,
+    StreamingDiLoCo,
+)
 from pccl.step import Step, check_all_reduce
 from pccl.ticket import Ticket
 from tests.torch.members import Member
@@ -97,10 +104,23 @@ class Trained:
 
 
 class Doom:
-    """Where this process kills itself: at the `at`-th time that it comes to a place."""
+    """Where this process kills itself: at the `at`-th time that it comes to a place.
+
+    inner     before an inner step is counted
+    flying    the same, while a reduction is on its way in the background
+    begin     a reduction has begun, and nothing of it is posted
+    posted    all of it is posted, and not sealed
+    sealed    it is sealed, and others may have received all
+    reduce    3 ms later, in the midst of megabytes
+    decided   it is committed, and nothing of it is applied
+    between   it is applied, and the model goes on
+    sync      a step is sealed in which joiners come in, or are given the state
+    entry     joiners have the state; nothing is on its way
+    """
 
     def __init__(self, place: str, at: int) -> None:
         self._place, self._left = place, at
+        self.sleeps_in = 0  # entries, until this one is too long for the others
         if place:
             self._watch()
 
@@ -132,15 +152,27 @@ class Doom:
 
         _replace(Step, "__enter__", entering)
         _replace(Ticket, "seal", sealing)
+        for owner, name in ((OuterOptimizer, "_commit"), (SparseLoCo, "_apply")):
+            self._watch_decided(owner, name)
+
+    def _watch_decided(self, owner: type, name: str) -> None:
+        apply = getattr(owner, name)
+
+        def applying(*args: Any) -> Any:
+            self.pass_by("decided")
+            return apply(*args)
+
+        _replace(owner, name, applying)
 
 
-def spoil_reduction(at: int) -> None:
-    """Makes this process post something else in its `at`-th reduction, so that it fails on all."""
+def spoil(at: int, is_meant: Callable[[str], bool]) -> None:
+    """Makes this process post something else in its `at`-th step of a kind, so that it fails on
+    all."""
     left = [at]
     seal = Ticket.seal
 
     def sealing(ticket: Ticket) -> None:
-        if ticket.name.startswith(OUTER_STEP):
+        if is_meant(ticket.name):
             left[0] -= 1
             if left[0] == 0:
                 work = check_all_reduce(np.zeros(3), "sum", 1.0, None, False, "auto")
@@ -166,6 +198,8 @@ def train(
     width: int = WIDTH,
     pause_s: float = 0.0,
     spoil_at: int = 0,
+    spoil_entry_at: int = 0,
+    sleep_entry_at: int = 0,
     leave_at: int = 0,
     sleep_at: int = 0,
     straggler: float | None = None,
@@ -173,8 +207,11 @@ def train(
 ) -> Trained:
     """Trains as one member until so many reductions are applied; comes back when evicted."""
     fate = Doom(doom, doomed_at)
+    fate.sleeps_in = sleep_entry_at
     if spoil_at:
-        spoil_reduction(spoil_at)
+        spoil(spoil_at, lambda name: name.startswith(OUTER_STEP))
+    if spoil_entry_at:
+        spoil(spoil_entry_at, lambda name: name == SYNC)
     told = Trained(me.number)
     model = make_model(width)
     wait_for = start
@@ -205,10 +242,18 @@ def _train(
 ) -> None:
     def hold(_: object) -> bool:
         fate.pass_by("entry")
+        fate.sleeps_in -= 1
+        if fate.sleeps_in == 0:
+            time.sleep(4.0)
         return False
 
     pause_s, sleep_at, leave_at = paces
-    outer = make(method, comm, model, hold=hold, **options)
+    while True:
+        try:
+            outer = make(method, comm, model, hold=hold, **options)
+            break
+        except pccl.StepFailed:
+            told.failed.append(-1)
     told.entered.append(outer.outer_step)
 
     def note(report: OuterStep | None) -> None:
@@ -225,6 +270,8 @@ def _train(
         learn(me.number, outer.inner_step, model)
         time.sleep(4.0 if sleep_at and outer.inner_step == sleep_at else pause_s)
         fate.pass_by("inner")
+        if not outer._idle():
+            fate.pass_by("flying")
         if outer.outer_step == leave_at and leave_at and not comm.leaving:
             comm.leave()
         try:

@@ -75,7 +75,8 @@ class Peer:
 
 
 class Replay:
-    """The run, advanced inner step by inner step; `failing` numbers reductions that fail."""
+    """The run, advanced inner step by inner step; `failing` numbers reductions that fail, and
+    `failing_entries` entries, the first of which follows the founders' own."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Replay:
         *,
         width: int = WIDTH,
         failing: Sequence[int] = (),
+        failing_entries: Sequence[int] = (),
         momentum: float = 0.9,
         rate: float | None = None,
     ) -> None:
@@ -101,7 +103,8 @@ class Replay:
         self.theta = [self.change(99, 0, s) for s in range(len(self.names))]
         self.velocity = [np.zeros_like(theta) for theta in self.theta]
         self.peers: dict[bytes, Peer] = {}
-        self.applied = self.posted = self.now = 0
+        self.failing_entries = set(failing_entries)
+        self.applied = self.posted = self.now = self.entries = 0
         if method == "sparse":
             settings = Settings(top_k=8, value_bits=32, decay=1.0)
             self.code = ModelCode([shape for _, shape in named], settings)
@@ -146,6 +149,14 @@ class Replay:
             peer.tokens += TOKENS[peer.number]
         self.now += 1
 
+    def pass_entry(self) -> list[Peer]:
+        """Joiners come in.  While an entry is due, peers learn, and their schedule stands still."""
+        self.entries += 1
+        if self.entries in self.failing_entries:
+            self.learn()
+            self.now -= 1
+        return self.present()
+
     def mean(self, parts: Sequence[tuple[Any, int]]) -> Any:
         """Adds in rank order, each operation rounded to f32, as the kernels do."""
         total = np.zeros_like(parts[0][0])
@@ -187,7 +198,7 @@ class Replay:
                 self.restart(peer)
             since = 0
             if self.applied < len(self.history):
-                self.present()  # joiners come in now, and have an interval before they contribute
+                self.pass_entry()  # joiners have an interval before they contribute
 
     def apply_sparse(self, parts: Sequence[tuple[Peer, Any]]) -> None:
         encoded = []
@@ -222,7 +233,7 @@ class Replay:
                 if self.applied == len(self.history):
                     return
             since, known = 0, set(self.peers)
-            self.present()
+            self.pass_entry()
             for peer_id, _ in self.history[self.applied].who:
                 flying[peer_id] = self.start_async(peer_id, new=peer_id not in known)
             for peer_id in known - set(flying):
@@ -258,7 +269,7 @@ class Replay:
             section = self.now // distance % FRAGMENTS
             known = set(self.peers)
             self.posted += 1
-            peers = self.present()
+            peers = self.pass_entry() if section == 0 else self.present()
             parts = []
             for (peer_id, _), peer in zip(self.history[self.applied].who, peers, strict=True):
                 payload = self.theta[section] - peer.local[section]

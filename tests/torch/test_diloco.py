@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ from tests.torch.outer_replay import check
 METHODS = ("diloco", "async", "streaming", "sparse")
 UNTIL = 9
 SLOW = [pytest.mark.slow]
+
+
+def daily(*methods: str) -> list[Any]:
+    """All methods; those not named are slow."""
+    return [pytest.param(m, marks=[] if m in methods else SLOW) for m in METHODS]
 
 
 def results(members: Members, *numbers: int) -> list[Trained]:
@@ -35,19 +41,25 @@ def test_members_train_as_the_formulas_say(method: str) -> None:
     assert all(not one.failed and one.retries == 0 for one in found)
 
 
-PLACES = ("inner", "begin", "posted", "sealed", "between", "entry", "sync")
-KILLS = [
-    pytest.param(method, place, victim, marks=[] if victim == 0 else SLOW)
-    for method in METHODS
-    for place in PLACES
-    for victim in (0, 2)
-]
+PLACES = ("inner", "flying", "begin", "posted", "sealed", "decided", "between", "entry", "sync")
+DELAYED = ("async", "streaming")  # in which reductions are on their way in the background
 
 
-@pytest.mark.parametrize(("method", "place", "victim"), KILLS)
-def test_a_member_is_killed_and_nothing_of_the_others_is_lost(
-    method: str, place: str, victim: int
-) -> None:
+def phases(places: Sequence[str], *, all_slow: bool = False) -> list[Any]:
+    """Every method in every phase that it has.  Two methods of each phase are for every day, in
+    turn; the others are for `./dev test -m slow`."""
+    found = []
+    for number, place in enumerate(places):
+        methods = DELAYED if place == "flying" else METHODS
+        daily = {methods[number % len(methods)], methods[(number + 2) % len(methods)]}
+        found += [
+            pytest.param(method, place, marks=[] if method in daily and not all_slow else SLOW)
+            for method in methods
+        ]
+    return found
+
+
+def kill_one(method: str, place: str, victim: int) -> None:
     with Members(train, method, UNTIL) as members:
         rest = sorted({0, 1, 2} - {victim})
         members.start(*rest, start=3)
@@ -57,6 +69,18 @@ def test_a_member_is_killed_and_nothing_of_the_others_is_lost(
         assert members.exit_code(victim) == -signal.SIGKILL
         who = check(found, members.numbers(), method)
     assert who[0] == [0, 1, 2] and who[-1] == rest
+    if place == "decided":  # what is decided counts, also if nobody is left to apply it
+        assert who[2] == [0, 1, 2] and who[3] == rest
+
+
+@pytest.mark.parametrize(("method", "place"), phases(PLACES))
+def test_a_member_is_killed_and_nothing_of_the_others_is_lost(method: str, place: str) -> None:
+    kill_one(method, place, victim=0)
+
+
+@pytest.mark.parametrize(("method", "place"), phases(PLACES, all_slow=True))
+def test_the_member_of_the_highest_rank_is_killed(method: str, place: str) -> None:
+    kill_one(method, place, victim=2)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,6 +109,31 @@ def test_a_reduction_that_fails_on_all_leaves_everything_as_it_was(method: str) 
     assert all(len(one.failed) == 1 for one in found)
     assert len({one.failed[0] for one in found}) == 1
     assert all(numbers == [0, 1, 2] for numbers in who)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_entry_that_fails_on_all_is_passed_later_and_nothing_is_lost(method: str) -> None:
+    with Members(train, method, UNTIL) as members:
+        members.start(0, 2, start=3)
+        members.start(1, start=3, spoil_entry_at=3)
+        found = results(members, 0, 1, 2)
+        who = check(found, members.numbers(), method, failing_entries=[2])
+    assert all(len(one.failed) == 1 for one in found)
+    assert all(numbers == [0, 1, 2] for numbers in who)
+    assert len({len(one.history) for one in found}) == 1  # nobody misses a report
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_whose_entry_fails_on_all_comes_in_when_it_tries_again(method: str) -> None:
+    with Members(train, method, 60) as members:
+        members.start(0, 1, start=2, pause_s=0.02)
+        members.await_step(0, 4)
+        members.start(2, pause_s=0.02, spoil_entry_at=1)
+        found = results(members, 0, 1, 2)
+    assert [len(one.failed) for one in found] == [1, 1, 1]
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert len({one.digests[60] for one in found}) == 1
+    assert [len(contributors) for _, _, contributors, _ in found[0].history][-1] == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,19 +166,32 @@ def test_a_joiner_comes_in_while_a_member_is_killed(method: str) -> None:
     assert who[-1] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_joiner_that_dies_as_it_comes_in_costs_the_members_nothing(method: str) -> None:
+# "sync" the second time: it is being given the state.
+JOINERS = ("sync", "entry", "begin", "posted", "sealed", "decided", "between")
+
+
+@pytest.mark.parametrize(("method", "place"), phases(JOINERS))
+def test_a_joiner_that_dies_as_it_comes_in_costs_the_members_nothing(
+    method: str, place: str
+) -> None:
     with Members(train, method, 60) as members:
         members.start(0, 1, start=2, pause_s=0.02)
         members.await_step(0, 4)
-        members.start(2, pause_s=0.02, doom="entry", doomed_at=1)
+        members.start(2, pause_s=0.02, doom=place, doomed_at=2 if place == "sync" else 1)
         found = results(members, 0, 1)
         assert members.exit_code(2) == -signal.SIGKILL
         who = check(found, members.numbers(), method)
     assert who[-1] == [0, 1]
+    counted = sum(numbers == [0, 1, 2] for numbers in who)
+    if place in ("sync", "entry", "begin"):  # it has never brought anything
+        assert counted == 0
+    elif place == "decided" or (place == "between" and method != "async"):
+        assert counted == 1
+    else:  # what it had posted counts or not, for all alike
+        assert counted <= 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", daily("streaming"))
 def test_a_stopped_member_is_given_up_and_comes_in_again(method: str) -> None:
     with Members(train, method, 250) as members:
         members.start(0, 1, 2, start=3, pause_s=0.02)
@@ -156,7 +218,7 @@ def test_a_member_that_leaves_costs_no_reduction(method: str) -> None:
     assert all(not one.failed and one.retries == 0 for one in found)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", daily("async"))
 def test_a_member_that_is_too_slow_is_left_behind_and_comes_in_by_itself(method: str) -> None:
     with Members(train, method, 150) as members:
         named: dict[str, Any] = {"start": 3, "pause_s": 0.03, "straggler": 1.0}
@@ -165,5 +227,25 @@ def test_a_member_that_is_too_slow_is_left_behind_and_comes_in_by_itself(method:
         found = results(members, 0, 1, 2)
     assert len({one.parameters[-1].tobytes() for one in found}) == 1
     assert len({len(one.history[-1][2]) for one in found}) == 1
+    sizes = [len(contributors) for _, _, contributors, _ in found[0].history]
+    assert min(sizes) == 2 and sizes[-1] == 3, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DELAYED)
+def test_a_member_that_is_left_behind_again_as_it_comes_in_is_not_in_before_it_is(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named: dict[str, Any] = {"start": 3, "pause_s": 0.03, "straggler": 1.0}
+    with Members(train, method, 250) as members:
+        members.start(0, 2, **named)
+        # The founders' entry, those at inner steps before the first sleep, and that after it.
+        entries = {"async": 5, "streaming": 3}[method]
+        members.start(1, sleep_at=10, sleep_entry_at=entries, **named)
+        found = results(members, 0, 1, 2)
+    assert caplog.text.count(" is excluded: ") == 2
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert not any(one.failed for one in found)
+    assert len(found[1].entered) == 1  # the same object, by itself
     sizes = [len(contributors) for _, _, contributors, _ in found[0].history]
     assert min(sizes) == 2 and sizes[-1] == 3, sizes

@@ -3,8 +3,8 @@
 // Lanes and control connections move their frames through one and do not know what it is made of: a
 // TCP socket (make_socket_conduit), or something that encrypts, or another kind of wire.
 //
-// Invariants: bytes come out in the order in which they went in, or not at all.  The poller tells of
-//             fd() whenever receive() may give something after it said `drained`, and, if it is
+// Invariants: bytes come out in the order in which they went in, or not at all.  The poller tells
+//             of fd() whenever receive() may give something after it said `drained`, and, if it is
 //             asked for ready::write, whenever send() or flush() may get further.
 // Ownership:  owns its descriptor.  Bytes that send() has taken are the conduit's; it keeps no
 //             reference to memory of the caller.
@@ -17,10 +17,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "pccl/fd.hpp"
 #include "pccl/sockets.hpp"
 #include "pccl/status.hpp"
+#include "pccl/types.hpp"
 
 namespace pccl {
 
@@ -32,6 +34,17 @@ class Conduit {
   Conduit(const Conduit&) = delete;
   Conduit& operator=(const Conduit&) = delete;
   virtual ~Conduit() = default;
+
+  /// Gets further with what must happen before bytes can pass.  ok: they pass now.  would_block: it
+  /// waits for the other side, or, if wants_write(), for room.  protocol: the other end did not
+  /// prove what it has to; refusal() says what was wrong.
+  virtual Status establish() noexcept { return Status::ok; }
+  [[nodiscard]] virtual std::string_view refusal() const noexcept { return {}; }
+  /// Whether the other end may call itself that; a stream that proves nothing believes it.
+  [[nodiscard]] virtual bool proves(const PeerId&) const noexcept { return true; }
+  /// From the next byte on, both ways, each frame-sized piece is sealed by itself: for lanes, whose
+  /// bytes cost less that way.  Both ends call it at the same place of the stream.
+  virtual Status seal_in_bulk() noexcept { return Status::ok; }
 
   /// What the poller watches.
   [[nodiscard]] virtual int fd() const noexcept = 0;
@@ -53,7 +66,8 @@ class Conduit {
   /// Fills the parts, in order; with ok `got` says how far, at least one byte.  `drained`: there
   /// was no more, neither here nor, as far as a short read shows, in the kernel.
   /// would_block: nothing has come.  closed: the other side ended the stream, between two bytes.
-  virtual Status receive(std::span<const iovec> parts, std::size_t& got, bool& drained) noexcept = 0;
+  virtual Status receive(std::span<const iovec> parts, std::size_t& got,
+                         bool& drained) noexcept = 0;
   /// Bytes that have come and lie here, of which the poller does not tell.
   [[nodiscard]] virtual bool holds_received() const noexcept { return false; }
 
@@ -73,6 +87,9 @@ class Conduit {
   /// Gives the descriptor away and leaves nothing behind; null (no descriptor) if the stream is
   /// more than its descriptor.
   [[nodiscard]] virtual Fd release() noexcept { return {}; }
+  /// Gives the descriptor away although the stream was more than that: what follows is bare, at
+  /// both ends.  Null if bytes of the stream still lie here.
+  [[nodiscard]] virtual Fd strip() noexcept { return release(); }
 };
 
 /// A TCP socket as it is.

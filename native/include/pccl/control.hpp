@@ -24,6 +24,7 @@
 #include "pccl/fd.hpp"
 #include "pccl/report.hpp"
 #include "pccl/status.hpp"
+#include "pccl/tls.hpp"
 #include "pccl/types.hpp"
 
 namespace pccl {
@@ -54,7 +55,8 @@ struct PeerEndpoint {
   Incarnation incarnation = 0;
   Secret secret;  // the listener's, from the view
   std::string host;
-  std::uint16_t port = 0;
+  std::uint16_t port = 0;  // 0: nobody can dial it (it is behind NAT); it dials
+  [[nodiscard]] bool dialable() const noexcept { return port != 0 && !host.empty(); }
   friend bool operator==(const PeerEndpoint&, const PeerEndpoint&) = default;
 };
 
@@ -67,7 +69,8 @@ class ControlHost {
   /// A data lane, handshake done, nothing read beyond it.
   virtual void adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) = 0;
   /// A connection for the program's own side of this peer (shared state), handshake done, socket
-  /// non-blocking, nothing read beyond it.
+  /// non-blocking, nothing read beyond it.  In a secured run there was no handshake: the program
+  /// makes TLS and HELLO itself, and `peer` is zero.
   virtual void adopt_stream(PeerId peer, Fd socket) = 0;
   /// Lanes asked for by connect() that did not come up before their deadline.
   virtual void connect_failed(PeerId peer, Incarnation incarnation, bool relayed) = 0;
@@ -98,6 +101,7 @@ struct ControlConfig {
   std::uint32_t half_open_max = 64;       // handshakes under way; the newest is dropped beyond
   double peer_beat_s = 0.5;
   double peer_silence_s = 1.5;            // without a beat: the way is cut; at least 20 round trips
+  std::shared_ptr<const TlsContext> tls{};  // of a secured run: every connection needs it
 };
 
 struct Identity {
@@ -121,6 +125,8 @@ struct DialRequest {
   double try_s = 5.0;       // for the first of several tries; the next take longer
   std::uint32_t series = 0;
   std::optional<PeerEndpoint> via{};  // the peer that relays
+  bool meets = false;   // at the relay: neither end can be dialled, and both go there
+  bool awaits = false;  // of two that meet, the end that waits for the other's handshake
 };
 
 struct ControlCounters {
@@ -130,6 +136,7 @@ struct ControlCounters {
   std::uint64_t flushes = 0;
   std::uint64_t tunnels = 0;        // that this peer carries now
   std::uint64_t relayed_bytes = 0;  // that it has carried
+  std::uint64_t unproven = 0;       // connections whose other end did not prove what it has to
 };
 
 class Control {
@@ -151,6 +158,8 @@ class Control {
   /// Stops dialling an incarnation and closes its peer control connection.
   void forget(PeerId peer, Incarnation incarnation);
   void suspect(Suspect suspicion);
+  /// For connections from now on; those that are up keep what they began with.
+  void set_tls(std::shared_ptr<const TlsContext> tls);
   /// Sends a heartbeat now (a status changed that the coordinator should see at once).
   void beat_now();
   [[nodiscard]] ControlCounters counters() const noexcept;

@@ -47,6 +47,7 @@ enum class Type : std::uint8_t {
 enum class Refusal : std::uint8_t {
   version = 1, run = 2, secret = 3, incarnation = 4, limit = 5, purpose = 6, unreachable = 7,
   generation = 8,  // of a coordinator on an old copy of its journal; it heals
+  security = 9,    // one side is of a secured run, the other is not, or cannot prove its name
 };
 
 struct Hello {

@@ -66,6 +66,7 @@ struct EngineConfig {
   int spin_us = -1;         // of a waiting caller before it blocks; -1: automatic
   std::uint64_t host_key = 0;
   bool shared_memory = true;  // payloads between processes of one machine go through memory
+  std::shared_ptr<const TlsContext> tls{};  // of a secured run: its key is the one of peer_id
   std::vector<std::string> ucx_libraries;  // lanes go through the first usable; none: over TCP
 };
 
@@ -156,6 +157,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   void release_letter(LetterId letter);
   void notify_when_ended(LetterId letter);
 
+  /// For connections from now on; of the same key.
+  void set_tls(std::shared_ptr<const TlsContext> tls);
   EngineStats stats();
   void close() noexcept;
   /// What a FLUSH does, for tests that play the coordinator.

@@ -224,10 +224,13 @@ class Executor final : public FrameSink, private LettersHost {
 
   Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
   void learn(const std::vector<MemberEntry>& members, double now_s);
+  void dial_all(const std::vector<MemberEntry>& members, double now_s);
   void mark_needed(double now_s);
   void drop_strangers(double now_s);
+  [[nodiscard]] bool dials(const Link& link) const noexcept;
   void dial(Link& link, double now_s);
-  void dial_relay(Link& link);
+  void dial_relay(Link& link, double now_s);
+  [[nodiscard]] const Link* meeting_place(const Link& link) const;
   void keep_company(Link& link, double now_s);
   void look_after(Link& link, double now_s, bool expecting);
   void lose(Link& link, Lane& lane, Status why, double now_s);
@@ -266,6 +269,7 @@ class Executor final : public FrameSink, private LettersHost {
   std::map<std::pair<Epoch, StepId>, std::vector<EarlySeal>> seals_;
   std::map<std::string, std::shared_ptr<const CompiledPlan>> plans_;
   std::map<PeerId, PeerId> routes_;  // who is reached through whom
+  bool dialable_ = true;             // this peer, as the latest view or plan says
   std::uint32_t series_ = 0;         // the last one begun: higher than those of all links
   Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
   std::vector<Link*> prepared_;

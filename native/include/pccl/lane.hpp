@@ -106,6 +106,8 @@ class Lane {
   [[nodiscard]] bool has_unsent() const noexcept {
     return (!out_.empty() && !out_.front().parked) || conduit_->wants_write();
   }
+  /// Something has come of which the poller does not tell.
+  [[nodiscard]] bool holds_received() const noexcept { return conduit_->holds_received(); }
   void unblock() noexcept { blocked_ = false; }
   /// The other side's kernel has all that was sent.
   [[nodiscard]] bool delivered() noexcept;
@@ -194,7 +196,7 @@ class Lane {
   FrameHeader header_;
   Placement placement_;
   bool in_payload_ = false;
-  bool drained_ = false;  // the conduit gave less than it was asked for, since the poller told of it
+  bool drained_ = false;  // the conduit gave less than it was asked for since the poller told of it
   std::size_t received_ = 0;  // of the payload
   std::size_t inbox_begin_ = 0;
   std::size_t inbox_end_ = 0;

@@ -83,7 +83,8 @@ class Link final : public FrameSource {
   std::vector<std::unique_ptr<Lane>> lanes;
   PeerEndpoint endpoint;            // empty host: not known yet
   std::uint16_t dialling = 0;       // direct lanes this side has asked for that are not here yet
-  bool relay_dialling = false;      // a relayed one is asked for
+  double relay_dialling_s = 0;      // a relayed one is asked for, until then
+  std::uint32_t meeting_turn = 0;   // meetings at relays that came to nothing
   std::uint32_t series = 0;         // of the lanes that live, or that died last
   double direct_again_s = 0;        // while relayed: when to try the direct way again
   double company_s = 0;             // when to look after the peer control connection again

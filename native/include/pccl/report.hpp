@@ -30,6 +30,7 @@ enum class SuspectCode : std::uint8_t {
   underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
   left = 8,  // on no wire: the peer that leaves says it to its own program
   view_changed = 9,  // an operation means nothing among the members that there are now
+  nonfinite = 10,    // a contribution holds NaN or infinities, and its program asked for an error
 };
 
 /// A step that the members have failed, as this peer was told.

@@ -32,19 +32,20 @@ namespace pccl {
 /// What became of conduits made by one worker.
 struct UcxReport {
   std::string version;
-  std::string transports;      // that UCX chose last: "tcp/eth0", "rc_mlx5/mlx5_0:1", ...
+  std::string transports;      // that UCX chose, each once: "tcp/eth0; rc_mlx5/mlx5_0:1", ...
   std::uint64_t through_ucx = 0;  // conduits whose bytes go through UCX, ever
   std::uint64_t declined = 0;     // that stayed as they were: the other end does without UCX
   std::size_t streams = 0;        // now, with those that are ending
   std::size_t requests = 0;       // that UCX has and has not completed
-  bool rdma = false;              // the last one goes by more than TCP
+  bool rdma = false;              // all of them have remote memory access
 };
 
 class UcxWorker {
  public:
-  /// Loads the first of `libraries` (paths, or names for the loader) that is a usable libucp.  Null:
-  /// `obstacle` says why.
-  static std::unique_ptr<UcxWorker> make(std::span<const std::string> libraries,
+  /// Loads the first of `libraries` (paths, or names for the loader) that is a usable libucp.
+  /// Null: `obstacle` says why.  `loopback`: it can be reached from this machine alone, unless
+  /// UCX_NET_DEVICES says otherwise.
+  static std::unique_ptr<UcxWorker> make(std::span<const std::string> libraries, bool loopback,
                                          std::string& obstacle);
   UcxWorker() = default;
   UcxWorker(const UcxWorker&) = delete;

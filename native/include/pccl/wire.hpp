@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "pccl/codec.hpp"
 #include "pccl/dtype.hpp"
@@ -195,5 +196,11 @@ void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) no
 Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept;
 void encode(const RingName& name, std::span<std::byte, ring_name_bytes> out) noexcept;
 Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) noexcept;
+/// The body of WORKER: the name of its sender's stream, and how to reach its worker.
+[[nodiscard]] std::vector<std::byte> worker_body(std::uint64_t name,
+                                                 std::span<const std::byte> address);
+/// The address is a part of `body`, of at least one byte.
+Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
+                     std::span<const std::byte>& address) noexcept;
 
 }  // namespace pccl

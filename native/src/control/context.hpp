@@ -21,6 +21,7 @@
 #include "control/framed_socket.hpp"
 #include "pccl/control.hpp"
 #include "pccl/poller.hpp"
+#include "pccl/tls.hpp"
 
 namespace pccl {
 
@@ -45,6 +46,7 @@ struct Counters {
   std::atomic<std::uint64_t> dropped{0};
   std::atomic<std::uint64_t> heartbeats{0};
   std::atomic<std::uint64_t> flushes{0};
+  std::atomic<std::uint64_t> unproven{0};
 };
 
 struct Context {
@@ -54,6 +56,23 @@ struct Context {
   Counters& counters;
   std::optional<Identity> identity;  // none before admit()
   std::uint64_t serial = 0;          // the last one given out
+  std::shared_ptr<const TlsContext> tls{};  // of a secured run
+
+  /// Null: no memory.
+  [[nodiscard]] std::unique_ptr<Conduit> dial(Fd fd, const TlsExpectation& expected) const {
+    return tls ? tls->dial(std::move(fd), expected) : make_socket_conduit(std::move(fd));
+  }
+  [[nodiscard]] std::unique_ptr<Conduit> accept(Fd fd) const {
+    return tls ? tls->accept(std::move(fd)) : make_socket_conduit(std::move(fd));
+  }
+  /// Gets further with a connection that is not established yet, and watches for what it waits for.
+  Status establish(FramedSocket& socket, std::uint64_t token) noexcept {
+    const Status status = socket.establish();
+    if (status != Status::would_block && status != Status::ok) return status;
+    const std::uint32_t writes = socket.wants_write() ? ready::write : 0u;
+    const Status watched = poller.modify(socket.fd(), ready::read | writes, token);
+    return watched == Status::ok ? status : watched;
+  }
 
   /// Sends now what the socket takes and asks to be told when it takes more.
   Status send(FramedSocket& socket, std::uint64_t token, const frames::Frame& frame) {

@@ -45,7 +45,11 @@ struct ForgetCommand {
   Incarnation incarnation = 0;
 };
 struct BeatCommand {};
-using Command = std::variant<AdmitCommand, DialRequest, ForgetCommand, Suspect, BeatCommand>;
+struct TlsCommand {
+  std::shared_ptr<const TlsContext> tls;
+};
+using Command =
+    std::variant<AdmitCommand, DialRequest, ForgetCommand, Suspect, BeatCommand, TlsCommand>;
 
 Fd make_eventfd() {
   Fd fd{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
@@ -60,7 +64,7 @@ class Control::Impl {
   Impl(const ControlConfig& config, ControlHost& host)
       : config_(config),
         wake_(make_eventfd()),
-        context_{config_, host, poller_, counters_, std::nullopt, 0},
+        context_{config_, host, poller_, counters_, std::nullopt, 0, config.tls},
         port_(strangers_.listen()) {
     if (poller_.add(wake_.get(), ready::read, token_of(Part::mailbox, 0)) != Status::ok) {
       throw std::system_error(errno, std::system_category(), "cannot watch the mailbox");
@@ -96,7 +100,7 @@ class Control::Impl {
   PeerLinks peers_{context_};
   Relay relay_{config_.handshake_timeout_s};
   Strangers strangers_{context_, peers_, relay_};
-  Dialler dialler_{context_, peers_};
+  Dialler dialler_{context_, peers_, strangers_};
   CoordinatorLink coordinator_{context_};
   std::uint16_t port_;
 
@@ -220,6 +224,8 @@ void Control::Impl::obey(Command& command, double now_s) {
     peers_.forget(forget->peer, forget->incarnation);
   } else if (const auto* admitted = std::get_if<AdmitCommand>(&command)) {
     admit(*admitted, now_s);
+  } else if (auto* renewed = std::get_if<TlsCommand>(&command)) {
+    context_.tls = std::move(renewed->tls);
   }
 }
 
@@ -252,12 +258,17 @@ void Control::forget(PeerId peer, Incarnation incarnation) {
 
 void Control::suspect(Suspect suspicion) { impl_->post(std::move(suspicion)); }
 
+void Control::set_tls(std::shared_ptr<const TlsContext> tls) {
+  impl_->post(TlsCommand{std::move(tls)});
+}
+
 void Control::beat_now() { impl_->post(BeatCommand{}); }
 
 ControlCounters Control::counters() const noexcept {
   const Counters& counters = impl_->counters();
   return {counters.accepted, counters.dropped,          counters.heartbeats,
-          counters.flushes,  impl_->relay().tunnels(), impl_->relay().bytes()};
+          counters.flushes,  impl_->relay().tunnels(), impl_->relay().bytes(),
+          counters.unproven};
 }
 
 void Control::stop() noexcept { impl_->stop(); }

@@ -45,7 +45,13 @@ void CoordinatorLink::dial(double now_s) {
     return;
   }
   set_liveness_options(fd.get());
-  socket_ = FramedSocket(make_socket_conduit(std::move(fd)), frames::first_body_bytes_max);
+  auto conduit =
+      context_.dial(std::move(fd), {.peer = {}, .coordinator_of = context_.identity->run_id});
+  if (!conduit) {
+    lose(now_s);
+    return;
+  }
+  socket_ = FramedSocket(std::move(conduit), frames::first_body_bytes_max);
   stage_ = Stage::connecting;
   due_s_ = now_s + context_.config.handshake_timeout_s;
 }
@@ -78,19 +84,30 @@ Status CoordinatorLink::send(const frames::Frame& frame) {
 
 void CoordinatorLink::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   if (serial != serial_ || !socket_) return;
-  const Status status = stage_ == Stage::connecting ? greet(now_s) : read(bits, now_s);
+  const bool begins = stage_ == Stage::connecting || stage_ == Stage::securing;
+  const Status status = begins ? secure(now_s) : read(bits, now_s);
   // An eviction has closed the socket on the way; that was no loss.
   if (status != Status::ok && stage_ != Stage::off) lose(now_s);
 }
 
+Status CoordinatorLink::secure(double now_s) {
+  if (std::exchange(stage_, Stage::securing) == Stage::connecting) {
+    if (const Status status = connect_result(socket_.fd()); status != Status::ok) return status;
+  }
+  const Status status = context_.establish(socket_, token_of(Part::coordinator, serial_));
+  if (status == Status::would_block) return Status::ok;
+  if (status == Status::ok) return greet(now_s);
+  if (const std::string_view text = socket_.conduit().refusal(); !text.empty()) {
+    ++context_.counters.unproven;
+    context_.host.refused(static_cast<std::uint8_t>(frames::Refusal::security), std::string(text));
+  }
+  return status;
+}
+
 Status CoordinatorLink::greet(double now_s) {
-  if (const Status status = connect_result(socket_.fd()); status != Status::ok) return status;
   const Identity& identity = *context_.identity;  // set before the first dial
   stage_ = Stage::greeting;
   due_s_ = now_s + context_.config.handshake_timeout_s;
-  const Status status = context_.poller.modify(socket_.fd(), ready::read,
-                                               token_of(Part::coordinator, serial_));
-  if (status != Status::ok) return status;
   return send(frames::Hello{
       .purpose = Purpose::coordinator,
       .run_id = identity.run_id,
@@ -108,7 +125,8 @@ Status CoordinatorLink::read(std::uint32_t bits, double now_s) {
     const Status status = context_.flush(socket_, token_of(Part::coordinator, serial_));
     if (status != Status::ok) return status;
   }
-  for (int i = 0; i < frames_per_turn_max; ++i) {
+  // Of what the conduit holds no poller tells.
+  for (int i = 0; i < frames_per_turn_max || socket_.conduit().holds_received(); ++i) {
     std::span<const std::byte> body;
     Status status = socket_.read_frame(body);
     if (status == Status::would_block) {
@@ -241,6 +259,7 @@ void CoordinatorLink::on_time(double now_s) {
     case Stage::off: break;
     case Stage::waiting: dial(now_s); break;
     case Stage::connecting:
+    case Stage::securing:
     case Stage::greeting: lose(now_s); break;
     case Stage::up: beat(now_s); break;
   }

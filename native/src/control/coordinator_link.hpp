@@ -1,6 +1,6 @@
 // native/src/control/coordinator_link.hpp — the native connection to the coordinator.
 //
-//   off -> waiting -> connecting -> greeting -> up        (admit() starts; a fault goes to waiting)
+//   off -> waiting -> connecting -> securing -> greeting -> up    (a fault goes to waiting)
 //
 // Up: a heartbeat at once and every heartbeat_s; FLUSH is fenced and answered with a REPORT before
 // anything else is read.  EVICTED, or a refusal of our incarnation, is final: off until admit().
@@ -39,11 +39,12 @@ class CoordinatorLink {
   void on_time(double now_s);
 
  private:
-  enum class Stage : std::uint8_t { off, waiting, connecting, greeting, up };
+  enum class Stage : std::uint8_t { off, waiting, connecting, securing, greeting, up };
 
   void dial(double now_s);
   void lose(double now_s);
   void close(Stage next);
+  Status secure(double now_s);
   Status greet(double now_s);
   Status read(std::uint32_t bits, double now_s);
   Status handle(const frames::Frame& frame, double now_s);

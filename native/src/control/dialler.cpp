@@ -86,8 +86,14 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
     retry(dial, now_s);
     return;
   }
-  dial.socket = FramedSocket(make_socket_conduit(std::move(fd)), frames::first_body_bytes_max);
+  auto conduit = context_.dial(std::move(fd), {.peer = first.peer, .coordinator_of = {}});
+  if (!conduit) {
+    retry(dial, now_s);
+    return;
+  }
+  dial.socket = FramedSocket(std::move(conduit), frames::first_body_bytes_max);
   dial.stage = Stage::connecting;
+  dial.in_tunnel = false;
   // The listener gives up on a handshake, too; a new try may find it in a better state.
   dial.due_s = now_s + std::min(++dial.tries * request.try_s, context_.config.handshake_timeout_s);
 }
@@ -105,11 +111,13 @@ void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
     case Progress::pending: break;
     case Progress::failed: retry(found->second, now_s); break;
     case Progress::done: finish(serial, now_s); break;
+    case Progress::met: await_other(serial, now_s); break;
   }
 }
 
 Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32_t bits) {
   if (dial.stage == Stage::connecting) return connected(serial, dial);
+  if (dial.stage == Stage::securing) return secure(serial, dial);
   if ((bits & ready::write) != 0 &&
       context_.flush(dial.socket, token_of(Part::dialler, serial)) != Status::ok) {
     return Progress::failed;
@@ -123,16 +131,42 @@ Dialler::Progress Dialler::advance(std::uint64_t serial, Dial& dial, std::uint32
   const bool welcome = status == Status::ok && frames::decode(body, frame) == Status::ok &&
                        std::holds_alternative<frames::Welcome>(frame);
   if (!welcome) return Progress::failed;
-  return dial.stage == Stage::asking_relay ? greet(serial, dial) : Progress::done;
+  if (dial.stage != Stage::asking_relay) return Progress::done;
+  return jobs_.at(dial.job).request.awaits ? Progress::met : enter_tunnel(serial, dial);
 }
 
 Dialler::Progress Dialler::connected(std::uint64_t serial, Dial& dial) {
-  if (connect_result(dial.socket.fd()) != Status::ok || !context_.identity ||
-      context_.poller.modify(dial.socket.fd(), ready::read, token_of(Part::dialler, serial)) !=
-          Status::ok) {
+  if (connect_result(dial.socket.fd()) != Status::ok || !context_.identity) {
     return Progress::failed;
   }
-  return jobs_.at(dial.job).request.via ? ask_relay(serial, dial) : greet(serial, dial);
+  dial.stage = Stage::securing;
+  return secure(serial, dial);
+}
+
+Dialler::Progress Dialler::secure(std::uint64_t serial, Dial& dial) {
+  const Status status = context_.establish(dial.socket, token_of(Part::dialler, serial));
+  if (status == Status::would_block) return Progress::pending;
+  if (status != Status::ok) {
+    if (!dial.socket.conduit().refusal().empty()) ++context_.counters.unproven;
+    return Progress::failed;
+  }
+  const bool through = jobs_.at(dial.job).request.via && !dial.in_tunnel;
+  return through ? ask_relay(serial, dial) : greet(serial, dial);
+}
+
+/// From here on the relay only carries bytes: what protected the talk with it ends, and the peer
+/// at the far end has to prove its own name.
+Dialler::Progress Dialler::enter_tunnel(std::uint64_t serial, Dial& dial) {
+  dial.in_tunnel = true;
+  if (!context_.tls) return greet(serial, dial);
+  Fd fd = dial.socket.conduit().strip();
+  if (!fd) return Progress::failed;
+  const PeerId peer = jobs_.at(dial.job).request.peer.peer;
+  auto conduit = context_.dial(std::move(fd), {.peer = peer, .coordinator_of = {}});
+  if (!conduit) return Progress::failed;
+  dial.socket = FramedSocket(std::move(conduit), frames::first_body_bytes_max);
+  dial.stage = Stage::securing;
+  return secure(serial, dial);
 }
 
 frames::Hello Dialler::hello(Purpose purpose, const Job& job, const Secret& secret) const {
@@ -184,7 +218,20 @@ void Dialler::finish(std::uint64_t serial, double now_s) {
   }
   context_.poller.remove(dial.socket.fd());
   const bool relayed = dial.purpose == Purpose::relayed_lane;
+  if (dial.socket.conduit().seal_in_bulk() != Status::ok) return;  // no memory: asked for again
   context_.host.adopt_lane({peer, incarnation, series, true, relayed}, dial.socket.release());
+}
+
+/// The relay has brought both ends together; from here on this is a connection like any that comes.
+void Dialler::await_other(std::uint64_t serial, double now_s) {
+  Dial dial = std::move(dials_.at(serial));
+  dials_.erase(serial);
+  --jobs_.at(dial.job).lanes_missing;
+  if (!has_dials(dial.job)) jobs_.erase(dial.job);
+  context_.poller.remove(dial.socket.fd());
+  // Null if the other end's first bytes came with the relay's last: it dials again, as this does.
+  Fd bare = dial.socket.conduit().strip();
+  if (bare) static_cast<void>(strangers_.add(std::move(bare), now_s));
 }
 
 double Dialler::due_s() const noexcept {

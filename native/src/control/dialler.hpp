@@ -6,6 +6,8 @@
 // job's deadline what is not up is given up, and the host hears of missing lanes once.  A peer has
 // one job for direct lanes and one for relayed ones at a time, so that none is made twice.  Through
 // a relay a dial has two handshakes: with the relay, and, when that has reached the peer, with it.
+// Two peers of which neither can be dialled both dial the relay; then one makes the handshake, and
+// to the other it is as if a stranger had come.
 //
 // Ownership: owns dials under way; a finished lane goes to the host, a peer control connection to
 //            PeerLinks.
@@ -17,12 +19,14 @@
 
 #include "control/context.hpp"
 #include "control/peer_links.hpp"
+#include "control/strangers.hpp"
 
 namespace pccl {
 
 class Dialler {
  public:
-  Dialler(Context& context, PeerLinks& peers) noexcept : context_(context), peers_(peers) {}
+  Dialler(Context& context, PeerLinks& peers, Strangers& strangers) noexcept
+      : context_(context), peers_(peers), strangers_(strangers) {}
 
   void connect(const DialRequest& request, double now_s);
   void forget(PeerId peer, Incarnation incarnation) noexcept;
@@ -41,32 +45,37 @@ class Dialler {
       return request.peer.peer == peer && request.peer.incarnation == incarnation;
     }
   };
-  enum class Stage : std::uint8_t { idle, connecting, asking_relay, greeting };
+  enum class Stage : std::uint8_t { idle, connecting, securing, asking_relay, greeting };
   struct Dial {
     std::uint64_t job = 0;
     Purpose purpose = Purpose::data_lane;
     Stage stage = Stage::idle;
+    bool in_tunnel = false;  // the relay has reached the peer
     int tries = 0;
     double due_s = 0;  // idle: try then; else: give this try up then
     FramedSocket socket;
   };
-  enum class Progress : std::uint8_t { pending, failed, done };
+  enum class Progress : std::uint8_t { pending, failed, done, met };
 
   void add(std::uint64_t job, Purpose purpose, double now_s);
   void start(std::uint64_t serial, Dial& dial, double now_s);
   void retry(Dial& dial, double now_s) noexcept;
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
   Progress connected(std::uint64_t serial, Dial& dial);
+  Progress secure(std::uint64_t serial, Dial& dial);
+  Progress enter_tunnel(std::uint64_t serial, Dial& dial);
   Progress greet(std::uint64_t serial, Dial& dial);
   Progress ask_relay(std::uint64_t serial, Dial& dial);
   [[nodiscard]] frames::Hello hello(Purpose purpose, const Job& job, const Secret& secret) const;
   void finish(std::uint64_t serial, double now_s);
+  void await_other(std::uint64_t serial, double now_s);
   void drop_lanes(const DialRequest& request) noexcept;
   [[nodiscard]] bool has_dials(std::uint64_t job) const noexcept;
   [[nodiscard]] bool dialling(PeerId peer, Incarnation incarnation) const noexcept;
 
   Context& context_;
   PeerLinks& peers_;
+  Strangers& strangers_;
   std::unordered_map<std::uint64_t, Job> jobs_;
   std::unordered_map<std::uint64_t, Dial> dials_;
 };

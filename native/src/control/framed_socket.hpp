@@ -43,6 +43,13 @@ class FramedSocket {
   }
 
   [[nodiscard]] int fd() const noexcept { return conduit_ ? conduit_->fd() : -1; }
+  /// Of the conduit, before the first frame.
+  Status establish() noexcept { return conduit_->establish(); }
+  [[nodiscard]] Conduit& conduit() const noexcept { return *conduit_; }
+  /// What came instead of a frame begins as a TLS connection does.
+  [[nodiscard]] bool heard_tls() const noexcept {
+    return received_ > 1 && in_[0] == std::byte{0x16} && in_[1] == std::byte{0x03};
+  }
   [[nodiscard]] std::unique_ptr<Conduit> release() noexcept { return std::move(conduit_); }
   explicit operator bool() const noexcept { return static_cast<bool>(conduit_); }
 

@@ -49,7 +49,7 @@ void write(Writer& out, const Refused& refused) {
   out.text(refused.text, text_bytes_max);
 }
 void read(Reader& in, Refused& refused) {
-  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::generation));
+  refused.code = in.between(1, static_cast<std::uint8_t>(Refusal::security));
   in.text(refused.text, text_bytes_max);
 }
 
@@ -170,14 +170,14 @@ void read(Reader& in, Report& report) {
   report.failed.resize(in.count(failed_step_bytes, steps_max));
   for (FailedStep& failed : report.failed) {
     in.get(failed.step);
-    const auto last = static_cast<std::uint8_t>(SuspectCode::view_changed);
+    const auto last = static_cast<std::uint8_t>(SuspectCode::nonfinite);
     failed.code = static_cast<SuspectCode>(in.between(0, last));
   }
 }
 
 /// The others are reasons of a step's failure only, or say nothing.
 bool may_be_suspected(SuspectCode code) noexcept {
-  return code == SuspectCode::view_changed ||
+  return code == SuspectCode::view_changed || code == SuspectCode::nonfinite ||
          (code != SuspectCode::none && code <= SuspectCode::local);
 }
 
@@ -192,7 +192,7 @@ void read(Reader& in, Suspect& suspect) {
   in.get(suspect.epoch);
   in.get(suspect.step);
   suspect.code = static_cast<SuspectCode>(
-      in.between(1, static_cast<std::uint8_t>(SuspectCode::view_changed)));
+      in.between(1, static_cast<std::uint8_t>(SuspectCode::nonfinite)));
   in.require(may_be_suspected(suspect.code));
   in.peers(suspect.peers, peers_max);
   in.text(suspect.text, text_bytes_max);

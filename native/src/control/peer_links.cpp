@@ -65,7 +65,8 @@ bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits, doubl
       context_.flush(link.socket, token_of(Part::peers, serial)) != Status::ok) {
     return false;
   }
-  for (int i = 0; i < frames_per_turn_max; ++i) {
+  // Of what the conduit holds no poller tells.
+  for (int i = 0; i < frames_per_turn_max || link.socket.conduit().holds_received(); ++i) {
     std::span<const std::byte> body;
     const Status status = link.socket.read_frame(body);
     if (status == Status::would_block) return (bits & ready::error) == 0;

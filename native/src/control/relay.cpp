@@ -46,7 +46,7 @@ std::size_t Relay::tunnels() const {
   return count_;
 }
 
-void Relay::open(Fd client, PeerId from, const PeerEndpoint& target) {
+void Relay::open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target) {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) return;
@@ -116,8 +116,10 @@ void Relay::turn(double now_s) {
     if (!tunnel.open && tunnel.deadline_s <= now_s) late.push_back(serial);
   }
   for (const std::uint64_t serial : late) {
-    refuse(tunnels_.at(serial).sides[0].get(), frames::Refusal::unreachable,
-           "the relay gets no answer from that peer");
+    const Tunnel& tunnel = tunnels_.at(serial);
+    refuse(*tunnel.client, frames::Refusal::unreachable,
+           tunnel.awaits ? "that peer has not come to the relay, and cannot be dialled"
+                         : "the relay gets no answer from that peer");
     end(serial);
   }
 }
@@ -134,26 +136,74 @@ void Relay::take_orders(double now_s) {
 }
 
 void Relay::begin(Order order, double now_s) {
+  if (!order.target.dialable()) {
+    meet(std::move(order), now_s);
+    return;
+  }
   Fd target;
   if (connect_tcp(order.target.host, order.target.port, target) != Status::ok) {
-    refuse(order.client.get(), frames::Refusal::unreachable, "the relay cannot dial that peer");
+    refuse(*order.client, frames::Refusal::unreachable, "the relay cannot dial that peer");
     forget(order.from);
     return;
   }
   const std::uint64_t serial = ++serial_;
   Tunnel& tunnel = tunnels_[serial];
-  tunnel.sides = {std::move(order.client), std::move(target)};
+  tunnel.client = std::move(order.client);
+  tunnel.sides[1] = std::move(target);
   tunnel.from = order.from;
   tunnel.deadline_s = now_s + connect_timeout_s_;
   tunnel.interest = {0, ready::write};
   for (std::size_t side = 0; side < 2; ++side) {
-    set_liveness_options(tunnel.sides[side].get());
-    if (poller_.add(tunnel.sides[side].get(), tunnel.interest[side], token_of(serial, side)) !=
+    const int fd = side == 0 ? tunnel.client->fd() : tunnel.sides[1].get();
+    set_liveness_options(fd);
+    if (poller_.add(fd, tunnel.interest[side], token_of(serial, side)) !=
         Status::ok) {
       end(serial);
       return;
     }
   }
+}
+
+void Relay::meet(Order order, double now_s) {
+  std::optional<std::uint64_t> older;
+  for (auto& [serial, tunnel] : tunnels_) {
+    if (tunnel.awaits == order.from && tunnel.from == order.target.peer) {
+      const bool joined = join(serial, tunnel, std::move(order.client));
+      forget(order.from);
+      if (!joined) end(serial);
+      return;
+    }
+    if (tunnel.awaits == order.target.peer && tunnel.from == order.from) older = serial;
+  }
+  if (older) end(*older);  // it has given that one up, or would not come again
+  await(std::move(order), now_s);
+}
+
+void Relay::await(Order order, double now_s) {
+  const std::uint64_t serial = ++serial_;
+  Tunnel& tunnel = tunnels_[serial];
+  tunnel.client = std::move(order.client);
+  tunnel.from = order.from;
+  tunnel.awaits = order.target.peer;
+  tunnel.deadline_s = now_s + connect_timeout_s_;
+  set_liveness_options(tunnel.client->fd());
+  // Nothing may be read before both are here; of its end the poller tells unasked.
+  if (poller_.add(tunnel.client->fd(), 0, token_of(serial, 0)) != Status::ok) end(serial);
+}
+
+/// Tells both that the other one is here: first the one that waits for the other's handshake, whose
+/// beginning must not run into its WELCOME.
+bool Relay::join(std::uint64_t serial, Tunnel& tunnel, std::unique_ptr<Conduit> other) {
+  const bool first_shakes = tunnel.from < *tunnel.awaits;
+  tunnel.awaits.reset();
+  set_liveness_options(other->fd());
+  if (poller_.add(other->fd(), 0, token_of(serial, 1)) != Status::ok) return false;
+  const bool one = first_shakes ? greet(other, tunnel.sides[1])
+                                : greet(tunnel.client, tunnel.sides[0]);
+  const bool two = one && (first_shakes ? greet(tunnel.client, tunnel.sides[0])
+                                        : greet(other, tunnel.sides[1]));
+  tunnel.open = two;
+  return two && watch(serial, tunnel);
 }
 
 void Relay::on_ready(std::uint64_t token, std::uint32_t bits) {
@@ -174,16 +224,26 @@ void Relay::on_ready(std::uint64_t token, std::uint32_t bits) {
 
 bool Relay::welcome(Tunnel& tunnel) {
   if (connect_result(tunnel.sides[1].get()) != Status::ok) {
-    refuse(tunnel.sides[0].get(), frames::Refusal::unreachable,
+    refuse(*tunnel.client, frames::Refusal::unreachable,
            "the peer cannot be reached from the relay either");
     return false;
   }
+  tunnel.open = greet(tunnel.client, tunnel.sides[0]);
+  return tunnel.open;
+}
+
+/// In a secured run client and target do their own TLS through the tunnel: what protected the talk
+/// with this peer ends here, and it carries what it cannot read.
+bool Relay::greet(std::unique_ptr<Conduit>& client, Fd& bare) {
   std::vector<std::byte> bytes;
   static_cast<void>(frames::encode(frames::Welcome{}, bytes));
   // The first thing this socket sends: it goes out whole or the socket is broken.
-  const ssize_t sent = ::send(tunnel.sides[0].get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  tunnel.open = sent == static_cast<ssize_t>(bytes.size());
-  return tunnel.open;
+  const iovec part{bytes.data(), bytes.size()};
+  std::size_t sent = 0;
+  if (client->send({&part, 1}, sent) != Status::ok || sent != bytes.size()) return false;
+  bare = client->strip();
+  client.reset();
+  return static_cast<bool>(bare);
 }
 
 /// Reads what `side` has, as far as there is room, and passes it on.
@@ -227,12 +287,14 @@ bool Relay::watch(std::uint64_t serial, Tunnel& tunnel) {
   return true;
 }
 
-void Relay::refuse(int client, frames::Refusal code, const char* text) noexcept {
+void Relay::refuse(Conduit& client, frames::Refusal code, const char* text) noexcept {
   try {
     std::vector<std::byte> bytes;
     static_cast<void>(
         frames::encode(frames::Refused{static_cast<std::uint8_t>(code), text}, bytes));
-    static_cast<void>(!::send(client, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+    const iovec part{bytes.data(), bytes.size()};
+    std::size_t sent = 0;
+    static_cast<void>(client.send({&part, 1}, sent));
   } catch (...) {
     return;  // it sees the end of the connection, without the reason
   }

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -38,8 +39,9 @@ class Relay {
   /// Whether one more tunnel for that peer is within the limits.
   [[nodiscard]] bool has_room(PeerId from) const;
   /// Takes over a connection that has said HELLO and RELAY; the WELCOME, or why not, is sent to it
-  /// when the target has been dialled.
-  void open(Fd client, PeerId from, const PeerEndpoint& target);
+  /// when the target has been dialled; or, where that cannot be, has come by itself with the same
+  /// wish.
+  void open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target);
   [[nodiscard]] std::size_t tunnels() const;
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
   void stop() noexcept;
@@ -55,15 +57,17 @@ class Relay {
     std::size_t end = 0;
   };
   struct Tunnel {
-    std::array<Fd, 2> sides;  // the client, the target
+    std::array<Fd, 2> sides;  // the client (bare, once it has its WELCOME), the target
+    std::unique_ptr<Conduit> client;  // before that
     std::array<Way, 2> ways;  // from that side to the other
     std::array<std::uint32_t, 2> interest{};
     PeerId from;
+    std::optional<PeerId> awaits;  // who is to come by itself; none: it was dialled, or has come
     bool open = false;
-    double deadline_s = 0;  // of the dial
+    double deadline_s = 0;  // of the dial, or of the wait
   };
   struct Order {
-    Fd client;
+    std::unique_ptr<Conduit> client;
     PeerId from;
     PeerEndpoint target;
   };
@@ -72,12 +76,16 @@ class Relay {
   void turn(double now_s);
   void take_orders(double now_s);
   void begin(Order order, double now_s);
+  void meet(Order order, double now_s);
+  void await(Order order, double now_s);
+  bool join(std::uint64_t serial, Tunnel& tunnel, std::unique_ptr<Conduit> other);
   void on_ready(std::uint64_t token, std::uint32_t bits);
   bool welcome(Tunnel& tunnel);
+  static bool greet(std::unique_ptr<Conduit>& client, Fd& bare);
   bool move(Tunnel& tunnel, std::size_t side);
   bool drain(Tunnel& tunnel, std::size_t side);
   bool watch(std::uint64_t serial, Tunnel& tunnel);
-  void refuse(int client, frames::Refusal code, const char* text) noexcept;
+  void refuse(Conduit& client, frames::Refusal code, const char* text) noexcept;
   void end(std::uint64_t serial);
   void forget(PeerId from);
   void wake() noexcept;

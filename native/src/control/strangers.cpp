@@ -4,7 +4,10 @@
 // Errors:    see strangers.hpp.
 #include "control/strangers.hpp"
 
+#include <sys/socket.h>
+
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <system_error>
 
@@ -14,6 +17,10 @@ namespace pccl {
 namespace {
 
 constexpr int backlog = 128;
+constexpr std::string_view stream_mark = "PCCLSTR1";
+constexpr char tls_handshake = 0x16;  // the type of a TLS connection's first record
+constexpr const char* secured_text = "this peer is of a secured run: come with a ticket";
+constexpr const char* unsecured_text = "this peer is not of a secured run";
 constexpr int accepts_per_turn_max = 64;
 constexpr double accept_pause_s = 0.1;  // without descriptors accept fails at once, for ever
 
@@ -47,8 +54,12 @@ frames::Refused answer_to_unknown(std::span<const std::byte> body) {
 }
 
 /// Code 0 for a HELLO that is welcome.
-frames::Refused answer_to(const frames::Hello& hello, const Identity& identity, bool full) {
+frames::Refused answer_to(const frames::Hello& hello, const Conduit& conduit,
+                          const Identity& identity, bool full) {
   using frames::Refusal;
+  if (!conduit.proves(hello.peer)) {
+    return refused(Refusal::security, "your certificate is another peer's");
+  }
   if (hello.purpose == Purpose::coordinator) {
     return refused(Refusal::purpose, "this is a peer, not a coordinator");
   }
@@ -110,10 +121,11 @@ std::uint64_t Strangers::add(Fd fd, double now_s) {
   if (context_.poller.add(fd.get(), ready::read, token_of(Part::strangers, serial)) != Status::ok) {
     return 0;
   }
-  strangers_.emplace(serial,
-                     Stranger{FramedSocket(make_socket_conduit(std::move(fd)),
-                                           frames::first_body_bytes_max),
-                              now_s + context_.config.handshake_timeout_s});
+  auto conduit = context_.accept(std::move(fd));
+  if (!conduit) return 0;
+  strangers_.emplace(serial, Stranger{FramedSocket(std::move(conduit),
+                                                   frames::first_body_bytes_max),
+                                      now_s + context_.config.handshake_timeout_s});
   return serial;
 }
 
@@ -125,6 +137,59 @@ void Strangers::drop(std::uint64_t serial) noexcept {
 void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   const auto found = strangers_.find(serial);
   if (found == strangers_.end()) return;
+  if (!found->second.established && !establish(serial, found->second)) return;
+  // Of what the conduit holds no poller tells.
+  while (hear(serial, bits, now_s)) {
+  }
+}
+
+/// In a secured run, before TLS; true: go on.  Streams of the program do their own TLS and say so
+/// by their first bytes; who is not of a secured run is told so in the clear.
+bool Strangers::look(std::uint64_t serial, Stranger& stranger) {
+  std::array<char, stream_mark.size()> first{};
+  const int fd = stranger.socket.fd();
+  const ssize_t got = ::recv(fd, first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
+  if (got == 0) strangers_.erase(serial);  // it only looked whether somebody listens
+  if (got < 0 && errno != EAGAIN && errno != EINTR) drop(serial);
+  if (got <= 0) return false;
+  const std::string_view begun(first.data(), static_cast<std::size_t>(got));
+  if (begun.front() == tls_handshake) return stranger.spoke = true;
+  if (!stream_mark.starts_with(begun)) {
+    std::vector<std::byte> bytes;
+    if (frames::encode(refused(frames::Refusal::security, secured_text), bytes) == Status::ok) {
+      static_cast<void>(!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+    }
+    drop(serial);
+  } else if (begun.size() == stream_mark.size()) {
+    static_cast<void>(!::recv(fd, first.data(), first.size(), MSG_DONTWAIT));
+    ++context_.counters.accepted;
+    context_.poller.remove(fd);
+    Fd socket = stranger.socket.conduit().strip();
+    strangers_.erase(serial);
+    if (socket) context_.host.adopt_stream({}, std::move(socket));
+  }
+  return false;
+}
+
+/// True once frames may come.
+bool Strangers::establish(std::uint64_t serial, Stranger& stranger) {
+  if (context_.tls) {
+    if (!stranger.spoke && !look(serial, stranger)) return false;
+    if (handshakes_left_ == 0) return false;
+    --handshakes_left_;
+  }
+  const Status status = context_.establish(stranger.socket, token_of(Part::strangers, serial));
+  stranger.established = status == Status::ok;
+  if (stranger.established || status == Status::would_block) return stranger.established;
+  if (!stranger.socket.conduit().refusal().empty()) ++context_.counters.unproven;
+  drop(serial);
+  return false;
+}
+
+/// One frame; true: there may be another.
+bool Strangers::hear(std::uint64_t serial, std::uint32_t bits, double now_s) {
+  const auto found = strangers_.find(serial);
+  if (found == strangers_.end()) return false;
   FramedSocket& socket = found->second.socket;
   std::span<const std::byte> body;
   const Status status = socket.read_frame(body);
@@ -137,11 +202,17 @@ void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s)
     } else {
       judge(serial, frame, std::move(stranger), now_s);
     }
-  } else if (status == Status::closed && !socket.amid_frame()) {
+    return true;
+  }
+  if (status == Status::protocol && socket.heard_tls()) {
+    static_cast<void>(socket.send(refused(frames::Refusal::security, unsecured_text)));
+  }
+  if (status == Status::closed && !socket.amid_frame()) {
     strangers_.erase(found);  // it only looked whether somebody listens: nothing hostile
   } else if (status != Status::would_block || (bits & ready::error) != 0) {
     drop(serial);
   }
+  return false;
 }
 
 void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
@@ -155,7 +226,8 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
   const bool known = frames::decode(body, frame) == Status::ok;
   const frames::Hello* hello = known ? std::get_if<frames::Hello>(&frame) : nullptr;
   const frames::Refused answer = hello != nullptr
-                                     ? answer_to(*hello, *context_.identity, peers_.full())
+                                     ? answer_to(*hello, socket.conduit(), *context_.identity,
+                                                 peers_.full())
                                      : answer_to_unknown(body);
   if (hello != nullptr && answer.code == 0 && hello->purpose == Purpose::relay) {
     stranger.wants_relay = hello->peer;
@@ -191,7 +263,7 @@ void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket
   }
   ++context_.counters.accepted;
   context_.poller.remove(socket.fd());
-  relay_.open(socket.release()->release(), from, target);
+  relay_.open(socket.release(), from, target);
 }
 
 void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double now_s) {
@@ -204,10 +276,14 @@ void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double 
   }
   context_.poller.remove(socket.fd());
   if (hello.purpose == Purpose::stream) {
-    context_.host.adopt_stream(hello.peer, socket.release()->release());
+    // Null in a secured run, whose streams come another way: nothing is handed on in the clear.
+    if (Fd bare = socket.release()->release()) {
+      context_.host.adopt_stream(hello.peer, std::move(bare));
+    }
     return;
   }
   const bool relayed = hello.purpose == Purpose::relayed_lane;
+  if (socket.conduit().seal_in_bulk() != Status::ok) return;
   context_.host.adopt_lane({hello.peer, hello.incarnation, hello.series, false, relayed},
                            socket.release());
 }
@@ -224,6 +300,7 @@ double Strangers::due_s() const noexcept {
 }
 
 void Strangers::on_time(double now_s) {
+  handshakes_left_ = handshakes_per_turn_max;
   if (now_s >= accept_again_s_) {
     accept_again_s_ = no_deadline;
     static_cast<void>(

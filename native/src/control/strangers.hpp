@@ -34,13 +34,22 @@ class Strangers {
   void on_time(double now_s);
   void close() noexcept;  // for good
 
+  /// Each costs about a millisecond of computing, and members must be heard first: what is beyond
+  /// that stays in the socket, and the poller tells of it again.
+  static constexpr int handshakes_per_turn_max = 8;
+
  private:
   struct Stranger {
     FramedSocket socket;
     double deadline_s = 0;
     std::optional<PeerId> wants_relay{};  // who it is, once its HELLO has asked for that
+    bool spoke = false;
+    bool established = false;
   };
   void drop(std::uint64_t serial) noexcept;
+  bool establish(std::uint64_t serial, Stranger& stranger);
+  bool look(std::uint64_t serial, Stranger& stranger);
+  bool hear(std::uint64_t serial, std::uint32_t bits, double now_s);
   void judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
              double now_s);
   void carry(std::span<const std::byte> body, PeerId from, FramedSocket socket);
@@ -51,6 +60,7 @@ class Strangers {
   Relay& relay_;
   Fd listener_;
   double accept_again_s_ = no_deadline;  // while accepting is paused
+  int handshakes_left_ = handshakes_per_turn_max;
   std::unordered_map<std::uint64_t, Stranger> strangers_;
 };
 

@@ -1,14 +1,11 @@
-// native/src/engine/engine.cpp — the engine's public members and the control thread's callbacks.
+// native/src/engine/engine.cpp — the engine's public members.
 // Ownership: see engine.hpp.
-// Threads:   any; callbacks on the control thread.
+// Threads:   any.
 // Errors:    EngineFailure.
 #include "pccl/engine.hpp"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,8 +17,6 @@
 #include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
 #include "pccl/quiet_thread.hpp"
-#include "pccl/sockets.hpp"
-#include "pccl/xxh3.hpp"
 
 namespace pccl {
 namespace {
@@ -35,29 +30,18 @@ void note_forks() {
 
 // One lane moves what one core can; a second only adds system calls between hosts this close.
 constexpr std::uint16_t lanes_default = 1;
-// More unsent bytes than this in one socket only make its frames late for other lanes.
-constexpr int notsent_lowat_bytes = 512 * 1024;
-
-// That long a heartbeat waits for the turn: a visit of one lane takes less.
-constexpr double status_wait_s = 0.02;
-
-bool is_loopback(int socket) noexcept {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return false;
-  if (address.ss_family == AF_INET) {
-    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
-    return (ntohl(v4.sin_addr.s_addr) >> 24) == 127;
-  }
-  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
-  return address.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr) != 0;
-}
-
 constexpr double last_words_s = 1.0;
 // No lane has that number: it only wakes who polls.
 constexpr std::uint64_t ucx_token = std::uint64_t{1} << 32U;
-constexpr std::ptrdiff_t streams_waiting_max = 64;  // until the program's side takes them
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
+
+void check_key(const TlsContext& tls, const PeerId& peer) {
+  if (tls.peer() != peer) {
+    throw EngineFailure("usage", "the certificate's key is not the one this peer is named after");
+  }
+}
+
+bool is_loopback(const std::string& host) { return host.starts_with("127.") || host == "::1"; }
 
 Fd make_eventfd() {
   Fd fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
@@ -77,8 +61,9 @@ Engine::Engine(const EngineConfig& config)
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
   if (!config.ucx_libraries.empty()) {
+    if (config.tls) throw EngineFailure("usage", "UCX does not encrypt, and the run is secured");
     std::string obstacle;
-    ucx_ = UcxWorker::make(config.ucx_libraries, obstacle);
+    ucx_ = UcxWorker::make(config.ucx_libraries, is_loopback(config.listen_host), obstacle);
     if (!ucx_) throw EngineFailure("ucx", obstacle);
     (void)poller_.add(ucx_->event_fd(), ready::read, ucx_token);
   }
@@ -88,6 +73,8 @@ Engine::Engine(const EngineConfig& config)
   control.peer_id = config.peer_id;
   control.listen_host = config.listen_host;
   control.listen_port = config.listen_port;
+  if (config.tls) check_key(*config.tls, config.peer_id);
+  control.tls = config.tls;
   ControlHost& host = *this;  // a private base: make_unique could not convert
   control_ = std::make_unique<Control>(control, host);
   reactor_ = quiet_thread([this] { run_reactor(); });
@@ -272,6 +259,13 @@ void Engine::notify_when_decided(StepId step) {
   });
 }
 
+void Engine::set_tls(std::shared_ptr<const TlsContext> tls) {
+  check_usable();
+  if (!config_.tls) throw EngineFailure("usage", "a run that began plain cannot be secured");
+  check_key(*tls, config_.peer_id);
+  control_->set_tls(std::move(tls));
+}
+
 EngineStats Engine::stats() {
   check_usable();
   const ControlCounters control = control_->counters();
@@ -283,114 +277,6 @@ EngineStats Engine::stats() {
           executor_.link_count(), executor_.lane_count(),
           executor_.progress(),   executor_.environment().buffers.bytes_in_use(),
           ucx_ ? ucx_->report() : UcxReport{}};
-}
-
-// --- the control thread's callbacks ---
-
-Report Engine::fence(Generation generation, Epoch target) {
-  return with_turn([&](Lock&) {
-    // What it holds is not to be trusted: others decide without its word.
-    if (memory_ran_out_) throw EngineFailure(failed_code_, failed_text_);
-    return executor_.fence(generation, target);
-  });
-}
-
-/// A heartbeat leaves in time even if the data path is busy: then with what was so a moment ago.
-HeartbeatStatus Engine::status() {
-  turn_wanted_.fetch_add(1, std::memory_order_relaxed);
-  Lock turn(turn_, std::try_to_lock);
-  const double give_up_s = monotonic_s() + status_wait_s;
-  while (!turn && monotonic_s() < give_up_s) {
-    std::this_thread::yield();
-    (void)turn.try_lock();
-  }
-  turn_wanted_.fetch_sub(1, std::memory_order_relaxed);
-  if (!turn) return last_status_;
-  if (giving_way_ > 0) given_.notify_all();
-  last_status_ = {};
-  executor_.tell_status(last_status_, monotonic_s());
-  if (at_entry_ && last_status_.step == no_step) last_status_.waiting = Waiting::gate;
-  return last_status_;
-}
-
-void Engine::adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit) {
-  const int socket = conduit->fd();
-  const int one = 1;
-  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent_lowat_bytes,
-                     sizeof notsent_lowat_bytes);
-  set_liveness_options(socket);
-  if (is_loopback(socket)) {
-    // Pacing, which BBR brings along, only costs where nothing can be congested (measured 5-10 %).
-    (void)::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
-  }
-  with_turn([&](Lock&) {
-    if (memory_ran_out_) return;
-    // Through a third peer only its sockets lead.
-    if (ucx_ && !hello.relayed) conduit = ucx_->conduit(std::move(conduit));
-    executor_.adopt(hello, std::move(conduit), monotonic_s());
-    attend();
-  });
-}
-
-/// The program may be busy; what waits for it is bounded, and whoever is dropped dials again.
-void Engine::adopt_stream(PeerId peer, Fd socket) {
-  {
-    const std::lock_guard lock(events_mutex_);
-    const auto waiting = std::count_if(events_.begin(), events_.end(), [](const auto& event) {
-      return event.kind == EngineEvent::Kind::stream;
-    });
-    if (waiting >= streams_waiting_max) return;
-  }
-  const int one = 1;
-  (void)::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  set_liveness_options(socket.get());
-  emit({EngineEvent::Kind::stream, 0, 0, {}, {peer}, std::move(socket)});
-}
-
-void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) {
-  with_turn([&](Lock&) {
-    executor_.dial_failed(peer, incarnation, relayed, monotonic_s());
-    if (relayed || !executor_.prepares(peer, incarnation) || executor_.preparing() == 0) return;
-    emit({EngineEvent::Kind::links_failed, executor_.preparing(), 0, {}, {peer}});
-  });
-}
-
-void Engine::evicted(std::string text) {
-  fail("evicted", text);
-  guarded([&] { emit({EngineEvent::Kind::evicted, 0, 0, std::move(text), {}}); });
-}
-
-void Engine::refused(std::uint8_t code, std::string text) {
-  guarded([&] { emit({EngineEvent::Kind::refused, code, 0, std::move(text), {}}); });
-}
-
-void Engine::coordinator_connected(bool connected, Generation generation) {
-  guarded([&] { emit({EngineEvent::Kind::coordinator, connected ? 1u : 0u, generation, {}, {}}); });
-}
-
-void Engine::coordinator_followed(Generation generation) {
-  guarded([&] { emit({EngineEvent::Kind::followed, 0, generation, {}, {}}); });
-}
-
-void Engine::peer_beat(PeerId, Epoch, StepId) {}
-
-void Engine::routes(Generation generation, const std::vector<Route>& table) {
-  with_turn([&](Lock&) { executor_.set_routes(generation, table, monotonic_s()); });
-}
-
-bool Engine::endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) {
-  const Lock turn = take_turn();
-  const PeerEndpoint* known = executor_.endpoint_of(peer, incarnation);
-  if (known != nullptr) out = *known;
-  return known != nullptr;
-}
-
-void Engine::peer_silent(PeerId peer, Incarnation incarnation) {
-  with_turn([&](Lock&) {
-    executor_.silent(peer, incarnation, monotonic_s());
-    attend();
-  });
 }
 
 }  // namespace pccl

@@ -15,6 +15,7 @@ constexpr double company_s = 1.0;   // how often peer control connections are lo
 // Without an acknowledgement that long, and 20 round trips, a lane is given up.
 constexpr double lane_patience_s = 1.5;
 constexpr double direct_again_s = 30.0;  // while a tunnel works
+constexpr double relay_patience_s = 10.0;  // a dial through one ends before, this way or that
 constexpr std::size_t links_max = 1024;
 constexpr std::size_t lanes_per_link_max = 64;
 // Per visit of a lane: enough to pay for the visit, little enough that slices stay in cache and
@@ -26,10 +27,15 @@ constexpr std::size_t pump_budget = 2 * send_budget;
 
 }  // namespace
 
+/// One side dials, so that lanes are not made twice: the one that can, and where both can the one
+/// whose name sorts first.
+bool Executor::dials(const Link& link) const noexcept {
+  return link.endpoint.dialable() && (!dialable_ || self_ < link.peer);
+}
+
 void Executor::dial(Link& link, double now_s) {
-  // One side dials, so that lanes are not made twice: the one whose name sorts first.
-  if (!(self_ < link.peer) || link.endpoint.host.empty()) return;
-  if (!link.up()) dial_relay(link);
+  if (!link.up()) dial_relay(link, now_s);
+  if (!dials(link)) return;
   const std::size_t direct = link.direct_lanes();
   if (link.dialling > 0 || direct >= lanes_wanted_) return;
   if (link.relayed() && now_s < link.direct_again_s) return;
@@ -42,19 +48,55 @@ void Executor::dial(Link& link, double now_s) {
   host_.dial(std::move(request), link.lost_lane);
 }
 
-void Executor::dial_relay(Link& link) {
-  const auto route = routes_.find(link.peer);
-  if (link.relay_dialling || route == routes_.end() || !machine_) return;
-  for (const Member& member : machine_->view().members) {
-    const auto via = links_.find({member.peer, member.incarnation});
-    if (member.peer != route->second || via == links_.end()) continue;
-    link.relay_dialling = true;
-    DialRequest request;
-    request.peer = link.endpoint;
-    request.via = via->second->endpoint;
-    request.series = ++series_;
-    host_.dial(std::move(request), true);
+void Executor::dial_relay(Link& link, double now_s) {
+  if (now_s < link.relay_dialling_s || link.endpoint.host.empty() || !machine_) return;
+  const bool meets = !dialable_ && !link.endpoint.dialable();
+  if (!meets && !dials(link)) return;
+  const Link* via = nullptr;
+  if (const auto route = routes_.find(link.peer); route != routes_.end()) {
+    for (const Member& member : machine_->view().members) {
+      const auto found = links_.find({member.peer, member.incarnation});
+      if (member.peer == route->second && found != links_.end()) via = found->second.get();
+    }
+  } else if (meets) {
+    via = meeting_place(link);
   }
+  if (via == nullptr || !via->endpoint.dialable()) return;
+  link.relay_dialling_s = now_s + relay_patience_s;
+  DialRequest request;
+  request.peer = link.endpoint;
+  request.via = via->endpoint;
+  request.series = ++series_;
+  request.meets = meets;
+  request.awaits = meets && !(self_ < link.peer);
+  host_.dial(std::move(request), true);
+}
+
+/// Which third peer two go to that cannot be dialled: one that both find by the same rule, before
+/// anybody has seen that their link is down.  Where that one does not help, one of them goes on to
+/// the next each time, the other after as many times as there are: so they meet at each of them.
+const Link* Executor::meeting_place(const Link& link) const {
+  std::vector<std::pair<std::uint64_t, const Link*>> places;
+  const auto consider = [&](const Link& third) {
+    if (&third == &link || !third.endpoint.dialable()) return;
+    std::uint64_t key = 0;  // spreads the pairs over the places
+    for (std::size_t i = 0; i < sizeof key; ++i) {
+      key = key << 8 | static_cast<std::uint64_t>(self_.bytes[i] ^ link.peer.bytes[i] ^
+                                                  third.peer.bytes[i]);
+    }
+    const std::pair place{key, &third};
+    if (std::find(places.begin(), places.end(), place) == places.end()) places.push_back(place);
+  };
+  for (const Link* third : prepared_) consider(*third);
+  for (const Member& member : machine_->view().members) {
+    const auto found = links_.find({member.peer, member.incarnation});
+    if (found != links_.end()) consider(*found->second);
+  }
+  if (places.empty()) return nullptr;
+  std::sort(places.begin(), places.end());
+  const std::size_t count = places.size();
+  const std::size_t turn = self_ < link.peer ? link.meeting_turn / count : link.meeting_turn;
+  return places[turn % count].second;
 }
 
 void Executor::set_routes(Generation generation, const std::vector<Route>& table, double now_s) {
@@ -75,7 +117,7 @@ const PeerEndpoint* Executor::endpoint_of(PeerId peer, Incarnation incarnation) 
 
 /// The control thread knows whether beats go both ways; without them nothing is to be judged.
 void Executor::keep_company(Link& link, double now_s) {
-  if (!(self_ < link.peer) || link.direct_lanes() == 0 || now_s < link.company_s) return;
+  if (!dials(link) || link.direct_lanes() == 0 || now_s < link.company_s) return;
   link.company_s = now_s + company_s;
   DialRequest request;
   request.peer = link.endpoint;
@@ -118,7 +160,7 @@ void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
   if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
-  if (hello.dialled && hello.relayed) link.relay_dialling = false;
+  if (hello.relayed) link.relay_dialling_s = 0;
   if (hello.dialled && !hello.relayed && link.dialling > 0) --link.dialling;
   // The dialler counts up: what it opened before this series it has given up, seen here or not.
   if (hello.series < link.series) return;
@@ -136,6 +178,7 @@ void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
   if (link.lost_lane) resynchronise(link, true);
   link.dirty = true;
   check_links_up();
+  if (lane.holds_received()) ready(link, lane, true, false, now_s);
 }
 
 void Executor::ready(Link& link, Lane& lane, bool readable, bool writable, double now_s) {
@@ -254,7 +297,8 @@ void Executor::dial_failed(PeerId peer, Incarnation incarnation, bool relayed, d
   const auto it = links_.find({peer, incarnation});
   if (it == links_.end()) return;
   if (relayed) {
-    it->second->relay_dialling = false;
+    it->second->relay_dialling_s = 0;
+    ++it->second->meeting_turn;
   } else {
     it->second->dialling = 0;
     it->second->direct_again_s = now_s + direct_again_s;

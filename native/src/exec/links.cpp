@@ -29,7 +29,10 @@ Link* Executor::link_of_lane(std::uint32_t id) noexcept {
 
 void Executor::learn(const std::vector<MemberEntry>& members, double now_s) {
   for (const MemberEntry& entry : members) {
-    if (entry.member.peer == self_) continue;
+    if (entry.member.peer == self_) {
+      dialable_ = entry.endpoint.dialable();
+      continue;
+    }
     Link& link = link_to(entry.member.peer, entry.member.incarnation, now_s);
     if (link.endpoint != entry.endpoint) {
       link.endpoint = entry.endpoint;
@@ -37,7 +40,14 @@ void Executor::learn(const std::vector<MemberEntry>& members, double now_s) {
       link.direct_again_s = 0;
     }
     link.same_host = entry.host_key == host_key_;
-    dial(link, now_s);
+  }
+}
+
+/// Once all are known: two of them may have to meet at a third.
+void Executor::dial_all(const std::vector<MemberEntry>& members, double now_s) {
+  for (const MemberEntry& entry : members) {
+    if (entry.member.peer == self_) continue;
+    dial(link_to(entry.member.peer, entry.member.incarnation, now_s), now_s);
   }
 }
 
@@ -49,6 +59,7 @@ void Executor::prepare(Epoch epoch, const std::vector<MemberEntry>& members, dou
     if (entry.member.peer == self_) continue;
     prepared_.push_back(&link_to(entry.member.peer, entry.member.incarnation, now_s));
   }
+  dial_all(members, now_s);
   check_links_up();
 }
 
@@ -70,6 +81,7 @@ void Executor::activate(const View& view, const std::vector<MemberEntry>& member
   if (!machine_ || abandoned_) return;
   hear_out(view, now_s);
   learn(members, now_s);
+  dial_all(members, now_s);
   Effects effects;
   machine_->activate(view, step, name_hash, effects);
   perform(std::move(effects));
@@ -102,6 +114,7 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
   if (abandoned_) return Status::ok;
   hear_out(view, now_s);
   learn(members, now_s);
+  dial_all(members, now_s);
   Effects effects;
   const Status status = machine_->install(view, committed_below, decisions, effects);
   perform(std::move(effects));

@@ -228,7 +228,7 @@ Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more
   while (!empty) {
     // What lies in the inbox is known to nobody else: the poller tells only of the socket.
     const bool inbox_done = in_payload_ ? buffered() == 0 : buffered() < header_bytes;
-    if (taken >= budget && inbox_done) {
+    if (taken >= budget && inbox_done && !conduit_->holds_received()) {
       more = true;
       return Status::ok;
     }

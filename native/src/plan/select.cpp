@@ -39,7 +39,9 @@ Algorithm choose_all_reduce(const PlanRequest& request) noexcept {
   const std::uint64_t limit = sends == 1 ? exchange_pair_bytes_max : exchange_sent_bytes_max;
   const bool small = request.count <= limit / (sends * request.element_bytes);
   if (small) return Algorithm::exchange;
-  const bool ring = request.one_host && sends > 1 &&
+  // A ring adds each shard in an order of its own, the others in rank order: what is to be the same
+  // in every run is then also the same on other machines.
+  const bool ring = request.one_host && !request.ordered && sends > 1 &&
                     request.element_bytes == request.accumulator_bytes &&
                     request.count >= one_host_ring_bytes_min / request.element_bytes;
   return ring ? Algorithm::ring : Algorithm::direct;

@@ -20,14 +20,13 @@ namespace pccl {
 namespace {
 
 std::vector<std::byte> question(std::uint64_t name, std::span<const std::byte> address) {
-  std::vector<std::byte> bytes(header_bytes + sizeof name + address.size());
-  std::byte* body = bytes.data() + header_bytes;
-  std::memcpy(body, &name, sizeof name);
-  std::memcpy(body + sizeof name, address.data(), address.size());
+  const std::vector<std::byte> body = worker_body(name, address);
   FrameHeader header;
   header.type = FrameType::worker;
-  sign(header, {body, sizeof name + address.size()});
+  sign(header, body);
+  std::vector<std::byte> bytes(header_bytes);
   encode(header, std::span<std::byte, header_bytes>(bytes.data(), header_bytes));
+  bytes.insert(bytes.end(), body.begin(), body.end());
   return bytes;
 }
 
@@ -163,9 +162,11 @@ class UcxConduit final : public Conduit {
   Status go(const FrameHeader& header) noexcept {
     const std::byte* body = answer_.data() + header_bytes;
     std::uint64_t name = 0;
-    if (!intact(header, body) || header.length <= sizeof name) return Status::protocol;
-    std::memcpy(&name, body, sizeof name);
-    if (!stream_->connect(name, body + sizeof name)) return Status::closed;
+    std::span<const std::byte> address;
+    if (!intact(header, body)) return Status::protocol;
+    const Status status = decode_worker({body, header.length}, name, address);
+    if (status != Status::ok) return status;
+    if (!stream_->connect(name, address.data())) return Status::closed;
     worker_.count(true);
     stage_ = Stage::through_ucx;
     return Status::ok;

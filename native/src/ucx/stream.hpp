@@ -1,8 +1,9 @@
 // native/src/ucx/stream.hpp — one conduit's half of a stream of messages, as UCX sees it.
 //
-// Invariant: message k lies in place k modulo messages_max of either side's memory, and is sent only
-//            when the other end has said that message k - messages_max has been taken.  Whatever a
-//            header says, nothing is written outside these places, nor over one that is not free.
+// Invariant: message k lies in place k modulo messages_max of either side's memory, and is sent
+//            only when the other end has said that message k - messages_max has been taken.
+//            Whatever a header says, nothing is written outside these places, nor over one that is
+//            not free.
 //
 // Ownership: the worker owns streams; an ended one lives until UCX has completed all its requests.
 // Threads:   under the engine's turn; UCX calls back within progress and within calls to it.

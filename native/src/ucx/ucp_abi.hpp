@@ -1,8 +1,8 @@
 // native/src/ucx/ucp_abi.hpp — what pccl uses of UCX's C interface (libucp.so.0), as of API 1.13.
 //
-// Declared here so that building needs no UCX.  The library's structures grow only at their ends and
-// say by masks which fields are meant, so later 1.x versions understand these.  Names are UCX's own
-// in this project's spelling; values and layouts are those of its binary interface.
+// Declared here so that building needs no UCX.  The library's structures grow only at their ends
+// and say by masks which fields are meant, so later 1.x versions understand these.  Names are UCX's
+// own in this project's spelling; values and layouts are those of its binary interface.
 //
 // Ownership: plain values.
 // Threads:   declarations only.

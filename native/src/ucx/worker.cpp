@@ -7,6 +7,7 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -30,16 +31,16 @@ std::uint64_t random_name() noexcept {
 
 }  // namespace
 
-std::unique_ptr<UcxWorker> UcxWorker::make(std::span<const std::string> libraries,
+std::unique_ptr<UcxWorker> UcxWorker::make(std::span<const std::string> libraries, bool loopback,
                                            std::string& obstacle) {
   auto library = UcpLibrary::load(libraries, obstacle);
   if (!library) return nullptr;
   auto worker = std::make_unique<UcxWorkerImpl>(std::move(library));
-  if (!worker->open(obstacle)) return nullptr;
+  if (!worker->open(loopback, obstacle)) return nullptr;
   return worker;
 }
 
-bool UcxWorkerImpl::open(std::string& obstacle) {
+bool UcxWorkerImpl::open(bool loopback, std::string& obstacle) {
   using ucp::Ucs;
   const auto fails = [&](const char* call, Ucs status) {
     if (status == Ucs::ok) return false;
@@ -50,6 +51,11 @@ bool UcxWorkerImpl::open(std::string& obstacle) {
   };
   ucp::Config* config = nullptr;
   if (fails("ucp_config_read", library_->config_read(nullptr, nullptr, &config))) return false;
+  if (loopback && std::getenv("UCX_NET_DEVICES") == nullptr &&
+      fails("ucp_config_modify", library_->config_modify(config, "NET_DEVICES", "lo"))) {
+    library_->config_release(config);
+    return false;
+  }
   ucp::Params params{};
   params.field_mask = ucp::Params::has_features;
   params.features = ucp::Params::feature_active_messages | ucp::Params::feature_wakeup;
@@ -154,7 +160,13 @@ std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
 
 void UcxWorkerImpl::settle(UcxStream& stream) noexcept {
   try {
-    transports_ = stream.transports(rdma_);
+    bool rdma = false;
+    const std::string chosen = stream.transports(rdma);
+    const std::string known = "; " + transports_ + "; ";
+    if (chosen.empty() || known.find("; " + chosen + "; ") != std::string::npos) return;
+    rdma_ = rdma && (rdma_ || transports_.empty());
+    if (!transports_.empty()) transports_ += "; ";
+    transports_ += chosen;
     changed_ = true;
   } catch (...) {  // no memory for a text that nobody may ask for
     transports_.clear();

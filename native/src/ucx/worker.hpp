@@ -22,7 +22,7 @@ class UcxWorkerImpl final : public UcxWorker {
       : library_(std::move(library)), ucp_{*library_} {}
   ~UcxWorkerImpl() override;
   /// Once, before all else; false: `obstacle` says why.
-  bool open(std::string& obstacle);
+  bool open(bool loopback, std::string& obstacle);
 
   int event_fd() const noexcept override { return event_fd_; }
   bool arm() noexcept override;

@@ -304,4 +304,19 @@ Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) 
   return get<std::uint32_t>(p, 12) == 0 ? Status::ok : Status::protocol;
 }
 
+std::vector<std::byte> worker_body(std::uint64_t name, std::span<const std::byte> address) {
+  std::vector<std::byte> body(sizeof name + address.size());
+  put(body.data(), 0, name);
+  std::copy(address.begin(), address.end(), body.begin() + sizeof name);
+  return body;
+}
+
+Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
+                     std::span<const std::byte>& address) noexcept {
+  if (body.size() <= sizeof name) return Status::protocol;
+  name = get<std::uint64_t>(body.data(), 0);
+  address = body.subspan(sizeof name);
+  return Status::ok;
+}
+
 }  // namespace pccl

@@ -55,6 +55,7 @@ class Joining:
         options = self.options
         return connect(
             self.addresses,
+            ticket=options.ticket,
             min_world=self.least,
             on_underflow="raise",  # the group waits by itself, where joiners can come in
             straggler=options.straggler_s or "wait",

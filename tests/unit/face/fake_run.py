@@ -302,6 +302,7 @@ class FakeAgent:
         self.standing = Standing(
             admitted=m.Admitted(b"r" * 16, 1, 1, 1, b"s" * 16, 1, 0.25, 3.0, 0, 1)
         )
+        self.credentials = None  # the run is not secured
         self.steps_decided = 0
         self.wanted: list[int] = []
         self.stopped: list[str] = []

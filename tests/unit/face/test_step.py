@@ -303,6 +303,9 @@ def test_a_step_is_named_once_in_what_it_ends_with_and_a_mismatch_says_what_to_d
     assert str(late) == "step 5: 'step' was not done after 8 s on peer 264434c8"
     differs = failure_of(SuspectCode.DESCRIPTOR, "tag 0: ...", 5)
     assert str(differs).startswith("step 5: tag 0: ...; make shape, dtype, op, tag and options")
+    bad = failure_of(SuspectCode.NONFINITE, "peer 264434c8: its contribution ...", 5)
+    assert isinstance(bad, pccl.NonFiniteContribution)
+    assert str(bad) == "step 5: peer 264434c8: its contribution ..."
 
 
 def test_a_step_that_commits_in_the_background_is_waited_for_by_its_work() -> None:

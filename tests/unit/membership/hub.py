@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.coordinator import Coordinator
+from pccl.membership.core import CoordinatorConfig
 from pccl.membership.events import (
     Close,
     ConnDown,

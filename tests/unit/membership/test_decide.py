@@ -200,6 +200,13 @@ def test_a_deadline_fails_the_step_for_all_unless_it_is_done() -> None:
     assert outcome_of(outcome) is StepOutcome.COMMIT
 
 
+def test_a_contribution_that_is_no_number_says_why_a_step_failed_before_a_deadline_does() -> None:
+    late = Accusation(STEP, SuspectCode.DEADLINE, "took too long")
+    bad = Accusation(STEP, SuspectCode.NONFINITE, "peer A: holds NaN")
+    outcome = decide([THREE], {A: INCOMPLETE, B: INCOMPLETE}, accusations=[late, bad])
+    assert outcome.decisions == (StepDecision(STEP, 3, 10, "peer A: holds NaN"),)
+
+
 def test_a_mismatch_fails_the_step_with_the_words_that_say_most() -> None:
     accusations = [
         Accusation(STEP, SuspectCode.DESCRIPTOR, "differs"),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pccl.base.errors import RemoteError
 from pccl.membership import messages as m
-from pccl.membership.coordinator import Coordinator, CoordinatorConfig
+from pccl.membership.coordinator import Coordinator
+from pccl.membership.core import CoordinatorConfig
 from pccl.membership.dice import Dice
 from pccl.membership.events import (
     ConnDown,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pccl.base.errors import UsageError
+from pccl.base.errors import RemoteError, UsageError
 from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree
 
 PLAIN = Record(Strategy.POPULAR, True, False, b"l" * 16, b"r" * 32, 5, 1, 100)
@@ -64,6 +64,13 @@ def test_who_only_receives_does_not_count_and_who_only_sends_counts_alone() -> N
         agree([receiver, receiver])
     with pytest.raises(UsageError, match="differ"):
         agree([sender, replace(PLAIN, strategy=Strategy.SEND_ONLY)])
+
+
+def test_a_record_of_impossible_numbers_is_refused_before_anybody_makes_room_for_it() -> None:
+    with pytest.raises(RemoteError, match="layout"):
+        Record.unpack(replace(PLAIN, layout_bytes=1 << 60).pack())
+    with pytest.raises(RemoteError, match="strategy 9"):
+        Record.unpack(b"\x09" + PLAIN.pack()[1:])
 
 
 def test_those_with_another_layout_can_be_given_nothing() -> None:

@@ -77,3 +77,15 @@ def test_the_same_revision_of_two_histories_is_not_mixed() -> None:
 )
 def test_offers_survive_their_way(offers: list[Offer]) -> None:
     assert decode_offers(encode_offers(offers)) == offers
+
+
+def test_of_two_contents_of_one_revision_that_of_most_disks_counts_and_the_odd_one_is_named() -> (
+    None
+):
+    sane, odd = Revision(8, 1, b"a"), Revision(8, 1, b"z")  # its root would come first by itself
+    whole = [[Offer(sane, 0b11)], [Offer(odd, 0b11)], [Offer(sane, 0b11)]]
+    found = choose(whole, 2)
+    assert found is not None
+    assert (found.what, found.owners, found.newer, found.odd) == (sane, (0, 0), (), (1,))
+    tied = choose(whole[:2], 2)
+    assert tied is not None and tied.what == odd, "as many of each: the same one everywhere"

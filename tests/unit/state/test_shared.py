@@ -148,3 +148,65 @@ def test_results_are_kept_while_somebody_wants_them_and_within_their_limit() -> 
     state.unfollow()
     advance()
     assert state.results_of(3) is None
+
+
+def test_memory_that_is_written_all_or_nothing_is_as_it_was_unless_all_was() -> None:
+    x, numbers = np.arange(9.0), {"count": 3}
+    state = SharedState({"x": x, "numbers": numbers})
+
+    def write() -> None:
+        x[:] = -1.0
+        state.memory_named("numbers.count")[:] = 7
+
+    def is_as_it_was() -> bool:
+        return bool((x == np.arange(9.0)).all()) and numbers == {"count": 3}
+
+    before = state.root()
+    with state.all_or_nothing():
+        write()
+        state.push()
+    assert is_as_it_was() and state.root() == before and not state.torn
+    with pytest.raises(ValueError), state.all_or_nothing():
+        write()
+        raise ValueError
+    assert is_as_it_was() and state.root() == before
+    with state.all_or_nothing() as whole:
+        write()
+        state.push()
+        whole()
+    assert (x == -1.0).all() and numbers == {"count": 0x0707070707070707}
+    assert state.root() != before and not state.torn
+
+
+def test_without_memory_for_a_copy_a_state_knows_that_it_is_torn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "available_bytes", lambda: 100)
+    state = SharedState({"x": np.zeros(30)})
+    with state.all_or_nothing():
+        state.memory_named("x")[:] = 1
+    assert state.torn
+    state.adopt(4, 1)
+    assert not state.torn
+
+
+def test_newcomers_at_many_revisions_cost_a_few_copies_and_a_checkpoint_is_not_lost_by_them() -> (
+    None
+):
+    x = np.zeros(100)
+    state = SharedState({"x": x})
+    pins = []
+    for number in range(8):
+        pins.append(state.pin(precious=number == 6))
+        with state.writing():
+            x += 1
+            state.applied(number + 1)
+    held = [state.holds(pin) for pin in pins]
+    assert held == [True] * 4 + [False, False, True, False]
+    for number in (0, 3, 6):
+        assert content(state, pins[number]) == np.full(100, float(number)).tobytes()
+    state.unpin(pins[0])
+    after = state.pin()
+    with state.writing():
+        x += 1
+    assert content(state, after) == np.full(100, 8.0).tobytes(), "there is room again"

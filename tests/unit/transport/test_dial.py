@@ -42,9 +42,8 @@ def test_the_first_address_that_answers_is_taken() -> None:
         async with server:
             alive = Address("127.0.0.1", server.sockets[0].getsockname()[1])
             dead = Address("127.0.0.1", free_port())
-            (_, writer), chosen = await dial([dead, alive], timeout_s=5, rng=random.Random(1))
-            writer.close()
-            await writer.wait_closed()
+            channel, chosen = await dial([dead, alive], timeout_s=5, rng=random.Random(1))
+            await channel.finish(1.0)
             return chosen, alive
 
     chosen, alive = asyncio.run(story())

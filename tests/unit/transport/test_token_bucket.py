@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pccl.transport.server import TokenBucket
+from pccl.transport.token_bucket import TokenBucket
 
 
 def test_a_burst_passes_and_the_next_waits_for_its_share() -> None:

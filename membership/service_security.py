@@ -1,0 +1,174 @@
+"""A coordinator's side of a secured run: what its port shows, who may speak there, who is put out.
+
+Everything on the port is TLS 1.3.  Who shows a certificate of the run's CA may speak as the peer
+that it names and as no other; who shows none may enrol by a ticket, or ask for the status by one.
+The coordinator's own certificate is made here, in memory, and made again before it expires.
+
+Denials are read from the ledger as soon as another program has written to it, and told to the
+machine, which puts the peer out like one that has died: by one flush.
+
+Invariant: `enter` returns only connections that may speak; all others have been told why and are
+closed.  No name is believed that the connection's certificate does not say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from pccl.base.clock import Clock, system_clock
+from pccl.base.errors import PcclError, RemoteError
+from pccl.base.log import get_logger
+from pccl.membership.enrolment import is_enrolment
+from pccl.membership.messages import Refused, StatusRequest, coordinator_codec, peer_codec
+from pccl.membership.service_audit import Audit
+from pccl.membership.service_ca import AUDIT, CaFolder
+from pccl.membership.service_enrolment import Enrolling
+from pccl.membership.service_guard import Guard
+from pccl.membership.service_refusals import refuse_either
+from pccl.transport import native_frames
+from pccl.transport.authority import key_pem, pem
+from pccl.transport.channel import Channel
+from pccl.transport.framing import HEAD_BYTES, frame
+from pccl.transport.identity import Role, TlsMaterial
+from pccl.transport.tls import ServerIdentity, server_context
+from pccl.transport.tls_door import TlsDoor
+
+WATCH_S: Final = 0.2  # a denial is heeded that late, and a flush
+RENEWED_AT: Final = 2 / 3  # of a certificate's life
+RETRY_S: Final = 5.0  # of reading a ledger that could not be read
+PLAIN_TEXT: Final = (
+    "this run is secured: everything on this port is TLS; pass a join ticket to pccl.connect"
+    "(ticket=...) or in PCCL_TICKET; whoever runs `pccl ca ticket` gives you one"
+)
+REVOKED: Final = "the key of this peer, or the ticket it came by, was revoked"
+_log = get_logger("membership")
+
+
+class Security:
+    """One coordinator's, over an opened CA folder, which it closes."""
+
+    def __init__(
+        self, ca: CaFolder, *, plain_engines: bool = False, clock: Clock = system_clock
+    ) -> None:
+        """`plain_engines`: native connections may go without TLS.  For tests alone."""
+        self._ca = ca
+        self._clock = clock
+        self._plain_engines = plain_engines
+        self._denied: frozenset[bytes] = ca.ledger.denied()
+        self._version = ca.ledger.version()
+        self._members: Counter[str] = Counter()  # connections of peers, by address
+        self._identity = self._new_identity()
+        self._renew_at_s = clock() + self.life_s * RENEWED_AT
+        self.audit = Audit(ca.path / AUDIT, clock=clock)
+        self._enrolling = Enrolling(ca, self.audit)
+        self.door = TlsDoor(
+            lambda: self._identity,
+            to_plain=frame(coordinator_codec.encode(Refused("secured", PLAIN_TEXT))),
+            prefer=lambda host: self._members[host] > 0,
+            plain_allowed=lambda said: plain_engines and _is_engine(said),
+        )
+
+    @property
+    def run_id(self) -> bytes:
+        return self._ca.authority.run_id
+
+    @property
+    def life_s(self) -> float:
+        return self._ca.ledger.life_s
+
+    def close(self) -> None:
+        self.audit.close()
+        self._ca.close()
+
+    async def listening(self, endpoint: str) -> None:
+        """Notes where the coordinator listens, for tickets, if nobody has said it yet."""
+        with contextlib.suppress(PcclError):
+            if not self._ca.ledger.endpoints:
+                await asyncio.to_thread(self._ca.ledger.set_endpoints, (endpoint,))
+
+    # ------------------------------------------------------------------ who may speak
+
+    async def enter(self, channel: Channel, first: bytes) -> Guard | None:
+        """Returns what guards a new connection; None if it wanted nothing more.
+
+        Raises:
+            RemoteError: it may not, and has been told.
+        """
+        if channel.secured is None:
+            assert self._plain_engines
+            if not native_frames.is_native(first):
+                raise RemoteError("a plain connection that is no engine's")
+            return Guard(channel, None, first, self.audit, self._members, native_only=True)
+        name = channel.secured.name()
+        if name is None:
+            if not is_enrolment(first):
+                self._refuse(channel, first, "identity", PLAIN_TEXT, b"")
+            if not await self._enrolling.serve(channel, first):
+                return None
+            asked = peer_codec.encode(StatusRequest())
+            return Guard(channel, None, asked, self.audit, self._members)
+        if name.run_id != self.run_id or name.role is Role.COORDINATOR:
+            self._refuse(channel, first, "identity", "a certificate of another run", b"")
+        if name.peer_id in self._denied:
+            self._refuse(channel, first, "revoked", REVOKED, name.peer_id)
+        if is_enrolment(first):
+            await self._enrolling.renew(channel, first, name)
+            return None
+        return Guard(channel, name, first, self.audit, self._members)
+
+    def _refuse(self, channel: Channel, body: bytes, code: str, text: str, peer: bytes) -> NoReturn:
+        self.audit.refused(code, peer, channel.remote_host, text)
+        refuse_either(channel, body, code, text)
+
+    # ------------------------------------------------------------------ in the background
+
+    async def watch(self, on_denied: Callable[[frozenset[bytes]], None]) -> None:
+        """Runs until cancelled: heeds denials, and renews the coordinator's certificate.
+
+        `on_denied` is told all that are denied whenever somebody was added.
+        """
+        if self._denied:
+            on_denied(self._denied)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._clock() >= self._renew_at_s:
+                self._identity = self._new_identity()
+                self._renew_at_s = self._clock() + self.life_s * RENEWED_AT
+            try:
+                denied = await asyncio.to_thread(self._read_denied)
+            except PcclError as error:
+                _log.error("%s; denials are not heeded until it can be read again", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if denied is not None and denied - self._denied:
+                new, self._denied = denied - self._denied, denied
+                for peer_id in new:
+                    self.audit.evicted(peer_id, REVOKED)  # also one that hangs up first
+                on_denied(denied)
+
+    def _read_denied(self) -> frozenset[bytes] | None:
+        version = self._ca.ledger.version()
+        if version == self._version:
+            return None
+        denied = self._ca.ledger.denied()
+        self._version = version
+        return denied
+
+    def _new_identity(self) -> ServerIdentity:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        key, authority = Ed25519PrivateKey.generate(), self._ca.authority
+        leaf = authority.issue_coordinator(
+            key.public_key(), self._ca.new_serial(), time.time(), self.life_s
+        )
+        material = TlsMaterial(pem(leaf), key_pem(key), pem(authority.certificate_der))
+        return ServerIdentity(server_context(material, strangers=True), leaf)
+
+
+def _is_engine(said: bytes) -> bool:
+    return native_frames.is_native(said[HEAD_BYTES:])

@@ -1,0 +1,88 @@
+"""Which of those who wait to begin a TLS handshake may begin, and when.  Pure: told the time.
+
+A handshake costs about a millisecond of processor time, and anybody may ask for one.  So only so
+many begin per second, whoever asks; addresses take turns, so that a crowd behind one of them delays
+nobody behind another; and addresses that the caller prefers, those of members, come before all.
+
+Invariant: `burst` handshakes begin at once and `rate_per_s` in the long run; each address that
+waits is granted one before any other of its kind is granted a second.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+IPV6_NETWORK_BITS: Final = 64  # one customer's; it may use any address in it
+
+Prefer = Callable[[str], bool]
+
+
+class HandshakePace:
+    """Tickets (any numbers) wait here; `grant` lets one begin."""
+
+    def __init__(self, *, rate_per_s: float, burst: float, now_s: float) -> None:
+        self._rate_per_s, self._burst = rate_per_s, burst
+        self._tokens, self._at_s = burst, now_s
+        self._waiting: dict[str, deque[int]] = {}  # by address, in the order of their turns
+        self._group_of: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._group_of)
+
+    def ask(self, ticket: int, host: str) -> None:
+        group = address_group(host)
+        self._waiting.setdefault(group, deque()).append(ticket)
+        self._group_of[ticket] = group
+
+    def forget(self, ticket: int) -> None:
+        """The connection has ended while it waited, or it was granted."""
+        group = self._group_of.pop(ticket, None)
+        if group is not None:
+            queue = self._waiting[group]
+            queue.remove(ticket)
+            if not queue:
+                del self._waiting[group]
+
+    def grant(self, now_s: float, prefer: Prefer) -> int | None:
+        """Returns the ticket that may begin now; None if none may, or none waits."""
+        self._refill(now_s)
+        if not self._waiting or self._tokens < 1:
+            return None
+        group = next((g for g in self._waiting if prefer(g)), next(iter(self._waiting)))
+        queue = self._waiting.pop(group)
+        ticket = queue.popleft()
+        del self._group_of[ticket]
+        if queue:
+            self._waiting[group] = queue  # behind all others
+        self._tokens -= 1
+        return ticket
+
+    def wait_s(self, now_s: float) -> float | None:
+        """Returns how long until `grant` may return a ticket; None while nobody waits."""
+        if not self._waiting:
+            return None
+        self._refill(now_s)
+        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / self._rate_per_s
+
+    def _refill(self, now_s: float) -> None:
+        elapsed_s = max(0.0, now_s - self._at_s)
+        self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate_per_s)
+        self._at_s = now_s
+
+
+def address_group(host: str) -> str:
+    """Returns what stands for an address when its connections are counted: an IPv4 address itself,
+    of an IPv6 address its network."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        network = ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False)
+        return str(network.network_address)
+    return str(address)

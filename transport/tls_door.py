@@ -1,0 +1,186 @@
+"""The first moments of a connection to a secured listener: from its first byte to a proven name.
+
+    a byte that begins TLS -> its turn among handshakes -> handshake -> streams and certificates
+
+Until a connection has sent its first byte it costs a socket and a task, and no TLS state.  What
+does not begin TLS is told once, in the plain protocol, what the listener wants, and is closed.
+
+Invariant: no byte of a connection that is not TLS 1.3 is ever handed on, but for engines without
+TLS where a test has said so; a handshake has `first_frame_timeout_s` from its turn on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from pccl.base.clock import Clock
+from pccl.base.config import ControlLimits
+from pccl.base.errors import DeadlineExceeded, RemoteError
+from pccl.transport.channel import Channel
+from pccl.transport.handshake_pace import HandshakePace, Prefer
+from pccl.transport.tls import HANDSHAKE_RECORD, ServerIdentity
+from pccl.transport.tls_session import TlsSession, handshake
+
+PEEK_BYTES: Final = 8192
+STREAM_BUFFER_BYTES: Final = 1 << 16
+
+
+class NotTls(RemoteError):
+    """A connection began with something else than a TLS handshake; it has been told."""
+
+
+class BadHandshake(RemoteError):
+    """A TLS handshake failed, or a certificate was none of this run."""
+
+
+class TlsDoor:
+    """Opens accepted connections; belongs to one event loop.
+
+    Args:
+        identity: what the listener shows now; asked at every handshake.
+        to_plain: a whole answer, framed, for who does not speak TLS.
+        prefer: says whether an address is one of those that come first.
+        plain_allowed: says whether what begins so may go on without TLS; for tests alone.
+    """
+
+    def __init__(
+        self,
+        identity: Callable[[], ServerIdentity],
+        *,
+        to_plain: bytes = b"",
+        prefer: Prefer = lambda host: False,
+        plain_allowed: Callable[[bytes], bool] = lambda said: False,
+    ) -> None:
+        self._identity = identity
+        self._to_plain = to_plain
+        self._prefer = prefer
+        self._plain_allowed = plain_allowed
+        self._pace: HandshakePace | None = None
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._tickets = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def open(
+        self, connection: socket.socket, host: str, limits: ControlLimits, clock: Clock
+    ) -> Channel:
+        """Takes a connection through its handshake; after an error the caller closes it.
+
+        Raises:
+            NotTls, BadHandshake: see there.
+            DeadlineExceeded: it said nothing, or did not finish, in time.
+            OSError: it broke.
+        """
+        try:
+            async with asyncio.timeout(limits.first_frame_timeout_s):
+                said = await _first_bytes(connection)
+        except TimeoutError as error:
+            raise DeadlineExceeded("it said nothing") from error
+        if not said:
+            raise ConnectionResetError("it ended before it said anything")
+        if said[0] != HANDSHAKE_RECORD:
+            if self._plain_allowed(said):
+                return Channel(*await open_streams(connection), limits=limits)
+            _tell(connection, self._to_plain)
+            raise NotTls("it does not speak TLS, and this run is secured")
+        await self._turn(host, limits, clock)
+        return await self._handshake(connection, limits)
+
+    async def _handshake(self, connection: socket.socket, limits: ControlLimits) -> Channel:
+        shown = self._identity()
+        session = TlsSession(shown.context, server_side=True)
+        reader, writer = await open_streams(connection)
+        try:
+            async with asyncio.timeout(limits.first_frame_timeout_s):
+                said = await handshake(reader, writer, session, dials=False)
+            return Channel(
+                reader,
+                writer,
+                limits=limits,
+                tls=session,
+                own_certificate=shown.leaf_der,
+                said=said,
+            )
+        except ssl.SSLError as error:  # why, was queued for the other end
+            writer.close()
+            raise BadHandshake(f"a TLS handshake failed: {error}") from error
+        except TimeoutError as error:
+            writer.transport.abort()
+            raise DeadlineExceeded("its TLS handshake did not end in time") from error
+        except BaseException:
+            writer.transport.abort()
+            raise
+
+    async def _turn(self, host: str, limits: ControlLimits, clock: Clock) -> None:
+        if self._pace is None:
+            rate_per_s, burst = limits.handshake_rate_per_s, float(limits.handshake_burst_max)
+            self._pace = HandshakePace(rate_per_s=rate_per_s, burst=burst, now_s=clock())
+        ticket = next(self._tickets)
+        turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
+        self._pace.ask(ticket, host)
+        self._heed(clock)
+        try:
+            await turn
+        finally:
+            self._turns.pop(ticket, None)
+            self._pace.forget(ticket)
+
+    def _heed(self, clock: Clock) -> None:
+        """Sees to it that the next one who may begin is let go; one per turn of the loop, so that
+        members are heard between two."""
+        assert self._pace is not None
+        if self._timer is None and (wait_s := self._pace.wait_s(clock())) is not None:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._let_one_go, clock)
+
+    def _let_one_go(self, clock: Clock) -> None:
+        assert self._pace is not None
+        self._timer = None
+        ticket = self._pace.grant(clock(), self._prefer)
+        if ticket is not None and not self._turns[ticket].done():
+            self._turns[ticket].set_result(None)
+        self._heed(clock)
+
+
+async def open_streams(
+    connection: socket.socket,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Makes streams of an accepted connection, without TLS."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def _first_bytes(connection: socket.socket) -> bytes:
+    """Waits until a connection has brought something, and leaves it there; b"" if it ended."""
+    loop = asyncio.get_running_loop()
+    while True:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            return connection.recv(PEEK_BYTES, socket.MSG_PEEK)
+        ready = loop.create_future()
+        loop.add_reader(connection.fileno(), _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(connection.fileno())
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _tell(connection: socket.socket, answer: bytes) -> None:
+    """Says one thing to who does not speak TLS; what it sent is read first, for a socket that is
+    closed over unread bytes resets the connection, and the answer with it."""
+    with contextlib.suppress(OSError):
+        connection.recv(PEEK_BYTES)
+        if answer:
+            connection.send(answer)
+        connection.shutdown(socket.SHUT_WR)
