@@ -53,15 +53,22 @@ PERIOD = 251  # of the pattern that is summed: prime, so that no misplaced slice
 
 @dataclass(frozen=True)
 class Who:
-    """A peer's name and, in a secured run, what proves it."""
+    """A peer's name, what proves it in a secured run, and whether its lanes go through UCX."""
 
     peer_id: bytes
     tls: TlsMaterial | None
+    ucx: bool = False
 
 
 def run_peer(rank: int, world: int, count: int, who: Who, pipe: Connection) -> None:
     """Obeys the pipe: the members once, then numbers of iterations; answers with their seconds."""
-    engine = Engine(peer_id=who.peer_id, listen_host="127.0.0.1", shared_memory=False, tls=who.tls)
+    engine = Engine(
+        peer_id=who.peer_id,
+        listen_host="127.0.0.1",
+        shared_memory=False,
+        ucx=who.ucx,
+        tls=who.tls,
+    )
     engine.admit(
         run_id=RUN_ID,
         incarnation=rank + 1,
@@ -164,12 +171,14 @@ def secured_peers(world: int) -> list[Who]:
     return whos
 
 
-def measure(world: int, count: int, turns: int, iterations: int) -> tuple[float, float]:
-    """Returns the median seconds of an all-reduce, plain and encrypted."""
+def measure(
+    ours: list[Who], theirs: list[Who], count: int, turns: int, iterations: int
+) -> tuple[float, float]:
+    """Returns the median seconds of an all-reduce among peers of either kind."""
     groups = []
     try:
-        for whos in (plain_peers(world), secured_peers(world)):
-            groups.append(start(world, count, whos))
+        for whos in (ours, theirs):
+            groups.append(start(len(whos), count, whos))
         found: list[list[float]] = [[], []]
         for group in groups:
             group.turn(WARM_UP)
@@ -238,7 +247,9 @@ def main(ranks: str, size: str, turns: int, iterations: int, sealings: bool) -> 
         return
     missed = False
     for world in worlds:
-        plain_s, secured_s = measure(world, count, turns, iterations)
+        plain_s, secured_s = measure(
+            plain_peers(world), secured_peers(world), count, turns, iterations
+        )
         ratio = plain_s / secured_s
         missed = missed or ratio < bar
         print(

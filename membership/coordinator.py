@@ -42,6 +42,7 @@ from pccl.membership.links import Links
 from pccl.membership.liveness import Liveness
 from pccl.membership.messages import (
     AtEntry,
+    CarriedBy,
     Drain,
     Hello,
     HoldFrom,
@@ -296,14 +297,12 @@ class Coordinator:
                 self._planning.switched(peer, epoch, step, now_s)
             case Installed(epoch):
                 self._note_epoch(peer, epoch)
-            case WaitFor(world_size):
-                peer.wait_for = world_size
             case Leaving(reason, decided_below):
                 self._departures.leaving(peer, reason, decided_below, now_s)
             case Drain(deadline_s, reason):
                 self._departures.drain(peer, deadline_s, reason, now_s)
-            case Testimony():
-                pass  # nobody asked
+            case WaitFor() | CarriedBy() | Testimony():
+                peer.note(msg)
             case Hello() | StatusRequest():
                 raise AssertionError("handled before")
             case _:

@@ -45,24 +45,7 @@ from pccl.membership.member_events import (
 )
 from pccl.membership.member_views import Views
 from pccl.membership.testimony import Witness
-from pccl.transport.engine_events import (
-    EngineEvent,
-    EngineExcluded,
-    EngineFailed,
-    EntryLeft,
-    EntryReached,
-    LetterEnded,
-    LinksOpened,
-    LinksUnreachable,
-    NativeEvicted,
-    NativeFollows,
-    NativeLink,
-    NativeRefused,
-    StepDecided,
-    ViewInstalled,
-    ViewLeft,
-    ViewSwitched,
-)
+from pccl.transport import engine_events as n
 
 __all__ = ["Ended", "Member", "Phase"]
 
@@ -99,6 +82,7 @@ class Member:
         self.views = Views(self._witness)
         self._entry: m.AtEntry | None = None
         self._wanted = 0
+        self._carried: m.CarriedBy | None = None
         self._coordinator = ("", 0)
         self._leaving = False
         self._drain_reason: str | None = None  # this peer asked to be planned out
@@ -321,6 +305,8 @@ class Member:
             effects.append(Send(m.Drain(left_s, self._drain_reason)))
         if self._wanted:
             effects.append(Send(m.WaitFor(self._wanted)))
+        if self._carried is not None:
+            effects.append(Send(self._carried))
         return effects + self._tell_entry(now_s)
 
     def _on_recall(self, now_s: float) -> list[Effect]:
@@ -333,43 +319,52 @@ class Member:
 
     # ---- the engine's events
 
-    def _engine(self, event: EngineEvent, now_s: float) -> list[Effect]:
+    def _engine(self, event: n.EngineEvent, now_s: float) -> list[Effect]:
         match event:
-            case EntryReached(name, next_step):
+            case n.EntryReached(name, next_step):
                 self._entry = m.AtEntry(name, next_step)
                 return self._tell_entry(now_s)
-            case EntryLeft():
+            case n.EntryLeft():
                 self._entry = self._entry_at_s = None
                 return []
-            case LinksOpened(epoch):
+            case n.LinksOpened(epoch):
                 return self._told(self.views.links(epoch, m.LinksUp(epoch)))
-            case LinksUnreachable(epoch, peers):
+            case n.LinksUnreachable(epoch, peers):
                 return self._told(self.views.links(epoch, m.LinksFailed(epoch, peers)))
-            case ViewSwitched(epoch, step):
+            case n.ViewSwitched(epoch, step):
                 return self._told(self.views.switched(epoch, step))
-            case ViewLeft(epoch):
+            case n.ViewLeft(epoch):
                 return self.views.left(epoch)
-            case ViewInstalled(epoch) | EngineExcluded(epoch):
+            case n.ViewInstalled(epoch) | n.EngineExcluded(epoch):
                 return self._told(self.views.in_force(epoch))
-            case NativeEvicted(text):
+            case n.NativeEvicted(text):
                 return self._end(self._way_out(), text)
-            case NativeRefused(code, text) if code == REFUSED_PROTOCOL:
+            case n.NativeRefused(code, text) if code == REFUSED_PROTOCOL:
                 return self._end("refused", text)
-            case NativeRefused(code, text):
+            case n.NativeRefused(code, text):
                 return self._end(self._way_out(), text) if code == REFUSED_INCARNATION else []
-            case EngineFailed(code, text):
+            case n.EngineFailed(code, text):
                 return self._end(code, text)
-            case NativeLink(connected, generation):
+            case n.NativeLink(connected, generation):
                 self._native_is_down = not connected
                 self._watch_native(now_s)
                 return self._on_newer(generation if connected else 0, now_s)
-            case NativeFollows(generation):
+            case n.NativeFollows(generation):
                 self.views.follow(generation)
                 return self._on_newer(generation, now_s)
-            case StepDecided() | LetterEnded():
+            case n.UcxChose(transports):
+                return self._told(self._carried_by(transports))
+            case n.StepDecided() | n.LetterEnded():
                 return []
             case _:
                 assert_never(event)
+
+    def _carried_by(self, transports: str) -> list[Effect]:
+        """For people who look at the run; said again to each coordinator."""
+        if not transports:  # news of one link, not of this peer
+            return []
+        self._carried = m.CarriedBy(transports[: m.TEXT_CHARACTERS_MAX])
+        return [Send(self._carried)]
 
     def _on_newer(self, generation: int, now_s: float) -> list[Effect]:
         """The control thread may find a newer coordinator first; the older one is left then."""

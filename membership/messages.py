@@ -48,6 +48,7 @@ from pccl.membership.message_parts import StepOutcome as StepOutcome
 from pccl.membership.message_parts import Underflow as Underflow
 from pccl.membership.message_parts import ViewInfo as ViewInfo
 from pccl.membership.peer_messages import AtEntry as AtEntry
+from pccl.membership.peer_messages import CarriedBy as CarriedBy
 from pccl.membership.peer_messages import Drain as Drain
 from pccl.membership.peer_messages import Hello as Hello
 from pccl.membership.peer_messages import HoldFrom as HoldFrom
@@ -76,6 +77,7 @@ PeerMessageBody = (
     | StatusRequest
     | Drain
     | Testimony
+    | CarriedBy
 )
 CoordinatorMessageBody = (
     Admitted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, assert_never
 
-from pccl.membership.messages import TEXT_CHARACTERS_MAX
+from pccl.membership.messages import TEXT_CHARACTERS_MAX, CarriedBy, Testimony, WaitFor
 from pccl.membership.record import AdmittedPeer
 from pccl.membership.view import Member
 from pccl.transport.native_frames import NO_STEP, WaitOn
@@ -55,6 +55,7 @@ class Peer:
     entry_since_s: float = 0.0
     entry_seen_s: float = 0.0
     wait_for: int = 0
+    carried_by: str = ""  # what UCX moves its lanes' bytes by; no UCX: empty
     told_world: bool = False  # since its native connection has been there
     told_why: str = ""  # it is not let in
     gone: str | None = None  # dead, evicted: why; it cannot come back
@@ -78,6 +79,18 @@ class Peer:
     turned_back_s: float = 0.0  # when it was last: the members did not come to its entry
     turned_back_at: str = ""  # and which one that was
     resent_s: float = -1e9
+
+    def note(self, said: WaitFor | CarriedBy | Testimony) -> None:
+        """Keeps what a peer says of itself and nothing follows from at once."""
+        match said:
+            case WaitFor(world_size):
+                self.wait_for = world_size
+            case CarriedBy(transports):
+                self.carried_by = transports
+            case Testimony():
+                pass  # nobody asked
+            case _:
+                assert_never(said)
 
     def present(self) -> bool:
         """Says whether new views may count on it."""

@@ -216,3 +216,14 @@ class Testimony:
         check_text(self.data_host, "data_host", HOST_CHARACTERS_MAX)
         demand(0 <= self.data_port <= 65535, f"data_port {self.data_port}")
         check_text(self.hostname, "hostname", HOST_CHARACTERS_MAX)
+
+
+@message(13)
+@dataclass(frozen=True, slots=True)
+class CarriedBy:
+    """UCX moves this peer's lanes' bytes by these transports; for people.  Repeated."""
+
+    transports: str
+
+    def __post_init__(self) -> None:
+        check_text(self.transports, "transports", TEXT_CHARACTERS_MAX)

@@ -103,6 +103,7 @@ def _peer(core: Core, peer: Peer, now_s: float) -> dict[str, Any]:
         "next_step": peer.next_step,
         "waiting": peer.waiting,
         "entry": peer.entry,
+        "ucx": peer.carried_by or None,  # null: its lanes are sockets or memory
         "lag_ms": peer.lag_ms,
         "rtt_ms": round(peer.rtt_us / 1000, 3),
     }

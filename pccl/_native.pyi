@@ -28,6 +28,7 @@ class Engine:
         host_key: int = 0,
         shared_memory: bool = True,
         tls: tuple[bytes, bytes, bytes] | None = None,
+        ucx_libraries: Sequence[str] = [],
     ) -> None:
         """Starts to listen.  `lanes=0` chooses; OSError if the port cannot be bound."""
 

@@ -81,6 +81,7 @@ def connect(
     coordinator_grace_s: float | None = None,
     spin_us: int = -1,
     shared_memory: bool | None = None,
+    transport: Literal["tcp", "ucx"] = "tcp",
     state: SharedState | None = None,
     checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
 ) -> Communicator:
@@ -108,6 +109,7 @@ def connect(
         spin_us: how long a waiting call polls, giving way to other threads, before it sleeps; -1:
             100.
         shared_memory: large payloads within a machine go through memory; None: if not secured.
+        transport: "ucx": lanes go through libucp, by RDMA where there is; not in a secured run.
         state: what all members hold alike; brought up to date before this peer's first step.
         checkpoint_dir: a local folder for checkpoints of `state`, or Checkpoints.
 
@@ -119,15 +121,14 @@ def connect(
     kept = state, check_state(state, checkpoint_dir)
     joining = find_ticket(ticket)
     where = _Where.parse(listen, advertise, reachable)
-    transport = _Transport.parse(where, insecure or bool(joining), lanes, spin_us, shared_memory)
+    wires = _Transport.parse(where, insecure, lanes, spin_us, shared_memory, transport, joining)
     config = AgentConfig(
         addresses=addresses_of(address, joining),
         **_rules(min_world, on_underflow, straggler, peer_group, seat),
-        connect_timeout_s=check_seconds("timeout_s", timeout_s),
-        coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
+        **_patience(timeout_s, coordinator_grace_s),
         **_who(load_or_make_key(identity), joining),  # last: it may make a file
     )
-    agent = MemberAgent(config, partial(_make_engine, transport, config))
+    agent = MemberAgent(config, partial(_make_engine, wires, config))
     return _with_state(admit(agent, config, *waits), *kept)
 
 
@@ -157,6 +158,18 @@ def _rules(
         straggler_s=parse_straggler(straggler),
         group=check_number("peer_group", peer_group, 0, GROUP_MAX),
         seat=0 if seat is None else 1 + check_number("seat", seat, 0, SEAT_MAX - 1),
+    )
+
+
+class _Patience(TypedDict):
+    connect_timeout_s: float
+    coordinator_grace_s: float | None
+
+
+def _patience(timeout_s: float, coordinator_grace_s: float | None) -> _Patience:
+    return _Patience(
+        connect_timeout_s=check_seconds("timeout_s", timeout_s),
+        coordinator_grace_s=optional_seconds("coordinator_grace_s", coordinator_grace_s),
     )
 
 
@@ -250,11 +263,20 @@ class _Transport:
     lanes: int
     spin_us: int
     shared_memory: bool | None  # None: unless the run is secured
+    ucx: bool
 
     @classmethod
     def parse(
-        cls, where: _Where, insecure: bool, lanes: int, spin_us: int, shared_memory: bool | None
+        cls,
+        where: _Where,
+        insecure: bool,
+        lanes: int,
+        spin_us: int,
+        shared_memory: bool | None,
+        transport: str,
+        joining: JoinTicket | None,
     ) -> Self:
+        insecure = insecure or joining is not None
         if where.at is not None:
             _require_allowed(where.at.host, insecure)
         return cls(
@@ -263,6 +285,7 @@ class _Transport:
             lanes=check_number("lanes", lanes, 0, LANES_MAX),  # 0: automatic
             spin_us=check_number("spin_us", spin_us, -1, SPIN_US_MAX),
             shared_memory=None if shared_memory is None else bool(shared_memory),
+            ucx=_wants_ucx(transport, joining),
         )
 
 
@@ -281,6 +304,7 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         host_key=config.host_key,
         shared_memory=by_memory,
         tls=material,
+        ucx=transport.ucx,
     )
     seat = seat_of(engine, at.host, where.advertised) if where.reachable else Seat(engine, "", 0)
     return replace(seat, renewed=engine.set_tls)
@@ -318,6 +342,17 @@ def _refusal(agent: MemberAgent, config: AgentConfig) -> BaseException:
         case _:
             error: PcclError = error_of(code, text, deciding=False)
             return error
+
+
+def _wants_ucx(transport: str, ticket: JoinTicket | None) -> bool:
+    if transport not in ("tcp", "ucx"):
+        raise UsageError(f"transport must be 'tcp' or 'ucx', not {transport!r}")
+    if transport == "ucx" and ticket is not None:
+        raise UsageError(
+            "the run is secured, and UCX neither encrypts nor authenticates what it carries: join "
+            "it without transport='ucx', or use UCX in a run without tickets on a network you trust"
+        )
+    return transport == "ucx"
 
 
 def _require_allowed(host: str, insecure: bool) -> None:

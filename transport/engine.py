@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ from pccl.transport.engine_letters import LetterCalls
 from pccl.transport.engine_tls import parts, tls_arguments
 from pccl.transport.identity import TlsMaterial
 from pccl.transport.native_core import load_native
+from pccl.transport.ucx import Wire, libraries, refusal
 
 
 class _Gone:
@@ -72,7 +74,7 @@ class Engine(LetterCalls):
         tls: what this peer proves itself by; None: the run is not secured.
 
     Raises:
-        ConnectError: the port cannot be bound.
+        ConnectError: the port cannot be bound; with `ucx`, there is no libucp that can be used.
         ImportError: the native core is not built.
         UsageError: `tls` is given, and the native core has no TLS.
     """
@@ -87,10 +89,12 @@ class Engine(LetterCalls):
         spin_us: int = -1,
         host_key: int = 0,
         shared_memory: bool = True,
+        ucx: bool = False,
         native: Any = None,
         tls: TlsMaterial | None = None,
     ) -> None:
         self.leaving = False
+        self.wire = Wire()
         module: Any = load_native() if native is None else native
         self._error_type: type[Exception] = module.EngineError
         secured: dict[str, Any] = tls_arguments(module, tls)
@@ -103,8 +107,11 @@ class Engine(LetterCalls):
                 spin_us=spin_us,
                 host_key=host_key,
                 shared_memory=shared_memory,
+                ucx_libraries=libraries(os.environ, sys.prefix) if ucx else [],
                 **secured,
             )
+        except self._error_type as error:
+            raise refusal(*error.args) or self._mapped(error, deciding=False) from error
         except OSError as error:
             raise ConnectError(
                 f"cannot listen on {listen_host} port {listen_port}: {_reason(error)}; "
@@ -127,7 +134,7 @@ class Engine(LetterCalls):
         return int(self._native.event_fd)
 
     def drain_events(self) -> Sequence[EngineEvent | StreamOpened]:
-        return [parse_event(raw) for raw in self._native.drain_events()]
+        return [self.wire.note(parse_event(raw)) for raw in self._native.drain_events()]
 
     def admit(
         self,

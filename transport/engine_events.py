@@ -131,6 +131,15 @@ class StreamOpened:
     peer_id: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class UcxChose:
+    """UCX has begun to move lanes' bytes by these transports, as it names them; empty: a peer does
+    without UCX, and lanes to it stay as they were."""
+
+    transports: str
+    rdma: bool  # all of them are faster than sockets
+
+
 EngineEvent = (
     EntryReached
     | EntryLeft
@@ -147,6 +156,7 @@ EngineEvent = (
     | EngineFailed
     | StepDecided
     | LetterEnded
+    | UcxChose
 )
 
 
@@ -185,5 +195,7 @@ def parse_event(raw: Sequence[Any]) -> EngineEvent | StreamOpened:
             return StreamOpened(fd, bytes(peer))
         case ["letter", int(letter)]:
             return LetterEnded(letter)
+        case ["wire", str(transports), bool(rdma)]:
+            return UcxChose(transports, rdma)
         case _:
             raise ValueError(f"the native engine reported {tuple(raw)!r}")

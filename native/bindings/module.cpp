@@ -91,6 +91,7 @@ nb::tuple to_python(const EngineEvent& event) {
       return nb::make_tuple("coordinator", event.number != 0, event.step);
     case Kind::followed:
       return nb::make_tuple("followed", event.step);
+    case Kind::wire: return nb::make_tuple("wire", event.text, event.number != 0);
     case Kind::failed: return nb::make_tuple("failed", "memory", event.text);
     case Kind::decided: return nb::make_tuple("decided", event.step);
     case Kind::letter: return nb::make_tuple("letter", event.step);
@@ -182,6 +183,10 @@ nb::dict stats(Engine& engine) {
   dict["lanes"] = now.lanes;
   dict["payload_bytes"] = now.progress;
   dict["tile_bytes"] = now.tile_bytes;
+  dict["ucx_lanes"] = now.ucx.through_ucx;
+  dict["ucx_declined"] = now.ucx.declined;
+  dict["ucx_streams"] = now.ucx.streams;
+  dict["ucx_requests"] = now.ucx.requests;
   return dict;
 }
 
@@ -365,13 +370,14 @@ NB_MODULE(_native, module) {
       .def("__init__",
            [](Engine* self, const nb::bytes& peer_id, const std::string& listen_host,
               std::uint16_t listen_port, std::uint16_t lanes, int spin_us,
-              std::uint64_t host_key, bool shared_memory, const std::optional<TlsTuple>& tls) {
+              std::uint64_t host_key, bool shared_memory, const std::optional<TlsTuple>& tls,
+              const std::vector<std::string>& ucx_libraries) {
              new (self) Engine({to_bytes16<PeerIdKind>(peer_id, "peer_id"), listen_host,
                                 listen_port, lanes, spin_us, host_key, shared_memory,
-                                tls ? to_tls(*tls) : nullptr});
+                                tls ? to_tls(*tls) : nullptr, ucx_libraries});
            }, nb::kw_only(), "peer_id"_a, "listen_host"_a, "listen_port"_a = 0, "lanes"_a = 0,
-           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true,
-           "tls"_a = nb::none())
+           "spin_us"_a = -1, "host_key"_a = 0, "shared_memory"_a = true, "tls"_a = nb::none(),
+           "ucx_libraries"_a = std::vector<std::string>{})
       .def_prop_ro("port", &Engine::port)
       .def_prop_ro("event_fd", &Engine::event_fd)
       .def("drain_events", &drain);

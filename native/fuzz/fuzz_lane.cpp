@@ -255,7 +255,7 @@ std::uint32_t slice_bytes(const Work& work, std::uint16_t shard) {
 
 fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   FrameHeader header;
-  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 16);
+  header.type = static_cast<FrameType>(1 + input.number<std::uint8_t>() % 17);
   const auto style = input.number<std::uint8_t>();
   if (header.type >= FrameType::offer && header.type < FrameType::memory) {
     return message_frame(input, header, style);
@@ -288,6 +288,7 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
     case FrameType::memory: length = ring_name_bytes; break;
     case FrameType::ask: break;
     case FrameType::have: length = width % 32; break;
+    case FrameType::worker: length = width % 80; break;
     case FrameType::data:
       // Most are small, though some pass the inbox by: to hash large ones takes most of a run.
       length = (style & 32) != 0 || work == nullptr

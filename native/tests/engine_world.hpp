@@ -29,7 +29,8 @@ class World {
   /// Port 9 is the discard service: nobody there, and mostly nobody needed.
   explicit World(std::size_t size, std::uint16_t lanes = 1, std::uint16_t coordinator_port = 9,
                  bool shared_memory = true,
-                 const std::function<std::shared_ptr<const TlsContext>(std::size_t)>& tls = {}) {
+                 const std::function<std::shared_ptr<const TlsContext>(std::size_t)>& tls = {},
+                 const std::vector<std::string>& ucx_libraries = {}) {
     for (std::size_t rank = 0; rank < size; ++rank) {
       EngineConfig config;
       config.tls = tls ? tls(rank) : nullptr;
@@ -37,6 +38,7 @@ class World {
       config.lanes = lanes;
       config.spin_us = 0;
       config.shared_memory = shared_memory;
+      config.ucx_libraries = ucx_libraries;
       engines.push_back(std::make_unique<Engine>(config));
       Secret secret;
       secret.bytes[3] = static_cast<std::uint8_t>(rank + 7);

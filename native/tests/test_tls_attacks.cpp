@@ -7,10 +7,9 @@
 #include <array>
 #include <deque>
 
-#include "conduit_rig.hpp"
+#include "conduit_tap.hpp"
 #include "tls/bulk.hpp"
 
-using namespace conduit_rig;
 
 namespace {
 

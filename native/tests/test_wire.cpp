@@ -24,7 +24,8 @@ constexpr FrameType types[] = {
     FrameType::open,  FrameType::data,     FrameType::seal,    FrameType::done,
     FrameType::have,  FrameType::ask,      FrameType::offer,   FrameType::message,
     FrameType::grant, FrameType::received, FrameType::refused, FrameType::withdrawn,
-    FrameType::held,  FrameType::memory,   FrameType::opened,  FrameType::room};
+    FrameType::held,  FrameType::memory,   FrameType::opened,  FrameType::room,
+    FrameType::worker};
 
 constexpr Descriptor averaged{Dtype::f32, ReduceOp::avg, {}, Algorithm::direct, 1u << 20, true};
 
@@ -40,6 +41,7 @@ std::uint32_t good_length(FrameType type) {
     case FrameType::offer: return offer_bytes;
     case FrameType::refused: return refused_bytes;
     case FrameType::memory: return ring_name_bytes;
+    case FrameType::worker: return 8 + 60;
     case FrameType::ask:
     case FrameType::grant:
     case FrameType::received:
@@ -204,7 +206,7 @@ TEST(another_magic_version_type_phase_or_flag_is_refused_though_its_check_is_rig
     CHECK(accepted(forged(header, 2, static_cast<std::uint8_t>(version))) == (version == 4));
   }
   CHECK(!accepted(forged(header, 3, std::uint8_t{0})));
-  for (unsigned type = 17; type < 256; ++type) {
+  for (unsigned type = 18; type < 256; ++type) {
     CHECK(!accepted(forged(header, 3, static_cast<std::uint8_t>(type))));
   }
   for (unsigned phase = 2; phase < 256; ++phase) {
@@ -241,6 +243,7 @@ TEST(each_type_has_the_lengths_it_can_have_and_no_other) {
     CHECK(lengths(FrameType::offer, length) == (length == 24));
     CHECK(lengths(FrameType::refused, length) == (length == 16));
     CHECK(lengths(FrameType::memory, length) == (length == 32));
+    CHECK(lengths(FrameType::worker, length) == (length > 0));
     for (const auto type : {FrameType::grant, FrameType::received, FrameType::withdrawn,
                             FrameType::opened, FrameType::room}) {
       CHECK(lengths(type, length) == (length == 0));
@@ -249,6 +252,7 @@ TEST(each_type_has_the_lengths_it_can_have_and_no_other) {
   for (const FrameType type : types) {
     const bool sized = type == FrameType::data || type == FrameType::have ||
                        type == FrameType::message || type == FrameType::held;
+    CHECK(lengths(type, 8193) == sized);
     CHECK(lengths(type, 256 * 1024) == sized);
     CHECK(!lengths(type, 256 * 1024 + 1));
     CHECK(!lengths(type, std::numeric_limits<std::uint32_t>::max()));

@@ -5,6 +5,7 @@
 // Errors:    CHECKs.
 #include <array>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "pccl/wire.hpp"
@@ -144,5 +145,26 @@ TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
   for (unsigned code = 0; code < 256; ++code) {
     refused[1] = static_cast<std::byte>(code);
     CHECK((decode(refused, why) == Status::ok) == (code == 1 || code == 2));
+  }
+}
+
+TEST(a_worker_frame_has_the_bytes_that_the_protocol_page_says_and_no_short_one_is_taken) {
+  const std::vector<std::byte> worker = worker_body(0x0102030405060708, std::array{
+      std::byte{0xa0}, std::byte{0xa1}, std::byte{0xa2}, std::byte{0xa3}});
+  CHECK(hex(worker) == "0807060504030201a0a1a2a3");
+  FrameHeader reached{.type = FrameType::worker};
+  sign(reached, worker);
+  CHECK(hex(bytes_of(reached)) ==
+        "7063041100000000000000000000000000000000000000000000000100000000"
+        "0c00000000000000000000000000f03fbdc23f370451d338000000003f078e03");
+  CHECK(hex(bytes_of(FrameHeader{.type = FrameType::worker})) ==
+        "7063041100000000000000000000000000000000000000000000000000000000"
+        "0000000000000000000000000000f03f000000000000000000000000ce841a6a");
+  std::uint64_t name = 0;
+  std::span<const std::byte> address;
+  CHECK(decode_worker(worker, name, address) == Status::ok && name == 0x0102030405060708);
+  CHECK(address.size() == 4 && address.data() == worker.data() + 8);
+  for (std::size_t length = 0; length <= 8; ++length) {
+    CHECK(decode_worker(std::span(worker).first(length), name, address) == Status::protocol);
   }
 }

@@ -2,7 +2,7 @@
 
     ./dev churn [--minutes 5] [--peers 3-6] [--seed N] [--fabric both] [--profile lan] [--quick]
                 [--keep DIR] [--hosts FILE] [--scenario NAME]
-                [--method diloco|async-diloco|streaming|sparse-loco|all]
+                [--transport ucx] [--method diloco|async-diloco|streaming|sparse-loco|all]
 
 Exit code 0: nothing contradicts the promises.  1: something does, and the logs are kept.  2: it
 cannot run here, and says why.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.live import Live
@@ -43,6 +45,11 @@ QUICK_MINUTES = 0.5  # of each fabric
 QUICK_METHOD_MINUTES = 0.15  # of each low-communication method
 GAP_BARS_S = {"lan": 10.0, "wan": 25.0}  # a lease of 3 s or 10 s, twice, and a recovery
 STRAGGLER_S = {"lan": 3.0, "wan": 8.0}  # the others wait so long for a program that hangs
+# Further arguments of pccl.connect; over UCX all of it goes by UCX.
+OVER: Final[dict[str, tuple[tuple[str, object], ...]]] = {
+    "tcp": (),
+    "ucx": (("transport", "ucx"), ("shared_memory", False)),
+}
 LAN_QUALITY = LinkQuality(delay_ms=0.2, rate_mbit=1000.0)
 WAN_QUALITY = LinkQuality(delay_ms=25.0, jitter_ms=2.0, loss=0.001, rate_mbit=500.0)
 REFRESH_S = 0.25
@@ -73,6 +80,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=[ALL_REDUCE, *METHODS, "all"],
         default=ALL_REDUCE,
         help="what the peers do; all: each of the low-communication methods in turn (all-reduce)",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=list(OVER),
+        default="tcp",
+        help="what lanes are made of; ucx: by its TCP, unless UCX_TLS says otherwise (tcp)",
     )
     parser.add_argument("--scenario", choices=list(SCENES), help="one kind of fault and its bar")
     parser.add_argument("--samples", type=int, help="how often a scenario strikes (as it says)")
@@ -130,7 +143,7 @@ def run_on(
         pace_s=chosen.pace_ms / 1000,
         method=turn.method,
         profile=chosen.profile,
-        connect=(("straggler", STRAGGLER_S[chosen.profile]),),
+        connect=(("straggler", STRAGGLER_S[chosen.profile]), *OVER[chosen.transport]),
     )
     plan = Plan(
         minutes=minutes,
@@ -221,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()
+    if chosen.transport == "ucx":
+        os.environ.setdefault("UCX_TLS", "tcp,self")
     fabrics = ("hosts",) if chosen.hosts else FABRICS.get(chosen.fabric, ("none",))
     if fabrics[0] in ("veth", "emulator") and (reason := why_not()) is not None:
         console.print(f"churn: {reason}")

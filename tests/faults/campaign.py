@@ -1,7 +1,7 @@
 """The fault campaign: kills, stops, joins and mass deaths, every result checked.
 
     ./dev faults [--kills 200] [--stops 5] [--joins 20] [--mass 3] [--storms 10] [--peers 4]
-                 [--quick] [--json FILE] [--keep DIR]
+                 [--transport ucx] [--quick] [--json FILE] [--keep DIR]
 
 Peer processes on loopback reduce 4 MiB of f32 without a pause, while this program does things to
 them; with two peers the one that is left goes on alone.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -55,6 +56,7 @@ def run_campaign(
     seed: int,
     peers: int = PEERS,
     secured: bool = False,
+    transport: str = "tcp",
     progress: Callable[[str], None] = lambda name: None,
 ) -> Figures:
     """Runs every scenario so many times in one world; returns what came of it.
@@ -64,7 +66,14 @@ def run_campaign(
     figures = Figures()
     dice = random.Random(seed)
     min_world = min(2, peers - 1)
-    world = World(folder, size=peers, min_world=min_world, count=count, secured=secured)
+    world = World(
+        folder,
+        size=peers,
+        min_world=min_world,
+        count=count,
+        secured=secured,
+        transport=transport,
+    )
     try:
         with world:
             for name, scenario in SCENARIOS.items():
@@ -95,6 +104,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mass", type=int, default=3, help="all but one killed at once (3)")
     parser.add_argument("--storms", type=int, default=10, help="deaths during recoveries (10)")
     parser.add_argument("--bytes", type=int, default=4 << 20, help="of the reduced tensor (4 MiB)")
+    parser.add_argument(
+        "--transport",
+        choices=["tcp", "ucx"],
+        default="tcp",
+        help="what lanes are made of; ucx: by its TCP, unless UCX_TLS says otherwise (tcp)",
+    )
     seed = random.SystemRandom().randrange(1 << 32)
     parser.add_argument("--seed", type=int, default=seed, help="of what is drawn (any)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -113,11 +128,16 @@ def main() -> int:
     chosen = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()
+    if chosen.transport == "ucx":
+        os.environ.setdefault("UCX_TLS", "tcp,self")
     times: dict[str, int] = {name: getattr(chosen, name) for name in SCENARIOS}
     if chosen.quick:
         times = QUICK
     counts = ", ".join(f"{count} {name}" for name, count in times.items())
-    console.print(f"seed {chosen.seed}, {chosen.peers} peers, {chosen.bytes} bytes; {counts}")
+    console.print(
+        f"seed {chosen.seed}, {chosen.peers} peers, {chosen.bytes} bytes over "
+        f"{chosen.transport}; {counts}"
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -132,6 +152,7 @@ def main() -> int:
             count=chosen.bytes // 4,
             seed=chosen.seed,
             peers=chosen.peers,
+            transport=chosen.transport,
             progress=lambda name: bars.advance(tasks[name]),
         )
     report.show(console, figures)

@@ -1,4 +1,4 @@
-"""One peer of the fault campaign: `python peer.py ADDRESS HISTORY MIN_WORLD COUNT`.
+"""One peer of the fault campaign: `python peer.py ADDRESS HISTORY MIN_WORLD COUNT TRANSPORT`.
 
 Waits for a line on its standard input, connects, and reduces until it is told to stop: by a second
 line all peers end after the same step, by SIGTERM this one leaves.  Every element of every result
@@ -75,6 +75,7 @@ def reduce(comm: pccl.Communicator, count: int, note: Note, orders: Orders) -> i
 
 def main() -> int:
     address, history, min_world, count = sys.argv[1:5]
+    over_ucx = sys.argv[5] == "ucx"
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     note = Note.into(history)
     values.contribution(bytes(16), 0, int(count))  # makes the table
@@ -85,7 +86,12 @@ def main() -> int:
     note(connecting=True)
     try:
         with pccl.connect(
-            address, min_world=int(min_world), timeout_s=CONNECT_S, step_timeout_s=STEP_S
+            address,
+            min_world=int(min_world),
+            timeout_s=CONNECT_S,
+            step_timeout_s=STEP_S,
+            transport="ucx" if over_ucx else "tcp",
+            shared_memory=not over_ucx,  # all of it goes by UCX then
         ) as comm:
             note(admitted=True, peer=comm.peer_id.hex())
             code = reduce(comm, int(count), note, orders)

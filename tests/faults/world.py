@@ -91,7 +91,14 @@ class World:
     """
 
     def __init__(
-        self, folder: Path, *, size: int, min_world: int, count: int, secured: bool = False
+        self,
+        folder: Path,
+        *,
+        size: int,
+        min_world: int,
+        count: int,
+        secured: bool = False,
+        transport: str = "tcp",
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +107,7 @@ class World:
         self.size = size
         self.min_world = min_world
         self.count = count
+        self.transport = transport
         self.address = ""
         self.peers: list[Peer] = []
         self.all_peers: list[Peer] = []
@@ -162,7 +170,7 @@ class World:
         """Starts processes that import all they need and wait to be told to connect."""
         for _ in range(count):
             name = f"peer{len(self.all_peers):03}"
-            arguments = [self.address, str(self.min_world), str(self.count)]
+            arguments = [self.address, str(self.min_world), str(self.count), self.transport]
             spare = Peer(name, self.folder, arguments, self.ticket)
             self.spares.append(spare)
             self.all_peers.append(spare)

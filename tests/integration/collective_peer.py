@@ -334,11 +334,18 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
 }
 
 
+def wire() -> dict[str, Any]:
+    """Returns what the story says of the transport; over UCX all of it goes by UCX."""
+    if os.environ.get("PEER_TRANSPORT") != "ucx":
+        return {}
+    return {"transport": "ucx", "shared_memory": False}
+
+
 def main() -> int:
     address, program, index, count = sys.argv[1:5]
     try:
         seat = int(count) - 1 - int(index) if program == "seated" else None
-        with pccl.connect(address, timeout_s=20, step_timeout_s=60, seat=seat) as comm:
+        with pccl.connect(address, timeout_s=20, step_timeout_s=60, seat=seat, **wire()) as comm:
             comm.wait_for(int(count), timeout_s=30)
             if program != "changing":
                 assert len(comm.all_reduce(np.ones(1)).contributors) == int(count)

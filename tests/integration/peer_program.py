@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,15 @@ import pccl
 OPS = ("sum", "avg", "prod", "min", "max")
 SIZES = (0, 1, 7, 1000, 70_001)  # none, fewer than peers, odd, and more than one slice
 CODES = "f8 f4 f2 i1 u1 i2 u2 i4 u4 i8 u8 ?".split()
+
+
+def wire() -> dict[str, Any]:
+    """Returns what the story says of the transport; over UCX alone all of it goes by UCX."""
+    told = os.environ.get("PEER_TRANSPORT", "")
+    if not told.startswith("ucx"):
+        return {}
+    logging.basicConfig(level=logging.WARNING)  # what UCX chose is told there
+    return {"transport": "ucx", "shared_memory": None if "memory" in told else False}
 
 
 def tell(**facts: Any) -> None:
@@ -261,7 +271,9 @@ def main() -> int:
     address, program, index, count = sys.argv[1:5]
     min_world = int(count) if program in WHOLE else None
     try:
-        with pccl.connect(address, timeout_s=20, step_timeout_s=60, min_world=min_world) as comm:
+        with pccl.connect(
+            address, timeout_s=20, step_timeout_s=60, min_world=min_world, **wire()
+        ) as comm:
             tell(peer=comm.peer_id.hex(), pid=os.getpid())
             if int(index) < int(count):  # a later index is a newcomer
                 comm.wait_for(int(count), timeout_s=30)

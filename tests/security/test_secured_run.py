@@ -52,3 +52,12 @@ def test_a_program_without_a_ticket_is_told_what_to_do_in_time(laboratory: Labor
         with pytest.raises(pccl.ConnectError, match="pass a join ticket"):
             pccl.connect(laboratory.address, timeout_s=10)
         assert time.monotonic() - began_s < 10
+
+
+def test_a_secured_run_is_not_carried_by_ucx_which_encrypts_nothing(
+    laboratory: Laboratory,
+) -> None:
+    with laboratory.coordinator():
+        ticket = laboratory.ticket()
+        with pytest.raises(pccl.UsageError, match="secured, and UCX neither encrypts nor"):
+            laboratory.connect(ticket, transport="ucx")

@@ -26,6 +26,8 @@
 
 namespace pccl {
 
+class Poller;
+
 class Conduit {
  public:
   Conduit() = default;
@@ -46,6 +48,12 @@ class Conduit {
 
   /// What the poller watches.
   [[nodiscard]] virtual int fd() const noexcept = 0;
+  /// Has the poller tell of this conduit under `token`, if it can read.  One that is more than its
+  /// descriptor tells of itself in other ways, too, under the same token.
+  virtual Status watch(Poller& poller, std::uint64_t token) noexcept;
+  virtual void unwatch(Poller& poller) noexcept;
+  /// From now on, or no longer, tells also that it can write.
+  virtual Status want_write(Poller& poller, std::uint64_t token, bool wanted) noexcept;
 
   /// Takes bytes of the parts, in order; with ok `sent` says how many, at least one.
   /// would_block: none, for now.

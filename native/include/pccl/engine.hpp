@@ -30,11 +30,12 @@
 #include "pccl/poller.hpp"
 #include "pccl/polling.hpp"
 #include "pccl/standby.hpp"
+#include "pccl/ucx.hpp"
 
 namespace pccl {
 
 /// Why a call could not be served: closed, evicted, coordinator_lost, timeout, usage, forked, left,
-/// underflow, excluded, memory.
+/// underflow, excluded, memory, ucx.
 class EngineFailure : public std::runtime_error {
  public:
   EngineFailure(std::string code, const std::string& text)
@@ -49,6 +50,7 @@ struct EngineEvent {
   enum class Kind : std::uint8_t {
     at_entry, left_entry, links_up, links_failed, switched, left, installed, excluded, evicted,
     refused, coordinator, followed, decided, letter, failed, stream,
+    wire,  // UCX has chosen its transports (text), or the peer does without it (no text)
   };
   Kind kind;
   std::uint64_t number = 0;  // epoch, step, code or 0/1
@@ -67,6 +69,7 @@ struct EngineConfig {
   std::uint64_t host_key = 0;
   bool shared_memory = true;  // payloads between processes of one machine go through memory
   std::shared_ptr<const TlsContext> tls{};  // of a secured run: its key is the one of peer_id
+  std::vector<std::string> ucx_libraries;  // lanes go through the first usable; none: over TCP
 };
 
 struct BegunStep {
@@ -98,6 +101,7 @@ struct EngineStats {
   std::size_t lanes = 0;
   std::uint64_t progress = 0;
   std::uint64_t tile_bytes = 0;
+  UcxReport ucx;
 };
 
 class Engine final : private ControlHost, private ExecutorHost {
@@ -200,10 +204,12 @@ class Engine final : private ControlHost, private ExecutorHost {
   void out_of_memory() noexcept;  // under the turn
   void give_way(Lock& turn) noexcept;
   void run_reactor() noexcept;
-  std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept;
+  std::size_t poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms,
+                   bool driver) noexcept;
   std::size_t offer_and_poll(Lock& turn, std::span<Poller::Event> events) noexcept;
   void handle(Lock& turn, std::span<const Poller::Event> events) noexcept;
   void handle_each(Lock& turn, std::span<const Poller::Event> events);
+  void tell_wire();
   bool pump(double now_s) noexcept;
   /// True once `done()`, or the engine has failed.
   template <class Done>
@@ -228,6 +234,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   Fd event_fd_;
   Fd kick_fd_;
   Poller poller_;
+  std::unique_ptr<UcxWorker> ucx_;  // null: lanes are TCP
+  UcxReport told_wire_;              // what has been told of it
 
   std::mutex turn_;
   std::atomic<int> turn_wanted_{0};

@@ -96,6 +96,7 @@ class Lane {
        bool through_relay = false, bool by_memory = false);
 
   [[nodiscard]] int fd() const noexcept { return conduit_->fd(); }
+  [[nodiscard]] Conduit& conduit() noexcept { return *conduit_; }
   [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
   /// The socket, or the ring, has no room now.
   [[nodiscard]] bool blocked() const noexcept { return blocked_ || parked(); }
@@ -168,6 +169,7 @@ class Lane {
   void offer_ring();
   Status take_from_ring(Link& link, FrameSink& sink, std::size_t& taken);
   Status hear_of_ring(Link& link);
+  Status decline_worker(Link& link);
   OutgoingFrame& post(FrameHeader header, std::span<const std::byte> body);
 
   std::unique_ptr<Conduit> conduit_;
@@ -183,6 +185,7 @@ class Lane {
   bool local_;  // and rings are wanted
   bool ring_offered_ = false;
   bool room_queued_ = false;
+  bool worker_declined_ = false;
   std::unique_ptr<PayloadRing> ring_out_;
   std::unique_ptr<PayloadRing> ring_in_;
   std::array<std::byte, ring_name_bytes> ring_body_;

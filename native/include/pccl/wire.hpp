@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "pccl/codec.hpp"
 #include "pccl/dtype.hpp"
@@ -39,6 +40,8 @@ enum class FrameType : std::uint8_t {
   memory = 14,  // payloads may come through a ring of the sender's: its name
   opened = 15,  // the ring is open here
   room = 16,    // the ring that was full has room again
+  // Of the lane alone, before anything else:
+  worker = 17,  // a UCX worker can be reached here; empty: this side does without
 };
 
 inline constexpr std::size_t header_bytes = 64;
@@ -158,6 +161,8 @@ inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
 inline constexpr std::size_t done_bytes = 32;
 inline constexpr std::size_t ring_name_bytes = 32;
+/// The name of a stream, and an address that UCX makes: it grows with the machine's interfaces.
+inline constexpr std::size_t worker_bytes_max = 8192;
 
 struct SealBody {
   Digest manifest;
@@ -191,5 +196,11 @@ void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) no
 Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept;
 void encode(const RingName& name, std::span<std::byte, ring_name_bytes> out) noexcept;
 Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) noexcept;
+/// The body of WORKER: the name of its sender's stream, and how to reach its worker.
+[[nodiscard]] std::vector<std::byte> worker_body(std::uint64_t name,
+                                                 std::span<const std::byte> address);
+/// The address is a part of `body`, of at least one byte.
+Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
+                     std::span<const std::byte>& address) noexcept;
 
 }  // namespace pccl

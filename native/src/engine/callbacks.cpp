@@ -79,6 +79,8 @@ void Engine::adopt_lane(const LaneHello& hello, std::unique_ptr<Conduit> conduit
   const DefaultArithmetic arithmetic;  // frames that have come behind the handshake are applied
   with_turn([&](Lock&) {
     if (memory_ran_out_) return;
+    // Through a third peer only its sockets lead.
+    if (ucx_ && !hello.relayed) conduit = ucx_->conduit(std::move(conduit));
     executor_.adopt(hello, std::move(conduit), monotonic_s());
     attend();
   });

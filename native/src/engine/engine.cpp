@@ -32,6 +32,8 @@ void note_forks() {
 constexpr std::uint16_t lanes_default = 1;
 constexpr int spin_us_default = 100;  // a small operation among peers of a machine takes as long
 constexpr double last_words_s = 1.0;
+// No lane has that number: it only wakes who polls.
+constexpr std::uint64_t ucx_token = std::uint64_t{1} << 32U;
 constexpr const char* memory_text = "this process has no memory left; its inputs are given back";
 
 void check_key(const TlsContext& tls, const PeerId& peer) {
@@ -39,6 +41,8 @@ void check_key(const TlsContext& tls, const PeerId& peer) {
     throw EngineFailure("usage", "the certificate's key is not the one this peer is named after");
   }
 }
+
+bool is_loopback(const std::string& host) { return host.starts_with("127.") || host == "::1"; }
 
 Fd make_eventfd() {
   Fd fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
@@ -58,6 +62,13 @@ Engine::Engine(const EngineConfig& config)
                 *this) {
   (void)poller_.add(kick_fd_.get(), ready::read, 0);
   polling_.set_limit(1e-6 * (config.spin_us >= 0 ? config.spin_us : spin_us_default));
+  if (!config.ucx_libraries.empty()) {
+    if (config.tls) throw EngineFailure("usage", "UCX does not encrypt, and the run is secured");
+    std::string obstacle;
+    ucx_ = UcxWorker::make(config.ucx_libraries, is_loopback(config.listen_host), obstacle);
+    if (!ucx_) throw EngineFailure("ucx", obstacle);
+    (void)poller_.add(ucx_->event_fd(), ready::read, ucx_token);
+  }
   // So that no memory is needed to say that there is none.
   failed_text_.reserve(std::strlen(memory_text) + 1);
   ControlConfig control;
@@ -191,7 +202,7 @@ void Engine::post(const Posted& posted, bool last) {
     const Descriptor& what = posted.descriptor;
     const bool large =
         what.uneven || what.count * size_of(what.dtype) > small_operation_bytes;
-    if (more || (large && !last)) attend();
+    if (more || (large && !last) || (ucx_ && ucx_->busy())) attend();
     tell_decided();
   });
 }
@@ -204,7 +215,7 @@ void Engine::seal(StepId step) {
     if (executor_.seal(step) != Status::ok) {
       throw EngineFailure("usage", "the step is over or sealed");
     }
-    if (pump(monotonic_s())) attend();
+    if (pump(monotonic_s()) || (ucx_ && ucx_->busy())) attend();
     tell_decided();
   });
 }
@@ -266,7 +277,8 @@ EngineStats Engine::stats() {
           executor_.open_steps(), letters.open(),
           letters.sends_done,     letters.receives_done,
           executor_.link_count(), executor_.lane_count(),
-          executor_.progress(),   executor_.environment().buffers.bytes_in_use()};
+          executor_.progress(),   executor_.environment().buffers.bytes_in_use(),
+          ucx_ ? ucx_->report() : UcxReport{}};
 }
 
 }  // namespace pccl

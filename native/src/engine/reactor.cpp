@@ -53,10 +53,15 @@ void Engine::give_way(Lock& turn) noexcept {
   --giving_way_;
 }
 
-std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms) noexcept {
+std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeout_ms,
+                         bool driver) noexcept {
+  if (ucx_ && timeout_ms != 0 && !ucx_->arm()) timeout_ms = 0;
   turn.unlock();
-  const std::size_t count = poller_.wait(events, timeout_ms);
+  std::size_t count = poller_.wait(ucx_ ? events.first(events.size() / 2) : events, timeout_ms);
   turn.lock();
+  // What UCX has moved makes its descriptor unready: done by the reactor thread after a driver has
+  // begun, that would let the driver sleep on.
+  if (ucx_ && driving_ == driver) count += ucx_->progress(events.subspan(count));
   return count;
 }
 
@@ -66,10 +71,9 @@ std::size_t Engine::offer_and_poll(Lock& turn, std::span<Poller::Event> events) 
   const double offered_s = monotonic_s();
   std::this_thread::yield();
   const double took_s = monotonic_s() - offered_s;
-  const std::size_t count = poller_.wait(events, 0);
   turn.lock();
   polling_.offered(took_s);
-  return count;
+  return poll(turn, events, 0, true);
 }
 
 bool Engine::pump(double now_s) noexcept {
@@ -112,7 +116,19 @@ void Engine::handle_each(Lock& turn, std::span<const Poller::Event> events) {
     give_way(turn);  // a fence must not wait for all that is ready
   }
   if (!memory_ran_out_) executor_.tick(now_s);
+  if (ucx_) tell_wire();
   tell_decided();
+}
+
+/// What the program asked for and what it got may be two things: it should hear of it once.
+void Engine::tell_wire() {
+  if (!ucx_->changed()) return;
+  const UcxReport now = ucx_->report();
+  if (now.declined > told_wire_.declined) emit({EngineEvent::Kind::wire, 0, 0, {}, {}});
+  if (now.transports != told_wire_.transports) {
+    emit({EngineEvent::Kind::wire, now.rdma ? 1u : 0u, 0, now.transports, {}});
+  }
+  told_wire_ = now;
 }
 
 void Engine::run_reactor() noexcept {
@@ -128,7 +144,7 @@ void Engine::run_reactor() noexcept {
     const bool more = pump(monotonic_s());
     give_way(turn);
     if (driving_ || stop_) continue;
-    const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms);
+    const std::size_t count = poll(turn, events, more ? 0 : idle_poll_ms, false);
     if (driving_) continue;  // events stay ready: the driver will be told of them
     handle(turn, {events.data(), count});
   }
@@ -148,12 +164,12 @@ bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
     give_way(turn);
     std::size_t count = 0;
     if (more) {
-      count = poll(turn, events, 0);
+      count = poll(turn, events, 0, true);
     } else if (polling_.looks(now_s)) {
       count = offer_and_poll(turn, events);
     } else {
       const int left_ms = static_cast<int>(std::min(deadline_s - now_s, 1.0) * 1e3) + 1;
-      count = poll(turn, events, std::clamp(left_ms, 1, idle_poll_ms));
+      count = poll(turn, events, std::clamp(left_ms, 1, idle_poll_ms), true);
     }
     handle(turn, {events.data(), count});
     now_s = monotonic_s();
@@ -165,6 +181,7 @@ bool Engine::drive(Lock& turn, const Done& done, double deadline_s) noexcept {
   const bool busy = pump(now_s) || open || executor_.has_output();
   standby_.leave(busy ? 0 : now_s + linger_s);
   if (busy) standby_.call();
+  if (busy && ucx_) kick();  // it may sleep on what was armed before this caller moved things
   changed_.notify_all();  // another waiting caller may drive now
   return decided();
 }
@@ -302,14 +319,13 @@ void Engine::kick() noexcept {
 // --- the executor's callbacks, under the turn ---
 
 void Engine::watch(Lane& lane) noexcept {
-  if (poller_.add(lane.fd(), ready::read, lane.id()) != Status::ok) lane.unwatched = true;
+  if (lane.conduit().watch(poller_, lane.id()) != Status::ok) lane.unwatched = true;
 }
 
-void Engine::unwatch(Lane& lane) noexcept { poller_.remove(lane.fd()); }
+void Engine::unwatch(Lane& lane) noexcept { lane.conduit().unwatch(poller_); }
 
 void Engine::want_write(Lane& lane, bool wanted) noexcept {
-  const auto events = ready::read | (wanted ? ready::write : 0u);
-  if (poller_.modify(lane.fd(), events, lane.id()) != Status::ok) lane.unwatched = true;
+  if (lane.conduit().want_write(poller_, lane.id(), wanted) != Status::ok) lane.unwatched = true;
 }
 
 void Engine::suspect(Suspect suspicion) { control_->suspect(std::move(suspicion)); }

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "pccl/link.hpp"
+
 namespace pccl {
 namespace {
 
@@ -174,6 +176,10 @@ Status Lane::accept_header(Link& link, FrameSink& sink) {
     placement_.target = ring_body_.data();
     return Status::ok;
   }
+  if (header_.type == FrameType::worker) {
+    placement_.kind = Placement::Kind::discard;
+    return Status::ok;
+  }
   // Only who has opened the other side's ring knows that both are on one machine.
   if ((header_.flags & flag_ring) != 0 && !ring_in_) return Status::protocol;
   return sink.place(link, header_, placement_);
@@ -199,7 +205,19 @@ Status Lane::take_payload(Link& link, FrameSink& sink, std::size_t& taken, bool&
   Placement placement = std::move(placement_);
   placement_ = Placement{};
   if (of_ring(header_.type)) return hear_of_ring(link);
+  if (header_.type == FrameType::worker) return decline_worker(link);
   return sink.delivered(link, header_, placement);
+}
+
+/// The other end would rather use UCX; whoever gets here does not.
+Status Lane::decline_worker(Link& link) {
+  if (header_.length == 0) return Status::ok;  // so the other one does not either
+  if (std::exchange(worker_declined_, true)) return Status::protocol;
+  FrameHeader header;
+  header.type = FrameType::worker;
+  post(header, {});
+  link.dirty = true;
+  return Status::ok;
 }
 
 Status Lane::receive(Link& link, FrameSink& sink, std::size_t budget, bool& more) {

@@ -55,6 +55,7 @@ bool length_fits(std::uint8_t type, std::uint32_t length) noexcept {
     case FrameType::message: return length > 0 && length <= chunk_bytes_max;
     case FrameType::have:
     case FrameType::held: return length > 0 && length <= have_bytes_max;
+    case FrameType::worker: return length <= worker_bytes_max;
   }
   return false;
 }
@@ -301,6 +302,21 @@ Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) 
   out.bytes = get<std::uint32_t>(p, 8);
   std::memcpy(out.token.data(), p + 16, out.token.size());
   return get<std::uint32_t>(p, 12) == 0 ? Status::ok : Status::protocol;
+}
+
+std::vector<std::byte> worker_body(std::uint64_t name, std::span<const std::byte> address) {
+  std::vector<std::byte> body(sizeof name + address.size());
+  put(body.data(), 0, name);
+  std::copy(address.begin(), address.end(), body.begin() + sizeof name);
+  return body;
+}
+
+Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
+                     std::span<const std::byte>& address) noexcept {
+  if (body.size() <= sizeof name) return Status::protocol;
+  name = get<std::uint64_t>(body.data(), 0);
+  address = body.subspan(sizeof name);
+  return Status::ok;
 }
 
 }  // namespace pccl

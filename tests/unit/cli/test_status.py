@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pccl.cli.main import main
 from pccl.cli.status import show
-from pccl.membership.messages import Underflow
+from pccl.membership.messages import CarriedBy, Underflow
 from pccl.transport.native_frames import Waiting, WaitKind, WaitOn
 from tests.unit.membership.hub import Hub
 
@@ -95,3 +95,16 @@ def test_the_lines_of_a_status_are_whole_where_they_are_piped(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("run ") and " up " in lines[0]
     assert sum("[2001:db8:1234:5678:9abc:def0:1234:5678]:48148" in line for line in lines) == 2
+
+
+def test_what_ucx_moves_a_peers_bytes_by_is_shown_where_a_peer_uses_it() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    assert "UCX" not in shown(hub)
+    a.say(CarriedBy("rc_mlx5/mlx5_0:1"))
+    assert [row["ucx"] for row in hub.status()["members"]] == ["rc_mlx5/mlx5_0:1", None]
+    lines = shown(hub)
+    assert "UCX by" in lines and "rc_mlx5/mlx5_0:1" in lines
+    a.say(CarriedBy("tcp/eth0"))
+    assert hub.status()["members"][0]["ucx"] == "tcp/eth0"
+    assert b.peer_id  # it says nothing, and nothing is said of it

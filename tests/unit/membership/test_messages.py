@@ -77,6 +77,7 @@ def test_a_hello_with_a_field_out_of_range_is_the_senders_fault(changes: dict[st
         dataclasses.replace(HELLO, straggler_s=STRAGGLER_WAIT),
         Leaving("enough", 7),
         Drain(30.0, "the machine goes away"),
+        messages.CarriedBy("rc_mlx5/mlx5_0:1; tcp/eth0"),
         messages.Testimony(
             b"r" * 16, 1, 2, 3, 4, b"s" * 16, b"p" * 16, 2, (), "fe80::1", 4000, "host", 7
         ),

@@ -1,0 +1,234 @@
+// native/src/ucx/worker.cpp — UCX's context and worker: opening, arming, moving.
+// Ownership: see worker.hpp.
+// Threads:   see worker.hpp.
+// Errors:    see worker.hpp.
+#include "ucx/worker.hpp"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "pccl/clock.hpp"
+
+namespace pccl {
+namespace {
+
+// Each round of UCX's moves a few messages of each endpoint; then others may have the turn.
+constexpr int rounds_max = 16;
+// When a worker closes, what its peers' machines have to say to that is waited for so long.
+constexpr double close_s = 0.2;
+
+std::uint64_t random_name() noexcept {
+  std::uint64_t name = 0;
+  while (name == 0) {
+    if (::getrandom(&name, sizeof name, 0) != static_cast<ssize_t>(sizeof name)) name = 0;
+  }
+  return name;
+}
+
+}  // namespace
+
+std::unique_ptr<UcxWorker> UcxWorker::make(std::span<const std::string> libraries, bool loopback,
+                                           std::string& obstacle) {
+  auto library = UcpLibrary::load(libraries, obstacle);
+  if (!library) return nullptr;
+  auto worker = std::make_unique<UcxWorkerImpl>(std::move(library));
+  if (!worker->open(loopback, obstacle)) return nullptr;
+  return worker;
+}
+
+bool UcxWorkerImpl::open(bool loopback, std::string& obstacle) {
+  using ucp::Ucs;
+  const auto fails = [&](const char* call, Ucs status) {
+    if (status == Ucs::ok) return false;
+    obstacle = "UCX " + library_->version + ": " + call + " failed with status " +
+               std::to_string(static_cast<int>(status)) + " (UCX_TLS and UCX_NET_DEVICES choose "
+               "among its transports)";
+    return true;
+  };
+  ucp::Config* config = nullptr;
+  if (fails("ucp_config_read", library_->config_read(nullptr, nullptr, &config))) return false;
+  if (loopback && std::getenv("UCX_NET_DEVICES") == nullptr &&
+      fails("ucp_config_modify", library_->config_modify(config, "NET_DEVICES", "lo"))) {
+    library_->config_release(config);
+    return false;
+  }
+  ucp::Params params{};
+  params.field_mask = ucp::Params::has_features;
+  params.features = ucp::Params::feature_active_messages | ucp::Params::feature_wakeup;
+  const Ucs opened = library_->init_version(ucp::api_major, ucp::api_minor, &params, config,
+                                            &ucp_.context);
+  library_->config_release(config);
+  if (fails("ucp_init", opened)) return false;
+  ucp::WorkerParams worker{};
+  worker.field_mask = ucp::WorkerParams::has_thread_mode;
+  worker.thread_mode = ucp::WorkerParams::serialized;
+  if (fails("ucp_worker_create",
+            library_->worker_create(ucp_.context, &worker, &ucp_.worker)) ||
+      fails("ucp_worker_get_efd", library_->worker_get_efd(ucp_.worker, &event_fd_))) {
+    return false;
+  }
+  if (!handle(UcxStream::data_id, &UcxWorkerImpl::on_data) ||
+      !handle(UcxStream::taken_id, &UcxWorkerImpl::on_taken)) {
+    obstacle = "UCX " + library_->version + " takes no handlers of active messages";
+    return false;
+  }
+  ucp::WorkerAttr attr{};
+  attr.field_mask = ucp::WorkerAttr::has_address | ucp::WorkerAttr::has_address_flags;
+  attr.address_flags = ucp::WorkerAttr::net_only;
+  if (fails("ucp_worker_query", library_->worker_query(ucp_.worker, &attr))) return false;
+  const auto* bytes = static_cast<const std::byte*>(attr.address);
+  address_.assign(bytes, bytes + attr.address_length);
+  library_->worker_release_address(ucp_.worker, attr.address);
+  return true;
+}
+
+bool UcxWorkerImpl::handle(unsigned id, ucp::Received callback) noexcept {
+  ucp::HandlerParam param{};
+  param.field_mask = ucp::HandlerParam::has_id | ucp::HandlerParam::has_flags |
+                     ucp::HandlerParam::has_callback | ucp::HandlerParam::has_arg;
+  param.id = id;
+  param.flags = ucp::HandlerParam::whole_message;
+  param.callback = callback;
+  param.arg = this;
+  return library_->worker_set_am_recv_handler(ucp_.worker, &param) == ucp::Ucs::ok;
+}
+
+UcxWorkerImpl::~UcxWorkerImpl() {
+  for (auto& [name, stream] : streams_) {
+    stream->end();
+    ending_.push_back(std::move(stream));
+  }
+  streams_.clear();
+  const double until_s = monotonic_s() + close_s;
+  while (!ending_.empty() && monotonic_s() < until_s) {
+    (void)library_->worker_progress(ucp_.worker);
+    reap();
+  }
+  if (ending_.empty()) {
+    if (ucp_.worker != nullptr) library_->worker_destroy(ucp_.worker);
+    if (ucp_.context != nullptr) library_->cleanup(ucp_.context);
+    return;
+  }
+  // What UCX has not let go of by now it may write to later: nothing of it is freed.
+  for (auto& stream : ending_) (void)stream.release();
+  (void)library_.release();
+}
+
+bool UcxWorkerImpl::arm() noexcept {
+  for (int i = 0; i < rounds_max; ++i) {
+    // Each time: UCX calls back also in rounds that it counts as none.
+    if (any_ready()) return false;
+    if (library_->worker_arm(ucp_.worker) == ucp::Ucs::ok) return true;
+    // It moved something before it could be armed: whoever asked looks what that was.
+    if (library_->worker_progress(ucp_.worker) != 0) return false;
+  }
+  return false;
+}
+
+bool UcxWorkerImpl::any_ready() const noexcept {
+  return std::any_of(streams_.begin(), streams_.end(), [](const auto& entry) {
+    const UcxStream& stream = *entry.second;
+    return stream.watched && (stream.readable() || stream.failed() ||
+                              (stream.wants_write && stream.writable()));
+  });
+}
+
+void UcxWorkerImpl::look() noexcept {
+  for (int i = 0; i < rounds_max && library_->worker_progress(ucp_.worker) != 0; ++i) {
+  }
+}
+
+std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
+  look();
+  std::size_t count = 0;
+  for (const auto& [name, stream] : streams_) {
+    stream->tell_if_due();
+    if (stream->settled()) settle(*stream);
+    if (!stream->watched || count == events.size()) continue;
+    std::uint32_t bits = 0;
+    if (stream->readable() || stream->failed()) bits |= ready::read;
+    if (stream->wants_write && stream->writable()) bits |= ready::write;
+    if (bits != 0) events[count++] = {.token = stream->token, .bits = bits};
+  }
+  if (!ending_.empty()) reap();
+  return count;
+}
+
+void UcxWorkerImpl::settle(UcxStream& stream) noexcept {
+  try {
+    bool rdma = false;
+    const std::string chosen = stream.transports(rdma);
+    const std::string known = "; " + transports_ + "; ";
+    if (chosen.empty() || known.find("; " + chosen + "; ") != std::string::npos) return;
+    rdma_ = rdma && (rdma_ || transports_.empty());
+    if (!transports_.empty()) transports_ += "; ";
+    transports_ += chosen;
+    changed_ = true;
+  } catch (...) {  // no memory for a text that nobody may ask for
+    transports_.clear();
+  }
+}
+
+void UcxWorkerImpl::reap() noexcept {
+  std::erase_if(ending_, [](const auto& stream) { return stream->over(); });
+}
+
+bool UcxWorkerImpl::busy() const noexcept {
+  return std::any_of(streams_.begin(), streams_.end(),
+                     [](const auto& entry) { return entry.second->requests() > 0; });
+}
+
+UcxStream* UcxWorkerImpl::open_stream() {
+  const std::uint64_t name = random_name();
+  auto stream = UcxStream::make(ucp_, name);
+  if (!stream) throw std::bad_alloc();
+  ending_.reserve(ending_.size() + streams_.size() + 1);  // give_back must not fail
+  return streams_.emplace(name, std::move(stream)).first->second.get();
+}
+
+void UcxWorkerImpl::give_back(UcxStream* stream) noexcept {
+  const auto found = streams_.find(stream->name);
+  stream->end();
+  if (!stream->over()) ending_.push_back(std::move(found->second));
+  streams_.erase(found);
+}
+
+ucp::Ucs UcxWorkerImpl::on_data(void* worker, const void* header, std::size_t header_bytes,
+                                void* data, std::size_t bytes,
+                                const ucp::ReceivedParam* param) noexcept {
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::data_id, header, header_bytes, data,
+                                                   bytes, param);
+}
+
+ucp::Ucs UcxWorkerImpl::on_taken(void* worker, const void* header, std::size_t header_bytes,
+                                 void* data, std::size_t bytes,
+                                 const ucp::ReceivedParam* param) noexcept {
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::taken_id, header, header_bytes, data,
+                                                   bytes, param);
+}
+
+/// Anybody on the network may reach a worker of UCX's: only who knows a stream's name is heard.
+ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header_bytes, void* data,
+                             std::size_t bytes, const ucp::ReceivedParam* param) noexcept {
+  UcxStream::Header said;
+  if (header_bytes != sizeof said) return ucp::Ucs::ok;
+  std::memcpy(&said, header, sizeof said);
+  const auto found = streams_.find(said.stream);
+  if (found == streams_.end()) return ucp::Ucs::ok;
+  const bool rendezvous = (param->attributes & ucp::ReceivedParam::rendezvous) != 0;
+  return found->second->hear(id, said, data, bytes, rendezvous);
+}
+
+UcxReport UcxWorkerImpl::report() const {
+  UcxReport report{library_->version, transports_, through_ucx_, declined_,
+                   streams_.size() + ending_.size(), 0, rdma_};
+  for (const auto& [name, stream] : streams_) report.requests += stream->requests();
+  for (const auto& stream : ending_) report.requests += stream->requests();
+  return report;
+}
+
+}  // namespace pccl

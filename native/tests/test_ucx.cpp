@@ -1,0 +1,220 @@
+// native/tests/test_ucx.cpp — conduits through UCX; skipped without it (PCCL_UCX_LIB, the system).
+// Ownership: each test owns both ends.
+// Threads:   one.
+// Errors:    CHECKs.
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <string>
+
+#include "conduit_rig.hpp"
+#include "pccl/wire.hpp"
+#include "ucx_rig.hpp"
+
+using namespace pccl;
+
+namespace {
+
+std::array<Fd, 2> connection() {
+  std::array<int, 2> ends{};
+  constexpr int kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  CHECK(::socketpair(AF_UNIX, kind, 0, ends.data()) == 0);
+  return {Fd(ends[0]), Fd(ends[1])};
+}
+
+constexpr const char* sender_variable = "PCCL_TEST_UCX_SENDER";
+constexpr int sender_fd = 100;
+
+/// A process that sends without end: a new one, since UCX has threads that a forked one would lack.
+pid_t start_sender(Fd connected) {
+  posix_spawn_file_actions_t actions;
+  CHECK(::posix_spawn_file_actions_init(&actions) == 0);
+  CHECK(::posix_spawn_file_actions_adddup2(&actions, connected.get(), sender_fd) == 0);
+  std::string program = "/proc/self/exe";
+  std::string test = "a_process_that_sends_until_it_is_killed";
+  const std::array<char*, 3> arguments{program.data(), test.data(), nullptr};
+  CHECK(::setenv(sender_variable, "1", 1) == 0);
+  pid_t child = -1;
+  CHECK(::posix_spawn(&child, program.c_str(), &actions, nullptr, arguments.data(), environ) == 0);
+  CHECK(::unsetenv(sender_variable) == 0);
+  (void)::posix_spawn_file_actions_destroy(&actions);
+  return child;
+}
+
+/// Two ends in one process, each with a worker of its own.
+struct Pair {
+  Pair() {
+    a.worker = ucx_worker();
+    if (!a.worker) return;
+    b.worker = ucx_worker();
+    auto ends = connection();
+    a.conduit = a.worker->conduit(make_socket_conduit(std::move(ends[0])));
+    b.conduit = b.worker->conduit(make_socket_conduit(std::move(ends[1])));
+    a.begin();
+    b.begin();
+  }
+  explicit operator bool() const { return a.conduit != nullptr; }
+  ConduitEnd a;
+  ConduitEnd b;
+};
+
+}  // namespace
+
+TEST(bytes_come_out_in_the_order_in_which_they_went_in_both_ways_at_once) {
+  Pair pair;
+  if (!pair) return;
+  for (const std::size_t size : {1u, 64u, 5'000u, 300'000u, 9'000'000u}) {
+    exchange(pair.a, pair.b, pattern(size, size), pattern(size / 2 + 1, size + 1), 1 << 20);
+  }
+  exchange(pair.a, pair.b, pattern(500'000, 3), pattern(1, 4), 1000);
+  const UcxReport report = pair.a.worker->report();
+  CHECK(report.through_ucx == 1 && report.declined == 0 && report.streams == 1);
+  CHECK(!report.transports.empty());
+}
+
+TEST(a_receiver_that_takes_nothing_bounds_what_the_sender_gets_rid_of) {
+  Pair pair;
+  if (!pair) return;
+  exchange(pair.a, pair.b, pattern(1, 1), pattern(1, 2), 10);
+  const auto bytes = pattern(30'000'000, 5);
+  std::size_t sent = 0;
+  for (int i = 0; i < 200; ++i) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(1);
+    pair.b.turn(1);
+  }
+  CHECK(sent > 1'000'000 && sent <= 8 * 260 * 1024);
+  CHECK(pair.b.conduit->unread());
+  CHECK(pair.a.conduit->acknowledged() < sent && pair.a.conduit->owing());
+  std::vector<std::byte> there;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (there.size() < bytes.size() && monotonic_s() < until_s) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(0);
+    pair.b.turn(0);
+    pair.b.receive(there, 1 << 20);
+  }
+  CHECK(there == bytes);
+  while (pair.a.conduit->owing() && monotonic_s() < until_s) {
+    (void)pair.b.conduit->acknowledged();  // a lane is looked at a few times a second
+    pair.b.turn(0);
+    pair.a.turn(0);
+    (void)pair.a.conduit->acknowledged();
+  }
+  CHECK(!pair.a.conduit->owing());
+}
+
+TEST(an_end_that_goes_away_closes_the_other_and_leaves_no_request_behind) {
+  Pair pair;
+  if (!pair) return;
+  exchange(pair.a, pair.b, pattern(100, 1), pattern(100, 2), 1000);
+  const auto bytes = pattern(10'000'000, 6);
+  std::size_t sent = 0;
+  for (int i = 0; i < 20; ++i) {
+    pair.a.send(bytes, sent);
+    pair.a.turn(0);
+    pair.b.turn(0);
+  }
+  pair.b.conduit.reset();  // amid a message
+  std::vector<std::byte> none;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!pair.a.closed && monotonic_s() < until_s) {
+    pair.a.turn(1);
+    pair.b.turn(0);
+    pair.a.receive(none, 1000);
+  }
+  CHECK(pair.a.closed && none.empty());
+  pair.a.conduit.reset();
+  while (pair.a.worker->report().streams + pair.b.worker->report().streams > 0 &&
+         monotonic_s() < until_s) {
+    pair.a.turn(1);
+    pair.b.turn(1);
+  }
+  CHECK(pair.a.worker->report().requests == 0 && pair.a.worker->report().streams == 0);
+  CHECK(pair.b.worker->report().requests == 0 && pair.b.worker->report().streams == 0);
+}
+
+TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
+  auto ends = connection();
+  ConduitEnd end;
+  end.worker = ucx_worker();
+  if (!end.worker) return;
+  end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
+  end.begin();
+  FrameHeader header;
+  header.type = FrameType::ask;
+  std::array<std::byte, header_bytes> first{};
+  encode(header, first);
+  CHECK(::write(ends[1].get(), first.data(), 30) == 30);
+  std::vector<std::byte> there;
+  end.turn(100);
+  end.receive(there, 1000);
+  CHECK(there.empty() && !end.closed);
+  CHECK(::write(ends[1].get(), first.data() + 30, header_bytes - 30) == header_bytes - 30);
+  CHECK(::write(ends[1].get(), "tail", 4) == 4);
+  for (int i = 0; i < 3; ++i) {
+    end.turn(100);
+    end.receive(there, 1000);
+  }
+  CHECK(there.size() == header_bytes + 4);
+  CHECK(std::memcmp(there.data(), first.data(), header_bytes) == 0);
+  CHECK(end.worker->report().declined == 1 && end.worker->report().through_ucx == 0);
+  std::size_t sent = 0;
+  end.writable = true;
+  end.send(pattern(10, 1), sent);
+  CHECK(sent == 10);
+}
+
+// Only what start_sender starts runs it.
+TEST(a_process_that_sends_until_it_is_killed) {
+  if (std::getenv(sender_variable) == nullptr) return;
+  ConduitEnd end;
+  end.worker = ucx_worker();
+  if (!end.worker) return;
+  end.conduit = end.worker->conduit(make_socket_conduit(Fd(sender_fd)));
+  end.begin();
+  const auto bytes = pattern(50'000'000, 8);
+  std::vector<std::byte> none;
+  std::size_t sent = 0;
+  const double until_s = monotonic_s() + 2 * conduit_patience_s;
+  while (!end.closed && monotonic_s() < until_s) {
+    end.send(bytes, sent);
+    end.turn(10);
+    end.receive(none, 1000);  // a conduit hears the answer to its question here
+  }
+}
+
+TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
+  ConduitEnd end;
+  end.worker = ucx_worker();
+  if (!end.worker) return;
+  auto ends = connection();
+  const pid_t child = start_sender(std::move(ends[1]));
+  end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
+  end.begin();
+  std::vector<std::byte> there;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!end.closed && there.size() < 3'000'000 && monotonic_s() < until_s) {
+    end.turn(10);
+    end.receive(there, 100'000);
+  }
+  CHECK(there.size() >= 3'000'000);
+  CHECK(::kill(child, SIGKILL) == 0);
+  const double killed_s = monotonic_s();
+  while (!end.closed && monotonic_s() < until_s) {
+    end.turn(10);
+    end.receive(there, 1 << 20);
+  }
+  CHECK(end.closed && monotonic_s() - killed_s < 1.0);
+  const auto whole = pattern(50'000'000, 8);
+  CHECK(there.size() < whole.size() && std::equal(there.begin(), there.end(), whole.begin()));
+  end.conduit.reset();
+  while (end.worker->report().streams > 0 && monotonic_s() < until_s) end.turn(1);
+  CHECK(end.worker->report().requests == 0 && end.worker->report().streams == 0);
+  int status = 0;
+  CHECK(::waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+}
