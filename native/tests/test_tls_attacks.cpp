@@ -10,6 +10,7 @@
 #include "conduit_tap.hpp"
 #include "tls/bulk.hpp"
 
+using namespace pccl;
 
 namespace {
 
@@ -344,11 +345,11 @@ TEST(ends_that_change_keys_at_different_places_part_and_believe_nothing_wrong) {
   auto [near, far] = connected();
   const TlsContext ours(one, {.pieces = true, .piece_bytes = 65536, .pieces_per_key = 3});
   const TlsContext theirs(other, {.pieces = true, .piece_bytes = 65536, .pieces_per_key = 4});
-  const Two two{ours.dial(std::move(near), {}), theirs.accept(std::move(far))};
+  const Two two{nullptr, nullptr, ours.dial(std::move(near), {}), theirs.accept(std::move(far))};
   CHECK(establish(*two.near, *two.far) == std::pair(Status::ok, Status::ok));
   CHECK(two.near->seal_in_bulk() == Status::ok && two.far->seal_in_bulk() == Status::ok);
   Flow there{*two.near, *two.far, noise(500'000, 5)};
-  run({&there}, 5);
+  run(two, {&there}, 5);
   CHECK(there.ended == Status::protocol && there.got > 0 && there.got < there.in.size());
   CHECK(std::equal(there.out.begin(), there.out.begin() + static_cast<long>(there.got),
                    there.in.begin()));
