@@ -16,6 +16,7 @@ same store and prefix has its own number, so nobody reads the address of an earl
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -95,10 +96,15 @@ def _refuse_part_of_elastic() -> None:
 
 
 def _inherited() -> Options:
+    """The options of the default group.  If that is secured, a part of it is, too: by a CA made for
+    it, since its coordinator is within one of the ranks, which has not that of the ticket."""
     world = dist.group.WORLD
-    if isinstance(world, ProcessGroupPccl) and not world.run.options.elastic:
-        return world.run.options
-    return Options()
+    if not isinstance(world, ProcessGroupPccl) or world.run.options.elastic:
+        return Options()
+    options = world.run.options
+    if world.run.communicator.session.agent.credentials is None:
+        return options
+    return replace(options, ticket="", ca=None, insecure=False)
 
 
 def meet(place: Place, store: Any, options: Options, deadline: Deadline, timeout_s: float) -> Run:

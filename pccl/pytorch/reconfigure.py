@@ -38,6 +38,7 @@ from pccl.pytorch.completer import completer
 from pccl.pytorch.errors import Misused, PcclDistError
 from pccl.pytorch.run import Place, Run
 from pccl.pytorch.work import PcclWork
+from pccl.transport.address import is_loopback
 
 if TYPE_CHECKING:
     from pccl.pytorch.group import ProcessGroupPccl
@@ -162,6 +163,13 @@ def membership_of(group: ProcessGroupPccl) -> Membership:
     if group.membership is None:
         run = group.run
         host = run.host if isinstance(run, Unmade) else run.communicator.session.data_host
+        if not (is_loopback(host) or group.run.options.insecure):
+            raise Misused(
+                f"processes of a group that is reconfigured meet at stores of torch's, which would "
+                f"listen on {host} without encryption, where other machines can reach it; say "
+                "Options(insecure=True) on a network you trust, or use an elastic group",
+                op=OP,
+            )
         group.membership = Membership(host)
     return group.membership
 

@@ -23,9 +23,14 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from pccl.base.errors import DeadlineExceeded, PcclError
 from pccl.communicator import Communicator
 from pccl.connecting import connect
+from pccl.pytorch import store_tunnel
 from pccl.pytorch.errors import Misused, kind_of
 from pccl.pytorch.options import Options, check_options
+from pccl.pytorch.store_tunnel import LOOPBACK, material_of
 from pccl.pytorch.waiting import require_reachable, told_if_slow
+from pccl.state.stream import identity_of
+from pccl.transport.address import is_loopback
+from pccl.transport.identity import Name, Role
 
 TIMEOUT_S: Final = 300.0
 HOST_BYTES_MAX: Final = 256
@@ -146,19 +151,53 @@ def another_job(job: str) -> str:
 
 
 def _store(communicator: Communicator, rank: int, size: int, timeout: timedelta) -> TCPStore:
-    """Returns the store of torch's own, on rank 0's machine."""
+    """Returns the store of torch's own, on rank 0's machine; in a secured group whose ranks reach
+    each other from other machines, through a tunnel of TLS."""
     told = np.zeros(HOST_BYTES_MAX, np.uint8)
+    session = communicator.session
     server: TCPStore | None = None
     if rank == 0:
-        host = communicator.session.data_host
-        server = TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
-        text = f"{host} {server.port}".encode()
+        material = material_of(session)
+        if material is None or is_loopback(session.data_host):
+            server = TCPStore(session.data_host, 0, size, True, timeout, wait_for_workers=False)
+            port = server.port
+        else:
+            server = _hidden_store(size, timeout)
+            run_id = identity_of(session, None).run_id
+            port = store_tunnel.serve(session.data_host, server.port, run_id, material).port
+        text = f"{session.data_host} {port}".encode()
         told[: len(text)] = np.frombuffer(text, np.uint8)
     communicator.broadcast(told, 0)
     if server is not None:
         return server
-    host, port = told.tobytes().rstrip(b"\0").decode().split(" ")
-    return TCPStore(host, int(port), size, False, timeout)
+    host, port_text = told.tobytes().rstrip(b"\0").decode().split(" ")
+    return _store_at(communicator, host, int(port_text), size, timeout)
+
+
+def _hidden_store(size: int, timeout: timedelta) -> TCPStore:
+    """Rank 0's own, where only this machine reaches it."""
+    listener = store_tunnel.loopback_listener()
+    port = listener.getsockname()[1]
+    return TCPStore(
+        LOOPBACK,
+        port,
+        size,
+        True,
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _store_at(
+    communicator: Communicator, host: str, port: int, size: int, timeout: timedelta
+) -> TCPStore:
+    material = material_of(communicator.session)
+    if material is not None and not is_loopback(host):
+        run_id = identity_of(communicator.session, None).run_id
+        first = Name(run_id, bytes(communicator.view.members[0]), Role.TRAINER)
+        host, port = LOOPBACK, store_tunnel.towards(host, port, first, material).port
+    return TCPStore(host, port, size, False, timeout)
 
 
 @dataclass(frozen=True, slots=True)

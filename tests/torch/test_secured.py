@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from pccl import connecting
-from pccl.pytorch import Options, hosting
+from pccl.pytorch import Options, hosting, rendezvous, store_tunnel
 from pccl.pytorch.errors import Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.transport import native_frames as nf
 from pccl.transport.framing import frame
+from pccl.transport.identity import TlsMaterial
 from tests.security.laboratory import Laboratory, laboratory, native_has_tls
 from tests.security.wiretap import free_port
 from tests.torch.ranks import Rank, run_ranks
@@ -53,6 +57,68 @@ def test_an_elastic_group_comes_in_by_its_ticket(laboratory: Laboratory) -> None
         ticket = laboratory.ticket(uses=2).text
         assert run_ranks(by_ticket, 2, coordinator.address, ticket, True) == [[True]] * 2
     assert len(laboratory.audit("admitted")) == 2
+
+
+def by_public_ticket(me: Rank, address: str, ticket: str) -> list[Any]:
+    """As if other machines reached every address: torch's own store, too, must be out of reach."""
+    rendezvous.is_loopback = lambda host: False  # type: ignore[attr-defined]
+    dist.destroy_process_group()
+    url = f"pccl://{address}/a-job?min=2"
+    dist.init_process_group("pccl", init_method=url, pg_options=Options(ticket=ticket))
+    part = dist.new_group([0, 1])  # meets at torch's store
+    total = torch.ones(3) * (1 + dist.get_rank())
+    dist.all_reduce(total, group=part)
+    dist.barrier()
+    names = {thread.name for thread in threading.enumerate()}
+    refused = True
+    if dist.get_rank() == 0:
+        for port in served:
+            for context in (None, stranger_context()):
+                refused = refused and not says_anything(port, context)
+    dist.barrier()
+    return [total.tolist(), "pccl-store" in names, refused, len(served) == 1 - dist.get_rank()]
+
+
+served: list[int] = []  # ports of tunnels that other machines reach
+_serve = store_tunnel.serve
+
+
+def _noted(
+    host: str, store_port: int, run_id: bytes, material: Callable[[], TlsMaterial]
+) -> store_tunnel.StoreTunnel:
+    made = _serve(host, store_port, run_id, material)
+    served.append(made.port)
+    return made
+
+
+store_tunnel.serve = _noted
+
+
+def stranger_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def says_anything(port: int, context: ssl.SSLContext | None) -> bool:
+    """Whether torch's store answers a question, which begins with its magic number."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as plain:
+            plain.settimeout(8)
+            end = plain if context is None else context.wrap_socket(plain)
+            end.sendall(bytes.fromhex("00d2b00b0a") + bytes(64))
+            said = end.recv(100)
+            return bool(said) and said[:1] != b"\x15"  # a TLS alert tells nothing
+    except OSError:
+        return False
+
+
+@secured
+def test_torchs_own_store_of_a_secured_group_is_within_tls(laboratory: Laboratory) -> None:
+    with laboratory.coordinator() as coordinator:
+        ticket = laboratory.ticket(uses=2).text
+        found = run_ranks(by_public_ticket, 2, coordinator.address, ticket)
+    assert found == [[[3.0] * 3, True, True, True]] * 2
 
 
 # ---------------------------------------------------------------------- hosted by rank 0
