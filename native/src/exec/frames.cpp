@@ -249,7 +249,7 @@ void Executor::check_seals(StepRecord& step) {
       } else {
         text = "tag " + std::to_string(operation->posted().tag) + ": peer " + short_name(self_) +
                " posted " + describe(operation->posted().descriptor) + ", peer " +
-               short_name(seal.link->peer) + " posted nothing";
+               short_name(seal.link->peer) + " posted nothing" + (text.empty() ? "" : "; " + text);
       }
     }
     for (const auto& [key, early] : early_) {
