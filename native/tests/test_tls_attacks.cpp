@@ -130,7 +130,7 @@ void shake(Shaken& made, bool back,
   static const auto theirs = authority().context();
   auto dialled = ours->dial(std::move(a), {});
   auto accepted = theirs->accept(std::move(b));
-  made.two = {std::move(dialled), std::move(accepted)};
+  made.two = {nullptr, nullptr, std::move(dialled), std::move(accepted)};
   made.tap = back ? Wiretap{std::move(right), std::move(left)}
                   : Wiretap{std::move(left), std::move(right)};
   bool cut = false;
