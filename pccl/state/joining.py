@@ -171,7 +171,7 @@ class Joining:
         except (StreamLost, RemoteError) as error:
             known = self._whys.get(member.peer_id)
             self._whys[member.peer_id] = why = str(error)
-            # Once, if nobody can dial it: that is no trouble that passes, others must have the state.
+            # Told once, if nobody can dial it: that does not pass, others must have the state.
             log = _log.warning if member.port == 0 and known != why else _log.debug
             log("no state from peer %s: %s", member.peer_id.hex()[:8], why)
             return None

@@ -34,10 +34,10 @@ STATE = make_state(0)
 
 
 @contextmanager
-def publisher(lab: Laboratory, **arguments: int) -> Iterator[Publisher]:
+def publisher(lab: Laboratory, fan_out: int = 2) -> Iterator[Publisher]:
     with lab.coordinator():
         ticket = lab.ticket(Role.TRAINER).text
-        with Publisher(ticket=ticket, coordinator=lab.address, **arguments) as made:  # type: ignore[arg-type]
+        with Publisher(ticket=ticket, coordinator=lab.address, fan_out=fan_out) as made:
             made.publish(STATE)
             yield made
 

@@ -177,7 +177,8 @@ def by_own_ca(me: Rank, how: str, insecure: bool | None, public: bool) -> list[b
 
     hosting.start_coordinator = noted
     if public:  # as if other machines reached every address
-        hosting.is_loopback = connecting.is_loopback = lambda host: False  # type: ignore[attr-defined]
+        for module in (hosting, connecting):
+            module.is_loopback = lambda host: False  # type: ignore[attr-defined]
     meet_again(me, Options(insecure=insecure), how)
     found = [securely("world")]
     part = dist.new_group([0, 1])  # of its own CA
