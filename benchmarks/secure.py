@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import subprocess
 import time
@@ -36,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.machine import describe, load
 from pccl import _native
 from pccl.bench.arithmetic import parse_bytes, show_bytes
+from pccl.transport import engine_tls
 from pccl.transport.authority import Authority, key_pem, make_ca, pem
 from pccl.transport.engine import Engine
 from pccl.transport.engine_api import RUNS, STEP_COMMITTED, MemberTuple
@@ -212,9 +212,7 @@ def compare_sealings(size: int, turns: int) -> None:
 
 def bar_of(version: str) -> float:
     """Returns the least speed of encrypted lanes, as a share of plain ones, with that OpenSSL."""
-    number = re.search(r"(\d+)\.(\d+)", version)
-    recent = number is not None and (int(number[1]), int(number[2])) >= (3, 2)
-    return 0.65 if recent else 0.4
+    return 0.65 if engine_tls.is_recent(version) else 0.4
 
 
 @click.command()
@@ -233,6 +231,9 @@ def main(ranks: str, size: str, turns: int, iterations: int, sealings: bool) -> 
     version, path, problem = _native.tls_library()
     if problem:
         raise click.ClickException(problem)
+    library = engine_tls.library(_native)
+    assert library is not None
+    wide = "wide (VAES)" if library.wide_aes else "one block at a time (AES-NI)"
     about = describe()
     bar = bar_of(version)
     machine = about["machine"]
@@ -241,7 +242,8 @@ def main(ranks: str, size: str, turns: int, iterations: int, sealings: bool) -> 
         f"{machine['cpus']} x {machine['cpu']}, kernel {machine['kernel']}, commit "
         f"{about['commit']}, load {load():.1f} before"
     )
-    print(f"{version} ({path}), all-reduce of {show_bytes(4 * count)}, float32, exact everywhere")
+    print(f"{version} ({path}), AES {wide}")
+    print(f"all-reduce of {show_bytes(4 * count)}, float32, exact everywhere")
     if sealings:
         compare_sealings(4 * count, turns)
         return

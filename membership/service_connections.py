@@ -24,6 +24,8 @@ def with_connections(
         "dropped_by_reason": dict(sorted(server.drops.items())),
     }
     document["secured"] = security is not None
+    if security is not None:
+        document["tls"] = security.libraries
     try:
         return StatusReply(json.dumps(document, separators=(",", ":")).encode())
     except ValueError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,11 +33,12 @@ from pccl.membership.service_ca import AUDIT, CaFolder
 from pccl.membership.service_enrolment import Enrolling
 from pccl.membership.service_guard import Guard
 from pccl.membership.service_refusals import refuse, refuse_either, refuse_native
-from pccl.transport import native_frames
+from pccl.transport import engine_tls, native_frames
 from pccl.transport.authority import key_pem, pem
 from pccl.transport.channel import Channel
 from pccl.transport.framing import HEAD_BYTES, frame
 from pccl.transport.identity import Name, Role, TlsMaterial
+from pccl.transport.native_core import load_native
 from pccl.transport.tls import ServerIdentity, server_context
 from pccl.transport.tls_door import TlsDoor
 
@@ -77,6 +79,7 @@ class Security:
         self._unruly: dict[str, float] = {}  # where an identity went beyond its limits, until when
         self._identity = self._new_identity()
         self._renew_at_s = clock() + self.life_s * RENEWED_AT
+        self.libraries = _libraries()
         self.audit = Audit(ca.path / AUDIT, clock=clock)
         self._enrolling = Enrolling(ca, self.audit)
         self.door = TlsDoor(
@@ -218,6 +221,16 @@ class Security:
         )
         material = TlsMaterial(pem(leaf), key_pem(key), pem(authority.certificate_der))
         return ServerIdentity(server_context(material, strangers=True), leaf)
+
+
+def _libraries() -> dict[str, object]:
+    """What this machine's connections are secured by: Python's, and the native core's."""
+    native = engine_tls.library(load_native())
+    return {
+        "control": ssl.OPENSSL_VERSION,
+        "native": None if native is None else native.version,
+        "wide_aes": native is not None and native.wide_aes,
+    }
 
 
 def _is_engine(said: bytes) -> bool:

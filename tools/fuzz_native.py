@@ -10,11 +10,13 @@ An input that fails is kept there as crash-...; `build/fuzz/fuzz_NAME FILE` play
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -33,7 +35,8 @@ SHARES = {
     "codec": 0.05,
     "control_frames": 0.73,
     "framed_socket": 0.06,
-    "handshake": 0.09,
+    "handshake": 0.08,
+    "secured_door": 0.01,
     "tls": 0.01,
 }
 BYTES_MAX = {
@@ -43,6 +46,7 @@ BYTES_MAX = {
     "handshake": 400,
     "lane": 600,
     "outcome": 300,
+    "secured_door": 600,
     "tls": 400,
 }
 HELLO_RUN_ID, HELLO_SECRET = slice(4, 20), slice(44, 60)
@@ -70,6 +74,24 @@ def at_the_door(body: bytes) -> bytes:
     return bytes(hello)
 
 
+def in_pieces(said: bytes, size: int = 100) -> bytes:
+    """What a stranger says, cut as fuzz_secured_door reads it."""
+    pieces = [said[at : at + size] for at in range(0, len(said), size)]
+    return b"".join(bytes((len(piece) - 1,)) + piece for piece in pieces)
+
+
+def greeting() -> bytes:
+    """A whole ClientHello."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
 def seeds(name: str) -> list[bytes]:
     vectors = json.loads((ROOT / "tests/wire/native_frames.json").read_text(encoding="utf-8"))
     valid = [(v["frame"], bytes.fromhex(v["body"])) for v in vectors["valid"]]
@@ -83,6 +105,11 @@ def seeds(name: str) -> list[bytes]:
             hellos = [at_the_door(body) for frame, body in valid if frame == "NativeHello"]
             relays = [body for frame, body in valid if frame == "RelayFrame"]
             return [listed([hello, *rest]) for hello in hellos for rest in ([], relays)]
+        case "secured_door":
+            hello = greeting()
+            whole = in_pieces(hello) + in_pieces(b"\x14\x03\x03\x00\x01\x01")
+            others = (b"PCCLSTR1" + hello, b"PCCLSTR", b"GET / HTTP/1.1\r\n", bodies[0])
+            return [whole, in_pieces(hello[:90]), *map(in_pieces, others)]
         case _:
             dice = random.Random(1)
             return [dice.randbytes(size) for size in (20, 60, 200, 400)] * 8

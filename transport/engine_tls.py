@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pccl.base.errors import UsageError
@@ -10,6 +13,41 @@ from pccl.transport.identity import TlsMaterial
 plain_engine_in_secured_run = False
 """For tests of the control plane alone: an engine without TLS may join a secured run, in which its
 native connections are plain.  The coordinator must have been told, too (`plain_engines`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The OpenSSL that native connections of this process use.
+
+    `wide_aes`: it enciphers several blocks at once (VAES), which takes version 3.2 and a processor
+    that can.
+    """
+
+    version: str
+    path: str
+    wide_aes: bool
+
+
+def library(module: Any) -> Library | None:
+    """Returns what a native core has found; None if it has no TLS, or found nothing."""
+    if not has_tls(module):
+        return None
+    version, path, problem = module.tls_library()
+    return None if problem else Library(version, path, is_recent(version) and _has_vaes())
+
+
+def is_recent(version: str) -> bool:
+    """Says whether an OpenSSL of this version has the wide kernels for AES-GCM."""
+    number = re.search(r"(\d+)\.(\d+)", version)
+    return number is not None and (int(number[1]), int(number[2])) >= (3, 2)
+
+
+def _has_vaes() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2]
+    except OSError:
+        return False
+    return "vaes" in flags.partition("\n")[0].split()
 
 
 def parts(tls: TlsMaterial) -> tuple[bytes, bytes, bytes]:

@@ -171,6 +171,7 @@ nb::dict stats(Engine& engine) {
   dict["bytes_by_memory"] = now.executor.bytes_by_memory;
   dict["connections_accepted"] = now.control.accepted;
   dict["connections_dropped"] = now.control.dropped;
+  dict["connections_unproven"] = now.control.unproven;
   dict["heartbeats"] = now.control.heartbeats;
   dict["flushes"] = now.control.flushes;
   dict["tunnels"] = now.control.tunnels;

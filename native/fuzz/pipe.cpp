@@ -138,7 +138,10 @@ int __real_close(int fd);
 
 ssize_t __wrap_recv(int fd, void* target, std::size_t bytes, int flags) {
   const iovec part{target, bytes};
-  return ours(fd) ? receive(fd, {&part, 1}) : __real_recv(fd, target, bytes, flags);
+  if (!ours(fd)) return __real_recv(fd, target, bytes, flags);
+  const ssize_t got = receive(fd, {&part, 1});
+  if (got > 0 && (flags & MSG_PEEK) != 0) of(fd).read -= static_cast<std::size_t>(got);
+  return got;
 }
 ssize_t __wrap_send(int fd, const void* source, std::size_t bytes, int flags) {
   const iovec part{const_cast<void*>(source), bytes};

@@ -93,7 +93,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         *map(_held_back, held_back),
     ):
         console.print(line, markup=False, soft_wrap=True)
-    for key in ("plan", "flush", "counters", "connections"):
+    for key in ("plan", "flush", "counters", "connections", "tls"):
         if document.get(key):
             line = f"{key}: {_flush(document[key]) if key == 'flush' else _pairs(document[key])}"
             console.print(line, markup=False, style="dim", soft_wrap=True)

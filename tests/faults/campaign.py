@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed pccl
 
-from tests.faults import flood, report, scenarios
+from tests.faults import flood, report, scenarios, secured
 from tests.faults.history import check
 from tests.faults.scenarios import Figures
 from tests.faults.world import Trouble, World
@@ -55,7 +55,6 @@ def run_campaign(
     count: int,
     seed: int,
     peers: int = PEERS,
-    secured: bool = False,
     transport: str = "tcp",
     progress: Callable[[str], None] = lambda name: None,
 ) -> Figures:
@@ -66,14 +65,7 @@ def run_campaign(
     figures = Figures()
     dice = random.Random(seed)
     min_world = min(2, peers - 1)
-    world = World(
-        folder,
-        size=peers,
-        min_world=min_world,
-        count=count,
-        secured=secured,
-        transport=transport,
-    )
+    world = World(folder, size=peers, min_world=min_world, count=count, transport=transport)
     try:
         with world:
             for name, scenario in SCENARIOS.items():
@@ -115,6 +107,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the histories there")
     parser.add_argument("--flood", action="store_true", help="first: kills amid a crowd instead")
+    parser.add_argument("--secured", action="store_true", help="first: kills of a secured run, too")
     parser.add_argument("--quick", action="store_true", help=f"short: {short}")
     chosen = parser.parse_args(arguments)
     if not 2 <= chosen.peers <= PEERS_MAX:
@@ -125,6 +118,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     if sys.argv[1:2] == ["--flood"]:
         return flood.main(sys.argv[2:])
+    if sys.argv[1:2] == ["--secured"]:
+        return secured.main(sys.argv[2:])
     chosen = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then: report and clean up
     console = Console()

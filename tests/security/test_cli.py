@@ -40,6 +40,8 @@ def test_a_run_from_its_first_command_to_a_revocation(
             monkeypatch.delenv("PCCL_TICKET")
             assert main(["status", "--ticket", ticket, "--json", "--timeout", "20"]) == 0
             document = json.loads(capsys.readouterr().out)
+            assert document["tls"]["control"].startswith("OpenSSL ")
+            assert document["tls"]["native"].startswith("OpenSSL ")
             peer = comm.peer_id.hex()
             assert [row["peer_id"] for row in document["members"]] == [peer]
 

@@ -155,8 +155,9 @@ bool Strangers::make_room(bool expected) noexcept {
   std::ptrdiff_t fullest = 0;
   for (const auto& [serial, stranger] : strangers_) {
     if (stranger.expected) continue;
+    const Origin origin = stranger.origin;  // clang 14 captures no structured binding
     const auto count = std::count_if(strangers_.begin(), strangers_.end(), [&](const auto& other) {
-      return !other.second.expected && other.second.origin == stranger.origin;
+      return !other.second.expected && other.second.origin == origin;
     });
     if (count < fullest || (count == fullest && serial > victim)) continue;
     fullest = count;
