@@ -92,6 +92,11 @@ class MemberAgent:
         """What this peer proves itself by; None: the run is not secured."""
         return self._config.credentials
 
+    @property
+    def group(self) -> int:
+        """The peer group of this process."""
+        return self._config.group
+
     # ---- for the program's threads
 
     def start(self) -> None:

@@ -370,15 +370,15 @@ class Coordinator:
     def _suspect(self, peer: Peer, frame: Suspect, now_s: float) -> None:
         core = self._core
         views = [] if core.view is None else [*core.history, core.view]
-        epochs = [v.epoch for v in views]
-        if core.activation is not None:
-            epochs.append(core.activation.view.epoch)
-        if frame.epoch not in epochs or not core.is_member(peer.incarnation):
+        views += [] if core.activation is None else [core.activation.view]
+        if frame.epoch not in {v.epoch for v in views} or not core.is_member(peer.incarnation):
             return  # about a view that is over: its flush has answered already
         if frame.code == SuspectCode.LINK_DOWN:
             self._links.reported_down(peer, frame.epoch, frame.suspects, now_s)
         elif frame.code == SuspectCode.LOCAL:
             core.lose(peer, f"it gave up step {frame.step}: {frame.text}")
+        elif frame.code == SuspectCode.EXCLUDED:  # itself; if it is needed it asks again
+            core.exclude(peer, f"it steps back from step {frame.step}: {frame.text}")
         else:
             if len(core.accusations) < ACCUSATIONS_MAX:
                 core.accusations.append(Accusation(frame.step, frame.code, frame.text))

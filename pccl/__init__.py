@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from pccl.base.errors import (
+    CannotCatchUp,
     Closed,
     ConnectError,
     CoordinatorLost,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CannotCatchUp",
     "Checkpoints",
     "Closed",
     "Codec",

@@ -270,7 +270,7 @@ class Communicator(Collectives, SparseCollectives, Messaging):
     def state(self) -> SharedState:
         """The state given to `connect` or to the first `sync`.  Raises UsageError if none was."""
         keeper = self._session.keeper
-        if not isinstance(keeper, StateKeeper):
+        if not isinstance(keeper, StateKeeper) or keeper.lent:
             raise UsageError("there is no shared state; pass connect(..., state=)")
         return keeper.state
 

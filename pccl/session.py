@@ -43,7 +43,9 @@ class Keeper(Protocol):
 
     def before_entry(self, name: str, timeout_s: float) -> None: ...
 
-    def after_entry(self, ticket: Ticket) -> None: ...
+    def after_entry(self, ticket: Ticket) -> bool:
+        """False: this step is over without this process, which tries to come in again."""
+        ...
 
     def close(self) -> None: ...
 
@@ -127,12 +129,13 @@ class Session:
         if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX:
             raise UsageError(f"a step's name has 1 to {NAME_CHARACTERS_MAX} characters: {name!r}")
         try:
-            if self.keeper is not None:
-                self.keeper.before_entry(name, timeout_s)
-            ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
-            if self.keeper is not None:
-                self.keeper.after_entry(ticket)
-            return ticket
+            deadline = Deadline(timeout_s)
+            while True:
+                if self.keeper is not None:
+                    self.keeper.before_entry(name, deadline.remaining_s())
+                ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+                if self.keeper is None or self.keeper.after_entry(ticket):
+                    return ticket
         except PcclError:
             raise
         except BaseException as error:  # Ctrl-C at the gate

@@ -9,6 +9,8 @@ All sources hold the same bits, so any of them may die at any moment: the retrie
 the same maximum.  If all die, the committed count of sources is 0, nobody writes anything, and
 another round begins.  If nobody holds the state (the run is new), the peer with the highest key is
 the one source, chosen in the committed first step: a later change of view cannot change the choice.
+A newcomer may hold the bulk of the state already, which it has fetched beside the run; if all are
+such, only the rest is brought.
 
 Invariant: an array of the caller is written at most once, at the end, with bytes whose hash the
 sources agreed on.
@@ -18,8 +20,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -32,16 +35,26 @@ from pccl.communicator import Communicator
 ENTRY = "pccl.sync"
 ROUNDS_MAX = 16  # every further round means that all sources died within one step
 KEY_MASK = (1 << 64) - 1
+KEY_OF_BULK = 1 << 63  # in keys of those who hold the bulk: if no member is left, they go on
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
+
+
+class Held(IntEnum):
+    """What a peer holds of the members' state as it comes to an entry."""
+
+    NOTHING = 0
+    BULK = 1
+    ALL = 2
 
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
     """What the first step found, the same on every member."""
 
-    newcomers: int
+    newcomers: int  # that hold nothing
+    halves: int  # that hold the bulk
     synced: int
     layout: int  # of the synced members, or of the elected source
     elected: int  # key of the source if nobody is synced
@@ -71,47 +84,77 @@ def sync_state(
             then left the run, and the others go on.
         CorruptResult: the members' states differ; nothing was written.
 
-    Cost: a step of 56 bytes while nobody needs anything; else memory and traffic of one all-reduce
+    Cost: a step of 64 bytes while nobody needs anything; else memory and traffic of one all-reduce
     of the whole state.
     """
+    held = Held.ALL if synced else Held.NOTHING
+    return bring(comm, {}, arrays, lambda: held, timeout_s=timeout_s) or True
+
+
+def bring(
+    comm: Communicator,
+    bulk: Mapping[str, Any],
+    rest: Mapping[str, Any],
+    held: Callable[[], Held],
+    *,
+    timeout_s: float | None = None,
+) -> bool:
+    """As `sync_state` of `bulk` and `rest` together, for who may hold the bulk already.
+
+    Args:
+        held: called when the first step has begun, so once this peer is in.
+
+    Returns:
+        True: this process's bulk was written.
+
+    Raises: as `sync_state`.
+    """
+    arrays = {**bulk, **rest}
+    if len(arrays) < len(bulk) + len(rest):
+        raise UsageError("a name of the state is used twice")
     names = sorted(arrays)
-    buffers = [describe_pair(arrays[name], None)[0] for name in names]
-    layout = _layout_hash(names, buffers)
-    key = int.from_bytes(bytes(comm.peer_id)[:8], "little") | 1  # never 0
+    buffers = {name: describe_pair(arrays[name], None)[0] for name in names}
+    layout = _layout_hash(names, list(buffers.values()))
+    key = int.from_bytes(bytes(comm.peer_id)[:8], "little") & ~KEY_OF_BULK | 1  # never 0
     for _ in range(ROUNDS_MAX):
-        survey = _survey(comm, layout, key, synced, timeout_s)
-        if survey.newcomers == 0:
-            return True
-        source = synced if survey.synced else key == survey.elected
+        survey, mine, own = _survey(comm, layout, key, held, timeout_s)
+        if survey.newcomers + survey.halves == 0:
+            return False
+        source = mine is Held.ALL if survey.synced else own == survey.elected
         if layout != survey.layout:
             comm.close()
             raise UsageError(
                 "names, dtypes or shapes of this process's state differ from the members'; it has "
                 "left the run"
             )
-        if _transfer(comm, buffers, source, synced, timeout_s):
-            return True
+        all_of_it = survey.newcomers > 0 or not survey.synced
+        given = [buffers[name] for name in names if all_of_it or name in rest]
+        if _transfer(comm, given, source, mine is Held.ALL, timeout_s):
+            return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
 
 
 def _survey(
-    comm: Communicator, layout: int, key: int, synced: bool, timeout_s: float | None
-) -> _Survey:
-    counts = np.array([not synced, synced], np.uint64)
-    # A value and its complement under max: equal to the own ones iff all contributors' are equal.
-    held = np.array([layout, ~layout & KEY_MASK] if synced else [0, 0], np.uint64)
-    own = np.array([0 if synced else key], np.uint64)
+    comm: Communicator, layout: int, key: int, held: Callable[[], Held], timeout_s: float | None
+) -> tuple[_Survey, Held, int]:
+    """Returns what was found, what this peer held, and its key."""
     proposed = np.array([layout, ~layout & KEY_MASK], np.uint64)
     with comm.step(ENTRY, timeout_s) as step:
+        mine = held()
+        own_key = key | (KEY_OF_BULK if mine is Held.BULK else 0)
+        counts = np.array([mine is kind for kind in Held], np.uint64)
+        # A value and its complement under max: equal to the own ones iff all contributors' are.
+        layouts = proposed.copy() if mine is Held.ALL else np.zeros(2, np.uint64)
+        own = np.array([0 if mine is Held.ALL else own_key], np.uint64)
         step.all_reduce(counts, op="sum")
-        step.all_reduce(held, op="max")
+        step.all_reduce(layouts, op="max")
         step.all_reduce(own, op="max")
         step.all_reduce(proposed, op="max")
-    newcomers, members = map(int, counts)
-    first = held if members else proposed
+    newcomers, halves, members = map(int, counts)
+    first = layouts if members else proposed
     if not _agreed(first):
         raise UsageError("names, dtypes or shapes of the state differ between the peers")
-    return _Survey(newcomers, members, int(first[0]), int(own[0]))
+    return _Survey(newcomers, halves, members, int(first[0]), int(own[0])), mine, own_key
 
 
 def _transfer(

@@ -177,6 +177,12 @@ class Ticket:
         it posts goes nowhere, until its end."""
         self._doom(SuspectCode.NONFINITE, f"peer {self.session.peer_id}: {what}")
 
+    def step_back(self, why: str) -> None:
+        """Asks that the others run this step without this peer, which stays in the run as a
+        newcomer.  Nothing is posted here.  Not done while too few would be left; ask again."""
+        text = why[:TEXT_CHARACTERS_MAX]
+        self.session.engine.propose_failure(self.begun.step, int(SuspectCode.EXCLUDED), text)
+
     def _doom(self, code: SuspectCode, text: str) -> None:
         self._doomed = True
         self._proposed = True

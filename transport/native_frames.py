@@ -79,7 +79,7 @@ class WaitKind(IntEnum):
 
 
 class SuspectCode(IntEnum):
-    """Why a peer asks for a flush, and why a step failed: 6 and 7 only that."""
+    """Why a peer asks for a flush, and why a step failed: 6 only that; who says 7 means itself."""
 
     DESCRIPTOR = 1
     DIGEST = 2
@@ -260,7 +260,7 @@ class UnknownVersion(RemoteError):
 
 
 _FLAGS = unsigned("B", 0, 15)
-_SUSPECTED = one_of("B", (1, 2, 3, 4, 5, SuspectCode.VIEW_CHANGED, SuspectCode.NONFINITE))
+_SUSPECTED = one_of("B", set(SuspectCode) - {SuspectCode.UNDERFLOW})
 
 
 def _write_open_step(value: OpenStep) -> bytes:

@@ -194,7 +194,7 @@ TEST(marks_types_versions_and_ranges_outside_the_protocol_are_refused) {
   CHECK(refused(with(all[6].frame, 19, 2)));    // switched
   CHECK(refused(with(all[6].frame, 76, 16)));    // flags of the open step
   CHECK(refused(with(all[7].frame, 15, 0)));    // suspect code
-  for (const unsigned code : {6u, 7u, 8u, 11u}) CHECK(refused(with(all[7].frame, 15, code)));
+  for (const unsigned code : {6u, 8u, 11u}) CHECK(refused(with(all[7].frame, 15, code)));
 }
 
 TEST(bad_utf8_is_refused_on_the_way_in) {
@@ -267,7 +267,8 @@ TEST(a_count_beyond_its_limit_is_refused_even_if_the_entries_are_there) {
 TEST(a_suspicion_without_a_reason_to_flush_is_not_encoded) {
   Bytes bytes;
   CHECK(frames::encode(Suspect{}, bytes) == Status::usage);
-  CHECK(frames::encode(Suspect{1, 1, SuspectCode::excluded, {}, {}}, bytes) == Status::usage);
+  CHECK(frames::encode(Suspect{1, 1, SuspectCode::underflow, {}, {}}, bytes) == Status::usage);
+  CHECK(frames::encode(Suspect{1, 1, SuspectCode::left, {}, {}}, bytes) == Status::usage);
   CHECK(bytes.empty());
 }
 

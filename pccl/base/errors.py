@@ -10,6 +10,7 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
     ├── RemoteError          the other end broke the protocol; its connection is closed
     ├── ConnectError         no coordinator, or one that will not have us (also a ConnectionError)
     ├── DeadlineExceeded     nothing failed, but time ran out (also a TimeoutError)   [retryable]
+    │   └── CannotCatchUp    the shared state changes faster than it comes           [retryable]
     ├── PeerLost             the other end of a message is no member any more         [retryable]
     ├── StaleView            the operation belongs to an older epoch                  [retryable]
     ├── StepFailed           all members decided that this step cannot succeed
@@ -81,6 +82,23 @@ class DeadlineExceeded(PcclError, TimeoutError):
     """Nothing failed, but the time the caller gave ran out; what was waited for may still come."""
 
     retryable = True
+
+
+class CannotCatchUp(DeadlineExceeded):
+    """A newcomer's shared state was still behind the members' when its time was over.
+
+    Nobody has waited for it longer than `hold_s` at a time, it is in no view, and what has come is
+    in its memory: the next step tries again from there.
+
+    Attributes:
+        pace_bytes_per_s: at which the state came, as if nothing paced it; 0: nothing came.
+        needed_bytes_per_s: at which it would have come in.
+    """
+
+    def __init__(self, reason: str, *, pace_bytes_per_s: float, needed_bytes_per_s: float) -> None:
+        super().__init__(reason)
+        self.pace_bytes_per_s = pace_bytes_per_s
+        self.needed_bytes_per_s = needed_bytes_per_s
 
 
 class PeerLost(PcclError):

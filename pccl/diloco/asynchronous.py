@@ -43,7 +43,7 @@ class AsyncDiLoCo(OuterOptimizer):
     1.10 times the loss of averaged gradients, the mean of three seeds (benchmarks/README.md).
 
     Cost: as DiLoCo, and two more f32 copies of the model, four with `eager`; a boundary waits only
-    for what is left of the reduction, and for an entry of 56 bytes.
+    for what is left of the reduction, and for an entry of 64 bytes.
 
     Source: INTELLECT-2, arXiv:2505.07291 (delay by one step); Kale et al. 2025, arXiv:2502.12996
     (eager updates).
@@ -95,7 +95,7 @@ class AsyncDiLoCo(OuterOptimizer):
         self._tokens = 0
         self._ahead = ahead
         self._parameters.write(0, begin)
-        self._begin = self._parameters.rounded(0, begin)
+        self._begin = self._kept(begin)
         return None
 
     def _start(self, payload: Tensor, tokens: int) -> None:
@@ -133,4 +133,9 @@ class AsyncDiLoCo(OuterOptimizer):
         self._ahead = (
             torch.zeros_like(self._momentum[0]) if self._eager else torch.empty(0, device="cpu")
         )
-        self._begin = self._parameters.rounded(0, self._theta[0])
+        self._begin = self._kept(self._theta[0])
+
+    def _kept(self, flat: Tensor) -> Tensor:
+        """What the model holds after `flat` was written: a copy, for θ changes in its place."""
+        held = self._parameters.rounded(0, flat)
+        return held.clone() if held is self._theta[0] else held

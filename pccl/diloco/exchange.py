@@ -1,7 +1,8 @@
 """One reduction of pseudo-gradients, as one step of the library: committed whole, or not at all.
 
     header   sum of int64: tokens, contributors left out for not being finite
-    parity   max of a digest and of its complement: they fit together iff all digests are equal
+    parity   max of a digest and of its complement: they fit together iff all digests are equal;
+             and of the names of those whose contribution was not finite
     payload  average of f32, weighted by tokens
 
 Invariant: until `Pending.wait` returns, nothing has changed but the payload; if it raises what all
@@ -11,7 +12,7 @@ members were told alike (StepFailed, DeadlineExceeded), the payload holds the co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pccl.base.errors import CorruptResult, UsageError
+from pccl.base.errors import CorruptResult, NonFiniteContribution, UsageError
 from pccl.collectives.nonfinite import NonFinite
 from pccl.communicator import Communicator
-from pccl.outcome import Outcome
+from pccl.outcome import Outcome, Peer
 from pccl.work import Work
 
 MASK = (1 << 64) - 1
@@ -70,12 +71,16 @@ class Reduced:
     Attributes:
         mean: the payload, now the weighted mean; meaningless if `tokens` is 0.
         tokens, left_out: sums over the contributors.
+        left_out_peers: of those that were left out, the one of the highest id.
+        step: the number of the step.
     """
 
     mean: Tensor
     tokens: int
     left_out: int
+    left_out_peers: tuple[Peer, ...]
     outcome: Outcome
+    step: int
 
 
 def check_tokens(tokens: int) -> int:
@@ -96,6 +101,16 @@ def contribution(payload: Tensor, tokens: int, policy: NonFinite) -> Contributio
     return Contribution(payload, tokens, False)
 
 
+def refuse_nonfinite(left_out: int, peers: Sequence[Peer], policy: NonFinite) -> None:
+    """Raises NonFiniteContribution, if the policy says so, naming those that are known."""
+    if left_out and policy is NonFinite.RAISE:
+        among = "" if len(peers) == left_out else "among them "
+        raise NonFiniteContribution(
+            f"{left_out} of the members' pseudo-gradients hold an Inf or a NaN: {among}that of "
+            f"peer {', '.join(map(str, peers))}"
+        )
+
+
 class Pending:
     """A reduction on its way; the program computes meanwhile."""
 
@@ -110,7 +125,8 @@ class Pending:
         """Posts it.  Raises as `Communicator.step` on entering."""
         self.brought = brought
         self._header = np.array([brought.tokens, brought.left_out], np.int64)
-        self._parity = np.array([digest, ~digest & MASK], np.uint64)
+        own = word_of(comm.peer_id) if brought.left_out else 0
+        self._parity = np.array([digest, ~digest & MASK, own], np.uint64)
         options: dict[str, Any] = {} if wire.codec is None else {"codec": wire.codec}
         options["deterministic"] = wire.deterministic
         with comm.step(name, wire.timeout_s) as step:
@@ -118,6 +134,7 @@ class Pending:
             step.all_reduce(self._parity, op="max")
             step.all_reduce(brought.payload, op="avg", weight=float(brought.tokens), **options)
             self._work: Work = step.commit_async()
+        self._step = step.number
 
     def done(self) -> bool:
         """Says whether it is decided, without waiting."""
@@ -134,7 +151,14 @@ class Pending:
         if not digests_agree(int(self._parity[0]), int(self._parity[1])):
             raise StatesDiffer("the members' shared states differ; no outer step was applied")
         tokens, left_out = map(int, self._header)
-        return Reduced(self.brought.payload, tokens, left_out, outcome)
+        word = int(self._parity[2])
+        peers = tuple(peer for peer in outcome.contributors if left_out and word_of(peer) == word)
+        return Reduced(self.brought.payload, tokens, left_out, peers, outcome, self._step)
+
+
+def word_of(peer: bytes) -> int:
+    """Returns the first 64 bits of a peer's id."""
+    return int.from_bytes(bytes(peer)[:8], "big")
 
 
 def digests_agree(largest: int, largest_complement: int) -> bool:

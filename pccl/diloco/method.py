@@ -9,7 +9,7 @@ its way, so that a joiner takes part in every reduction that its state does not 
 other.  Between two entries all members call the same steps in the same order.  An entry that fails
 is due until it is passed; the schedule stands still meanwhile.
 
-Invariant: shared state changes in `_commit` only, by replacing references after a step committed.
+Invariant: shared state changes in `_commit` only, after a step committed, all of it or nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from pccl.arguments import check_number, optional_seconds
 from pccl.base.errors import (
     CorruptResult,
     Excluded,
-    NonFiniteContribution,
     PcclError,
     UsageError,
 )
-from pccl.collectives.nonfinite import NonFinite, parse_policy
+from pccl.collectives.nonfinite import parse_policy
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
     MASK,
@@ -40,14 +39,15 @@ from pccl.diloco.exchange import (
     check_tokens,
     digest_of,
     digests_agree,
+    refuse_nonfinite,
 )
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.parameters import FlatParameters, Model
 from pccl.diloco.report import OuterStep
+from pccl.diloco.shared import OUTER_STEPS, SharedParameters, as_tensor, refuse_late_shards
 from pccl.outcome import Outcome
-from pccl.state_transfer import sync_state
 
-OUTER_STEPS, INNER_STEPS, TOKENS, ENTRIES = range(4)  # places in the counters
+INNER_STEPS, TOKENS, ENTRIES = range(OUTER_STEPS + 1, 4)  # places in the counters
 
 
 class OuterOptimizer(ABC):
@@ -114,11 +114,18 @@ class OuterOptimizer(ABC):
         self._unreported: OuterStep | None = None  # applied just before that
         self._since = 0  # inner steps since the last entry or outer step
         self._tokens = 0
-        self._prepare()
-        if state is not None:
-            self.load_state_dict(state)
-            self._counters[ENTRIES] = 0  # a run that begins anew
-        self._join()
+        self._shared = SharedParameters(
+            comm, self._theta, self._momentum, self._counters, self._change
+        )
+        try:
+            self._prepare()
+            if state is not None:
+                self.load_state_dict(state)
+                self._counters[ENTRIES] = 0  # a run that begins anew
+            self._join()
+        except BaseException:
+            self._shared.close()
+            raise
 
     # ---- what a program calls
 
@@ -150,7 +157,7 @@ class OuterOptimizer(ABC):
             if self._synced:
                 return self._advance()
         except Excluded:
-            pass
+            self._shared.outside()
         self._join()
         return None
 
@@ -181,7 +188,8 @@ class OuterOptimizer(ABC):
         return int(self._counters[TOKENS])
 
     def parameters(self) -> list[Tensor]:
-        """Returns the shared parameters θ, one f32 vector per section; not to be changed."""
+        """Returns the shared parameters θ, one f32 vector per section: the memory itself, which
+        changes with each outer step, and is not to be changed otherwise."""
         return list(self._theta)
 
     def momentum(self) -> list[Tensor]:
@@ -218,11 +226,7 @@ class OuterOptimizer(ABC):
 
     def shared_arrays(self) -> dict[str, Any]:
         """Returns the shared state by name, without the program's `extra`; what a joiner gets."""
-        arrays: dict[str, Any] = {"diloco.counters": self._counters}
-        for section, (theta, momentum) in enumerate(zip(self._theta, self._momentum, strict=True)):
-            arrays[f"diloco.parameters.{section}"] = theta
-            arrays[f"diloco.momentum.{section}"] = momentum
-        return arrays
+        return {**self._shared.arrays, **self._shared.counters}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the shared state and of this peer's own, for `state=` of a new run.
@@ -249,8 +253,12 @@ class OuterOptimizer(ABC):
         for name, target in targets.items():
             if tuple(torch.as_tensor(state[name]).shape) != tuple(target.shape):
                 raise UsageError(f"{name!r} has another shape in the state than in this model")
-        for name, target in targets.items():
-            torch.as_tensor(target).copy_(torch.as_tensor(state[name]))
+
+        def write() -> None:
+            for name, target in targets.items():
+                torch.as_tensor(target).copy_(torch.as_tensor(state[name]))
+
+        self._shared.overwrite(write)
         self._since = self._tokens = 0
         self._write_all()
         self._reset()
@@ -296,6 +304,7 @@ class OuterOptimizer(ABC):
             self._synced = self._entry_due = False
             self._unreported = None
             self._counters[ENTRIES] += 1
+            refuse_late_shards(self.comm)
             try:
                 self._enter()
                 running = int(self._counters[ENTRIES]) > 1
@@ -303,6 +312,7 @@ class OuterOptimizer(ABC):
                 self._write_all()
                 self._joined(running)
             except Excluded:
+                self._shared.outside()
                 continue
             except PcclError:
                 self._synced = False  # the next call of `step` begins here again
@@ -326,13 +336,12 @@ class OuterOptimizer(ABC):
     def _enter(self) -> None:
         """The entry: joiners come in and get the members' state.  Nothing may be on its way."""
         assert self._idle()
-        arrays = {**self.shared_arrays(), **{f"extra.{n}": a for n, a in self._extra.items()}}
-        self._synced = self._sync(arrays)
-        while self._hold is not None and self._hold(self):
-            self._sync(arrays)
-
-    def _sync(self, arrays: Mapping[str, Any]) -> bool:
-        return sync_state(self.comm, arrays, self._synced, timeout_s=self._timeout_s)
+        rest = {f"extra.{name}": array for name, array in self._extra.items()}
+        while True:
+            self._shared.bring(rest, self._synced, self._timeout_s)
+            self._synced = True
+            if self._hold is None or not self._hold(self):
+                return
 
     def _state_digest(self) -> int:
         return self.digest() if self._parity else 0
@@ -343,19 +352,18 @@ class OuterOptimizer(ABC):
         Raises:
             NonFiniteContribution: as the policy says; nothing was applied.
         """
-        self._refuse_nonfinite(reduced.left_out)
-        if reduced.tokens:
-            theta, momentum = self._theta[section], self._momentum[section]
-            theta, momentum = self.outer.update(theta, momentum, reduced.mean)
-            self._theta[section], self._momentum[section] = theta, momentum
+        refuse_nonfinite(reduced.left_out, reduced.left_out_peers, self._nonfinite)
+        self._shared.changed(reduced.step, section, reduced.tokens, reduced.mean)
         fragment = section if len(self._parameters) > 1 else None
         return self._count(fragment, reduced.tokens, reduced.left_out, reduced.outcome)
 
-    def _refuse_nonfinite(self, left_out: int) -> None:
-        if left_out and self._nonfinite is NonFinite.RAISE:
-            raise NonFiniteContribution(
-                f"{left_out} of the members' pseudo-gradients hold an Inf or a NaN"
-            )
+    def _change(self, section: int, *results: Any) -> None:
+        """Applies a mean to the memory of one section; at a newcomer, one that it replays."""
+        (mean,) = results
+        theta, momentum = self._theta[section], self._momentum[section]
+        after, velocity = self.outer.update(theta, momentum, as_tensor(mean))
+        theta.copy_(after)
+        momentum.copy_(velocity)
 
     def _count(
         self, fragment: int | None, tokens: int, left_out: int, outcome: Outcome, retries: int = 0

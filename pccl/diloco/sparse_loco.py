@@ -20,12 +20,12 @@ from torch import Tensor
 from pccl.base.errors import CorruptResult, ViewChanged
 from pccl.communicator import Communicator
 from pccl.diloco.compression import ModelCode, Settings
-from pccl.diloco.exchange import StatesDiffer, contribution
+from pccl.diloco.exchange import StatesDiffer, contribution, refuse_nonfinite
 from pccl.diloco.method import OuterOptimizer
 from pccl.diloco.outer import Nesterov
 from pccl.diloco.parameters import Model
 from pccl.diloco.report import OuterStep
-from pccl.outcome import Outcome
+from pccl.outcome import Outcome, Peer
 from pccl.sparse.packing import Bytes
 
 STEP_NAME = "pccl.diloco.sparse"
@@ -39,8 +39,9 @@ class _Gathered:
 
     data: list[Bytes]
     weights: list[float]
-    left_out: int
+    left_out: tuple[Peer, ...]
     outcome: Outcome
+    step: int
     attempts: int
 
 
@@ -128,28 +129,39 @@ class SparseLoCo(OuterOptimizer):
                 if attempt + 1 == ATTEMPTS_MAX:
                     raise
                 continue
-            return self._unpack(work.result, step.outcome, attempt)
+            return self._unpack(work.result, step.outcome, step.number, attempt)
         raise AssertionError("unreachable")
 
-    def _unpack(self, rows: Any, outcome: Outcome, attempt: int) -> _Gathered:
+    def _unpack(self, rows: Any, outcome: Outcome, number: int, attempt: int) -> _Gathered:
         headers = [HEADER.unpack(row[: HEADER.size].tobytes()) for row in rows]
         if len({digest for _, _, digest in headers}) > 1:
             raise StatesDiffer("the members' shared states differ; no outer step was applied")
         return _Gathered(
             data=[row[HEADER.size :] for row in rows],
             weights=[float(tokens) for tokens, _, _ in headers],
-            left_out=sum(left_out for _, left_out, _ in headers),
+            left_out=tuple(
+                peer
+                for peer, (_, left_out, _) in zip(outcome.contributors, headers, strict=True)
+                if left_out
+            ),
             outcome=outcome,
+            step=number,
             attempts=attempt,
         )
 
     def _apply(self, gathered: _Gathered) -> OuterStep:
-        self._refuse_nonfinite(gathered.left_out)
+        refuse_nonfinite(len(gathered.left_out), gathered.left_out, self._nonfinite)
         tokens = int(sum(gathered.weights))
-        if tokens:
-            try:
-                mean = self._code.mean(gathered.data, gathered.weights)
-            except ValueError as error:
-                raise CorruptResult(f"a contribution cannot be decoded: {error}") from error
-            self._theta[0] = self._theta[0].sub(mean)
-        return self._count(None, tokens, gathered.left_out, gathered.outcome, gathered.attempts)
+        results = (np.array(gathered.weights), np.stack(gathered.data)) if tokens else ()
+        try:
+            self._shared.changed(gathered.step, 0, tokens, *results)
+        except ValueError as error:
+            raise CorruptResult(f"a contribution cannot be decoded: {error}") from error
+        return self._count(
+            None, tokens, len(gathered.left_out), gathered.outcome, gathered.attempts
+        )
+
+    def _change(self, section: int, *results: Any) -> None:
+        weights, contributions = results
+        mean = self._code.mean(list(contributions), [float(weight) for weight in weights])
+        self._theta[section].sub_(mean)

@@ -26,9 +26,10 @@ import numpy as np
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.base.log import LogWhenChanged, get_logger
+from pccl.state.kept import Pin
 from pccl.state.layout import Entry, Leaf
 from pccl.state.manifest import Manifest
-from pccl.state.shared import Pin, SharedState
+from pccl.state.shared import SharedState
 from pccl.state.tensorfile import read_header, write_header
 from pccl.state.tensors import Bytes
 

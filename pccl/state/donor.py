@@ -18,8 +18,9 @@ import numpy as np
 from pccl.base.errors import PcclError, RemoteError
 from pccl.base.log import get_logger
 from pccl.state import messages as m
+from pccl.state.kept import Pin
 from pccl.state.layout import LEAF_BYTES
-from pccl.state.shared import Pin, SharedState
+from pccl.state.shared import SharedState
 from pccl.state.stream import Stream, StreamLost, identity_of, stream_tls_of
 from pccl.state.stream_tls import HalfOpen
 from pccl.state.tensors import Bytes

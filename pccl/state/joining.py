@@ -1,15 +1,18 @@
 """A newcomer's way to the state, beside the run: nobody waits for it until it comes in.
 
     ask all that it has met -> fetch what differs of the newest revision that most of them hold
-      -> replay what was committed meanwhile, or ask again -> as new as they are: to the entry
+      -> replay what was committed meanwhile, or ask again until little differs -> to the entry
       -> in its first step: what that step began with, if it is not that already
+      -> not there within hold_s: out of the view again, and from the beginning
 
 Theory.  A newcomer knows the members' addresses from the coordinator's plan for it, long before it
 is one.  What it has after `fetch` may be a revision or two old when it comes in; members are then
 in the same step, where their state stands still, so what is missing is fetched from all of them, or
-replayed, while they wait for it.  That is one question if nothing is missing.
+replayed, while they wait for it.  That is one question if nothing is missing.  `catching_up`
+decides when that may be tried.
 
-Invariant: the state counts as synced only when its root is that of most members at one step.
+Invariants: the state counts as synced only when its root is that of most members at one step;
+members wait for this peer `hold_s` at a time, and for their own hashing.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, StepFailed
+from pccl.base.errors import CannotCatchUp, DeadlineExceeded, PcclError, RemoteError, StepFailed
 from pccl.base.log import get_logger
 from pccl.membership.messages import MemberInfo
 from pccl.state import messages as m
+from pccl.state.catching_up import CatchingUp
 from pccl.state.receiver import Opened, Receiver, Target, open_source
 from pccl.state.replay import replay
 from pccl.state.shared import SharedState
@@ -40,87 +44,141 @@ ASK_AGAIN_S = 0.2
 DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
 OTHERS_S = 1.0  # for further answers, once there is one
-ROUNDS_MAX = (
-    8  # of fetching; then it is said that the pace is too slow, and the rest is for the entry
-)
+REST_S_MAX = 5.0  # between two rounds, of which the donors are spared the second half
+STEP_BACK_S = 0.25  # then it is asked for again: it may not have been heard
+STEP_BACKS = 4  # then this peer is needed, and goes on fetching where it is
 _log = get_logger("state")
 
 
 class Joining:
     """One newcomer's fetch.  `fetch` before the entry, `complete` in the first step."""
 
-    def __init__(self, session: Session, state: SharedState) -> None:
+    def __init__(
+        self, session: Session, state: SharedState, patience_s: float | None = None
+    ) -> None:
+        """`patience_s`: how long `fetch` asks as long as nobody has offered anything."""
+        self._patience_s = patience_s
         self._session = session
         self._state = state
         self._identity = identity_of(session, stream_tls_of(session))
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
         self._whys: dict[bytes, str] = {}  # what was wrong with members that gave nothing
-        self._rounds: list[tuple[int, int, float]] = []  # revision, bytes and seconds of each
+        self._came = 0  # bytes of the last fetch, whatever became of it
+        self._pace = CatchingUp(state.layout.byte_count, state.pace, state.hold_s, state.hold_bytes)
 
     def fetch(self, deadline: Deadline) -> None:
-        """Brings the memory near to the members' newest revision.
+        """Brings the memory so near to the members' newest revision that it may ask to come in.
 
         Raises:
             UsageError: its layout is not theirs.
+            CannotCatchUp: it changed faster than it came, until the time was over.
             StepFailed, DeadlineExceeded: nobody has given it in time.
         """
-        state = self._state
-        for _ in range(ROUNDS_MAX):
-            opened = self._ask_until(deadline)
+        while True:
+            opened: list[Opened] = []
+            began_s = time.monotonic()
             try:
-                target = _newest(opened)
-                holds = self._holds(target)
-                if not holds:
-                    began_s = time.monotonic()
-                    transfer = self._receive(target, opened, deadline, DRAIN_S)
-                    if transfer is None:
-                        continue
-                    took_s = time.monotonic() - began_s
-                    self._rounds.append((target.revision, transfer, took_s))
-                state.restored(target.revision, target.lineage)
-                if state.apply is not None:  # also who lacks nothing now may wait at the entry
-                    _close(self._followed)
-                    self._followed, opened = opened, []
-                    self._replay(self._followed, deadline)
-                    return  # what comes from now on is replayed at the entry
-                if holds:
+                opened = self._ask_until(deadline)
+                if self._round(opened, deadline):
                     return
+            except DeadlineExceeded as error:
+                raise self._too_slow(error) from error
             finally:
-                _close(opened)
-        self._say_pace()
+                _close([one for one in opened if one not in self._followed])
+            if deadline.passed():
+                raise self._too_slow(None)
+            rest_s = min(REST_S_MAX, time.monotonic() - began_s)
+            time.sleep(min(rest_s, deadline.remaining_s()))
 
-    def complete(self, ticket: Ticket) -> None:
-        """Makes the state the one with which this step began.
+    def _round(self, opened: list[Opened], deadline: Deadline) -> bool:
+        """Fetches once what differs; says whether what will differ at the entry is little."""
+        state = self._state
+        target = _newest(opened)
+        holds = self._holds(target)
+        if not holds:
+            began_s = time.monotonic()
+            transfer = self._receive(target, opened, deadline, DRAIN_S)
+            if transfer is None:
+                return False
+            self._pace.round(target.revision, transfer, time.monotonic() - began_s)
+        state.restored(target.revision, target.lineage)
+        state.progress = self._pace.progress()
+        if state.apply is not None:  # also who lacks nothing now may wait at the entry
+            _close(self._followed)
+            self._followed = opened
+            self._replay(opened, deadline)
+            return True  # what comes from now on is replayed at the entry
+        if self._pace.to_be_said:
+            _log.warning("this peer does not come in yet: %s", self._pace.why())
+        return holds or self._pace.fits
+
+    def _too_slow(self, error: DeadlineExceeded | None) -> DeadlineExceeded:
+        """What to say of a fetch whose time is over."""
+        found = self._pace.progress()
+        if found.rounds == 0:
+            text = f"no member has given its state in time: {self._said('none holds it yet')}"
+            return error or DeadlineExceeded(text)
+        return CannotCatchUp(
+            self._pace.why(),
+            pace_bytes_per_s=found.pace_bytes_per_s,
+            needed_bytes_per_s=found.needed_bytes_per_s,
+        )
+
+    def complete(self, ticket: Ticket) -> bool:
+        """Makes the state the one with which this step began, within `hold_s`.
+
+        Returns:
+            False: it was not there in time.  The step is over here, the others run it without this
+            peer, and what has come is in memory: `fetch`, and come in again.
 
         Raises:
-            StepFailed, DeadlineExceeded: it could not; the caller leaves.
+            DeadlineExceeded: it could not, and cannot step back since too few would be left; the
+                caller leaves.
         """
-        step = ticket.begun.step
         try:
-            self._complete(ticket, step)
+            while not ticket.wait(0.0):
+                if self._complete(ticket):
+                    self._state.progress = None
+                    return True
+                if ticket.deadline.passed():
+                    raise self._too_slow(None)
+            return False
         finally:
             _close(self._followed)
+            self._followed = []
 
-    def _complete(self, ticket: Ticket, step: int) -> None:
-        state = self._state
-        while True:
-            opened = self._ask(self._members(), step, ticket.deadline)
-            try:
-                if opened:
-                    target = _of_most(opened)
-                    if self._followed and state.lineage == target.lineage:
-                        self._replay(self._followed, ticket.deadline)
-                    if not self._holds(target):
-                        self._receive(target, opened, ticket.deadline)
-                    if self._holds(target):
-                        return state.adopt(target.revision, target.lineage)
-            finally:
-                _close(opened)
-            if ticket.deadline.passed():
-                raise DeadlineExceeded(
-                    f"the state of step {step} was not received in time: {self._said('it changed')}"
-                )
+    def _complete(self, ticket: Ticket) -> bool:
+        """One try; if it was in vain for as long as members wait, asks to be left out."""
+        state, step = self._state, ticket.begun.step
+        self._came = 0
+        opened = self._ask(self._members(), step, ticket.deadline)
+        if not opened:
             time.sleep(ASK_AGAIN_S / 4)
+            return False
+        began_s = min(one.said_s for one in opened)
+        hold = Deadline(min(self._pace.hold_s, ticket.deadline.remaining_s()) - _since(began_s))
+        try:
+            target = _of_most(opened)
+            if self._followed and state.lineage == target.lineage:
+                self._replay(self._followed, hold)
+            if not self._holds(target):
+                self._receive(target, opened, hold)
+            if self._holds(target):
+                state.adopt(target.revision, target.lineage)
+                return True
+        except DeadlineExceeded as error:
+            _log.info("the state of step %d is not here in time: %s", step, error)
+        finally:
+            _close(opened)
+        if hold.passed():
+            took_s = _since(began_s)
+            self._pace.entry(self._came, took_s)
+            state.progress = self._pace.progress()
+            for _ in range(STEP_BACKS):
+                ticket.step_back(f"its state has not come in {took_s:.3g} s")
+                if ticket.wait(STEP_BACK_S):
+                    break
+        return False
 
     # ---- parts
 
@@ -129,6 +187,8 @@ class Joining:
         return [x for x in self._session.agent.standing.met if x.peer_id != me]
 
     def _ask_until(self, deadline: Deadline) -> list[Opened]:
+        if self._patience_s is not None:
+            deadline = Deadline(min(deadline.remaining_s(), self._patience_s))
         while True:
             self._session.check()
             if opened := self._ask(self._members(), m.CURRENT, deadline):
@@ -166,7 +226,12 @@ class Joining:
     def _open(self, member: MemberInfo, at_step: int) -> Opened | PcclError | None:
         try:
             return open_source(
-                member, self._identity, self._state, at_step=at_step, describe_s=DESCRIBE_S
+                member,
+                self._identity,
+                self._state,
+                at_step=at_step,
+                describe_s=DESCRIBE_S,
+                said_within_s=None if at_step == m.CURRENT else self._pace.hold_s,
             )
         except (StreamLost, RemoteError) as error:
             known = self._whys.get(member.peer_id)
@@ -194,10 +259,13 @@ class Joining:
             self._state, target, members, self._identity, opened=alike, drain_s=drain_s
         )
         try:
-            return receiver.run(deadline).byte_count
+            receiver.run(deadline)
         except StepFailed as error:
             _log.info("fetching again: %s", error)
             return None
+        finally:
+            self._came = receiver.transfer.byte_count
+        return self._came
 
     def _holds(self, target: Target) -> bool:
         return self._state.survey()[1] == target.root
@@ -213,21 +281,6 @@ class Joining:
             except (StreamLost, RemoteError) as error:
                 _log.info("replaying from peer %s ended: %s", one.member.peer_id.hex()[:8], error)
         return False
-
-    def _say_pace(self) -> None:
-        """Each round brought a revision that was old when it had come."""
-        if len(self._rounds) < 2:
-            return
-        (before, _, took_s), (after, size, _) = self._rounds[-2:]
-        _log.warning(
-            "the state changes faster than it comes: %d revisions while %d bytes came in %.1f s; a "
-            "pace %d times as high would do, or apply= on all members; the members will wait for "
-            "the rest",
-            after - before,
-            size,
-            took_s,
-            max(2, after - before + 1),
-        )
 
 
 class _Asking:
@@ -281,6 +334,10 @@ def _of_most(opened: Sequence[Opened]) -> Target:
 
 def _by_id(one: Opened) -> bytes:
     return one.member.peer_id
+
+
+def _since(began_s: float) -> float:
+    return time.monotonic() - began_s
 
 
 def _close(opened: Sequence[Opened]) -> None:

@@ -15,7 +15,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, UsageError
+from pccl.base.errors import CannotCatchUp, DeadlineExceeded, StepFailed, UsageError
+from pccl.base.log import get_logger
 from pccl.state.agreement import Strategy
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from pccl.session import Session
     from pccl.ticket import Ticket
 
+LENT_PATIENCE_S = 5.0  # for somebody to offer something, where there is another way
 GATE_S = 1.0  # then a founder looks whether the run has begun without it
+
+_log = get_logger("state")
 
 
 class StateKeeper:
@@ -35,6 +39,8 @@ class StateKeeper:
 
     Args:
         automatic: bring the state up to date at entries; else only `sync` does.
+        lent: it belongs to a front end of the library, which has its own way to bring a state to
+            founders, and to newcomers that cannot fetch it.
     """
 
     def __init__(
@@ -44,13 +50,15 @@ class StateKeeper:
         checkpoints: Checkpoints | None = None,
         *,
         automatic: bool,
+        lent: bool = False,
     ) -> None:
         self.state = state
         self.donor = Donor(session, state)
         self.checkpoints = checkpoints
         self._session = session
         self._automatic = automatic
-        self._joined: Joining | None = None  # fetched, to be completed at the entry
+        self.lent = lent
+        self._joining: Joining | None = None  # until the state is complete at an entry
         self._busy = threading.local()
         state.bind()
         session.agent.on_stream = self.donor.offer
@@ -92,17 +100,23 @@ class StateKeeper:
             return
         self._busy.inside = True
         try:
-            self._bring_up_to_date(Deadline(timeout_s))
+            if self.lent:
+                self._fetch_if_possible(Deadline(timeout_s))
+            else:
+                self._bring_up_to_date(Deadline(timeout_s))
         finally:
             self._busy.inside = False
 
     def _bring_up_to_date(self, deadline: Deadline) -> None:
         while True:
             self._session.check()
-            if self._session.engine.view().rank < 0 and self._goes_on():
-                self._joined = Joining(self._session, self.state)
-                self._joined.fetch(deadline)
+            outside = self._session.engine.view().rank < 0
+            if outside and goes_on(self._session):
+                self._joining = self._joining or Joining(self._session, self.state)
+                self._joining.fetch(deadline)
                 return
+            if self._joining is not None and not outside:
+                return  # its first step has failed on all: it is completed in the next
             try:
                 self._sync(Strategy.POPULAR, deadline.remaining_s(), GATE_S)
                 return
@@ -110,30 +124,52 @@ class StateKeeper:
                 if deadline.passed():
                     raise
 
-    def _goes_on(self) -> bool:
-        """Says whether steps run already, as far as this newcomer has heard."""
-        standing = self._session.agent.standing
-        told = 0 if standing.world is None else standing.world.members
-        return told > 0 or (standing.admitted is not None and standing.admitted.epoch > 0)
+    def _fetch_if_possible(self, deadline: Deadline) -> None:
+        """Raises CannotCatchUp; whatever else is the matter, there is the other way."""
+        if self._session.engine.view().rank >= 0 or not goes_on(self._session):
+            return
+        self._joining = self._joining or Joining(self._session, self.state, LENT_PATIENCE_S)
+        try:
+            self._joining.fetch(deadline)
+        except CannotCatchUp:
+            raise
+        except (UsageError, StepFailed, DeadlineExceeded) as error:
+            _log.info("the state is not fetched beside the run: %s", error)
+            self._joining = None
 
-    def after_entry(self, ticket: Ticket) -> None:
-        """Fetches what has changed since, while the members wait in this newcomer's first step."""
-        joined, self._joined = self._joined, None
-        if joined is not None:
-            try:
-                joined.complete(ticket)
-            except BaseException as error:
-                self._session.leave_after(error)
-                raise
+    def after_entry(self, ticket: Ticket) -> bool:
+        """Fetches what has changed since, while the members wait in this newcomer's first step.
+
+        False: not in time, or they did not wait; the step is over here.
+        """
+        if self._joining is None:
+            return True
+        try:
+            if not self._joining.complete(ticket):
+                return False
+        except BaseException as error:
+            self._session.leave_after(error)
+            raise
+        self._joining = None
+        return True
+
+
+def goes_on(session: Session) -> bool:
+    """Says whether steps run already, as far as this newcomer has heard."""
+    standing = session.agent.standing
+    told = 0 if standing.world is None else standing.world.members
+    return told > 0 or (standing.admitted is not None and standing.admitted.epoch > 0)
 
 
 def keeper_of(session: Session, state: SharedState | None) -> StateKeeper:
     """Returns the session's keeper, made now if it has none.  Raises UsageError for a second
     state."""
     keeper = session.keeper
-    if not isinstance(keeper, StateKeeper):
+    if not isinstance(keeper, StateKeeper) or keeper.lent:
         if not isinstance(state, SharedState):
             raise UsageError("pass a SharedState, here or as connect(..., state=)")
+        if keeper is not None:
+            keeper.close()
         keeper = session.keeper = StateKeeper(session, state, automatic=False)
     if state is not None and state is not keeper.state:
         raise UsageError("a communicator has one shared state; put all tensors into it")
@@ -146,6 +182,26 @@ def keep_state(
     """Has a session that has just begun bring this state up to date by itself."""
     if state is not None:
         session.keeper = StateKeeper(session, state, checkpoints, automatic=True)
+
+
+def lend_keeper(session: Session, state: SharedState) -> StateKeeper | None:
+    """Has newcomers fetch this state beside the run; None if that cannot be done.
+
+    A session has one keeper, the program's own before ours.  Peers of several groups hold states of
+    their own, and a newcomer would not know whose is whose.
+    """
+    if session.keeper is not None or session.agent.group != 0:
+        return None
+    keeper = StateKeeper(session, state, automatic=True, lent=True)
+    session.keeper = keeper
+    return keeper
+
+
+def take_back(session: Session, keeper: StateKeeper) -> None:
+    """Ends a keeper that was lent, if it is still there."""
+    if session.keeper is keeper:
+        session.keeper = None
+        keeper.close()
 
 
 def check_state(

@@ -7,6 +7,7 @@ that belongs to the target's root; nobody else writes meanwhile.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -73,6 +74,7 @@ class Opened:
     stream: Stream
     described: m.Described
     digests: bytes
+    said_s: float = 0.0  # when it began to say it, by the monotonic clock
 
 
 def open_source(
@@ -84,8 +86,9 @@ def open_source(
     stall_s: float = STALL_S,
     describe_s: float = STALL_S,
     deadline: Deadline | None = None,
+    said_within_s: float | None = None,
 ) -> Opened:
-    """Dials a source and asks what it holds, which may take `describe_s` to find out.
+    """Dials a source and asks what it holds: `describe_s` to find out, `said_within_s` to say it.
 
     Raises:
         StreamLost: it is not there, or has nothing to give.
@@ -97,7 +100,10 @@ def open_source(
         stream.patience(describe_s)
         stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
         answer = m.answer_codec.decode(stream.receive())
+        said_s = time.monotonic()
         stream.patience(stall_s)
+        if said_within_s is not None:
+            stream.until(Deadline(said_within_s))
         if isinstance(answer, m.Sorry):
             raise StreamLost(answer.text)
         if not isinstance(answer, m.Described) or answer.layout_bytes > ENCODED_BYTES_MAX:
@@ -116,7 +122,8 @@ def open_source(
         digests = stream.receive_bytes(size)
         if root_of(state.layout, digests, state.hashing) != answer.root:
             raise Wrong("sent digests that do not belong to its root")
-        return Opened(member, stream, answer, digests)
+        stream.until(deadline)
+        return Opened(member, stream, answer, digests, said_s)
     except BaseException:
         stream.close()
         raise
@@ -181,10 +188,12 @@ class Receiver:
                 self._digests = self._digests_of_target()
                 needed = differing(self._own_digests(), self._digests, self._state.hashing)
                 fetching = self._plan(needed)
-                if needed:
-                    self._start(fetching)
-                self._wait(fetching, deadline)
-                self._count(fetching, needed)
+                try:
+                    if needed:
+                        self._start(fetching)
+                    self._wait(fetching, deadline)
+                finally:
+                    self._count(fetching, needed)
             finally:
                 self._end()  # before anybody else may write
             self._state.push()

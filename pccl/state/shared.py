@@ -16,11 +16,12 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pccl.base.errors import UsageError
 from pccl.base.log import get_logger
+from pccl.state.catching_up import Progress
+from pccl.state.kept import Pin, Results
 from pccl.state.layout import Layout, Leaf
 from pccl.state.memory import available_bytes
 from pccl.state.tensors import Bytes, cells_of
@@ -31,34 +32,8 @@ from pccl.work import Work
 
 PIN_COPIES_MAX: Final = 4  # revisions copied for newcomers at a time; others begin anew meanwhile
 PACE: Final = 0.2  # of the time in which a donor could send, while training goes on
+HOLD_S: Final = 1.0
 _log = get_logger("state")
-
-
-@dataclass(slots=True, eq=False)
-class Pin:
-    """One revision as donors give it."""
-
-    revision: int
-    lineage: int
-    root: bytes
-    digests: bytes
-    sequence: int  # of the memory, while nothing has been copied
-    copies: list[Bytes] | None = None
-    users: int = 0
-    lost: bool = False
-    precious: bool = False  # of a checkpoint, which cannot begin anew
-
-
-@dataclass(slots=True)
-class Results:
-    """What led from a revision to the next."""
-
-    layout: Layout
-    content: list[Bytes] = field(default_factory=list)
-
-    @property
-    def byte_count(self) -> int:
-        return self.layout.byte_count
 
 
 class SharedState:
@@ -73,6 +48,9 @@ class SharedState:
             the same results.  With it, newcomers catch up by what was committed meanwhile.
         hashing: "xxh3-128" finds chance, at memory speed; "blake3" also malice.
         pace: the part of its time in which a donor sends while training goes on; 1 does not wait.
+        hold_s: how long, in seconds, members may wait in a newcomer's first step for what it lacks
+            then.  A newcomer asks to come in when that is expected to take half as long, and is out
+            again after it (`progress`, CannotCatchUp).
         results_bytes_max: committed results that are kept for newcomers under way; None four times
             as many as the state has bytes.
 
@@ -87,14 +65,21 @@ class SharedState:
         apply: Callable[..., None] | None = None,
         hashing: str = "xxh3-128",
         pace: float = PACE,
+        hold_s: float = HOLD_S,
         results_bytes_max: int | None = None,
     ) -> None:
         if not 0 < pace <= 1:
             raise UsageError(f"pace is above 0 and at most 1, not {pace!r}")
+        if not 0 < hold_s < float("inf"):
+            raise UsageError(f"hold_s is a number of seconds above 0, not {hold_s!r}")
         self.tensors = tensors
         self.apply = apply
         self.hashing = hashing_named(hashing)
         self.pace = pace
+        self.hold_s = float(hold_s)
+        self.hold_bytes = 0  # members wait longer than hold_s for so much, at the way's pace
+        self.progress: Progress | None = None
+        """How far this process is on its way to the members' state; None if it is on none."""
         cells, self._holders = cells_of(tensors)
         self.layout = Layout.of(cell.entry for cell in cells)
         self._cells = sorted(cells, key=lambda cell: cell.entry)
@@ -146,7 +131,11 @@ class SharedState:
                 already; nothing has changed.  What the block raises goes through, and the revision
                 stays: the memory is then for a sync to repair.
         """
-        number = _number_of(committed)
+        with self._updating(_number_of(committed)):
+            yield
+
+    @contextlib.contextmanager
+    def _updating(self, number: int) -> Iterator[None]:
         if number <= self._step:
             raise UsageError(
                 f"step {number} cannot make a revision: step {self._step} has made one"
@@ -170,10 +159,16 @@ class SharedState:
         """
         if self.apply is None:
             raise UsageError("this state has no apply=; change it inside `with state.update(step)`")
+        apply = self.apply
+        self.advance_by(_number_of(committed), lambda: apply(self.tensors, *results), results)
+
+    def advance_by(self, step: int, change: Callable[[], None], results: tuple[Any, ...]) -> None:
+        """As `advance`, for the library's own front ends: `change` does to the memory what `apply`
+        does with these results.  What it raises before it writes leaves the memory as it was."""
         kept = self._keep(results)
         before = self._revision
-        with self.update(committed):
-            self.apply(self.tensors, *results)
+        with self._updating(step):
+            change()
         with self._lock:
             if kept is not None:
                 self._results[before] = kept

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 
 import pccl
+from pccl.state.kept import Pin
 from pccl.state.layout import Leaf
-from pccl.state.shared import Pin
 from pccl.state.tensors import Bytes
 
 SIZE = 3 << 20  # of int32, in one tensor: 12 leaves
@@ -52,6 +53,24 @@ class Slow(pccl.SharedState):
         if self.asked == 10:
             tell(giving=True)
         time.sleep(0.01)
+        return super().read(pin, leaf, scratch)
+
+
+class Throttled(pccl.SharedState):
+    """Gives as over a slow way of its own, which steps do not go; says when it gives to a newcomer
+    for which the members wait."""
+
+    rate = float(os.environ.get("PCCL_TEST_RATE", "inf"))
+    gives = threading.Lock()
+    waited_for = 0
+
+    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
+        with self.gives:
+            time.sleep(leaf.byte_count / self.rate)
+        if scratch is None:
+            self.waited_for += 1
+            if self.waited_for == 3:
+                tell(holding=True)
         return super().read(pin, leaf, scratch)
 
 
@@ -137,10 +156,11 @@ def trains(address: str, index: int, count: int) -> None:
     size = int(os.environ.get("PCCL_TEST_SIZE", str(SIZE)))
     pace = float(os.environ.get("PCCL_TEST_PACE", "1"))
     steps = int(os.environ.get("PCCL_TEST_STEPS", str(STEPS)))
-    kind = Odd if os.environ.get("PCCL_TEST_ODD") == str(index) else pccl.SharedState
+    kind = Odd if os.environ.get("PCCL_TEST_ODD") == str(index) else Throttled
+    hold_s = float(os.environ.get("PCCL_TEST_HOLD", "1"))
     kept = 1 << 30  # however many revisions pass while a newcomer dawdles
     act = add if replays else None
-    state = kind(fresh(index, size), apply=act, pace=pace, results_bytes_max=kept)
+    state = kind(fresh(index, size), apply=act, pace=pace, hold_s=hold_s, results_bytes_max=kept)
     founders = count if count > 1 else None
     disks = os.environ.get("PCCL_TEST_DISKS")
     checkpoints = None
@@ -165,6 +185,28 @@ def trains(address: str, index: int, count: int) -> None:
 
 def newcomer(address: str, index: int, count: int) -> None:
     trains(address, 77, 1)
+
+
+def hopeless(address: str, index: int, count: int) -> None:
+    """A newcomer that gives up after a few seconds, says why, and that it is no worse for it."""
+    size, pace = int(os.environ["PCCL_TEST_SIZE"]), float(os.environ["PCCL_TEST_PACE"])
+    state = pccl.SharedState(fresh(77, size), pace=pace)
+    with pccl.connect(address, state=state, step_timeout_s=10.0) as comm:
+        tell(peer=str(comm.peer_id))
+        try:
+            with comm.step("outer") as step:
+                step.all_reduce(np.ones(SIZE, np.int32))
+        except pccl.CannotCatchUp as error:
+            progress = state.progress
+            assert progress is not None and not state.synced
+            tell(
+                gave_up=str(error),
+                pace=error.pace_bytes_per_s,
+                needed=error.needed_bytes_per_s,
+                rank=comm.rank,
+                entries=progress.entries,
+                rounds=progress.rounds,
+            )
 
 
 def dawdler(address: str, index: int, count: int) -> None:
@@ -283,6 +325,7 @@ PROGRAMS: dict[str, Callable[[str, int, int], None]] = {
     "trains": trains,
     "newcomer": newcomer,
     "dawdler": dawdler,
+    "hopeless": hopeless,
     "small_disk": small_disk,
     "changed": changed,
     "tie": tie,

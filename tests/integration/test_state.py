@@ -14,6 +14,7 @@ from tests.integration.state_peer import SIZE, add, fresh, hashed
 
 PROGRAM = Path(__file__).with_name("state_peer.py")
 LARGE_BYTES = 192 << 20
+SIZE_BYTES = 12 << 20
 
 
 def ends(peers: list[PeerProcess]) -> set[str]:
@@ -54,9 +55,6 @@ def test_among_as_many_of_each_the_lowest_rank_counts(
         assert {fact["end"] for fact in facts} == {by_rank[0]["own"]}
         assert len(facts[0]["received"]) == 3 and facts[0]["repaired"] == []
         assert all(fact["byte_count"] > SIZE_BYTES for rank, fact in by_rank.items() if rank)
-
-
-SIZE_BYTES = 12 << 20
 
 
 def test_who_only_sends_counts_and_who_only_receives_does_not() -> None:
@@ -184,6 +182,91 @@ def test_a_member_that_dies_while_it_gives_is_replaced_as_a_source(
         assert joined["contributors"] in (3, 4)
         facts = [revisions(peer)[1] for peer in (peers[0], peers[2], newcomer)]
         assert len({end["end"] for end in facts}) == 1
+
+
+MB = 1_000_000
+
+
+def throttled(
+    monkeypatch: pytest.MonkeyPatch, *, rate: float, pace: float, hold_s: float = 1.0
+) -> None:
+    """12 MiB of 12 change with each step, and each member gives so many bytes a second."""
+    named = {"RATE": rate, "PACE": pace, "HOLD": hold_s, "SIZE": SIZE, "REPLAY": "no"}
+    for name, value in named.items():
+        monkeypatch.setenv(f"PCCL_TEST_{name}", str(value))
+
+
+def longest_s(facts: list[dict[str, Any]]) -> float:
+    """Of the members' steps, but for the first, to which they come one after the other."""
+    return float(max(fact["took_s"] for fact in facts if fact["revision"] > 1))
+
+
+def together(peers: list[PeerProcess]) -> list[float]:
+    """Ends members that went on by themselves and hold the same; returns their longest steps."""
+    for peer in peers:
+        peer.send(signal.SIGKILL)
+    facts = [[fact for fact in peer.rest() if "revision" in fact] for peer in peers]
+    assert all(fact["contributors"] == 2 for of in facts for fact in of)
+    first, second = ({fact["revision"]: fact["now"] for fact in of} for of in facts)
+    common = set(first) & set(second)
+    assert len(common) > 20 and all(first[r] == second[r] for r in common)
+    return [longest_s(of) for of in facts]
+
+
+def test_a_newcomer_that_cannot_catch_up_stays_outside_and_says_which_pace_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    throttled(monkeypatch, rate=4 * MB, pace=1.0)
+    monkeypatch.setenv("PCCL_TEST_STEPS", "1000")
+    with Run(PROGRAM) as run:
+        peers = run.start("trains", 2)
+        peers[0].until("revision", 3)
+        newcomer = run.start_newcomer("hopeless")
+        facts = newcomer.rest()
+        assert newcomer.end() == 0, newcomer.errors()
+        (told,) = [fact["warning"] for fact in facts if "warning" in fact]
+        assert "the state changes faster than it comes" in told and "apply=" in told
+        (fact,) = [fact for fact in facts if "gave_up" in fact]
+        assert (fact["rank"], fact["entries"]) == (-1, 0) and fact["rounds"] >= 2
+        assert 4 * MB < fact["pace"] < 9 * MB, "two members, each at 4 MB/s"
+        assert 2 * SIZE_BYTES < fact["needed"] < 2.2 * SIZE_BYTES
+        assert f"{fact['needed'] / MB:.3g} MB/s would do" in fact["gave_up"]
+        assert max(together(peers)) < 0.7  # that of a busy machine
+
+
+def test_members_wait_for_a_newcomer_s_last_difference_no_longer_than_hold_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Donors that pause nine tenths of their time could send more, a newcomer thinks; but the way
+    # is as slow without pauses.
+    throttled(monkeypatch, rate=4 * MB, pace=0.1)
+    monkeypatch.setenv("PCCL_TEST_STEPS", "1000")
+    with Run(PROGRAM) as run:
+        peers = run.start("trains", 2)
+        peers[0].until("revision", 3)
+        newcomer = run.start_newcomer("hopeless")
+        fact = newcomer.fact_with("gave_up")
+        assert fact["entries"] >= 1 and fact["rank"] == -1
+        assert newcomer.end() == 0, newcomer.errors()
+        assert 0.9 < max(together(peers)) < 2.0, "hold_s, and what it takes to leave it out again"
+
+
+def test_a_donor_that_dies_as_it_gives_the_last_difference_costs_less_than_two_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    throttled(monkeypatch, rate=12 * MB, pace=1.0, hold_s=4.0)
+    monkeypatch.setenv("PCCL_TEST_STEPS", "100")
+    with Run(PROGRAM) as run:
+        peers = run.start("trains", 3)
+        peers[0].until("revision", 3)
+        newcomer = run.start_newcomer("newcomer")
+        peers[1].fact_with("holding")
+        peers[1].send(signal.SIGKILL)
+        joined = newcomer.fact_with("revision")
+        assert joined["contributors"] == 3
+        facts = [revisions(peer) for peer in (peers[0], peers[2], newcomer)]
+    assert len({end["end"] for _, end in facts}) == 1
+    assert max(longest_s(of) for of, _ in facts[:2]) < 2.0
 
 
 def checkpointed(

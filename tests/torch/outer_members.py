@@ -27,6 +27,7 @@ from pccl.diloco import (
     SparseLoCo,
     StreamingDiLoCo,
 )
+from pccl.state.joining import Joining
 from pccl.step import Step, check_all_reduce
 from pccl.ticket import Ticket
 from tests.torch.members import Member
@@ -98,6 +99,7 @@ class Trained:
     failed: list[int] = field(default_factory=list)
     entered: list[int] = field(default_factory=list)
     retries: int = 0
+    sent: list[int] = field(default_factory=list)  # bytes, each time that newcomers were sent some
     parameters: list[Any] = field(default_factory=list)
     momentum: list[Any] = field(default_factory=list)
     residual: Any = None
@@ -115,6 +117,8 @@ class Doom:
     decided   it is committed, and nothing of it is applied
     between   it is applied, and the model goes on
     sync      a step is sealed in which joiners come in, or are given the state
+    fetch     a joiner begins to fetch the state, beside the run
+    complete  a joiner is in its first step, and asks what the state is now
     entry     joiners have the state; nothing is on its way
     """
 
@@ -150,10 +154,21 @@ class Doom:
                 self.pass_by("sealed")
                 self.pass_by("reduce", 0.003)
 
+        for name in ("fetch", "complete"):
+            self._watch_joining(name)
         _replace(Step, "__enter__", entering)
         _replace(Ticket, "seal", sealing)
         for owner, name in ((OuterOptimizer, "_commit"), (SparseLoCo, "_apply")):
             self._watch_decided(owner, name)
+
+    def _watch_joining(self, name: str) -> None:
+        act = getattr(Joining, name)
+
+        def acting(*args: Any) -> Any:
+            self.pass_by(name)
+            return act(*args)
+
+        _replace(Joining, name, acting)
 
     def _watch_decided(self, owner: type, name: str) -> None:
         apply = getattr(owner, name)
@@ -180,6 +195,21 @@ def spoil(at: int, is_meant: Callable[[str], bool]) -> None:
         seal(ticket)
 
     _replace(Ticket, "seal", sealing)
+
+
+def watch_what_is_sent(told: Trained) -> None:
+    """Notes how much members bring to the steps in which newcomers are given what they lack."""
+    post, seen = Ticket.post, set[Ticket]()
+
+    def posting(ticket: Ticket, descriptor: Any, source: Any, *others: Any, **named: Any) -> None:
+        if ticket.name == f"{SYNC}.data":
+            if ticket not in seen:
+                seen.add(ticket)
+                told.sent.append(0)
+            told.sent[-1] += source.byte_count
+        post(ticket, descriptor, source, *others, **named)
+
+    _replace(Ticket, "post", posting)
 
 
 def _replace(owner: type, name: str, method: Callable[..., Any]) -> None:
@@ -214,6 +244,7 @@ def train(
     if spoil_entry_at:
         spoil(spoil_entry_at, lambda name: name == SYNC)
     told = Trained(me.number)
+    watch_what_is_sent(told)
     model = make_model(width)
     if place == "meta":
         torch.set_default_device("meta")

@@ -153,6 +153,23 @@ def test_a_joiner_takes_part_in_what_its_state_does_not_hold(method: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_joiner_has_fetched_what_members_hold_and_they_send_it_counters_only(method: str) -> None:
+    named: dict[str, Any] = {"width": 100, "pause_s": 0.02}
+    with Members(train, method, 60) as members:
+        members.start(0, 1, start=2, **named)
+        members.await_step(0, 4)
+        members.start(2, **named)
+        found = results(members, 0, 1, 2)
+        check(found, members.numbers(), method, width=100)
+    whole = 4 * sum(part.size for part in (*found[0].parameters, *found[0].momentum))
+    assert found[0].history[-1][2] == found[2].history[-1][2] and len(found[0].history[-1][2]) == 3
+    counters, sources = 4 * 8, 3 * 8
+    for founder in found[:2]:
+        assert founder.sent == [whole + counters + sources, counters + sources]
+    assert found[2].sent == [counters + sources]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_joiner_comes_in_while_a_member_is_killed(method: str) -> None:
     with Members(train, method, 60) as members:
         members.start(0, 1, start=3, pause_s=0.02)
@@ -167,7 +184,7 @@ def test_a_joiner_comes_in_while_a_member_is_killed(method: str) -> None:
 
 
 # "sync" the second time: it is being given the state.
-JOINERS = ("sync", "entry", "begin", "posted", "sealed", "decided", "between")
+JOINERS = ("fetch", "complete", "sync", "entry", "begin", "posted", "sealed", "decided", "between")
 
 
 @pytest.mark.parametrize(("method", "place"), phases(JOINERS))
@@ -183,7 +200,7 @@ def test_a_joiner_that_dies_as_it_comes_in_costs_the_members_nothing(
         who = check(found, members.numbers(), method)
     assert who[-1] == [0, 1]
     counted = sum(numbers == [0, 1, 2] for numbers in who)
-    if place in ("sync", "entry", "begin"):  # it has never brought anything
+    if place in ("fetch", "complete", "sync", "entry", "begin"):  # it has never brought anything
         assert counted == 0
     elif place == "decided" or (place == "between" and method != "async"):
         assert counted == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def poisoned(me: Member, method: str, policy: str) -> Any:
             outer.finish()
             outer.verify()
         finite = all(bool(torch.isfinite(theta).all()) for theta in outer.parameters())
-    return dropped, raised, finite, hex(outer.digest())
+        poisoner = str(comm.peer_id) if me.number == 1 else ""
+    return dropped, raised, finite, hex(outer.digest()), poisoner
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,19 +62,20 @@ def test_a_contribution_that_is_not_finite_is_left_out_and_counted(method: str) 
     with Members(poisoned, method, "drop_contributor") as members:
         members.start(0, 1)
         found = [members.result(number) for number in (0, 1)]
-    assert found[0] == found[1]
-    dropped, raised, finite, _ = found[0]
+    assert found[0][:-1] == found[1][:-1]
+    dropped, raised, finite, *_ = found[0]
     assert finite and not raised
     assert dropped == (FRAGMENTS if method == "streaming" else 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_where_it_is_to_raise_it_does_so_on_all_and_nothing_is_applied(method: str) -> None:
+def test_where_it_is_to_raise_it_names_the_peer_on_all_and_nothing_is_applied(method: str) -> None:
     with Members(poisoned, method, "raise") as members:
         members.start(0, 1)
         found = [members.result(number) for number in (0, 1)]
-    assert found[0] == found[1]
-    assert found[0][1] == "1 of the members' pseudo-gradients hold an Inf or a NaN"
+    assert found[0][:-1] == found[1][:-1]
+    text = "1 of the members' pseudo-gradients hold an Inf or a NaN: that of peer "
+    assert found[0][1] == text + found[1][-1]
     assert found[0][2]
 
 
@@ -180,7 +183,7 @@ def test_arguments_that_make_no_sense_are_refused_with_what_they_may_be() -> Non
 PARTS = 2
 
 
-def sharded(me: Member, folder: str, until: int, doomed_at: int) -> Any:
+def sharded(me: Member, folder: str, until: int, doomed_at: int, pause_s: float = 0.0) -> Any:
     """Trains one shard of one replica; replica 1 dies as a whole before an outer step."""
     replica, part = divmod(me.number, 10)
     store = dist.FileStore(str(Path(folder) / f"replica-{replica}"), PARTS)
@@ -195,11 +198,15 @@ def sharded(me: Member, folder: str, until: int, doomed_at: int) -> Any:
     fully_shard(model, mesh=mesh)
     with pccl.connect(me.address, peer_group=part, step_timeout_s=60) as comm:
         comm.wait_for(2 * PARTS)
-        outer = DiLoCo(comm, model, inner_steps=2)
+        try:
+            outer = DiLoCo(comm, model, inner_steps=2)
+        except pccl.UsageError as error:
+            return str(error), comm.closed
         contributors = []
         while outer.outer_step < until:
             if replica == 1 and outer.inner_step == doomed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(pause_s)
             with torch.no_grad():
                 for number, (name, parameter) in enumerate(model.named_parameters()):
                     whole: Any = parameter
@@ -210,6 +217,7 @@ def sharded(me: Member, folder: str, until: int, doomed_at: int) -> Any:
             report = outer.step(tokens=1 + 2 * replica)
             if report is not None:
                 contributors.append(len(report.contributors))
+                me.say(report.outer_step)
         outer.finish()
         return contributors, [whole_local(p) for p in model.parameters()]
 
@@ -258,3 +266,19 @@ def test_shards_of_fsdp2_replicas_are_reduced_among_those_that_hold_the_same(
         for held, whole in zip(shards, expected, strict=True):
             rows = held.shape[0]
             assert held.tobytes() == whole[part * rows : (part + 1) * rows].tobytes()
+
+
+def test_a_replica_that_comes_late_to_a_sharded_run_is_told_so_and_the_others_go_on() -> None:
+    until = 100
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Members(sharded, folder, until, 2 * until) as members,
+    ):
+        members.start(0, 1, 10, 11, pause_s=0.05)
+        members.await_step(0, 2)
+        members.start(20, 21)
+        late = [members.result(number) for number in (20, 21)]
+        found = [members.result(number) for number in (0, 1, 10, 11)]
+    for text, closed in late:
+        assert "replicas cannot join a sharded run" in text and closed
+    assert all(contributors == [2] * until for contributors, _ in found)

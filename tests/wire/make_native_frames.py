@@ -57,6 +57,7 @@ FRAMES: dict[str, nf.Frame] = {
     "suspect without names": nf.Suspect(3, 11, 3),
     "suspect of a view that has changed": nf.Suspect(3, 11, 9, (), "the root is gone"),
     "suspect of a contribution of its own": nf.Suspect(3, 11, 10, (), "it holds NaN"),
+    "suspect of itself": nf.Suspect(3, 11, 7, (), "its state has not come"),
     "evicted": nf.EvictedFrame(2, "silent for 3.0 s"),
     "peer beat": nf.PeerBeat(3, 11, 1 << 40),
     "hello of a relay's user": nf.NativeHello(3, A, B, 1, C),

@@ -27,7 +27,8 @@ struct OpenStep {
 
 enum class SuspectCode : std::uint8_t {
   none = 0, descriptor = 1, digest = 2, deadline = 3, link_down = 4, local = 5,
-  underflow = 6, excluded = 7,  // never in a SUSPECT: reasons of a step's failure only
+  underflow = 6,     // never in a SUSPECT: a reason of a step's failure only
+  excluded = 7,      // in a SUSPECT: the sender asks to be, and to stay in the run as a newcomer
   left = 8,  // on no wire: the peer that leaves says it to its own program
   view_changed = 9,  // an operation means nothing among the members that there are now
   nonfinite = 10,    // a contribution holds NaN or infinities, and its program asked for an error

@@ -178,6 +178,7 @@ void read(Reader& in, Report& report) {
 /// The others are reasons of a step's failure only, or say nothing.
 bool may_be_suspected(SuspectCode code) noexcept {
   return code == SuspectCode::view_changed || code == SuspectCode::nonfinite ||
+         code == SuspectCode::excluded ||  // of oneself: a newcomer whose state is not there yet
          (code != SuspectCode::none && code <= SuspectCode::local);
 }
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from pccl.base.config import WAN
-from pccl.membership.messages import Install
-from pccl.transport.native_frames import NO_STEP, Flush, Routes, Waiting, WaitKind, WaitOn
+from pccl.membership.messages import Excluded, Install
+from pccl.transport.native_frames import (
+    NO_STEP,
+    Flush,
+    Routes,
+    Suspect,
+    SuspectCode,
+    Waiting,
+    WaitKind,
+    WaitOn,
+)
 from tests.unit.membership.hub import FakePeer, Hub
 
 POST, DATA, CREDIT = WaitKind.POST, WaitKind.DATA, WaitKind.CREDIT
@@ -262,6 +271,18 @@ def test_a_straggler_is_excluded_after_the_time_that_the_run_allows() -> None:
     assert a.last(Flush) is None
     hub.pass_time(1.0, beating=everybody)
     assert lost([a, b, c]) == (c.peer_id,)
+
+
+def test_who_asks_to_be_left_out_is_and_stays_admitted_as_long_as_it_is_not_needed() -> None:
+    hub = Hub()
+    *_, c = everybody = hub.members(3)
+    c.tell(Suspect(1, 6, SuspectCode.EXCLUDED, (), "its state has not come"))
+    assert lost(everybody) == (c.peer_id,)
+    assert "its state has not come" in c.got(Excluded).text
+    hub = Hub(min_world=3)
+    a, _, c = hub.members(3)
+    c.tell(Suspect(1, 6, SuspectCode.EXCLUDED, (), "its state has not come"))
+    assert a.last(Flush) is None
 
 
 def test_a_run_that_waits_for_stragglers_waits() -> None:

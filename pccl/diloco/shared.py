@@ -1,0 +1,143 @@
+"""Parameters θ and outer momentum, which all members hold alike, and how newcomers get them.
+
+They lie in one place of memory for the life of the optimizer, as a SharedState whose revisions are
+the reductions: members give them to newcomers beside the run, with what was committed since.
+
+Invariant: the memory changes by `changed` (a committed reduction), by `bring` (a newcomer is given
+all of it), by `overwrite` (a state is loaded), and in no other way; revision r holds r reductions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pccl.base.errors import RemoteError, UsageError
+from pccl.communicator import Communicator
+from pccl.state.keeper import goes_on, lend_keeper, take_back
+from pccl.state.shared import SharedState
+from pccl.state_transfer import Held, bring
+
+OUTER_STEPS = 0  # its place in the counters
+LINEAGE = 1  # members are asked at one step, and their root is believed, not their history
+PACE = 0.5  # of a donor's time: while peers compute the ways are idle, and steps go first
+MEET_S = 5.0  # for the coordinator to tell a newcomer who the members are
+HEADER = 2  # of results: the section, and whether anything was changed
+
+Change = Callable[..., None]
+
+
+class SharedParameters:
+    """θ and momentum of one optimizer.
+
+    Args:
+        theta, momentum: one f32 vector per section; empty where there is no momentum.  Borrowed.
+        counters: int64, of which OUTER_STEPS counts reductions; borrowed.
+        change: `change(section, *results)` applies the results of a reduction to them, as NumPy
+            arrays or tensors; it writes nothing before it can raise no more.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        theta: Sequence[Tensor],
+        momentum: Sequence[Tensor],
+        counters: Any,
+        change: Change,
+    ) -> None:
+        self.arrays: dict[str, Tensor] = {}
+        for section, (values, velocity) in enumerate(zip(theta, momentum, strict=True)):
+            self.arrays[f"diloco.parameters.{section}"] = values
+            self.arrays[f"diloco.momentum.{section}"] = velocity
+        self.counters = {"diloco.counters": counters}
+        self._counts = counters
+        self._comm = comm
+        self._change = change
+        kept = {name: array for name, array in self.arrays.items() if array.numel()}
+        self.state = SharedState(kept, apply=self._replay, pace=PACE)
+        self.state.hold_bytes = sum(values.numel() * 4 for values in theta)
+        self._keeper = lend_keeper(comm.session, self.state)
+
+    def close(self) -> None:
+        """Gives to nobody any more."""
+        if self._keeper is not None:
+            take_back(self._comm.session, self._keeper)
+
+    def outside(self) -> None:
+        """The others go on without this peer."""
+        self.state.bind()
+
+    def bring(self, rest: Mapping[str, Any], synced: bool, timeout_s: float | None) -> None:
+        """An entry: newcomers come in.  Raises as `sync_state`.
+
+        What a newcomer has fetched beside the run it knows when the step has begun; it lacks the
+        counters then, and `rest`, which the program may change at any time.
+
+        Args:
+            synced: whether this peer holds all of it.
+        """
+
+        def held() -> Held:
+            if synced:
+                return Held.ALL
+            if not self.state.synced:
+                return Held.NOTHING
+            self._counts[OUTER_STEPS] = self.state.revision  # if no member is left to tell it
+            return Held.BULK
+
+        everything = {**self.counters, **rest}
+        if bring(self._comm, self.arrays, everything, held, timeout_s=timeout_s):
+            with self.state.writing():  # while nobody was given any: say that it has changed
+                pass
+        self.state.adopt(int(self._counts[OUTER_STEPS]), LINEAGE)
+
+    def changed(self, step: int, section: int, tokens: int, *results: Any) -> None:
+        """Applies what a committed step has brought; nothing if nobody had any tokens.  Raises as
+        `change`, with nothing changed."""
+        brought = results if tokens else ()
+        header = np.array([section, len(brought)], np.int64)
+
+        def change() -> None:
+            if brought:
+                self._change(section, *brought)
+
+        self.state.advance_by(step, change, (header, *brought))
+
+    def _replay(self, _: Any, header: Any, *results: Any) -> None:
+        if header.shape != (HEADER,) or int(header[1]) != len(results):
+            raise RemoteError("a reduction of another form than is reduced here")
+        if results:
+            self._change(int(header[0]), *results)
+
+    def overwrite(self, write: Callable[[], None]) -> None:
+        """Lets `write` change the memory otherwise, with nobody reading it meanwhile."""
+        with self.state.writing():
+            write()
+
+
+def refuse_late_shards(comm: Communicator) -> None:
+    """The parts of a replica may come in at different entries, with different parameters, and would
+    wait for one another inside the model for ever.
+
+    Raises:
+        UsageError: this peer comes to a run of several peer groups that has begun; it has left.
+    """
+    session = comm.session
+    if session.engine.view().rank >= 0 or not goes_on(session):
+        return
+    session.agent.wait_until(lambda standing: bool(standing.met), MEET_S)
+    if len({session.agent.group, *(member.group for member in session.agent.standing.met)}) > 1:
+        comm.close()
+        raise UsageError(
+            "replicas cannot join a sharded run (peer_group=) that has begun; this process has left"
+            " it: begin again with all replicas, from state_dict()"
+        )
+
+
+def as_tensor(array: Any) -> Tensor:
+    """Views what came of a reduction, here or replayed, as a tensor."""
+    return torch.as_tensor(array)
