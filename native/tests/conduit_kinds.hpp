@@ -1,4 +1,4 @@
-// native/tests/conduit_kinds.hpp — pairs of conduits of every kind, and bytes that flow through one.
+// native/tests/conduit_kinds.hpp — pairs of conduits of every kind, and bytes that flow in them.
 // Ownership: each test owns its pair.
 // Threads:   one; both ends take turns.
 // Errors:    CHECKs.

@@ -1,5 +1,5 @@
-// native/tests/test_conduits_sealed.cpp — what only conduits that seal must refuse: bits turned, ends
-// in the middle, keys and names of others.
+// native/tests/test_conduits_sealed.cpp — what only conduits that seal must refuse: bits turned,
+// ends in the middle, keys and names of others.
 // Ownership: each test owns its pair.
 // Threads:   one; both ends take turns.
 // Errors:    CHECKs.

@@ -62,7 +62,7 @@ def run_campaign(
 
     What is wrong, a hang included, is a violation in the figures; nothing is raised for it.
     """
-    figures = Figures()
+    figures = Figures(transport)
     dice = random.Random(seed)
     min_world = min(2, peers - 1)
     world = World(folder, size=peers, min_world=min_world, count=count, transport=transport)

@@ -42,6 +42,13 @@ BARS = (
 )
 
 
+UCX_BARS = (
+    Bar("kill: gap", "kill_gaps_s", 0.5),
+    Bar("kill: gap", "kill_gaps_s", 0.99, 1.0),
+    *(bar for bar in BARS if bar.key != "kill_gaps_s"),
+)
+
+
 def quantile(values: list[float], q: float) -> float:
     """The smallest value that at least the share `q` of the values does not exceed."""
     return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
@@ -50,7 +57,7 @@ def quantile(values: list[float], q: float) -> float:
 def rows(figures: Figures) -> list[dict[str, Any]]:
     """One row per bar that was measured."""
     found = []
-    for bar in BARS:
+    for bar in UCX_BARS if figures.transport == "ucx" else BARS:
         values: list[float] = getattr(figures, bar.key)
         if values:
             value_s = quantile(values, bar.quantile)

@@ -27,6 +27,7 @@ WATCH_S = 1.0  # how long a lone survivor is watched not to go on
 class Figures:
     """Seconds by scenario, and sentences about what must not have happened."""
 
+    transport: str = "tcp"
     kill_gaps_s: list[float] = field(default_factory=list)
     kill_next_s: list[float] = field(default_factory=list)  # to the next commit of any kind
     stop_gaps_s: list[float] = field(default_factory=list)

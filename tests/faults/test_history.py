@@ -90,3 +90,5 @@ def test_a_bar_that_is_missed_fails_the_campaign() -> None:
     assert not passed(Figures(kill_gaps_s=[0.2] * 100))
     assert not passed(Figures(kill_gaps_s=[0.05] * 98 + [5.0] * 2))
     assert not passed(Figures(violations=["something"]))
+    assert passed(Figures("ucx", kill_gaps_s=[0.9] * 99 + [5.0]))
+    assert not passed(Figures("ucx", kill_gaps_s=[0.9] * 98 + [1.1] * 2))
