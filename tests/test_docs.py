@@ -193,6 +193,12 @@ def test_the_limits_are_those_that_the_protocol_lists() -> None:
         f"{limits.first_frame_timeout_s:g} s",
         "later bodies": f"{limits.frame_bytes_max >> 20} MiB",
         "connections that have not said who they are": f"{limits.half_open_max}",
+        "secured: TLS handshakes begun": f"{limits.handshake_burst_max} at once, then "
+        f"{limits.handshake_rate_per_s:g}/s",
+        "secured: connections of one certificate or ticket": f"{limits.identity_connections_max}; "
+        f"{limits.identity_opening_burst_max} opened at once, then "
+        f"{limits.identity_opening_rate_per_s:g}/s; their messages and frames share the rates "
+        "above",
         "connections": f"{limits.connections_max}",
         "messages per connection": f"{limits.message_burst_max} at once, then "
         f"{limits.message_rate_per_s:g}/s: more ends it",

@@ -1,8 +1,8 @@
 // native/fuzz/fuzz_secured_door.cpp — what strangers say to the listening port of a secured run.
 //
 // Bytes come as they are, in pieces of any size: plain frames, the preface of streams, records of
-// TLS, ends.  Whatever they are, no lane is ever adopted (for that, keys would be needed that none
-// here has), a stream is handed over only behind its whole preface, and everybody is gone after the
+// TLS, ends.  Whatever they are, no lane is adopted (for that, keys would be needed that nobody has
+// here), a stream is handed over only behind its whole preface, and everybody is gone after the
 // time for it.  Where no OpenSSL is found, nothing is tried.
 //
 // Ownership: one Door for all inputs: none leaves anything behind.
