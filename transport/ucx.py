@@ -73,7 +73,10 @@ class Wire:
             return event
         if not event.transports:
             if not self._declined:
-                _log.warning("another peer's transport is not 'ucx': lanes to it stay on TCP")
+                _log.warning(
+                    "another peer's transport is not 'ucx', or UCX does not reach it: lanes to it "
+                    "stay on TCP"
+                )
             self._declined = True
             return event
         first, self.transports = not self.transports, event.transports

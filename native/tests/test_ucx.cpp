@@ -218,3 +218,40 @@ TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_secon
   int status = 0;
   CHECK(::waitpid(child, &status, 0) == child && WIFSIGNALED(status));
 }
+
+TEST(a_machine_that_ucx_does_not_reach_is_asked_once_and_then_served_as_it_is) {
+  ConduitEnd a;
+  ConduitEnd b;
+  a.worker = ucx_worker();
+  if (!a.worker) return;
+  const char* before = std::getenv("UCX_TLS");
+  const std::string kept = before != nullptr ? before : "";
+  CHECK(::setenv("UCX_TLS", "self", 1) == 0);  // nobody else reaches this one
+  b.worker = ucx_worker();
+  CHECK((before != nullptr ? ::setenv("UCX_TLS", kept.c_str(), 1) : ::unsetenv("UCX_TLS")) == 0);
+  if (!b.worker) return;
+  auto ends = connection();
+  a.conduit = a.worker->conduit(make_socket_conduit(std::move(ends[0])));
+  b.conduit = b.worker->conduit(make_socket_conduit(std::move(ends[1])));
+  a.begin();
+  b.begin();
+  std::vector<std::byte> none;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!(a.closed && b.closed) && monotonic_s() < until_s) {
+    for (ConduitEnd* end : {&a, &b}) {
+      end->turn(5);
+      end->receive(none, 10);
+      if (end->closed) end->conduit->shut();
+    }
+  }
+  CHECK(a.closed && b.closed && none.empty());
+  auto next = connection();
+  ConduitEnd c;
+  ConduitEnd d;
+  c.conduit = a.worker->conduit(make_socket_conduit(std::move(next[0])));
+  d.conduit = b.worker->conduit(make_socket_conduit(std::move(next[1])));
+  c.begin();
+  d.begin();
+  exchange(c, d, pattern(100'000, 1), pattern(50'000, 2), 1 << 20);
+  CHECK(a.worker->report().declined == 1 && a.worker->report().through_ucx == 0);
+}

@@ -24,6 +24,7 @@ from tests.churn.rules import EMULATED, LinkFault, LinkQuality, emulator_command
 PREFIX = "pccl-churn-"
 NAMESPACES = Path("/run/netns")
 SUBNET = "10.77.0"
+DEVICE = "eth0"  # of a host, in its namespace
 COORDINATOR = "coord"
 EMULATOR_SOURCE = Path(__file__).with_name("emulator.cpp")
 READY_S = 20.0
@@ -168,12 +169,12 @@ class Laboratory:
         for i, host in enumerate(self._made):
             port = f"p{i}"
             ip("-n", switch, "link", "add", port, "type", "veth",
-               "peer", "name", "eth0", "netns", host.namespace)  # fmt: skip
+               "peer", "name", DEVICE, "netns", host.namespace)  # fmt: skip
             ip("-n", switch, "link", "set", port, "master", "br0", "up")
-            self._address(host, "eth0")
+            self._address(host, DEVICE)
             if self._quality.rate_mbit:
                 rate = f"{self._quality.rate_mbit:g}mbit"
-                host.run(["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate,
+                host.run(["tc", "qdisc", "add", "dev", DEVICE, "root", "tbf", "rate", rate,
                           "burst", "128kb", "latency", "100ms"])  # fmt: skip
 
     def _start_emulator(self) -> subprocess.Popen[bytes]:
@@ -190,8 +191,10 @@ class Laboratory:
         if process.stdout.readline() != b"ready\n":
             raise OSError((self._folder / "emulator.err").read_text())
         for host, device in zip(self._made, devices, strict=True):
-            ip("link", "set", device, "netns", host.namespace)
-            self._address(host, device)
+            # One name on all fabrics, and one that the machine has: UCX looks for devices in /sys,
+            # which is still the machine's.
+            ip("link", "set", device, "netns", host.namespace, "name", DEVICE)
+            self._address(host, DEVICE)
         return process
 
     def _address(self, host: Namespace, device: str) -> None:

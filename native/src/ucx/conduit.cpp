@@ -166,7 +166,10 @@ class UcxConduit final : public Conduit {
     if (!intact(header, body)) return Status::protocol;
     const Status status = decode_worker({body, header.length}, name, address);
     if (status != Status::ok) return status;
-    if (!stream_->connect(name, address.data())) return Status::closed;
+    if (!stream_->connect(name, address.data())) {
+      worker_.give_up(signal_->fd());  // the next connection to there goes on as it is
+      return Status::closed;
+    }
     worker_.count(true);
     stage_ = Stage::through_ucx;
     return Status::ok;
@@ -203,7 +206,10 @@ class UcxConduit final : public Conduit {
 }  // namespace
 
 std::unique_ptr<Conduit> UcxWorkerImpl::conduit(std::unique_ptr<Conduit> signal) {
-  if (sizeof(std::uint64_t) + address_.size() > worker_bytes_max) return signal;
+  if (sizeof(std::uint64_t) + address_.size() > worker_bytes_max || gave_up(signal->fd())) {
+    count(false);
+    return signal;
+  }
   UcxStream* stream = open_stream();
   try {
     return std::make_unique<UcxConduit>(*this, std::move(signal), stream);

@@ -4,7 +4,9 @@
 // Errors:    see worker.hpp.
 #include "ucx/worker.hpp"
 
+#include <netinet/in.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -33,6 +35,26 @@ ucp::Ucs prefer(const UcpLibrary& library, ucp::Config* config, const std::strin
                 const char* value) {
   if (std::getenv(variable.c_str()) != nullptr) return ucp::Ucs::ok;
   return library.config_modify(config, variable.c_str() + std::string_view("UCX_").size(), value);
+}
+
+// Then others are asked again for each lane.
+constexpr std::size_t out_of_reach_max = 1024;
+
+/// The address at the other end of a socket, without its port.
+std::string machine_at(int socket) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return {};
+  const auto text = [](const void* bytes, std::size_t count) {
+    return std::string(static_cast<const char*>(bytes), count);
+  };
+  if (address.ss_family == AF_INET) {
+    return text(&reinterpret_cast<const sockaddr_in&>(address).sin_addr, sizeof(in_addr));
+  }
+  if (address.ss_family == AF_INET6) {
+    return text(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(in6_addr));
+  }
+  return {};
 }
 
 std::uint64_t random_name() noexcept {
@@ -238,6 +260,19 @@ ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header
   if (found == streams_.end()) return ucp::Ucs::ok;
   const bool rendezvous = (param->attributes & ucp::ReceivedParam::rendezvous) != 0;
   return found->second->hear(id, said, data, bytes, rendezvous);
+}
+
+void UcxWorkerImpl::give_up(int socket) noexcept {
+  try {
+    if (gave_up(socket) || out_of_reach_.size() >= out_of_reach_max) return;
+    out_of_reach_.push_back(machine_at(socket));
+  } catch (...) {  // no memory: it is asked again
+  }
+}
+
+bool UcxWorkerImpl::gave_up(int socket) const {
+  return !out_of_reach_.empty() && std::find(out_of_reach_.begin(), out_of_reach_.end(),
+                                             machine_at(socket)) != out_of_reach_.end();
 }
 
 UcxReport UcxWorkerImpl::report() const {

@@ -36,6 +36,9 @@ class UcxWorkerImpl final : public UcxWorker {
   UcxStream* open_stream();
   /// The stream ends; what UCX still holds of it is waited for here.
   void give_back(UcxStream* stream) noexcept;
+  /// UCX does not reach the machine at the other end of this socket: conduits to it stay as they
+  /// are.
+  void give_up(int socket) noexcept;
   /// Lets UCX look at once what has come.
   void look() noexcept;
   void count(bool through_ucx) noexcept {
@@ -54,6 +57,7 @@ class UcxWorkerImpl final : public UcxWorker {
   bool handle(unsigned id, ucp::Received callback) noexcept;
   void settle(UcxStream& stream) noexcept;
   [[nodiscard]] bool any_ready() const noexcept;
+  [[nodiscard]] bool gave_up(int socket) const;
   void reap() noexcept;
 
   std::unique_ptr<UcpLibrary> library_;
@@ -62,6 +66,7 @@ class UcxWorkerImpl final : public UcxWorker {
   std::vector<std::byte> address_;
   std::unordered_map<std::uint64_t, std::unique_ptr<UcxStream>> streams_;
   std::vector<std::unique_ptr<UcxStream>> ending_;
+  std::vector<std::string> out_of_reach_;  // machines, by the addresses of their sockets
   std::string transports_;
   bool rdma_ = false;
   bool changed_ = false;
