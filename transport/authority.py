@@ -162,7 +162,7 @@ def key_of_request(request_der: bytes) -> Ed25519PublicKey:
         request = x509.load_der_x509_csr(request_der)
         key = request.public_key()
         signed = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise RemoteError(f"no certificate request: {error}") from error
     if not signed or not isinstance(key, Ed25519PublicKey):
         raise RemoteError("a certificate request that its key has not signed")

@@ -83,7 +83,12 @@ def name_in(certificate_der: bytes) -> Name:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         units = certificate.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATIONAL_UNIT_NAME)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise RemoteError(f"a certificate without a name of ours: {error}") from error
     found = _URI.fullmatch(uris[0]) if len(uris) == 1 and len(list(names)) == 1 else None
     if found is None:
@@ -108,7 +113,7 @@ def parse_certificate(certificate_der: bytes) -> Certificate:
         raise RemoteError(f"a certificate of {len(certificate_der)} bytes")
     try:
         return x509.load_der_x509_certificate(certificate_der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise RemoteError(f"no certificate: {error}") from error
 
 
