@@ -17,6 +17,23 @@ REQUEST = b64decode(
     "/tC3dgs1QpDKx4kUxYQE7xZe9aBnQUcZw2xzeoWgFx/pD/xHAMYHE4CCTNhwz2GdgvzsSlQWl8KwMroI"
 )
 
+# Likewise: a certificate whose subject has a bit string for a country or the like.
+CERTIFICATE = b64decode(
+    "MIIB7jCCAaCgAwIBAgIPAIEBggKDA4QEhQWGBocHMAUGAytlcDA0MTIwMAYDVQQDDClwY2NsIHJ1biAwMDAxMDIwMz"
+    "A0MDUwNjA3MDgwOTBhMGIwYzBkMGUwZjAeFw0yMzExMTQyMjA4MjBaFw0yMzExMTQyMzEzMjBaMD0xEDAOBgNVBAsM"
+    "B3RyYWluZXIxKTAnBgNVBAMDIDU2NDc1YWE3NTQ2MzQ3NGMwMjg1ZGY1ZGJmMmJjYWI3MCowBQYDK2VwAyEAA6EHv/"
+    "POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbijgb8wgbwwDAYDVR0TAQH/BAIwADAOBgNVHQ8BAf8EBAMCB4AwHQYD"
+    "VR0lBBYwFAYIKwYBBQUHAwIGCCsGAQUFBwMBMFwGA1UdEQRVMFOGUXBjY2w6Ly9ydW4vMDAwMTAyMDMwNDA1MDYwNz"
+    "A4MDkwYTBiMGMwZDBlMGYvcGVlci81NjQ3NWFhNzU0NjM0NzRjMDI4NWRmNWRiZjJiY2FiNzAfBgNVHSMEGDAWgBT9"
+    "gabbZNb69/cCwHlxqCwlwdw8kDAFBgMrZXADQQD0iP7wvB+HDw7GslrSiykdJKkrqobMC/VqkWi+jOU3yiJFlV+zpv"
+    "I+92k2RMgzIW1Vn5iFxgcDfFPwHtGiPVYP"
+)
+
+
+def test_a_certificate_with_a_subject_that_cannot_be_read_is_the_senders_fault() -> None:
+    with pytest.raises(RemoteError):
+        name_in(CERTIFICATE)
+
 
 def test_a_request_of_a_version_that_nobody_knows_is_the_senders_fault() -> None:
     with pytest.raises(RemoteError, match="version"):
