@@ -21,6 +21,7 @@ from pccl.transport.identity import (
     name_in,
     parse_certificate,
     peer_id_of_raw,
+    unreadable,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ def check_leaf(leaf_der: bytes, ca_der: bytes, now_s: float) -> Name:
         RemoteError: says what is wrong with it.
     """
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     leaf, authority = parse_certificate(leaf_der), parse_certificate(ca_der)
     ed25519_key(authority)
@@ -127,14 +127,7 @@ def check_leaf(leaf_der: bytes, ca_der: bytes, now_s: float) -> Name:
         constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
         leaf.verify_directly_issued_by(authority)
         authority.verify_directly_issued_by(authority)
-    except (
-        ValueError,
-        TypeError,
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-    ) as error:
+    except unreadable() as error:
         raise RemoteError("a certificate that this run's CA has not signed") from error
     if not constraints.ca:
         raise RemoteError("what is shown as the run's CA is none")
@@ -160,7 +153,6 @@ def make_request(key: Ed25519PrivateKey) -> bytes:
 def key_of_request(request_der: bytes) -> Ed25519PublicKey:
     """Returns the key of a request, whose owner has signed it.  Raises RemoteError."""
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if len(request_der) > REQUEST_BYTES_MAX:
@@ -169,7 +161,7 @@ def key_of_request(request_der: bytes) -> Ed25519PublicKey:
         request = x509.load_der_x509_csr(request_der)
         key = request.public_key()
         signed = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except unreadable() as error:
         raise RemoteError(f"no certificate request: {error}") from error
     if not signed or not isinstance(key, Ed25519PublicKey):
         raise RemoteError("a certificate request that its key has not signed")

@@ -83,12 +83,7 @@ def name_in(certificate_der: bytes) -> Name:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         units = certificate.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATIONAL_UNIT_NAME)
-    except (
-        ValueError,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except unreadable() as error:
         raise RemoteError(f"a certificate without a name of ours: {error}") from error
     found = _URI.fullmatch(uris[0]) if len(uris) == 1 and len(list(names)) == 1 else None
     if found is None:
@@ -105,6 +100,24 @@ def name_in(certificate_der: bytes) -> Name:
     return Name(bytes.fromhex(run_id), peer_id, Role(role))
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """Returns what `cryptography` raises about bytes that it cannot make sense of: it has no common
+    base for that, and parses much only when it is looked at."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    return (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    )
+
+
 def parse_certificate(certificate_der: bytes) -> Certificate:
     """Raises RemoteError if the bytes are no X.509 certificate, or a huge one."""
     from cryptography import x509
@@ -113,18 +126,17 @@ def parse_certificate(certificate_der: bytes) -> Certificate:
         raise RemoteError(f"a certificate of {len(certificate_der)} bytes")
     try:
         return x509.load_der_x509_certificate(certificate_der)
-    except (ValueError, x509.InvalidVersion, Warning) as error:  # -W error: an odd serial number
+    except unreadable() as error:
         raise RemoteError(f"no certificate: {error}") from error
 
 
 def ed25519_key(certificate: Certificate) -> Ed25519PublicKey:
     """Returns the key that a certificate is about.  Raises RemoteError for any other kind."""
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except unreadable() as error:
         raise RemoteError(f"a certificate with an unreadable key: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise RemoteError("a certificate whose key is not Ed25519")
