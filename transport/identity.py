@@ -115,6 +115,7 @@ def unreadable() -> tuple[type[Exception], ...]:
         x509.ExtensionNotFound,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
+        Warning,  # where they are errors: an odd serial number
     )
 
 
