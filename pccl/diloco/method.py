@@ -236,7 +236,10 @@ class OuterOptimizer(ABC):
                 after `finish`.
         """
         self._check_idle()
-        shared = {name: torch.as_tensor(a).clone() for name, a in self.shared_arrays().items()}
+        shared = {
+            name: torch.as_tensor(a, device="cpu").clone()
+            for name, a in self.shared_arrays().items()
+        }
         return {**shared, **{name: tensor.clone() for name, tensor in self._own_arrays().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -251,12 +254,14 @@ class OuterOptimizer(ABC):
             difference = min(set(targets) ^ set(state))
             raise UsageError(f"the state is of another method or model: {difference!r}")
         for name, target in targets.items():
-            if tuple(torch.as_tensor(state[name]).shape) != tuple(target.shape):
+            if tuple(torch.as_tensor(state[name], device="cpu").shape) != tuple(target.shape):
                 raise UsageError(f"{name!r} has another shape in the state than in this model")
 
         def write() -> None:
             for name, target in targets.items():
-                torch.as_tensor(target).copy_(torch.as_tensor(state[name]))
+                torch.as_tensor(target, device="cpu").copy_(
+                    torch.as_tensor(state[name], device="cpu")
+                )
 
         self._shared.overwrite(write)
         self._since = self._tokens = 0

@@ -140,4 +140,4 @@ def refuse_late_shards(comm: Communicator) -> None:
 
 def as_tensor(array: Any) -> Tensor:
     """Views what came of a reduction, here or replayed, as a tensor."""
-    return torch.as_tensor(array)
+    return torch.as_tensor(array, device="cpu")  # wherever the program makes its own
