@@ -21,6 +21,7 @@ from pccl.transport.identity import (
     name_in,
     parse_certificate,
     peer_id_of_raw,
+    require_all_bits,
     unreadable,
 )
 
@@ -159,6 +160,7 @@ def key_of_request(request_der: bytes) -> Ed25519PublicKey:
         raise RemoteError(f"a certificate request of {len(request_der)} bytes")
     try:
         request = x509.load_der_x509_csr(request_der)
+        require_all_bits(request_der, request.signature)
         key = request.public_key()
         signed = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
     except unreadable() as error:

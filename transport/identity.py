@@ -119,6 +119,13 @@ def unreadable() -> tuple[type[Exception], ...]:
     )
 
 
+def require_all_bits(signed_der: bytes, signature: bytes) -> None:
+    """Raises ValueError unless the signature at the end is encoded as the one whole number of bytes
+    that it is: else a bit turned there might be overlooked, being called unused."""
+    if signed_der[-len(signature) - 1 :] != b"\0" + signature:
+        raise ValueError("the signature is not encoded as it was made")
+
+
 def parse_certificate(certificate_der: bytes) -> Certificate:
     """Raises RemoteError if the bytes are no X.509 certificate, or a huge one."""
     from cryptography import x509
@@ -126,7 +133,9 @@ def parse_certificate(certificate_der: bytes) -> Certificate:
     if len(certificate_der) > CERTIFICATE_BYTES_MAX:
         raise RemoteError(f"a certificate of {len(certificate_der)} bytes")
     try:
-        return x509.load_der_x509_certificate(certificate_der)
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        require_all_bits(certificate_der, certificate.signature)
+        return certificate
     except unreadable() as error:
         raise RemoteError(f"no certificate: {error}") from error
 

@@ -16,6 +16,7 @@ from functools import partial
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError
 from pccl.membership.agent_security import ask_offer
 from pccl.membership.enrolment import (
@@ -211,7 +212,8 @@ def in_sixteens(work: list[Callable[[], Awaitable[object]]]) -> list[object]:
 
 
 def test_a_coordinator_gives_no_certificate_for_anything_turned(laboratory: Laboratory) -> None:
-    with laboratory.coordinator():
+    many = ControlLimits(identity_opening_burst_max=100_000)  # all of one ticket's, and one peer's
+    with laboratory.coordinator(limits=many):
         ticket = laboratory.ticket(uses=4)
         length = len(enrolment_codec.encode(EnrolRequest(ENROLMENT_VERSION, ticket.token_id)))
         asked = in_sixteens(

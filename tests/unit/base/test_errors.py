@@ -6,6 +6,7 @@ import pytest
 
 from pccl.base import errors
 from pccl.base.errors import (
+    CannotCatchUp,
     Closed,
     ConnectError,
     CorruptResult,
@@ -41,7 +42,7 @@ def test_every_error_is_caught_as_a_pccl_error_and_drawn_in_the_tree(kind: type[
 
 def test_exactly_the_errors_that_pass_by_themselves_are_retryable() -> None:
     retryable = {kind for kind in ALL if kind.retryable}
-    passing = {DeadlineExceeded, PeerLost, StaleView, ViewChanged}
+    passing = {DeadlineExceeded, CannotCatchUp, PeerLost, StaleView, ViewChanged}
     assert retryable == passing | {WorldTooSmall, Excluded}
 
 
