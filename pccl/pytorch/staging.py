@@ -219,6 +219,10 @@ class Trip:
         """The inputs are on the host: the device's memory may be used again."""
         self._fetches = []
 
+    def renew(self) -> None:
+        """Has the copies of results wait for what the current streams do until now."""
+        self._called = {device: self._layer.mark(device) for device in self._called}
+
     def land(self, landing: Landing) -> None:
         """Begins the copies of the results to the device; the twins are not used any more."""
         marks = [

@@ -8,12 +8,16 @@ from __future__ import annotations
 import signal
 import tempfile
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from pccl.pytorch import Batches, State
+from pccl.pytorch import Batches, PeerLost, State
+from pccl.pytorch.elastic.group import RolledBack
 from tests.torch import exact
+from tests.torch.fake_device import FakeMark
 from tests.torch.members import Member, Members, check
 from tests.torch.outer_members import train as train_outer
 from tests.torch.outer_replay import check as check_outer
@@ -121,6 +125,50 @@ def test_a_mean_waits_for_the_kernel_that_computes_its_input() -> None:
     # Of k and k + 1, the second twice as heavy.
     assert found[0] == found[1]
     assert found[0] == [[pytest.approx(step + 2 / 3)] for step in range(3)]
+
+
+class BrokenMark(FakeMark):
+    def wait(self) -> None:
+        raise RuntimeError("the device has failed")
+
+
+def fails_to_begin(me: Member, what: str) -> list[Any]:
+    """Returns the tensors of a step in which something of member 1 does not begin, what commit
+    said, and why; then of one in which nothing goes wrong."""
+    group = enter(me, 1, 2)
+    settle(group, "fake")
+    device, run, said = group._staging._layer, group.run, []
+    fetch, issue = device.fetch, run.issue
+
+    def refuse(*args: Any) -> Any:
+        raise PeerLost("the view has changed", op="all_gather")
+
+    for broken in (me.number == 1, False):
+        group.begin(State(model=torch.nn.Linear(1, 1)))
+        device.fetch = (lambda *_: BrokenMark()) if broken and what == "fetch" else fetch
+        run.issue = refuse if broken and what == "issue" else issue
+        gradient, rows = torch.full((3,), float(me.number)), torch.full((2, 3), 9.0)
+        group.reduce_gradient(gradient)
+        if what == "issue":
+            dist.all_gather_into_tensor(rows, torch.full((3,), float(me.number + 1)))
+        done = group.commit()
+        said.append([done, gradient.tolist(), sorted(rows[:, 0].tolist())])
+    reasons = [event.reason for event in group.events() if isinstance(event, RolledBack)]
+    return [said, reasons]
+
+
+@pytest.mark.parametrize(("what", "why"), [("fetch", "device has failed"), ("issue", "view has")])
+def test_what_does_not_begin_fails_the_step_on_all_and_nothing_is_written(
+    what: str, why: str
+) -> None:
+    with Members(fails_to_begin, what) as members:
+        members.start(0, 1)
+        found = [members.result(number) for number in range(2)]
+    for number, ((failed, after), reasons) in enumerate(found):
+        rows = [9.0, 9.0] if number == 1 or what == "fetch" else failed[2]
+        assert failed == [False, [float(number)] * 3, rows]
+        assert after == [True, [0.5] * 3, [1.0, 2.0] if what == "issue" else [9.0, 9.0]]
+        assert len(reasons) == 1 and why in reasons[0]
 
 
 def nothing_counts(me: Member) -> list[float]:

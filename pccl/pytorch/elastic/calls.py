@@ -24,6 +24,7 @@ class ElasticCalls(GroupBase):
     """How a call becomes a Work; to stand before the classes that make the calls."""
 
     run: ElasticRun
+    _tells_failures = False  # to the caller, also those that the commit will tell
 
     def _launch(
         self,
@@ -42,11 +43,16 @@ class ElasticCalls(GroupBase):
         except PcclDistError as error:
             if isinstance(error, Misused) or self.run.absorb(error, op) is not None:
                 raise
+            if self._tells_failures:
+                raise
             return self._noted(PcclWork(self.run, op, (), result))
 
 
 class ElasticHost(ElasticCalls, HostGroup):
-    """The calls of an elastic group for tensors of a device, by their twins."""
+    """The calls of an elastic group for tensors of a device, by their twins: twins of what has not
+    begun must not be copied back, so whoever would do that is told."""
+
+    _tells_failures = True
 
 
 def _copy(posting: Posting) -> None:

@@ -23,23 +23,33 @@ NONE: Final[tuple[Mark, ...]] = ()
 
 
 class _Posting:
-    """A reduction that begins when its tensor's copy is there; what a launcher launches."""
+    """A reduction that begins when its tensor's copy is there; what a launcher launches.  Whatever
+    goes wrong, the step must hear of it: nobody waits for the launcher's thread."""
 
-    def __init__(self, marks: Sequence[Mark], post: Callable[[], None]) -> None:
+    def __init__(
+        self, marks: Sequence[Mark], post: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None:
         self.op = "reduce_gradient"
-        self._marks, self._post = marks, post
+        self._marks, self._post, self._failed = marks, post, failed
 
     def launch(self) -> None:
-        for mark in self._marks:
-            mark.wait()
-        self._post()
+        try:
+            for mark in self._marks:
+                mark.wait()
+            self._post()
+        except Exception as error:  # the device's own, for example
+            self._failed(error)
 
 
 class DeviceReductions:
     """Made by a Transaction, which calls `add` and `queue` under its lock."""
 
-    def __init__(self, staging: Staging) -> None:
-        self._staging = staging
+    def __init__(self, staging: Staging, failed: Callable[[Exception], None]) -> None:
+        """
+        Args:
+            failed: told, on the launcher's thread, what kept a reduction from beginning.
+        """
+        self._staging, self._failed = staging, failed
         self._tensors: list[Tensor] = []
         self._trips: list[Trip] = []
 
@@ -68,11 +78,11 @@ class DeviceReductions:
             trip.arrived()
             post(twin)
 
-        self._staging.launcher.submit(_Posting(trip.marks, begin))
+        self._staging.launcher.submit(_Posting(trip.marks, begin, self._failed))
 
     def queue(self, post: Callable[[], None]) -> None:
         """Has something called behind what waits for the device."""
-        self._staging.launcher.submit(_Posting(NONE, post))
+        self._staging.launcher.submit(_Posting(NONE, post, self._failed))
 
     def drain(self, timeout_s: float) -> bool:
         """Waits until everything is posted; says whether it is."""
@@ -83,5 +93,6 @@ class DeviceReductions:
         """Copies the means to the device; what the program does next there comes after that."""
         landing = self._staging.landing(self._tensors)
         for trip in self._trips:
+            trip.renew()  # the program may have read the gradients since
             trip.land(landing)
         landing.join()

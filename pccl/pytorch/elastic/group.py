@@ -172,6 +172,8 @@ class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
         self._weight = float(weight)
 
     def _meet(self, state: State, deadline: Deadline) -> None:
+        for queue in self.run.queues:  # what was called among those of before concerns them
+            queue.drain(deadline.remaining_s())
         if self.run.alone:
             self.replica.gather()
         meeting = Meeting(

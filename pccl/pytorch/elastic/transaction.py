@@ -24,7 +24,7 @@ from pccl.base.errors import Closed, DeadlineExceeded, PcclError, UsageError
 from pccl.communicator import Communicator
 from pccl.outcome import Outcome
 from pccl.pytorch.elastic.device_reductions import DeviceReductions
-from pccl.pytorch.errors import Misused, PcclDistError
+from pccl.pytorch.errors import Misused
 from pccl.pytorch.layout import require_dense
 from pccl.pytorch.staged import Staging
 
@@ -53,7 +53,7 @@ class Transaction:
         self._step = communicator.step(name, timeout_s)
         self._step.__enter__()
         self._replays, self._timeout_s = replays, timeout_s
-        self._device = None if staging is None else DeviceReductions(staging)
+        self._device = None if staging is None else DeviceReductions(staging, self._failed)
         self._lock = threading.Lock()
         # The engine works in their memory; each with its version when that began.
         self._tensors: list[tuple[torch.Tensor, int]] = []
@@ -113,9 +113,9 @@ class Transaction:
         with self._lock:
             self._enter(memory, tag, weight)
             if device is not None and lies_there:
-                device.add(memory, self._noting(post))
+                device.add(memory, partial(self._locked, post))
             elif device is not None and device.some and tag is None:  # in program order
-                device.queue(partial(self._noting(post), memory))
+                device.queue(partial(self._locked, post, memory))
             else:
                 post(memory)
 
@@ -149,16 +149,13 @@ class Transaction:
         except UsageError as error:
             raise Misused(str(error), op="reduce") from error
 
-    def _noting(self, post: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
-        """On the launcher's thread nobody would hear an error: the commit tells it."""
+    def _locked(self, post: Callable[[torch.Tensor], None], memory: torch.Tensor) -> None:
+        """On the launcher's thread, beside what the program posts itself."""
+        with self._lock:
+            post(memory)
 
-        def act(memory: torch.Tensor) -> None:
-            try:
-                post(memory)
-            except (PcclError, PcclDistError) as error:
-                self.note(error, "reduce_gradient")
-
-        return act
+    def _failed(self, error: Exception) -> None:
+        self.note(error, "reduce_gradient")
 
     def await_device(self) -> None:
         """Waits until all that was handed in is on its way; else the step is to fail."""
