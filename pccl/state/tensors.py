@@ -243,11 +243,18 @@ def _twin(name: str, tensor: Any, torch: Any) -> Cell:
         )
     twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
+    def settle() -> None:
+        """Others read and write on other streams than the program: theirs and its must be over."""
+        if tensor.is_cuda:
+            torch.cuda.synchronize(tensor.device)
+
     def pull() -> None:
+        settle()
         twin.copy_(tensor)
 
     def push() -> None:
         tensor.copy_(twin)
+        settle()
 
     cell = _cell(name, describe(twin, name=f"{name!r}"), pull, push)
     pull()
