@@ -83,6 +83,23 @@ def test_so_many_connections_of_one_certificate_are_open_at_once(laboratory: Lab
         assert isinstance(refused, Refused) and refused.code == "crowded"
 
 
+def test_connections_that_began_with_nonsense_are_counted_out_again(laboratory: Laboratory) -> None:
+    async def told(material: TlsMaterial, said: bytes) -> object:
+        channel = await member(laboratory.address, material)
+        channel.send(said)
+        answer = await channel.receive(10)
+        await channel.finish(1)
+        return coordinator_codec.decode(answer or b"")
+
+    with laboratory.coordinator():
+        material = enrol(laboratory.address, laboratory.ticket()).material
+        assert material is not None
+        for _ in range(ControlLimits().identity_connections_max + 1):
+            answer = asyncio.run(told(material, b"\x91\x7f"))
+            assert isinstance(answer, Refused) and answer.code == "message"
+        assert isinstance(asyncio.run(told(material, ASKED)), StatusReply)
+
+
 def test_messages_have_one_rate_over_all_connections_of_a_certificate(
     laboratory: Laboratory,
 ) -> None:
