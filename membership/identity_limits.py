@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pccl.base.config import ControlLimits
 from pccl.transport.token_bucket import TokenBucket
 
-IDENTITIES_MAX = 4096  # more than connections: those in use are never forgotten
+IDENTITIES_MAX = 4096  # as many as connections: those in use are never forgotten
+UNRULY_S = 10.0
+UNRULY_MAX = 4096
 
 
 @dataclass(slots=True)
@@ -46,8 +48,8 @@ class IdentityLimits:
         """Counts one more connection; returns None if it is one too many, or comes too soon."""
         identity = self._known.get(name)
         if identity is None:
+            self._make_room()
             identity = self._known[name] = self._new(now_s)
-            self._forget_some()
         self._known.move_to_end(name)
         if identity.connections >= self._limits.identity_connections_max:
             return None
@@ -68,9 +70,29 @@ class IdentityLimits:
             bucket(limits.native_burst_max, limits.native_rate_per_s),
         )
 
-    def _forget_some(self) -> None:
-        if len(self._known) <= IDENTITIES_MAX:
+    def _make_room(self) -> None:
+        if len(self._known) < IDENTITIES_MAX:
             return
         idle = next((name for name, one in self._known.items() if not one.connections), None)
         if idle is not None:
             del self._known[idle]
+
+
+class Unruly:
+    """Where an identity went beyond its limits, for UNRULY_S after it; of UNRULY_MAX places, those
+    where it happened last."""
+
+    def __init__(self) -> None:
+        self._until_s: OrderedDict[str, float] = OrderedDict()  # the one that ends first in front
+
+    def __len__(self) -> int:
+        return len(self._until_s)
+
+    def note(self, place: str, now_s: float) -> None:
+        self._until_s[place] = now_s + UNRULY_S
+        self._until_s.move_to_end(place)
+        while len(self) > UNRULY_MAX or next(iter(self._until_s.values())) <= now_s:
+            self._until_s.popitem(last=False)
+
+    def has(self, place: str, now_s: float) -> bool:
+        return self._until_s.get(place, 0.0) > now_s
