@@ -3,11 +3,12 @@
 A certificate, or a ticket, gets its holder past the limits for strangers; a process gone wrong, or
 one that was taken over, could then open connections without end, or send as much over each new one
 as over the first.  So connections and messages are counted by identity: the peer that a certificate
-names, or the ticket that a question for the status came by.
+names, or the ticket and the address that a question for the status came by.
 
 Invariant: an identity has at most `identity_connections_max` connections, opens so many in a time
 and no more, and its messages share one allowance for each protocol; those that are up are not
-touched when more are refused; what is remembered is bounded, too.
+touched when more are refused; what is remembered is bounded, too.  Who only asks by a ticket, which
+many may share, has at most `asking_connections_max`, and opens them at the pace of handshakes.
 """
 
 from __future__ import annotations
@@ -44,16 +45,22 @@ class IdentityLimits:
     def __len__(self) -> int:
         return len(self._known)
 
-    def enter(self, name: bytes, now_s: float) -> Identity | None:
-        """Counts one more connection; returns None if it is one too many, or comes too soon."""
+    def enter(self, name: bytes, now_s: float, *, asks: bool = False) -> Identity | None:
+        """Counts one more connection; returns None if it is one too many, or comes too soon.
+
+        Args:
+            asks: it can ask for the status and do nothing else.
+        """
         identity = self._known.get(name)
         if identity is None:
             self._make_room()
             identity = self._known[name] = self._new(now_s)
         self._known.move_to_end(name)
-        if identity.connections >= self._limits.identity_connections_max:
+        limits = self._limits
+        most = limits.asking_connections_max if asks else limits.identity_connections_max
+        if identity.connections >= most:
             return None
-        if identity.opening.take(now_s) > 0:
+        if not asks and identity.opening.take(now_s) > 0:
             return None
         identity.connections += 1
         return identity

@@ -129,7 +129,7 @@ class Security:
             asked = peer_codec.encode(StatusRequest())
             ticket = enrolment_codec.decode(first)
             assert isinstance(ticket, EnrolRequest)  # as it was served
-            return self._guard(channel, None, asked, ticket.token_id)
+            return self._guard(channel, None, asked, ticket.token_id, asks=True)
         if name.run_id != self.run_id or name.role is Role.COORDINATOR:
             self._refuse(channel, first, "identity", "a certificate of another run", b"")
         if name.peer_id in self._denied:
@@ -147,20 +147,24 @@ class Security:
         first: bytes,
         identity: bytes,
         *,
+        asks: bool = False,
         native_only: bool = False,
     ) -> Guard:
-        entered = self._enter(channel, first, identity)
+        entered = self._enter(channel, first, identity, asks=asks)
         return Guard(
             channel, name, first, self.audit, self._members, entered, native_only=native_only
         )
 
-    def _enter(self, channel: Channel, first: bytes, identity: bytes) -> Identity:
+    def _enter(
+        self, channel: Channel, first: bytes, identity: bytes, *, asks: bool = False
+    ) -> Identity:
         """Counts one more connection of an identity.  Raises RemoteError, and tells it, if there
         are too many."""
-        now_s = self._clock()
-        entered = self._limits.enter(identity, now_s)
+        now_s, group = self._clock(), address_group(channel.remote_host)
+        counted_as = identity + group.encode() if asks else identity
+        entered = self._limits.enter(counted_as, now_s, asks=asks)
         if entered is None:
-            self._unruly.note(address_group(channel.remote_host), now_s)
+            self._unruly.note(group, now_s)
             self.audit.refused("limit", identity, channel.remote_host, TOO_MANY)
             if native_frames.is_native(first):
                 refuse_native(channel, native_frames.RefusalCode.LIMIT, TOO_MANY)
