@@ -349,12 +349,15 @@ class CoordinatorService:
 
     async def _serve(self, channel: Channel, first: bytes) -> None:
         """One connection from its first frame to its end."""
-        guard: Guard | None = None
-        if self._security is not None:
-            guard = await self._security.enter(channel, first)
-            if guard is None:
-                return
-            first = guard.first
+        if self._security is None:
+            await self._converse(channel, first, None)
+        elif (guard := await self._security.enter(channel, first)) is not None:
+            try:
+                await self._converse(channel, guard.first, guard)
+            finally:
+                guard.end()
+
+    async def _converse(self, channel: Channel, first: bytes, guard: Guard | None) -> None:
         native = native_frames.is_native(first)
         idle_s = STATUS_IDLE_S if read_first(channel, first) else None
         bucket = (guard or self._server).bucket(native=native)
@@ -371,8 +374,6 @@ class CoordinatorService:
                 self._post(event)
                 body = await self._next_body(channel, idle_s)
         finally:
-            if guard is not None:
-                guard.end()
             del self._connections[conn]
             self._post(ConnDown(conn))
 

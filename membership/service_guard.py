@@ -17,6 +17,7 @@ from pccl.membership.service_audit import Audit
 from pccl.membership.service_refusals import refuse_either
 from pccl.transport import native_frames
 from pccl.transport.channel import Channel
+from pccl.transport.handshake_pace import address_group
 from pccl.transport.identity import Name, Role
 from pccl.transport.token_bucket import TokenBucket
 
@@ -69,7 +70,7 @@ class Guard:
 
         Args:
             first: what to read as its first body.
-            members: connections of peers by address.
+            members: connections of peers by `address_group`.
         """
         self.first = first
         self._channel = channel
@@ -79,6 +80,7 @@ class Guard:
         self._native_only = native_only
         self._identity = identity
         self._host = channel.remote_host
+        self._group = address_group(self._host)
         self._counted = False
 
     @property
@@ -98,7 +100,7 @@ class Guard:
         """The machine took it in: new connections from its address come first from now on."""
         if not self._counted:
             self._counted = True
-            self._members[self._host] += 1
+            self._members[self._group] += 1
             if not native:
                 self._audit.admitted(self.peer_id, self._host, "")
 
@@ -117,6 +119,6 @@ class Guard:
     def end(self) -> None:
         self._identity.connections -= 1
         if self._counted:
-            self._members[self._host] -= 1
-            if self._members[self._host] <= 0:
-                del self._members[self._host]
+            self._members[self._group] -= 1
+            if self._members[self._group] <= 0:
+                del self._members[self._group]

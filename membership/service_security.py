@@ -26,7 +26,7 @@ from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError
 from pccl.base.log import get_logger
 from pccl.membership.enrolment import EnrolRequest, enrolment_codec, is_enrolment
-from pccl.membership.identity_limits import Identity, IdentityLimits
+from pccl.membership.identity_limits import Identity, IdentityLimits, Unruly
 from pccl.membership.messages import Refused, StatusRequest, coordinator_codec, peer_codec
 from pccl.membership.service_audit import Audit
 from pccl.membership.service_ca import AUDIT, CaFolder
@@ -37,6 +37,7 @@ from pccl.transport import engine_tls, native_frames
 from pccl.transport.authority import key_pem, pem
 from pccl.transport.channel import Channel
 from pccl.transport.framing import HEAD_BYTES, frame
+from pccl.transport.handshake_pace import address_group
 from pccl.transport.identity import Name, Role, TlsMaterial
 from pccl.transport.native_core import load_native
 from pccl.transport.tls import ServerIdentity, server_context
@@ -49,7 +50,6 @@ PLAIN_TEXT: Final = (
     "this run is secured: everything on this port is TLS; pass a join ticket to pccl.connect"
     "(ticket=...) or in PCCL_TICKET; whoever runs `pccl ca ticket` gives you one"
 )
-UNRULY_S: Final = 10.0
 TOO_MANY: Final = (
     "too many connections of this peer, or of this ticket; close some, or come more slowly"
 )
@@ -74,9 +74,9 @@ class Security:
         self._plain_engines = plain_engines
         self._denied: frozenset[bytes] = ca.ledger.denied()
         self._version = ca.ledger.version()
-        self._members: Counter[str] = Counter()  # connections of peers, by address
+        self._members: Counter[str] = Counter()  # connections of peers, by `address_group`
         self._limits = IdentityLimits(limits or ControlLimits())
-        self._unruly: dict[str, float] = {}  # where an identity went beyond its limits, until when
+        self._unruly = Unruly()  # by `address_group`
         self._identity = self._new_identity()
         self._renew_at_s = clock() + self.life_s * RENEWED_AT
         self.libraries = _libraries()
@@ -129,7 +129,7 @@ class Security:
             asked = peer_codec.encode(StatusRequest())
             ticket = enrolment_codec.decode(first)
             assert isinstance(ticket, EnrolRequest)  # as it was served
-            return self._guard(channel, None, asked, ticket.token_id)
+            return self._guard(channel, None, asked, ticket.token_id, asks=True)
         if name.run_id != self.run_id or name.role is Role.COORDINATOR:
             self._refuse(channel, first, "identity", "a certificate of another run", b"")
         if name.peer_id in self._denied:
@@ -147,32 +147,33 @@ class Security:
         first: bytes,
         identity: bytes,
         *,
+        asks: bool = False,
         native_only: bool = False,
     ) -> Guard:
-        entered = self._enter(channel, first, identity)
+        entered = self._enter(channel, first, identity, asks=asks)
         return Guard(
             channel, name, first, self.audit, self._members, entered, native_only=native_only
         )
 
-    def _enter(self, channel: Channel, first: bytes, identity: bytes) -> Identity:
+    def _enter(
+        self, channel: Channel, first: bytes, identity: bytes, *, asks: bool = False
+    ) -> Identity:
         """Counts one more connection of an identity.  Raises RemoteError, and tells it, if there
         are too many."""
-        now_s = self._clock()
-        entered = self._limits.enter(identity, now_s)
+        now_s, group = self._clock(), address_group(channel.remote_host)
+        counted_as = identity + group.encode() if asks else identity
+        entered = self._limits.enter(counted_as, now_s, asks=asks)
         if entered is None:
-            self._unruly[channel.remote_host] = now_s + UNRULY_S
+            self._unruly.note(group, now_s)
             self.audit.refused("limit", identity, channel.remote_host, TOO_MANY)
             if native_frames.is_native(first):
                 refuse_native(channel, native_frames.RefusalCode.LIMIT, TOO_MANY)
             refuse(channel, "crowded", TOO_MANY)  # so that an honest one tries again
         return entered
 
-    def _is_preferred(self, host: str) -> bool:
+    def _is_preferred(self, group: str) -> bool:
         """Says whether handshakes from there come first: members are there, and none misbehaves."""
-        if self._unruly.get(host, 0.0) > self._clock():
-            return False
-        self._unruly.pop(host, None)
-        return self._members[host] > 0
+        return self._members[group] > 0 and not self._unruly.has(group, self._clock())
 
     def _refuse(self, channel: Channel, body: bytes, code: str, text: str, peer: bytes) -> NoReturn:
         self.audit.refused(code, peer, channel.remote_host, text)

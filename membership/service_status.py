@@ -11,7 +11,15 @@ from typing import Any, Final
 from pccl.base.clock import Deadline
 from pccl.base.errors import ConnectError, DeadlineExceeded, RemoteError
 from pccl.membership.agent_security import open_for_status
+from pccl.membership.enrolment import (
+    EnrolmentRefused,
+    EnrolRefused,
+    WrongRun,
+    enrolment_codec,
+    is_enrolment,
+)
 from pccl.membership.messages import (
+    REFUSALS_FOR_NOW,
     Refused,
     StatusReply,
     StatusRequest,
@@ -26,51 +34,90 @@ from pccl.transport.join_ticket import JoinTicket
 AGAIN_S: Final = (0.02, 0.2)  # between two tries at a port that turned this connection away
 
 
+class StatusRefused(ConnectError):
+    """A coordinator does not tell its status; so it lives."""
+
+    def __init__(self, address: Address, refused: Refused) -> None:
+        super().__init__(f"{address} does not tell its status: {refused.text}")
+        self.for_now = refused.code in REFUSALS_FOR_NOW
+
+
 async def fetch_status(
     addresses: Sequence[Address], *, timeout_s: float, ticket: JoinTicket | None = None
 ) -> dict[str, Any]:
     """Returns the status document of the first coordinator that accepts a connection.
 
-    A coordinator with a crowd at its port may close a connection unheard; that is tried again.
+    A coordinator with a crowd at its port may close a connection unheard, or refuse it for now;
+    that is tried again.
 
     Args:
         ticket: of a secured run; asking uses nothing of it up.
 
     Raises:
+        StatusRefused: a coordinator refused, for the whole time if it was for now.
+        EnrolmentRefused: it does not accept the ticket.
         ConnectError: nobody accepted, or what did gave no answer that pccl understands.
+        RemoteError, DeadlineExceeded: with a ticket, likewise.
     """
     deadline = Deadline(timeout_s)
     rng = random.Random()
+    refusal: StatusRefused | None = None
     while True:
-        left_s = max(deadline.remaining_s(), 0.01)
-        if ticket is None:
-            channel, address = await dial(addresses, timeout_s=left_s, rng=rng, rounds_max=2)
-            channel.send(peer_codec.encode(StatusRequest()))
-        else:
-            channel, address = await open_for_status(addresses, ticket, timeout_s=left_s, rng=rng)
-        document = await _ask(channel, address, deadline, timeout_s)
+        try:
+            channel, address = await _open(addresses, ticket, deadline, rng)
+            document = await _ask(channel, address, deadline, timeout_s)
+        except StatusRefused as error:
+            if not error.for_now:
+                raise
+            document, refusal = None, error
+        except (ConnectError, DeadlineExceeded) as error:
+            if refusal is None or isinstance(error, EnrolmentRefused | WrongRun):
+                raise
+            raise refusal from error  # the time was over before another try came to its end
         if document is not None:
             return document
         wait_s = rng.uniform(*AGAIN_S)
         if deadline.remaining_s() <= wait_s:
-            raise ConnectError(
+            raise refusal or ConnectError(
                 f"{address} accepted each connection and closed it, for {timeout_s:g} s: it is no "
                 "pccl coordinator, or it is overloaded"
             )
         await asyncio.sleep(wait_s)
 
 
+async def _open(
+    addresses: Sequence[Address], ticket: JoinTicket | None, deadline: Deadline, rng: random.Random
+) -> tuple[Channel, Address]:
+    """Returns a connection on which the status was asked for."""
+    left_s = max(deadline.remaining_s(), 0.01)
+    if ticket is not None:
+        return await open_for_status(addresses, ticket, timeout_s=left_s, rng=rng)
+    channel, address = await dial(addresses, timeout_s=left_s, rng=rng, rounds_max=2)
+    channel.send(peer_codec.encode(StatusRequest()))
+    return channel, address
+
+
 async def _ask(
     channel: Channel, address: Address, deadline: Deadline, timeout_s: float
 ) -> dict[str, Any] | None:
-    """Returns the status; None if the connection was closed before it came."""
+    """Returns the status; None if the connection was closed before it came.
+
+    Raises:
+        StatusRefused: it was refused.
+        EnrolmentRefused: the ticket was.
+        ConnectError: something else came, or nothing in time.
+    """
     try:
         while (body := await channel.receive(deadline.remaining_s())) is not None:
+            if is_enrolment(body):
+                refused = enrolment_codec.decode(body)
+                if isinstance(refused, EnrolRefused):  # a proof was judged, and the ticket
+                    raise EnrolmentRefused(refused.code, refused.text)
             reply = coordinator_codec.decode(body)
             if isinstance(reply, StatusReply):
                 return _document(reply)
             if isinstance(reply, Refused):
-                raise ConnectError(f"{address} does not tell its status: {reply.text}")
+                raise StatusRefused(address, reply)
         return None
     except DeadlineExceeded as error:
         raise ConnectError(

@@ -195,9 +195,12 @@ def test_the_limits_are_those_that_the_protocol_lists() -> None:
         "connections that have not said who they are": f"{limits.half_open_max}",
         "secured: TLS handshakes begun": f"{limits.handshake_burst_max} at once, then "
         f"{limits.handshake_rate_per_s:g}/s",
-        "secured: connections of one certificate or ticket": f"{limits.identity_connections_max}; "
+        "secured: connections of one certificate": f"{limits.identity_connections_max}; "
         f"{limits.identity_opening_burst_max} opened at once, then "
         f"{limits.identity_opening_rate_per_s:g}/s; their messages and frames share the rates "
+        "above",
+        "secured: questions for the status by one ticket from one address": ""
+        f"{limits.asking_connections_max}; opened as handshakes are; their messages share the rate "
         "above",
         "connections": f"{limits.connections_max}",
         "messages per connection": f"{limits.message_burst_max} at once, then "

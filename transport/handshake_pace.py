@@ -18,6 +18,7 @@ from typing import Final
 IPV6_NETWORK_BITS: Final = 64  # one customer's; it may use any address in it
 
 Prefer = Callable[[str], bool]
+"""Says of an `address_group` whether its handshakes come first."""
 
 
 class HandshakePace:

@@ -45,7 +45,7 @@ class TlsDoor:
     Args:
         identity: what the listener shows now; asked at every handshake.
         to_plain: a whole answer, framed, for who does not speak TLS.
-        prefer: says whether an address is one of those that come first.
+        prefer: says whether an `address_group` is one of those that come first.
         plain_allowed: says whether what begins so may go on without TLS; for tests alone.
     """
 

@@ -110,11 +110,14 @@ class ControlLimits:
     write_queue_bytes_max: int = 4 << 20  # ten large views; who does not read them is gone
     message_burst_max: int = 1000
     message_rate_per_s: float = 200.0  # a member sends a few per view change
-    # Of one peer, or one ticket, over all its connections.  A peer has two, and while it dials
-    # again every 0.1 to 2 s those of before may not have ended; a ticket's holders share it.
+    # Of one peer over all its connections.  It has two, and while it dials again every 0.1 to 2 s
+    # those of before may not have ended.
     identity_connections_max: int = 32
     identity_opening_burst_max: int = 100
     identity_opening_rate_per_s: float = 4.0
+    # Questions for the status by one ticket from one address, at once.  All ranks of a torch group
+    # hold one ticket, and ask as often as an operation takes long: what paces them are handshakes.
+    asking_connections_max: int = 128
     native_burst_max: int = 10_000
     native_rate_per_s: float = 5_000.0  # above it the reader pauses; heartbeats are never dropped
 

@@ -170,7 +170,11 @@ def _host(store: Any, key: str, options: Options, place: Place) -> Hosted:
         how = PLAIN
     else:
         how = OWN_TICKET if coordinator.made is None else coordinator.ticket.text
-    store.set(key, f"{coordinator.address} {how}")
+    try:
+        store.set(key, f"{coordinator.address} {how}")
+    except BaseException:
+        coordinator.stop()
+        raise
     return coordinator
 
 

@@ -2,7 +2,7 @@
 
     QUIET --an operation takes long--> ASKING --no answer, several times--> rank 0 is lost
       ^                                  │
-      └────────── an answer ─────────────┘
+      └─────── an answer, any at all ────┘
 
 A process that has ended is noticed by its connections.  One that is stopped keeps them, and the
 only one that could tell the others is stopped with it; so when an operation takes long, each rank
@@ -16,20 +16,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 from typing import Final, Protocol
 
+from pccl.base.clock import Deadline
 from pccl.base.errors import PcclError
 from pccl.base.log import get_logger
 from pccl.membership.enrolment import EnrolmentRefused
-from pccl.membership.service_status import fetch_status_now
+from pccl.membership.service_status import StatusRefused, fetch_status_now
 from pccl.session import Session
 from pccl.transport.address import Address
 from pccl.transport.join_ticket import JoinTicket
 
-LOOK_S: Final = 2.5  # an operation that is in flight at two looks takes long
+LOOK_S: Final = (2.5, 3.5)  # an operation that is in flight at two looks takes long
 ANSWER_S: Final = 3.0
-QUESTIONS: Final = 3
+SILENCE_S: Final = 9.0
+AGAIN_S: Final = (0.1, 0.6)  # so that hundreds of ranks do not crowd its port all the time
 JOIN_S: Final = ANSWER_S + 2.0
 _log = get_logger("pytorch")
 
@@ -74,30 +77,31 @@ class HostWatch:
 
     def _look(self) -> None:
         before: frozenset[object] = frozenset()
-        while not self._over.wait(LOOK_S) and not self._session.closed:
+        while not self._over.wait(random.uniform(*LOOK_S)) and not self._session.closed:
             now = self._session.in_flight()
             if before & now and not self._answers():
                 break
             before = now
         else:
             return
-        text = f"no answer for {QUESTIONS * ANSWER_S:g} s while an operation waits"
+        text = f"no answer for {SILENCE_S:g} s while an operation waits"
         _log.warning("the process of rank 0, which runs the coordinator, gives %s", text)
         self._run.lose_host(text)
 
     def _answers(self) -> bool:
         """Says whether the coordinator lives; True also when that does not matter any more."""
-        waiting = self._session.in_flight()
-        for _ in range(QUESTIONS):
+        waiting, deadline = self._session.in_flight(), Deadline(SILENCE_S)
+        while not deadline.passed():
             try:
                 fetch_status_now(self._addresses, timeout_s=ANSWER_S, ticket=self._ticket)
                 return True
-            except EnrolmentRefused:  # the ticket is over; who says so lives
+            except (StatusRefused, EnrolmentRefused):  # who says no lives
                 return True
             except (PcclError, OSError):
                 pass
             if self._over.is_set() or not waiting & self._session.in_flight():
                 return True
-            # A refused connection fails at once; its loss is noticed elsewhere.
-            self._over.wait(0.1)
+            # A crowd at its port makes a connection fail at once; so does its end, which is
+            # noticed elsewhere.
+            self._over.wait(random.uniform(*AGAIN_S))
         return False

@@ -140,12 +140,13 @@ def join_retired() -> None:
 def _retire(coordinator: Hosted, pid: int) -> None:
     addresses = parse_addresses(coordinator.address)
     deadline, rounds = Deadline(RETIRE_S), threading.Event()
-    with contextlib.suppress(PcclError, OSError):
-        while not deadline.passed() and os.getpid() == pid:
+    while not deadline.passed() and os.getpid() == pid and coordinator.thread.failure is None:
+        # One that refuses, or has no place at its port now, may well have members.
+        with contextlib.suppress(PcclError, OSError):
             status = fetch_status_now(addresses, timeout_s=STATUS_S, ticket=coordinator.ticket)
             if not status["admitted"]:
                 break
-            rounds.wait(POLL_S)
+        rounds.wait(POLL_S)
     if os.getpid() == pid:
         coordinator.stop()
     _retiring.discard(threading.current_thread())

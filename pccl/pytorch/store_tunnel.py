@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from pccl.base.errors import RemoteError, UsageError
+from pccl.base.errors import PcclError, RemoteError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
@@ -105,6 +105,7 @@ def serve(
             del half_open[eldest]
             eldest.cancel()
         half_open[task] = None
+        writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 context = server_context(material(), strangers=False)
@@ -112,9 +113,12 @@ def serve(
             name = _name(writer)
             if name.role is not Role.TRAINER or name.run_id != run_id:
                 raise RemoteError(f"a {name.role} of run {name.run_id.hex()} wants torch's store")
-        except (OSError, RemoteError, asyncio.CancelledError) as error:  # among them TimeoutError
+        except (OSError, PcclError, asyncio.CancelledError) as error:  # among them TimeoutError
             _log.info("a connection to torch's store is not let in: %s", error)
-            connection.close()
+            if writer is None:
+                connection.close()
+            else:  # the socket is the transport's
+                writer.transport.abort()
             return
         finally:
             half_open.pop(task, None)
@@ -137,8 +141,13 @@ def towards(
             if name != expected:
                 raise RemoteError(f"torch's store is answered for by {name.uri}")
 
-        reader, writer = await _open(connection, None)
-        context = client_context(material())
+        try:
+            context = client_context(material())
+            reader, writer = await _open(connection, None)
+        except (OSError, PcclError) as error:
+            _log.warning("torch's store cannot be reached now: %s", error)
+            connection.close()
+            return
         await _pass_on(reader, writer, host, port, ssl=context, check=check)
 
     return StoreTunnel(loopback_listener(), connected)
@@ -189,7 +198,7 @@ async def _pass_on(
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-    except (OSError, RemoteError) as error:
+    except (OSError, PcclError) as error:
         _log.warning("torch's store at %s port %d: %s", host, port, error)
     finally:
         for end in (writer, far):

@@ -23,6 +23,7 @@ import numpy as np
 
 from pccl.arguments import check_seconds
 from pccl.base.errors import Closed, UsageError
+from pccl.base.log import get_logger
 from pccl.transport.address import parse_address
 from pccl.weights.channels import ENROL_S, Channels
 from pccl.weights.door import require_allowed
@@ -48,6 +49,7 @@ from pccl.weights.update import RECORD_BYTES, Difference, advance, encode_anchor
 ANCHOR_EVERY: Final = 100  # an anchor is a copy of the state: 1 % of its bytes per revision
 HISTORY_BYTES_MAX: Final = 256 << 20  # of deltas from before the newest anchor
 REVISION_MAX: Final = (1 << 63) - 1
+_log = get_logger("weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +153,17 @@ class Publisher:
         await self._channels.begin(self._enrol_s)
         self._address = await self._hub.open(self._address)
         self._loop.ready()
-        renewing = asyncio.create_task(self._channels.keep_fresh())
+        renewing = asyncio.create_task(self._keep_fresh())
         try:
             await self._hub.run()
         finally:
             renewing.cancel()
+
+    async def _keep_fresh(self) -> None:
+        try:
+            await self._channels.keep_fresh()
+        except Exception:  # our mistake; what is served goes on until the certificate ends
+            _log.exception("a publisher's certificate is not renewed any more")
 
     @property
     def address(self) -> str:

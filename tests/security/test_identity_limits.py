@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from pccl.base.config import ControlLimits
+from pccl.base.errors import RemoteError
 from pccl.membership.messages import (
     Refused,
     StatusReply,
@@ -17,10 +19,12 @@ from pccl.membership.messages import (
     coordinator_codec,
     peer_codec,
 )
+from pccl.membership.service_security import Security
 from pccl.transport.channel import Channel
+from pccl.transport.handshake_pace import HandshakePace
 from pccl.transport.identity import TlsMaterial
 from tests.integration.peer_processes import PeerProcess
-from tests.security.laboratory import Laboratory, eventually, laboratory
+from tests.security.laboratory import Laboratory, eventually, laboratory, reopened
 from tests.security.strangers import enrol, is_well, member
 
 __all__ = ["laboratory"]
@@ -83,6 +87,23 @@ def test_so_many_connections_of_one_certificate_are_open_at_once(laboratory: Lab
         assert isinstance(refused, Refused) and refused.code == "crowded"
 
 
+def test_connections_that_began_with_nonsense_are_counted_out_again(laboratory: Laboratory) -> None:
+    async def told(material: TlsMaterial, said: bytes) -> object:
+        channel = await member(laboratory.address, material)
+        channel.send(said)
+        answer = await channel.receive(10)
+        await channel.finish(1)
+        return coordinator_codec.decode(answer or b"")
+
+    with laboratory.coordinator():
+        material = enrol(laboratory.address, laboratory.ticket()).material
+        assert material is not None
+        for _ in range(ControlLimits().identity_connections_max + 1):
+            answer = asyncio.run(told(material, b"\x91\x7f"))
+            assert isinstance(answer, Refused) and answer.code == "message"
+        assert isinstance(asyncio.run(told(material, ASKED)), StatusReply)
+
+
 def test_messages_have_one_rate_over_all_connections_of_a_certificate(
     laboratory: Laboratory,
 ) -> None:
@@ -106,6 +127,48 @@ def test_messages_have_one_rate_over_all_connections_of_a_certificate(
         assert all(isinstance(answer, StatusReply) for answer in first + second[:5])
         assert isinstance(second[5], Refused) and second[5].code == "limit"
         is_well(laboratory)
+
+
+class Remote:
+    """As much of a channel as a guard asks of one that it refuses or lets in."""
+
+    def __init__(self, host: str) -> None:
+        self.remote_host = host
+
+    def send(self, body: bytes) -> None:
+        assert isinstance(coordinator_codec.decode(body), Refused)
+
+    def close(self, reason: str) -> None:
+        assert reason
+
+
+@pytest.mark.parametrize("where", ["10.0.0.7", "::ffff:10.0.0.7", "2001:db8::7", "fe80::7%eth0"])
+def test_members_come_first_however_their_address_is_written(
+    laboratory: Laboratory, where: str
+) -> None:
+    def first_of_two() -> int | None:
+        pace = HandshakePace(rate_per_s=1, burst=9, now_s=0.0)
+        pace.ask(1, "10.9.9.9")
+        pace.ask(2, where)
+        return pace.grant(0.0, security._is_preferred)
+
+    security = Security(reopened(laboratory), limits=FEW)
+    channel = cast(Channel, Remote(where))
+    try:
+        guard = security._guard(channel, None, ASKED, b"somebody")
+        assert first_of_two() == 1
+        guard.let_in(native=True)
+        assert first_of_two() == 2
+        for _ in range(FEW.identity_connections_max - 1):
+            security._guard(channel, None, ASKED, b"somebody")
+        assert first_of_two() == 2
+        with pytest.raises(RemoteError):
+            security._guard(channel, None, ASKED, b"somebody")
+        assert first_of_two() == 1  # it misbehaves
+        guard.end()
+        assert not security._members
+    finally:
+        security.close()
 
 
 def test_a_member_that_dies_without_a_word_is_in_the_audit_log(

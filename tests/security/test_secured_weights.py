@@ -74,6 +74,23 @@ def test_receivers_with_tickets_hold_every_bit_also_from_each_other(laboratory: 
     assert roles == {"trainer", "receiver"}
 
 
+def test_a_renewal_that_fails_by_our_mistake_is_in_the_log(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistaken(self: Channels) -> None:
+        raise ZeroDivisionError("nobody thought of that")
+
+    with publisher(laboratory) as made:
+        assert made.revision == 1 and "not renewed" not in caplog.text
+    monkeypatch.setattr(Channels, "keep_fresh", mistaken)
+    with publisher(laboratory) as made:
+        eventually(lambda: "certificate is not renewed any more" in caplog.text)
+        assert "nobody thought of that" in caplog.text
+        monkeypatch.undo()
+        with receiver(laboratory, made) as one:
+            gets_all(one)  # what it has still serves
+
+
 def test_who_has_no_certificate_of_the_run_is_told_nothing(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +20,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from pccl.communicator import Communicator
-from pccl.pytorch import PeerLost
-from pccl.pytorch.bootstrap import create_group
+from pccl.pytorch import Options, PeerLost, hosting
+from pccl.pytorch.bootstrap import _host, create_group
+from pccl.pytorch.run import Place
+from pccl.transport.address import parse_address
 from tests.integration.coordinator_processes import free_address
 from tests.torch.members import Member, Members
 
@@ -64,6 +69,36 @@ def test_a_rank_that_is_slow_to_enter_belongs_to_a_group_that_a_quick_one_has_le
     with pytest.raises(PeerLost, match="rank 0"):
         slow.allreduce([torch.ones(1)]).wait()
     slow.shutdown()
+
+
+class LostStore:
+    """One that is lost before rank 0 has told where its coordinator is."""
+
+    def set(self, key: str, value: str) -> None:
+        raise RuntimeError("the store has ended")
+
+
+def test_rank_0_leaves_no_coordinator_behind_where_it_cannot_tell_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hosted: list[hosting.Hosted] = []
+    start = hosting.start_coordinator
+
+    def noted(*arguments: Any, **named: Any) -> hosting.Hosted:
+        hosted.append(start(*arguments, **named))
+        assert list(tmp_path.iterdir()) == [hosted[-1].made]
+        return hosted[-1]
+
+    monkeypatch.setattr(hosting, "start_coordinator", noted)
+    options = Options(ticket="", insecure=False)
+    with pytest.raises(RuntimeError, match="has ended"):
+        _host(LostStore(), "key", options, Place(0, 2, "a group"))
+    (one,) = hosted
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionRefusedError):
+        address = parse_address(one.address)
+        socket.create_connection((address.host, address.port), 5)
 
 
 def by_address(me: Member, at: str) -> list[float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from pccl.base.config import ControlLimits
 from pccl.membership import identity_limits
-from pccl.membership.identity_limits import Identity, IdentityLimits
+from pccl.membership.identity_limits import Identity, IdentityLimits, Unruly
 
 LIMITS = ControlLimits(
     identity_connections_max=3,
@@ -63,3 +65,30 @@ def test_of_identities_that_are_gone_so_many_are_remembered() -> None:
         entered(limits, number.to_bytes(4, "big"), 0.0).connections -= 1
     assert len(limits) == identity_limits.IDENTITIES_MAX
     assert entered(limits, b"kept", 0.0) is kept
+
+
+def test_a_newcomer_is_let_in_while_all_that_are_remembered_are_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identity_limits, "IDENTITIES_MAX", 2)
+    limits = IdentityLimits(LIMITS)
+    first, second = entered(limits, b"a", 0.0), entered(limits, b"b", 0.0)
+    entered(limits, b"c", 0.0).connections -= 1
+    assert entered(limits, b"a", 0.0) is first and entered(limits, b"b", 0.0) is second
+    entered(limits, b"d", 0.0)
+    assert len(limits) == 3  # c, which had gone, made room
+
+
+def test_where_somebody_was_unruly_is_remembered_for_a_while_and_so_many_places_are() -> None:
+    unruly = Unruly()
+    unruly.note("10.0.0.1", 0.0)
+    unruly.note("10.0.0.2", 5.0)
+    end_s = identity_limits.UNRULY_S
+    assert unruly.has("10.0.0.1", end_s - 1) and not unruly.has("10.0.0.1", end_s)
+    assert not unruly.has("10.0.0.3", 0.0)
+    unruly.note("10.0.0.3", end_s)
+    assert len(unruly) == 2 and unruly.has("10.0.0.2", end_s)
+    for number in range(identity_limits.UNRULY_MAX + 50):
+        unruly.note(str(number), end_s)
+    assert len(unruly) == identity_limits.UNRULY_MAX
+    assert unruly.has(str(identity_limits.UNRULY_MAX + 49), end_s) and not unruly.has("0", end_s)

@@ -1,0 +1,80 @@
+"""Who is not let in to torch's own store: the connection ends, and what was made for it, too."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from pccl.base.errors import PcclError
+from pccl.pytorch import store_tunnel
+from pccl.transport.authority import key_pem, pem
+from pccl.transport.identity import Name, Role, TlsMaterial
+from pccl.transport.tls import client_context
+from tests.security.laboratory import Laboratory, eventually, laboratory
+
+__all__ = ["laboratory"]
+
+
+def material(lab: Laboratory, role: Role) -> TlsMaterial:
+    ca, key = lab.ca.authority, Ed25519PrivateKey.generate()
+    leaf = ca.issue_peer(key.public_key(), role, lab.ca.new_serial(), time.time(), 60)
+    return TlsMaterial(pem(leaf), key_pem(key), pem(ca.certificate_der))
+
+
+def is_ended(port: int, context: ssl.SSLContext | None) -> bool:
+    """Whether a connection comes to its end although this end says nothing more."""
+    plain = socket.create_connection(("127.0.0.1", port), 10)
+    plain.settimeout(20)
+    try:
+        with plain if context is None else context.wrap_socket(plain) as end:
+            return end.recv(10) == b""
+    except (ConnectionResetError, ssl.SSLError):
+        return True
+
+
+def without_a_certificate() -> TlsMaterial:
+    raise PcclError("there is no certificate now")
+
+
+def test_the_connection_of_a_role_that_is_not_let_in_is_ended_by_its_owner(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="pccl")
+    opened: list[asyncio.StreamWriter] = []
+    really_open = store_tunnel._open
+
+    async def noted(*arguments: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await really_open(*arguments)
+        opened.append(writer)
+        return reader, writer
+
+    monkeypatch.setattr(store_tunnel, "_open", noted)
+    own = material(laboratory, Role.TRAINER)
+    tunnel = store_tunnel.serve("127.0.0.1", 9, laboratory.ca.authority.run_id, lambda: own)
+    assert is_ended(tunnel.port, client_context(material(laboratory, Role.RECEIVER)))
+    eventually(lambda: "wants torch's store" in caplog.text)
+    assert len(opened) == 1
+    eventually(opened[0].transport.is_closing, 5)
+
+
+def test_trouble_with_a_certificate_ends_a_connection_and_not_more(
+    laboratory: Laboratory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="pccl")
+    run_id = laboratory.ca.authority.run_id
+    far = Name(run_id, bytes(16), Role.TRAINER)
+    for tunnel in (
+        store_tunnel.serve("127.0.0.1", 9, run_id, without_a_certificate),
+        store_tunnel.towards("127.0.0.1", 9, far, without_a_certificate),
+    ):
+        caplog.clear()
+        for _ in range(2):
+            assert is_ended(tunnel.port, None)
+        eventually(lambda: caplog.text.count("there is no certificate now") == 2)
+        assert "never retrieved" not in caplog.text
