@@ -171,11 +171,13 @@ bool Strangers::make_room(bool expected) noexcept {
 void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   const auto found = strangers_.find(serial);
   if (found == strangers_.end()) return;
-  if (found->second.door == Stranger::Door::waiting && (bits & ready::error) != 0) {
+  const bool unwatched = found->second.door == Stranger::Door::waiting ||
+                         found->second.look_again_s < no_deadline;
+  if (unwatched && (bits & ready::error) != 0) {
     drop(serial);
     return;
   }
-  if (!found->second.established && !establish(serial, found->second)) return;
+  if (!found->second.established && !establish(serial, found->second, now_s)) return;
   // Of what the conduit holds no poller tells.
   while (hear(serial, bits, now_s)) {
   }
@@ -183,7 +185,7 @@ void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s)
 
 /// In a secured run, before TLS.  Streams of the program do their own TLS and say so by their first
 /// bytes; who is not of a secured run is told so in the clear.  All others wait for their turn.
-void Strangers::look(std::uint64_t serial, Stranger& stranger) {
+void Strangers::look(std::uint64_t serial, Stranger& stranger, double now_s) {
   std::array<char, stream_mark.size()> first{};
   const int fd = stranger.socket.fd();
   const ssize_t got = ::recv(fd, first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
@@ -199,15 +201,19 @@ void Strangers::look(std::uint64_t serial, Stranger& stranger) {
       static_cast<void>(!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
     }
     drop(serial);
-  } else if (is_tls || stranger.is_stream) {
-    // Until its turn it is not listened to, or the poller would tell of it again and again.
+    return;
+  }
+  if (is_tls || stranger.is_stream) {
     stranger.door = Stranger::Door::waiting;
+    stranger.look_again_s = no_deadline;
     (stranger.expected ? expected_pace_ : pace_).ask(serial, stranger.origin);
     turns_due_s_ = 0;
-    if (context_.poller.modify(fd, 0, token_of(Part::strangers, serial)) != Status::ok) {
-      drop(serial);
-    }
+  } else {
+    stranger.look_again_s = now_s + stranger.look_pause_s;
+    stranger.look_pause_s *= 2;
   }
+  // What it said stays in the socket, and the poller would tell of it again and again.
+  if (context_.poller.modify(fd, 0, token_of(Part::strangers, serial)) != Status::ok) drop(serial);
 }
 
 /// A stream, to the program.
@@ -247,10 +253,10 @@ void Strangers::grant(HandshakePace& pace, double now_s) {
 }
 
 /// True once frames may come.
-bool Strangers::establish(std::uint64_t serial, Stranger& stranger) {
+bool Strangers::establish(std::uint64_t serial, Stranger& stranger, double now_s) {
   if (context_.tls) {
     if (stranger.door == Stranger::Door::silent) {
-      look(serial, stranger);
+      look(serial, stranger, now_s);
       return false;
     }
     if (stranger.door == Stranger::Door::waiting || handshakes_left_ == 0) return false;
@@ -373,8 +379,19 @@ void Strangers::close() noexcept {
 
 double Strangers::due_s() const noexcept {
   double due_s = std::min(accept_again_s_, turns_due_s_);
-  for (const auto& [serial, stranger] : strangers_) due_s = std::min(due_s, stranger.deadline_s);
+  for (const auto& [serial, stranger] : strangers_) {
+    due_s = std::min({due_s, stranger.deadline_s, stranger.look_again_s});
+  }
   return due_s;
+}
+
+/// At those who had said too little to tell who they are.
+void Strangers::look_again(double now_s) {
+  std::vector<std::uint64_t> due;
+  for (const auto& [serial, stranger] : strangers_) {
+    if (stranger.look_again_s <= now_s) due.push_back(serial);
+  }
+  for (const std::uint64_t serial : due) on_ready(serial, ready::read, now_s);
 }
 
 void Strangers::on_time(double now_s) {
@@ -389,6 +406,7 @@ void Strangers::on_time(double now_s) {
     if (late) forget_turn(entry.first);
     return late;
   });
+  look_again(now_s);
   turns_due_s_ = no_deadline;
   grant(expected_pace_, now_s);
   grant(pace_, now_s);

@@ -55,14 +55,19 @@ class Strangers {
     bool expected = false;                // it came from where a member is
     std::optional<PeerId> wants_relay{};  // who it is, once its HELLO has asked for that
     enum class Door : std::uint8_t { silent, waiting, open } door = Door::silent;
+    // Of one that has said a part of the streams' mark: it is not watched but looked at by time, a
+    // few times, so that it costs nothing meanwhile.
+    double look_again_s = no_deadline;
+    double look_pause_s = 0.05;  // doubled with each look
     bool is_stream = false;  // it said so; what follows is the program's
     bool established = false;
   };
   void drop(std::uint64_t serial) noexcept;
   void forget_turn(std::uint64_t serial) noexcept;
   bool make_room(bool expected) noexcept;
-  bool establish(std::uint64_t serial, Stranger& stranger);
-  void look(std::uint64_t serial, Stranger& stranger);
+  bool establish(std::uint64_t serial, Stranger& stranger, double now_s);
+  void look(std::uint64_t serial, Stranger& stranger, double now_s);
+  void look_again(double now_s);
   void hand_over(std::uint64_t serial, Stranger& stranger);
   void grant(HandshakePace& pace, double now_s);
   bool hear(std::uint64_t serial, std::uint32_t bits, double now_s);
