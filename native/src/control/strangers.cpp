@@ -4,6 +4,7 @@
 // Errors:    see strangers.hpp.
 #include "control/strangers.hpp"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -21,8 +22,19 @@ constexpr std::string_view stream_mark = "PCCLSTR1";
 constexpr char tls_handshake = 0x16;  // the type of a TLS connection's first record
 constexpr const char* secured_text = "this peer is of a secured run: come with a ticket";
 constexpr const char* unsecured_text = "this peer is not of a secured run";
+constexpr double waits_handshakes = 2;  // for its turn, of handshake_timeout_s
 constexpr int accepts_per_turn_max = 64;
 constexpr double accept_pause_s = 0.1;  // without descriptors accept fails at once, for ever
+
+/// From where members are: a thousand of them dial a newcomer with some lanes each.  But one of
+/// them, or who shares its address, must not take the descriptors that the process needs.
+PlacesMax expected_places() noexcept {
+  rlimit descriptors{};
+  if (::getrlimit(RLIMIT_NOFILE, &descriptors) != 0) descriptors.rlim_cur = 1024;
+  const auto share = static_cast<std::size_t>(descriptors.rlim_cur / 4);
+  return {std::min(Strangers::expected_half_open_max, share),
+          Strangers::expected_half_open_per_origin_max};
+}
 
 /// Takes the same time wherever the two differ.
 bool same_secret(const Secret& ours, const Secret& theirs) noexcept {
@@ -114,8 +126,8 @@ void Strangers::on_listener_ready(double now_s) {
 
 std::uint64_t Strangers::add(Fd fd, double now_s) {
   const Origin origin = origin_of(fd.get());
-  const bool expected = std::find(expected_.begin(), expected_.end(), origin) != expected_.end();
-  if (!make_room(expected)) {
+  const bool expected = known_.holds(origin);
+  if (!make_room(origin, expected)) {
     ++context_.counters.dropped;
     return 0;
   }
@@ -145,27 +157,15 @@ void Strangers::forget_turn(std::uint64_t serial) noexcept {
 }
 
 /// For one more; false: there is none.
-bool Strangers::make_room(bool expected) noexcept {
-  const auto alike = [&](const auto& entry) { return entry.second.expected == expected; };
-  const auto held = std::count_if(strangers_.begin(), strangers_.end(), alike);
-  const std::size_t most = expected ? expected_half_open_max : context_.config.half_open_max;
-  if (static_cast<std::size_t>(held) < most) return true;
-  if (expected) return false;
-  std::uint64_t victim = 0;
-  std::ptrdiff_t fullest = 0;
+bool Strangers::make_room(const Origin& origin, bool expected) {
+  std::vector<Place> held;
   for (const auto& [serial, stranger] : strangers_) {
-    if (stranger.expected) continue;
-    const Origin origin = stranger.origin;  // clang 14 captures no structured binding
-    const auto count = std::count_if(strangers_.begin(), strangers_.end(), [&](const auto& other) {
-      return !other.second.expected && other.second.origin == origin;
-    });
-    if (count < fullest || (count == fullest && serial > victim)) continue;
-    fullest = count;
-    victim = serial;
+    if (stranger.expected == expected) held.push_back({serial, stranger.origin, stranger.stage()});
   }
-  if (victim == 0) return false;
-  drop(victim);
-  return true;
+  const std::size_t most = context_.config.half_open_max;
+  const auto victim = place_for(origin, held, expected ? expected_places() : PlacesMax{most, most});
+  if (victim.value_or(0) != 0) drop(*victim);
+  return victim.has_value();
 }
 
 void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
@@ -206,6 +206,7 @@ void Strangers::look(std::uint64_t serial, Stranger& stranger, double now_s) {
   if (is_tls || stranger.is_stream) {
     stranger.door = Stranger::Door::waiting;
     stranger.look_again_s = no_deadline;
+    stranger.deadline_s = now_s + waits_handshakes * context_.config.handshake_timeout_s;
     (stranger.expected ? expected_pace_ : pace_).ask(serial, stranger.origin);
     turns_due_s_ = 0;
   } else {
@@ -237,6 +238,7 @@ void Strangers::grant(HandshakePace& pace, double now_s) {
     if (found == strangers_.end()) continue;  // never: it would have been forgotten
     Stranger& stranger = found->second;
     stranger.door = Stranger::Door::open;
+    stranger.deadline_s = now_s + context_.config.handshake_timeout_s;
     if (stranger.is_stream) {
       --handshakes_left_;
       hand_over(*serial, stranger);
@@ -313,6 +315,7 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
                                      ? answer_to(*hello, socket.conduit(), *context_.identity,
                                                  peers_.full())
                                      : answer_to_unknown(body);
+  if (hello != nullptr && answer.code == 0) known_.prove(stranger.origin);
   if (hello != nullptr && answer.code == 0 && hello->purpose == Purpose::relay) {
     stranger.wants_relay = hello->peer;
     strangers_.emplace(serial, std::move(stranger));
