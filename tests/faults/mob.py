@@ -175,6 +175,11 @@ class Mob:
         await _until_closed(reader)
         return False
 
+    async def part_of_the_preface(self, _: Target, reader: Any, writer: Any) -> bool:
+        writer.write(STREAM_PREFACE[: self._dice.randrange(1, len(STREAM_PREFACE))])
+        await _until_closed(reader)
+        return False
+
     async def wrong_ca(self, target: Target, reader: Any, writer: Any) -> bool:
         return await self._with_certificate("foreign", target, reader, writer)
 
@@ -289,6 +294,7 @@ KINDS: dict[str, Kind] = {
     "replayed greeting": Mob.replayed,
     "plain frames": Mob.plain_frames,
     "stream preface": Mob.stream_preface,
+    "part of the preface": Mob.part_of_the_preface,
     "another CA": Mob.wrong_ca,
     "expired certificate": Mob.expired,
     "revoked certificate": Mob.revoked,

@@ -5,6 +5,8 @@
 #include "control/dialler.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "pccl/sockets.hpp"
@@ -12,12 +14,31 @@
 namespace pccl {
 namespace {
 
-constexpr double retry_s = 0.05;
+constexpr double retry_s_min = 0.05;
+constexpr double retry_s_max = 1.0;
 // A view waits for lanes and not for peer control connections, and a TLS handshake costs each end
 // about a millisecond: so those of lanes come first, if they are not held up.
 constexpr double control_after_s = 0.25;
 
+/// Scatters neighbouring numbers over all of 64 bits: the finalizer of SplitMix64 (Steele, Lea and
+/// Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+std::uint64_t scattered(std::uint64_t x) noexcept {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
 }  // namespace
+
+double retry_pause_s(int refusals, double left_s, std::uint64_t dice) noexcept {
+  constexpr int doublings_max = 5;
+  const double grown_s = std::ldexp(retry_s_min, std::min(refusals, doublings_max));
+  // The last tries before the end come closer again, so that there is one shortly before it.
+  const double most_s = std::max(std::min(retry_s_max, left_s / 2), retry_s_min);
+  const double share = 0.5 + std::ldexp(static_cast<double>(scattered(dice) >> 12), -53);
+  return std::min(grown_s, most_s) * share;
+}
 
 void Dialler::connect(const DialRequest& request, double now_s) {
   const PeerEndpoint& peer = request.peer;
@@ -88,12 +109,12 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
   Fd fd;
   if (!context_.identity || connect_tcp(first.host, first.port, fd) != Status::ok ||
       context_.poller.add(fd.get(), ready::write, token_of(Part::dialler, serial)) != Status::ok) {
-    retry(dial, now_s);
+    retry(serial, dial, now_s);
     return;
   }
   auto conduit = context_.dial(std::move(fd), {.peer = first.peer, .coordinator_of = {}});
   if (!conduit) {
-    retry(dial, now_s);
+    retry(serial, dial, now_s);
     return;
   }
   dial.socket = FramedSocket(std::move(conduit), frames::first_body_bytes_max);
@@ -103,10 +124,14 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
   dial.due_s = now_s + std::min(++dial.tries * request.try_s, context_.config.handshake_timeout_s);
 }
 
-void Dialler::retry(Dial& dial, double now_s) noexcept {
+void Dialler::retry(std::uint64_t serial, Dial& dial, double now_s) noexcept {
   dial.socket = FramedSocket();
   dial.stage = Stage::idle;
-  dial.due_s = now_s + retry_s;
+  std::uint64_t dice = 0;  // another for every peer, dial and try
+  std::memcpy(&dice, context_.config.peer_id.bytes.data(), sizeof dice);
+  dice += scattered(serial) ^ static_cast<std::uint64_t>(dial.refusals);
+  dial.due_s = now_s + retry_pause_s(dial.refusals, jobs_.at(dial.job).deadline_s - now_s, dice);
+  ++dial.refusals;
 }
 
 void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
@@ -114,7 +139,7 @@ void Dialler::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   if (found == dials_.end() || found->second.stage == Stage::idle) return;
   switch (advance(serial, found->second, bits)) {
     case Progress::pending: break;
-    case Progress::failed: retry(found->second, now_s); break;
+    case Progress::failed: retry(serial, found->second, now_s); break;
     case Progress::done: finish(serial, now_s); break;
     case Progress::met: await_other(serial, now_s); break;
   }
@@ -275,7 +300,7 @@ void Dialler::on_time(double now_s) {
     if (dial.stage == Stage::idle) {
       start(serial, dial, now_s);
     } else {
-      retry(dial, now_s);
+      retry(serial, dial, now_s);
     }
   }
   for (const Failed& peer : failed) {

@@ -1,8 +1,8 @@
 // native/src/control/dialler.hpp — opening lanes and peer control connections to peers.
 //
 // A connect() is a job of several dials, one per lane and one for peer control.  A dial that is
-// refused, reset or answered with REFUSED is tried again every 50 ms: the other side may hear of
-// the view a little later than we do; one without an answer is given up and tried again.  At the
+// refused, reset or answered with REFUSED is tried again after 50 ms doubling to 1 s: the other
+// side may hear of the view a little later than we do, or have no place for us; one without an answer is given up and tried again.  At the
 // job's deadline what is not up is given up, and the host hears of missing lanes once.  A peer has
 // one job for direct lanes and one for relayed ones at a time, so that none is made twice.  Through
 // a relay a dial has two handshakes: with the relay, and, when that has reached the peer, with it.
@@ -22,6 +22,11 @@
 #include "control/strangers.hpp"
 
 namespace pccl {
+
+/// How long a dial waits after that many tries in vain before, with left_s until its end: 50 ms
+/// doubling to 1 s, less up to half by `dice`, so that those who are refused together do not return
+/// together.
+[[nodiscard]] double retry_pause_s(int refusals, double left_s, std::uint64_t dice) noexcept;
 
 class Dialler {
  public:
@@ -52,6 +57,7 @@ class Dialler {
     Stage stage = Stage::idle;
     bool in_tunnel = false;  // the relay has reached the peer
     int tries = 0;
+    int refusals = 0;  // and tries given up
     double due_s = 0;  // idle: try then; else: give this try up then
     FramedSocket socket;
   };
@@ -60,7 +66,7 @@ class Dialler {
   void add(std::uint64_t job, Purpose purpose, double now_s, double after_s = 0);
   void hurry(std::uint64_t job, double now_s) noexcept;
   void start(std::uint64_t serial, Dial& dial, double now_s);
-  void retry(Dial& dial, double now_s) noexcept;
+  void retry(std::uint64_t serial, Dial& dial, double now_s) noexcept;
   Progress advance(std::uint64_t serial, Dial& dial, std::uint32_t bits);
   Progress connected(std::uint64_t serial, Dial& dial);
   Progress secure(std::uint64_t serial, Dial& dial);

@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 
 #include <cstring>
+#include <map>
+#include <tuple>
 
 namespace pccl {
 namespace {
@@ -52,6 +54,49 @@ std::optional<Origin> origin_of(const std::string& literal) noexcept {
   if (::inet_pton(AF_INET, literal.c_str(), &v4) == 1) return of(v4);
   if (::inet_pton(AF_INET6, literal.c_str(), &v6) == 1) return of(v6);
   return std::nullopt;
+}
+
+bool KnownOrigins::holds(const Origin& origin) const noexcept {
+  const auto among = [&](const std::vector<Origin>& some) {
+    return std::find(some.begin(), some.end(), origin) != some.end();
+  };
+  return among(expected_) || among(proven_);
+}
+
+void KnownOrigins::prove(const Origin& origin) {
+  if (origin == Origin{} || std::find(proven_.begin(), proven_.end(), origin) != proven_.end()) {
+    return;
+  }
+  if (proven_.size() >= proven_max) proven_.erase(proven_.begin());
+  proven_.push_back(origin);
+}
+
+std::optional<std::uint64_t> place_for(const Origin& newcomer, std::span<const Place> held,
+                                       PlacesMax most) {
+  using Stage = Place::Stage;
+  const auto own = static_cast<std::size_t>(std::count_if(
+      held.begin(), held.end(), [&](const Place& place) { return place.origin == newcomer; }));
+  const bool is_over = own >= most.per_origin;
+  if (!is_over && held.size() < most.total) return 0;
+  std::map<decltype(Origin::bytes), std::size_t> counts;
+  std::size_t fullest = 0;
+  for (const Place& place : held) fullest = std::max(fullest, ++counts[place.origin.bytes]);
+  const bool own_only = is_over || own + 1 > fullest;
+  // Less goes first.
+  const auto rank = [&](const Place& place) {
+    const std::size_t count = counts[place.origin.bytes];
+    const std::uint64_t age = place.stage == Stage::waiting ? ~place.serial : place.serial;
+    return std::tuple(place.stage == Stage::under_way, fullest - count, place.stage, age);
+  };
+  const Place* victim = nullptr;
+  for (const Place& place : held) {
+    const std::size_t count = counts[place.origin.bytes];
+    const bool may_go = own_only ? place.origin == newcomer && place.stage == Stage::silent
+                                 : count == fullest || count > own + 1;
+    if (may_go && (victim == nullptr || rank(place) < rank(*victim))) victim = &place;
+  }
+  if (victim == nullptr) return std::nullopt;
+  return victim->serial;
 }
 
 void HandshakePace::ask(std::uint64_t serial, const Origin& origin) {

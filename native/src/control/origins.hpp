@@ -16,7 +16,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pccl {
@@ -30,6 +32,46 @@ struct Origin {
 [[nodiscard]] Origin origin_of(int fd) noexcept;
 /// Of a literal address; none if it is no such thing.
 [[nodiscard]] std::optional<Origin> origin_of(const std::string& literal) noexcept;
+
+/// Where members are: as the view tells, and as they have proved, who may come from where nobody knew
+/// of, from behind a NAT or a proxy.
+class KnownOrigins {
+ public:
+  void expect(std::vector<Origin> origins) noexcept { expected_ = std::move(origins); }
+  /// Somebody from there has shown to be a member.  The eldest of more than proven_max is forgotten.
+  void prove(const Origin& origin);
+  [[nodiscard]] bool holds(const Origin& origin) const noexcept;
+  static constexpr std::size_t proven_max = 1024;
+
+ private:
+  std::vector<Origin> expected_;
+  std::vector<Origin> proven_;  // in order of their first proof
+};
+
+/// A connection of somebody who has not proved himself yet.
+struct Place {
+  enum class Stage : std::uint8_t {
+    silent,    // has not said what it wants
+    waiting,   // for its turn
+    under_way  // its handshake has begun, or it has proved itself
+  };
+  std::uint64_t serial = 0;  // grows with every one that comes; never 0
+  Origin origin;
+  Stage stage = Stage::silent;
+};
+
+struct PlacesMax {
+  std::size_t total = 0;
+  std::size_t per_origin = 0;
+};
+
+/// Whose place one more from `newcomer` takes; 0: there is a free one; none: it is refused.
+/// The fullest origin gives: its eldest silent one, then its newest that waits.  One that is under
+/// way goes only where all of the fullest origin are and no other has more than the newcomer's
+/// would.  Who comes from the fullest origin takes the place of a silent one from there or none, so
+/// that a crowd of one origin does not keep itself from ending handshakes.
+[[nodiscard]] std::optional<std::uint64_t> place_for(const Origin& newcomer,
+                                                     std::span<const Place> held, PlacesMax most);
 
 /// Grants `burst` at once and `rate_per_s` in the long run; origins take turns.
 class HandshakePace {

@@ -4,6 +4,7 @@
 // Errors:    see strangers.hpp.
 #include "control/strangers.hpp"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -21,8 +22,19 @@ constexpr std::string_view stream_mark = "PCCLSTR1";
 constexpr char tls_handshake = 0x16;  // the type of a TLS connection's first record
 constexpr const char* secured_text = "this peer is of a secured run: come with a ticket";
 constexpr const char* unsecured_text = "this peer is not of a secured run";
+constexpr double waits_handshakes = 2;  // for its turn, of handshake_timeout_s
 constexpr int accepts_per_turn_max = 64;
 constexpr double accept_pause_s = 0.1;  // without descriptors accept fails at once, for ever
+
+/// From where members are: a thousand of them dial a newcomer with some lanes each.  But one of
+/// them, or who shares its address, must not take the descriptors that the process needs.
+PlacesMax expected_places() noexcept {
+  rlimit descriptors{};
+  if (::getrlimit(RLIMIT_NOFILE, &descriptors) != 0) descriptors.rlim_cur = 1024;
+  const auto share = static_cast<std::size_t>(descriptors.rlim_cur / 4);
+  return {std::min(Strangers::expected_half_open_max, share),
+          Strangers::expected_half_open_per_origin_max};
+}
 
 /// Takes the same time wherever the two differ.
 bool same_secret(const Secret& ours, const Secret& theirs) noexcept {
@@ -114,8 +126,8 @@ void Strangers::on_listener_ready(double now_s) {
 
 std::uint64_t Strangers::add(Fd fd, double now_s) {
   const Origin origin = origin_of(fd.get());
-  const bool expected = std::find(expected_.begin(), expected_.end(), origin) != expected_.end();
-  if (!make_room(expected)) {
+  const bool expected = known_.holds(origin);
+  if (!make_room(origin, expected)) {
     ++context_.counters.dropped;
     return 0;
   }
@@ -145,37 +157,27 @@ void Strangers::forget_turn(std::uint64_t serial) noexcept {
 }
 
 /// For one more; false: there is none.
-bool Strangers::make_room(bool expected) noexcept {
-  const auto alike = [&](const auto& entry) { return entry.second.expected == expected; };
-  const auto held = std::count_if(strangers_.begin(), strangers_.end(), alike);
-  const std::size_t most = expected ? expected_half_open_max : context_.config.half_open_max;
-  if (static_cast<std::size_t>(held) < most) return true;
-  if (expected) return false;
-  std::uint64_t victim = 0;
-  std::ptrdiff_t fullest = 0;
+bool Strangers::make_room(const Origin& origin, bool expected) {
+  std::vector<Place> held;
   for (const auto& [serial, stranger] : strangers_) {
-    if (stranger.expected) continue;
-    const Origin origin = stranger.origin;  // clang 14 captures no structured binding
-    const auto count = std::count_if(strangers_.begin(), strangers_.end(), [&](const auto& other) {
-      return !other.second.expected && other.second.origin == origin;
-    });
-    if (count < fullest || (count == fullest && serial > victim)) continue;
-    fullest = count;
-    victim = serial;
+    if (stranger.expected == expected) held.push_back({serial, stranger.origin, stranger.stage()});
   }
-  if (victim == 0) return false;
-  drop(victim);
-  return true;
+  const std::size_t most = context_.config.half_open_max;
+  const auto victim = place_for(origin, held, expected ? expected_places() : PlacesMax{most, most});
+  if (victim.value_or(0) != 0) drop(*victim);
+  return victim.has_value();
 }
 
 void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s) {
   const auto found = strangers_.find(serial);
   if (found == strangers_.end()) return;
-  if (found->second.door == Stranger::Door::waiting && (bits & ready::error) != 0) {
+  const bool unwatched = found->second.door == Stranger::Door::waiting ||
+                         found->second.look_again_s < no_deadline;
+  if (unwatched && (bits & ready::error) != 0) {
     drop(serial);
     return;
   }
-  if (!found->second.established && !establish(serial, found->second)) return;
+  if (!found->second.established && !establish(serial, found->second, now_s)) return;
   // Of what the conduit holds no poller tells.
   while (hear(serial, bits, now_s)) {
   }
@@ -183,7 +185,7 @@ void Strangers::on_ready(std::uint64_t serial, std::uint32_t bits, double now_s)
 
 /// In a secured run, before TLS.  Streams of the program do their own TLS and say so by their first
 /// bytes; who is not of a secured run is told so in the clear.  All others wait for their turn.
-void Strangers::look(std::uint64_t serial, Stranger& stranger) {
+void Strangers::look(std::uint64_t serial, Stranger& stranger, double now_s) {
   std::array<char, stream_mark.size()> first{};
   const int fd = stranger.socket.fd();
   const ssize_t got = ::recv(fd, first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
@@ -199,15 +201,20 @@ void Strangers::look(std::uint64_t serial, Stranger& stranger) {
       static_cast<void>(!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
     }
     drop(serial);
-  } else if (is_tls || stranger.is_stream) {
-    // Until its turn it is not listened to, or the poller would tell of it again and again.
+    return;
+  }
+  if (is_tls || stranger.is_stream) {
     stranger.door = Stranger::Door::waiting;
+    stranger.look_again_s = no_deadline;
+    stranger.deadline_s = now_s + waits_handshakes * context_.config.handshake_timeout_s;
     (stranger.expected ? expected_pace_ : pace_).ask(serial, stranger.origin);
     turns_due_s_ = 0;
-    if (context_.poller.modify(fd, 0, token_of(Part::strangers, serial)) != Status::ok) {
-      drop(serial);
-    }
+  } else {
+    stranger.look_again_s = now_s + stranger.look_pause_s;
+    stranger.look_pause_s *= 2;
   }
+  // What it said stays in the socket, and the poller would tell of it again and again.
+  if (context_.poller.modify(fd, 0, token_of(Part::strangers, serial)) != Status::ok) drop(serial);
 }
 
 /// A stream, to the program.
@@ -231,6 +238,7 @@ void Strangers::grant(HandshakePace& pace, double now_s) {
     if (found == strangers_.end()) continue;  // never: it would have been forgotten
     Stranger& stranger = found->second;
     stranger.door = Stranger::Door::open;
+    stranger.deadline_s = now_s + context_.config.handshake_timeout_s;
     if (stranger.is_stream) {
       --handshakes_left_;
       hand_over(*serial, stranger);
@@ -247,10 +255,10 @@ void Strangers::grant(HandshakePace& pace, double now_s) {
 }
 
 /// True once frames may come.
-bool Strangers::establish(std::uint64_t serial, Stranger& stranger) {
+bool Strangers::establish(std::uint64_t serial, Stranger& stranger, double now_s) {
   if (context_.tls) {
     if (stranger.door == Stranger::Door::silent) {
-      look(serial, stranger);
+      look(serial, stranger, now_s);
       return false;
     }
     if (stranger.door == Stranger::Door::waiting || handshakes_left_ == 0) return false;
@@ -307,6 +315,7 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
                                      ? answer_to(*hello, socket.conduit(), *context_.identity,
                                                  peers_.full())
                                      : answer_to_unknown(body);
+  if (hello != nullptr && answer.code == 0) known_.prove(stranger.origin);
   if (hello != nullptr && answer.code == 0 && hello->purpose == Purpose::relay) {
     stranger.wants_relay = hello->peer;
     strangers_.emplace(serial, std::move(stranger));
@@ -373,8 +382,19 @@ void Strangers::close() noexcept {
 
 double Strangers::due_s() const noexcept {
   double due_s = std::min(accept_again_s_, turns_due_s_);
-  for (const auto& [serial, stranger] : strangers_) due_s = std::min(due_s, stranger.deadline_s);
+  for (const auto& [serial, stranger] : strangers_) {
+    due_s = std::min({due_s, stranger.deadline_s, stranger.look_again_s});
+  }
   return due_s;
+}
+
+/// At those who had said too little to tell who they are.
+void Strangers::look_again(double now_s) {
+  std::vector<std::uint64_t> due;
+  for (const auto& [serial, stranger] : strangers_) {
+    if (stranger.look_again_s <= now_s) due.push_back(serial);
+  }
+  for (const std::uint64_t serial : due) on_ready(serial, ready::read, now_s);
 }
 
 void Strangers::on_time(double now_s) {
@@ -389,6 +409,7 @@ void Strangers::on_time(double now_s) {
     if (late) forget_turn(entry.first);
     return late;
   });
+  look_again(now_s);
   turns_due_s_ = no_deadline;
   grant(expected_pace_, now_s);
   grant(pace_, now_s);
