@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <set>
 #include <string>
 
 #include "conduit_rig.hpp"
@@ -60,6 +62,49 @@ struct Pair {
   explicit operator bool() const { return a.conduit != nullptr; }
   ConduitEnd a;
   ConduitEnd b;
+};
+
+/// Two ends whose words on their connections pass through the test's hands: b has been told of a.
+struct Held {
+  Held() {
+    a.worker = ucx_worker();
+    if (!a.worker) return;
+    b.worker = ucx_worker();
+    auto near = connection();
+    auto far = connection();
+    a.conduit = a.worker->conduit(make_socket_conduit(std::move(near[0])));
+    b.conduit = b.worker->conduit(make_socket_conduit(std::move(far[0])));
+    to_a = std::move(near[1]);
+    to_b = std::move(far[1]);
+    of_a = question_at(to_a);
+    of_b = question_at(to_b);
+    a.begin();
+    b.begin();
+    write_all(to_b, of_a);
+    std::vector<std::byte> none;
+    b.turn(1000);
+    b.receive(none, 1);
+    CHECK(none.empty());
+  }
+  explicit operator bool() const { return a.conduit != nullptr; }
+  void answer_a(const std::vector<std::byte>& with) const { write_all(to_a, with); }
+
+  static std::vector<std::byte> question_at(const Fd& end) {
+    std::vector<std::byte> bytes(header_bytes + worker_bytes_max);
+    const ssize_t count = ::read(end.get(), bytes.data(), bytes.size());
+    CHECK(count > static_cast<ssize_t>(header_bytes));
+    bytes.resize(static_cast<std::size_t>(count));
+    return bytes;
+  }
+  static void write_all(const Fd& end, const std::vector<std::byte>& bytes) {
+    CHECK(::write(end.get(), bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+  }
+  ConduitEnd a;
+  ConduitEnd b;
+  Fd to_a;
+  Fd to_b;
+  std::vector<std::byte> of_a;
+  std::vector<std::byte> of_b;
 };
 
 }  // namespace
@@ -167,6 +212,71 @@ TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
   end.writable = true;
   end.send(pattern(10, 1), sent);
   CHECK(sent == 10);
+}
+
+TEST(more_ready_conduits_than_events_have_their_turns_one_after_another) {
+  constexpr std::uint64_t count = 12;
+  ConduitEnd near;
+  ConduitEnd far;
+  near.worker = ucx_worker();
+  if (!near.worker) return;
+  far.worker = ucx_worker();
+  std::vector<std::unique_ptr<Conduit>> here;
+  std::vector<std::unique_ptr<Conduit>> there;
+  for (std::uint64_t token = 1; token <= count; ++token) {
+    auto ends = connection();
+    here.push_back(near.worker->conduit(make_socket_conduit(std::move(ends[0]))));
+    there.push_back(far.worker->conduit(make_socket_conduit(std::move(ends[1]))));
+    CHECK(here.back()->watch(near.poller, token) == Status::ok);
+  }
+  std::byte byte{};
+  const iovec part{&byte, 1};
+  std::size_t moved = 0;
+  bool drained = false;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    CHECK(there[i]->receive({&part, 1}, moved, drained) == Status::would_block);
+    CHECK(here[i]->receive({&part, 1}, moved, drained) == Status::would_block);
+    CHECK(there[i]->send({&part, 1}, moved) == Status::ok);
+  }
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (monotonic_s() < until_s &&
+         !std::all_of(here.begin(), here.end(), [](const auto& it) { return it->unread(); })) {
+    far.turn(1);
+    near.turn(1);
+  }
+  std::set<std::uint64_t> told;  // nobody takes anything, so all stay ready
+  for (std::uint64_t round = 0; round < count / 4; ++round) {
+    std::array<Poller::Event, 4> events;
+    CHECK(near.worker->progress(events) == events.size());
+    for (const auto& event : events) told.insert(event.token);
+  }
+  CHECK(told.size() == count);
+}
+
+TEST(messages_that_overtake_the_answer_wait_for_it_and_the_reactor_sleeps) {
+  Held held;
+  if (!held) return;
+  CHECK(held.a.worker->report().through_ucx == 0 && held.b.worker->report().through_ucx == 1);
+  std::size_t sent = 0;
+  held.b.send(pattern(1000, 1), sent);
+  CHECK(sent == 1000);
+  bool slept = false;
+  for (int i = 0; i < 50; ++i) {
+    held.b.turn(1);
+    slept = held.a.worker->arm();
+    std::array<Poller::Event, 4> events;
+    CHECK(held.a.worker->progress(events) == 0);
+  }
+  CHECK(slept);
+  held.answer_a(held.of_b);
+  std::vector<std::byte> there;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (there.size() < 1000 && monotonic_s() < until_s) {
+    held.b.turn(0);
+    held.a.turn(1);
+    held.a.receive(there, 10'000);
+  }
+  CHECK(there == pattern(1000, 1));
 }
 
 // Only what start_sender starts runs it.

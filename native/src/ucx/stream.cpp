@@ -11,6 +11,8 @@
 #include <new>
 #include <string_view>
 
+#include "pccl/poller.hpp"
+
 namespace pccl {
 namespace {
 
@@ -70,9 +72,12 @@ bool UcxStream::connect(std::uint64_t other, const void* address) noexcept {
   params.error_mode = ucp::EndpointParams::error_mode_peer;
   params.error_handler = {&UcxStream::on_error, this};
   other_ = other;
-  failed_ = ucp_.library.ep_create(ucp_.worker, &params, &endpoint_) != ucp::Ucs::ok;
-  if (failed_) endpoint_ = nullptr;
-  return !failed_;
+  if (ucp_.library.ep_create(ucp_.worker, &params, &endpoint_) != ucp::Ucs::ok) {
+    endpoint_ = nullptr;
+    failed_ = true;
+    return false;
+  }
+  return true;
 }
 
 bool UcxStream::readable() const noexcept {
@@ -82,6 +87,14 @@ bool UcxStream::readable() const noexcept {
 bool UcxStream::writable() const noexcept {
   return endpoint_ != nullptr && !failed_ && sent_ - other_took_ < messages_max &&
          out_[sent_ % messages_max].state == State::free;
+}
+
+std::uint32_t UcxStream::ready_bits() const noexcept {
+  if (!watched || endpoint_ == nullptr) return 0;
+  std::uint32_t bits = 0;
+  if (readable() || failed_) bits |= ready::read;
+  if (wants_write && writable()) bits |= ready::write;
+  return bits;
 }
 
 Status UcxStream::send(std::span<const iovec> parts, std::size_t& sent) noexcept {

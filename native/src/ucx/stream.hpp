@@ -63,6 +63,9 @@ class UcxStream {
   [[nodiscard]] bool failed() const noexcept { return failed_; }
   [[nodiscard]] bool readable() const noexcept;
   [[nodiscard]] bool writable() const noexcept;
+  /// What whoever watches it is to be told.  Before connect() nothing: what has come by then, or
+  /// gone wrong, waits for the answer on the connection, and the reactor sleeps until that is here.
+  [[nodiscard]] std::uint32_t ready_bits() const noexcept;
   [[nodiscard]] std::uint64_t sent_bytes() const noexcept { return sent_bytes_; }
   [[nodiscard]] std::uint64_t taken_bytes() const noexcept { return taken_bytes_; }
   [[nodiscard]] std::size_t requests() const noexcept { return requests_; }

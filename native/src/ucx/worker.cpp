@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -170,9 +171,7 @@ bool UcxWorkerImpl::arm() noexcept {
 
 bool UcxWorkerImpl::any_ready() const noexcept {
   return std::any_of(streams_.begin(), streams_.end(), [](const auto& entry) {
-    const UcxStream& stream = *entry.second;
-    return stream.watched && (stream.readable() || stream.failed() ||
-                              (stream.wants_write && stream.writable()));
+    return entry.second->ready_bits() != 0;
   });
 }
 
@@ -184,14 +183,22 @@ void UcxWorkerImpl::look() noexcept {
 std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
   look();
   std::size_t count = 0;
-  for (const auto& [name, stream] : streams_) {
-    stream->tell_if_due();
-    if (stream->settled()) settle(*stream);
-    if (!stream->watched || count == events.size()) continue;
-    std::uint32_t bits = 0;
-    if (stream->readable() || stream->failed()) bits |= ready::read;
-    if (stream->wants_write && stream->writable()) bits |= ready::write;
-    if (bits != 0) events[count++] = {.token = stream->token, .bits = bits};
+  const std::size_t size = streams_.size();
+  const std::size_t first = size == 0 ? 0 : first_ % size;
+  auto at = std::next(streams_.begin(), static_cast<std::ptrdiff_t>(first));
+  bool full = false;
+  for (std::size_t i = 0; i < size; ++i) {
+    UcxStream& stream = *at->second;
+    if (++at == streams_.end()) at = streams_.begin();
+    stream.tell_if_due();
+    if (stream.settled()) settle(stream);
+    const std::uint32_t bits = stream.ready_bits();
+    if (bits == 0) continue;
+    if (count < events.size()) {
+      events[count++] = {.token = stream.token, .bits = bits};
+    } else if (!std::exchange(full, true)) {
+      first_ = first + i;  // those that found no room come first in the next round
+    }
   }
   if (!ending_.empty()) reap();
   return count;

@@ -65,6 +65,7 @@ class UcxWorkerImpl final : public UcxWorker {
   int event_fd_ = -1;  // UCX's own
   std::vector<std::byte> address_;
   std::unordered_map<std::uint64_t, std::unique_ptr<UcxStream>> streams_;
+  std::size_t first_ = 0;  // where progress() begins among the streams
   std::vector<std::unique_ptr<UcxStream>> ending_;
   std::vector<std::string> out_of_reach_;  // machines, by the addresses of their sockets
   std::string transports_;
