@@ -3,7 +3,6 @@
 // Threads:   one.
 // Errors:    CHECKs.
 #include <spawn.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,19 +13,11 @@
 #include <string>
 
 #include "conduit_rig.hpp"
-#include "pccl/wire.hpp"
 #include "ucx_rig.hpp"
 
 using namespace pccl;
 
 namespace {
-
-std::array<Fd, 2> connection() {
-  std::array<int, 2> ends{};
-  constexpr int kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  CHECK(::socketpair(AF_UNIX, kind, 0, ends.data()) == 0);
-  return {Fd(ends[0]), Fd(ends[1])};
-}
 
 constexpr const char* sender_variable = "PCCL_TEST_UCX_SENDER";
 constexpr int sender_fd = 100;
@@ -62,49 +53,6 @@ struct Pair {
   explicit operator bool() const { return a.conduit != nullptr; }
   ConduitEnd a;
   ConduitEnd b;
-};
-
-/// Two ends whose words on their connections pass through the test's hands: b has been told of a.
-struct Held {
-  Held() {
-    a.worker = ucx_worker();
-    if (!a.worker) return;
-    b.worker = ucx_worker();
-    auto near = connection();
-    auto far = connection();
-    a.conduit = a.worker->conduit(make_socket_conduit(std::move(near[0])));
-    b.conduit = b.worker->conduit(make_socket_conduit(std::move(far[0])));
-    to_a = std::move(near[1]);
-    to_b = std::move(far[1]);
-    of_a = question_at(to_a);
-    of_b = question_at(to_b);
-    a.begin();
-    b.begin();
-    write_all(to_b, of_a);
-    std::vector<std::byte> none;
-    b.turn(1000);
-    b.receive(none, 1);
-    CHECK(none.empty());
-  }
-  explicit operator bool() const { return a.conduit != nullptr; }
-  void answer_a(const std::vector<std::byte>& with) const { write_all(to_a, with); }
-
-  static std::vector<std::byte> question_at(const Fd& end) {
-    std::vector<std::byte> bytes(header_bytes + worker_bytes_max);
-    const ssize_t count = ::read(end.get(), bytes.data(), bytes.size());
-    CHECK(count > static_cast<ssize_t>(header_bytes));
-    bytes.resize(static_cast<std::size_t>(count));
-    return bytes;
-  }
-  static void write_all(const Fd& end, const std::vector<std::byte>& bytes) {
-    CHECK(::write(end.get(), bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
-  }
-  ConduitEnd a;
-  ConduitEnd b;
-  Fd to_a;
-  Fd to_b;
-  std::vector<std::byte> of_a;
-  std::vector<std::byte> of_b;
 };
 
 }  // namespace
@@ -183,37 +131,6 @@ TEST(an_end_that_goes_away_closes_the_other_and_leaves_no_request_behind) {
   CHECK(pair.b.worker->report().requests == 0 && pair.b.worker->report().streams == 0);
 }
 
-TEST(an_end_without_ucx_is_heard_as_it_is_and_what_it_said_first_is_not_lost) {
-  auto ends = connection();
-  ConduitEnd end;
-  end.worker = ucx_worker();
-  if (!end.worker) return;
-  end.conduit = end.worker->conduit(make_socket_conduit(std::move(ends[0])));
-  end.begin();
-  FrameHeader header;
-  header.type = FrameType::ask;
-  std::array<std::byte, header_bytes> first{};
-  encode(header, first);
-  CHECK(::write(ends[1].get(), first.data(), 30) == 30);
-  std::vector<std::byte> there;
-  end.turn(100);
-  end.receive(there, 1000);
-  CHECK(there.empty() && !end.closed);
-  CHECK(::write(ends[1].get(), first.data() + 30, header_bytes - 30) == header_bytes - 30);
-  CHECK(::write(ends[1].get(), "tail", 4) == 4);
-  for (int i = 0; i < 3; ++i) {
-    end.turn(100);
-    end.receive(there, 1000);
-  }
-  CHECK(there.size() == header_bytes + 4);
-  CHECK(std::memcmp(there.data(), first.data(), header_bytes) == 0);
-  CHECK(end.worker->report().declined == 1 && end.worker->report().through_ucx == 0);
-  std::size_t sent = 0;
-  end.writable = true;
-  end.send(pattern(10, 1), sent);
-  CHECK(sent == 10);
-}
-
 TEST(more_ready_conduits_than_events_have_their_turns_one_after_another) {
   constexpr std::uint64_t count = 12;
   ConduitEnd near;
@@ -251,32 +168,6 @@ TEST(more_ready_conduits_than_events_have_their_turns_one_after_another) {
     for (const auto& event : events) told.insert(event.token);
   }
   CHECK(told.size() == count);
-}
-
-TEST(messages_that_overtake_the_answer_wait_for_it_and_the_reactor_sleeps) {
-  Held held;
-  if (!held) return;
-  CHECK(held.a.worker->report().through_ucx == 0 && held.b.worker->report().through_ucx == 1);
-  std::size_t sent = 0;
-  held.b.send(pattern(1000, 1), sent);
-  CHECK(sent == 1000);
-  bool slept = false;
-  for (int i = 0; i < 50; ++i) {
-    held.b.turn(1);
-    slept = held.a.worker->arm();
-    std::array<Poller::Event, 4> events;
-    CHECK(held.a.worker->progress(events) == 0);
-  }
-  CHECK(slept);
-  held.answer_a(held.of_b);
-  std::vector<std::byte> there;
-  const double until_s = monotonic_s() + conduit_patience_s;
-  while (there.size() < 1000 && monotonic_s() < until_s) {
-    held.b.turn(0);
-    held.a.turn(1);
-    held.a.receive(there, 10'000);
-  }
-  CHECK(there == pattern(1000, 1));
 }
 
 // Only what start_sender starts runs it.
@@ -327,41 +218,4 @@ TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_secon
   CHECK(end.worker->report().requests == 0 && end.worker->report().streams == 0);
   int status = 0;
   CHECK(::waitpid(child, &status, 0) == child && WIFSIGNALED(status));
-}
-
-TEST(a_machine_that_ucx_does_not_reach_is_asked_once_and_then_served_as_it_is) {
-  ConduitEnd a;
-  ConduitEnd b;
-  a.worker = ucx_worker();
-  if (!a.worker) return;
-  const char* before = std::getenv("UCX_TLS");
-  const std::string kept = before != nullptr ? before : "";
-  CHECK(::setenv("UCX_TLS", "self", 1) == 0);  // nobody else reaches this one
-  b.worker = ucx_worker();
-  CHECK((before != nullptr ? ::setenv("UCX_TLS", kept.c_str(), 1) : ::unsetenv("UCX_TLS")) == 0);
-  if (!b.worker) return;
-  auto ends = connection();
-  a.conduit = a.worker->conduit(make_socket_conduit(std::move(ends[0])));
-  b.conduit = b.worker->conduit(make_socket_conduit(std::move(ends[1])));
-  a.begin();
-  b.begin();
-  std::vector<std::byte> none;
-  const double until_s = monotonic_s() + conduit_patience_s;
-  while (!(a.closed && b.closed) && monotonic_s() < until_s) {
-    for (ConduitEnd* end : {&a, &b}) {
-      end->turn(5);
-      end->receive(none, 10);
-      if (end->closed) end->conduit->shut();
-    }
-  }
-  CHECK(a.closed && b.closed && none.empty());
-  auto next = connection();
-  ConduitEnd c;
-  ConduitEnd d;
-  c.conduit = a.worker->conduit(make_socket_conduit(std::move(next[0])));
-  d.conduit = b.worker->conduit(make_socket_conduit(std::move(next[1])));
-  c.begin();
-  d.begin();
-  exchange(c, d, pattern(100'000, 1), pattern(50'000, 2), 1 << 20);
-  CHECK(a.worker->report().declined == 1 && a.worker->report().through_ucx == 0);
 }

@@ -19,8 +19,11 @@
 namespace pccl {
 namespace {
 
-std::vector<std::byte> question(std::uint64_t name, std::span<const std::byte> address) {
-  const std::vector<std::byte> body = worker_body(name, address);
+// Behind the longest address, too.
+constexpr std::size_t zeros_behind = 1024;
+
+std::vector<std::byte> question(const WorkerBody& of) {
+  const std::vector<std::byte> body = worker_body(of);
   FrameHeader header;
   header.type = FrameType::worker;
   sign(header, body);
@@ -34,7 +37,7 @@ class UcxConduit final : public Conduit {
  public:
   UcxConduit(UcxWorkerImpl& worker, std::unique_ptr<Conduit> signal, UcxStream* stream)
       : worker_(worker), signal_(std::move(signal)), stream_(stream) {
-    const std::vector<std::byte> bytes = question(stream->name, worker.address());
+    const std::vector<std::byte> bytes = question(worker.body(stream->name));
     const iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
     std::size_t sent = 0;
     // It is the first on this connection, and small: it goes whole, or the connection is broken.
@@ -149,7 +152,8 @@ class UcxConduit final : public Conduit {
     }
   }
 
-  /// The other end does without UCX; a frame that is no answer is for whoever reads here.
+  /// The other end does without UCX, or has another version; a frame that is no answer is for
+  /// whoever reads here.
   Status stay(const FrameHeader& header) noexcept {
     if (header.type == FrameType::worker) given_ = heard_;
     worker_.count(false);
@@ -160,13 +164,17 @@ class UcxConduit final : public Conduit {
   }
 
   Status go(const FrameHeader& header) noexcept {
-    const std::byte* body = answer_.data() + header_bytes;
-    std::uint64_t name = 0;
-    std::span<const std::byte> address;
-    if (!intact(header, body)) return Status::protocol;
-    const Status status = decode_worker({body, header.length}, name, address);
+    std::byte* bytes = answer_.data() + header_bytes;
+    WorkerBody body;
+    if (!intact(header, bytes)) return Status::protocol;
+    const Status status = decode({bytes, header.length}, body);
     if (status != Status::ok) return status;
-    if (!stream_->connect(name, address.data())) {
+    const WorkerBody own = worker_.body(stream_->name);
+    // Of another version's address UCX may think anything.  The other end sees the same and stays.
+    if (body.ucx_major != own.ucx_major || body.ucx_minor != own.ucx_minor) return stay(header);
+    // UCX is told no length: what it reads behind an address that promises more are zeros.
+    std::fill(bytes + header.length, answer_.data() + answer_.size(), std::byte{0});
+    if (!stream_->connect(body.name, body.address.data())) {
       worker_.give_up(signal_->fd());  // the next connection to there goes on as it is
       return Status::closed;
     }
@@ -200,13 +208,13 @@ class UcxConduit final : public Conduit {
   std::uint64_t acknowledged_ = 0;
   std::size_t heard_ = 0;  // of the answer
   std::size_t given_ = 0;  // of it, to whoever reads here
-  std::array<std::byte, header_bytes + worker_bytes_max> answer_;
+  std::array<std::byte, header_bytes + worker_bytes_max + zeros_behind> answer_;
 };
 
 }  // namespace
 
 std::unique_ptr<Conduit> UcxWorkerImpl::conduit(std::unique_ptr<Conduit> signal) {
-  if (sizeof(std::uint64_t) + address_.size() > worker_bytes_max || gave_up(signal->fd())) {
+  if (worker_fixed_bytes + address_.size() > worker_bytes_max || gave_up(signal->fd())) {
     count(false);
     return signal;
   }

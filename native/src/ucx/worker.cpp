@@ -243,25 +243,25 @@ void UcxWorkerImpl::give_back(UcxStream* stream) noexcept {
   streams_.erase(found);
 }
 
-ucp::Ucs UcxWorkerImpl::on_data(void* worker, const void* header, std::size_t header_bytes,
+ucp::Ucs UcxWorkerImpl::on_data(void* worker, const void* header, std::size_t header_size,
                                 void* data, std::size_t bytes,
                                 const ucp::ReceivedParam* param) noexcept {
-  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::data_id, header, header_bytes, data,
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::data_id, header, header_size, data,
                                                    bytes, param);
 }
 
-ucp::Ucs UcxWorkerImpl::on_taken(void* worker, const void* header, std::size_t header_bytes,
+ucp::Ucs UcxWorkerImpl::on_taken(void* worker, const void* header, std::size_t header_size,
                                  void* data, std::size_t bytes,
                                  const ucp::ReceivedParam* param) noexcept {
-  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::taken_id, header, header_bytes, data,
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::taken_id, header, header_size, data,
                                                    bytes, param);
 }
 
 /// Anybody on the network may reach a worker of UCX's: only who knows a stream's name is heard.
-ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header_bytes, void* data,
+ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header_size, void* data,
                              std::size_t bytes, const ucp::ReceivedParam* param) noexcept {
   UcxStream::Header said;
-  if (header_bytes != sizeof said) return ucp::Ucs::ok;
+  if (header_size != sizeof said) return ucp::Ucs::ok;
   std::memcpy(&said, header, sizeof said);
   const auto found = streams_.find(said.stream);
   if (found == streams_.end()) return ucp::Ucs::ok;

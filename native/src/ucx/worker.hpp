@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "pccl/ucx.hpp"
+#include "pccl/wire.hpp"
 #include "ucx/stream.hpp"
 
 namespace pccl {
@@ -45,14 +46,17 @@ class UcxWorkerImpl final : public UcxWorker {
     ++(through_ucx ? through_ucx_ : declined_);
     changed_ = true;
   }
-  [[nodiscard]] std::span<const std::byte> address() const noexcept { return address_; }
+  /// How others reach it, for a stream.
+  [[nodiscard]] WorkerBody body(std::uint64_t name) const noexcept {
+    return {name, library_->major_version, library_->minor_version, address_};
+  }
 
  private:
-  static ucp::Ucs on_data(void* worker, const void* header, std::size_t header_bytes, void* data,
+  static ucp::Ucs on_data(void* worker, const void* header, std::size_t header_size, void* data,
                           std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
-  static ucp::Ucs on_taken(void* worker, const void* header, std::size_t header_bytes, void* data,
+  static ucp::Ucs on_taken(void* worker, const void* header, std::size_t header_size, void* data,
                            std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
-  ucp::Ucs hear(unsigned id, const void* header, std::size_t header_bytes, void* data,
+  ucp::Ucs hear(unsigned id, const void* header, std::size_t header_size, void* data,
                 std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
   bool handle(unsigned id, ucp::Received callback) noexcept;
   void settle(UcxStream& stream) noexcept;
