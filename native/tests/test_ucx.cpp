@@ -164,7 +164,7 @@ TEST(more_ready_conduits_than_events_have_their_turns_one_after_another) {
   std::set<std::uint64_t> told;  // nobody takes anything, so all stay ready
   for (std::uint64_t round = 0; round < count / 4; ++round) {
     std::array<Poller::Event, 4> events;
-    CHECK(near.worker->progress(events) == events.size());
+    CHECK(near.worker->progress(events, monotonic_s()) == events.size());
     for (const auto& event : events) told.insert(event.token);
   }
   CHECK(told.size() == count);

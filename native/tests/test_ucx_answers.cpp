@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <string>
 
@@ -32,7 +33,7 @@ std::vector<std::byte> question(const WorkerBody& of) {
 
 /// Two ends whose words on their connections pass through the test's hands: b has been told of a.
 struct Held {
-  Held() {
+  explicit Held(std::vector<std::byte> (*told_b)(const std::vector<std::byte>&) = nullptr) {
     a.worker = ucx_worker();
     if (!a.worker) return;
     b.worker = ucx_worker();
@@ -46,7 +47,7 @@ struct Held {
     of_b = question_at(to_b);
     a.begin();
     b.begin();
-    write_all(to_b, of_a);
+    write_all(to_b, told_b != nullptr ? told_b(of_a) : of_a);
     std::vector<std::byte> none;
     b.turn(1000);
     b.receive(none, 1);
@@ -144,7 +145,7 @@ TEST(messages_that_overtake_the_answer_wait_for_it_and_the_reactor_sleeps) {
     held.b.turn(1);
     slept = held.a.worker->arm();
     std::array<Poller::Event, 4> events;
-    CHECK(held.a.worker->progress(events) == 0);
+    CHECK(held.a.worker->progress(events, monotonic_s()) == 0);
   }
   CHECK(slept);
   held.answer_a(held.of_b);
@@ -156,6 +157,142 @@ TEST(messages_that_overtake_the_answer_wait_for_it_and_the_reactor_sleeps) {
     held.a.receive(there, 10'000);
   }
   CHECK(there == pattern(1000, 1));
+}
+
+namespace {
+
+/// `a` has failed with what it was told, and the next connection to there stays as it is.
+void check_given_up(Held& held) {
+  CHECK(held.a.worker->report().through_ucx == 1 && held.a.worker->report().declined == 0);
+  held.a.conduit->shut();
+  auto next = connection();
+  auto bare = held.a.worker->conduit(make_socket_conduit(std::move(next[0])));
+  std::byte byte{};
+  CHECK(::read(next[1].get(), &byte, 1) == -1 && errno == EAGAIN);  // asks nothing
+  CHECK(held.a.worker->report().declined == 1);
+}
+
+void hear_answer(Held& held) {
+  std::vector<std::byte> none;
+  held.a.turn(1000);
+  held.a.receive(none, 1);
+  CHECK(none.empty() && !held.a.closed && held.a.worker->report().through_ucx == 1);
+}
+
+/// Time passes for a, while UCX moves as it can.
+void pass(Held& held, double& now_s, double seconds) {
+  for (const double until_s = now_s + seconds; now_s < until_s; now_s += 0.1) {
+    std::array<Poller::Event, 4> events;
+    if (held.a.worker->progress(events, now_s) > 0) held.a.readable = true;
+    held.b.turn(0);
+  }
+}
+
+/// Without what comes from b, as if nothing came through: a word for a stream of another name.
+std::vector<std::byte> with_another_name(const std::vector<std::byte>& asked) {
+  WorkerBody body;
+  CHECK(decode(std::span(asked).subspan(header_bytes), body) == Status::ok);
+  ++body.name;
+  return question(body);
+}
+
+}  // namespace
+
+TEST(a_way_of_ucx_on_which_nothing_is_ever_heard_fails_in_2_s_and_is_not_taken_again) {
+  Held held(with_another_name);
+  if (!held) return;
+  held.answer_a(with_another_name(held.of_b));
+  hear_answer(held);
+  double now_s = 100;
+  pass(held, now_s, 10);
+  CHECK(!held.a.readable);  // it owes nothing
+  std::size_t sent = 0;
+  held.a.writable = true;
+  held.a.send(pattern(1000, 1), sent);
+  CHECK(sent == 1000);
+  pass(held, now_s, 1.5);
+  now_s += 1000;  // this side stood still
+  pass(held, now_s, 0.1);
+  CHECK(!held.a.readable);
+  pass(held, now_s, 0.5);
+  CHECK(held.a.readable);
+  std::vector<std::byte> none;
+  held.a.receive(none, 10);
+  CHECK(held.a.closed && none.empty());
+  check_given_up(held);
+}
+
+TEST(a_lane_that_ends_while_ucx_has_long_been_silent_is_followed_by_one_without_it) {
+  Held held(with_another_name);
+  if (!held) return;
+  held.answer_a(with_another_name(held.of_b));
+  hear_answer(held);
+  double now_s = 100;
+  std::size_t sent = 0;
+  held.a.writable = true;
+  held.a.send(pattern(1000, 1), sent);
+  pass(held, now_s, 1);
+  check_given_up(held);
+}
+
+TEST(a_way_of_ucx_that_is_cut_before_a_word_came_is_not_taken_again) {
+  Held held(with_another_name);
+  if (!held) return;
+  held.answer_a(held.of_b);
+  hear_answer(held);
+  held.b.conduit.reset();
+  held.b.worker.reset();  // UCX's connections are gone, this side's own stands
+  std::vector<std::byte> none;
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while (!held.a.closed && monotonic_s() < until_s) {
+    held.a.turn(10);
+    held.a.receive(none, 10);
+  }
+  CHECK(held.a.closed && none.empty());
+  check_given_up(held);
+}
+
+TEST(an_end_that_dies_before_a_word_of_it_came_through_ucx_says_nothing_against_ucx) {
+  Held held(with_another_name);
+  if (!held) return;
+  held.answer_a(with_another_name(held.of_b));
+  hear_answer(held);
+  double now_s = 100;
+  std::size_t sent = 0;
+  held.a.writable = true;
+  held.a.send(pattern(1000, 1), sent);
+  pass(held, now_s, 1);
+  held.to_a = Fd();
+  held.a.readable = true;
+  std::vector<std::byte> none;
+  held.a.receive(none, 10);
+  CHECK(held.a.closed);
+  held.a.conduit.reset();
+  auto next = connection();
+  auto asking = held.a.worker->conduit(make_socket_conduit(std::move(next[0])));
+  CHECK(!Held::question_at(next[1]).empty() && held.a.worker->report().declined == 0);
+}
+
+TEST(a_first_word_is_heard_where_nobody_sends_or_takes_anything) {
+  Held held;
+  if (!held) return;
+  held.answer_a(held.of_b);
+  hear_answer(held);
+  const double until_s = monotonic_s() + conduit_patience_s;
+  while ((held.a.worker->report().transports.empty() ||
+          held.b.worker->report().transports.empty()) && monotonic_s() < until_s) {
+    held.a.turn(1);
+    held.b.turn(1);
+  }
+  std::size_t sent = 0;
+  held.a.writable = true;
+  held.a.send(pattern(1000, 1), sent);
+  double now_s = 100;
+  for (; now_s < 110; now_s += 0.1) (void)held.a.worker->progress({}, now_s);
+  std::vector<std::byte> none;
+  held.a.readable = true;
+  held.a.receive(none, 10);
+  CHECK(!held.a.closed);  // b took nothing all that time
 }
 
 TEST(a_machine_that_ucx_does_not_reach_is_asked_once_and_then_served_as_it_is) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 #include <string_view>
+#include <utility>
 
 #include "pccl/poller.hpp"
 
@@ -19,6 +20,10 @@ namespace {
 constexpr std::size_t memory_bytes = 2 * UcxStream::messages_max * UcxStream::message_bytes;
 constexpr std::uint32_t told_after = UcxStream::messages_max / 2;
 constexpr unsigned transports_max = 16;
+// A first word takes UCX a few round trips, and a busy machine some tenths of a second.
+constexpr double patience_s = 2.0;
+constexpr double doubted_s = 0.5;     // by then, if the lane ends for another reason
+constexpr double wait_counts_s = 0.25;  // more between two looks: this side itself stood still
 
 // Names that UCX gives to transports of InfiniBand, RoCE and EFA.
 constexpr std::array<std::string_view, 6> rdma_names{"rc", "dc", "ud", "ib", "srd", "gga"};
@@ -77,8 +82,18 @@ bool UcxStream::connect(std::uint64_t other, const void* address) noexcept {
     failed_ = true;
     return false;
   }
+  start(taken_id, word_);
   return true;
 }
+
+void UcxStream::wait(double now_s) noexcept {
+  const double passed_s = std::clamp(now_s - std::exchange(looked_s_, now_s), 0.0, wait_counts_s);
+  if (heard_ || endpoint_ == nullptr || sent_bytes_ == 0) return;
+  silent_s_ += passed_s;
+  failed_ = failed_ || silent_s_ >= patience_s;
+}
+
+bool UcxStream::doubtful() const noexcept { return failed_ || silent_s_ >= doubted_s; }
 
 bool UcxStream::readable() const noexcept {
   return in_[taken_ % messages_max].state == State::here;

@@ -4,9 +4,7 @@
 // Errors:    see worker.hpp.
 #include "ucx/worker.hpp"
 
-#include <netinet/in.h>
 #include <sys/random.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -40,23 +38,6 @@ ucp::Ucs prefer(const UcpLibrary& library, ucp::Config* config, const std::strin
 
 // Then others are asked again for each lane.
 constexpr std::size_t out_of_reach_max = 1024;
-
-/// The address at the other end of a socket, without its port.
-std::string machine_at(int socket) {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return {};
-  const auto text = [](const void* bytes, std::size_t count) {
-    return std::string(static_cast<const char*>(bytes), count);
-  };
-  if (address.ss_family == AF_INET) {
-    return text(&reinterpret_cast<const sockaddr_in&>(address).sin_addr, sizeof(in_addr));
-  }
-  if (address.ss_family == AF_INET6) {
-    return text(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(in6_addr));
-  }
-  return {};
-}
 
 std::uint64_t random_name() noexcept {
   std::uint64_t name = 0;
@@ -180,7 +161,7 @@ void UcxWorkerImpl::look() noexcept {
   }
 }
 
-std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
+std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events, double now_s) noexcept {
   look();
   std::size_t count = 0;
   const std::size_t size = streams_.size();
@@ -191,6 +172,7 @@ std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
     UcxStream& stream = *at->second;
     if (++at == streams_.end()) at = streams_.begin();
     stream.tell_if_due();
+    stream.wait(now_s);
     if (stream.settled()) settle(stream);
     const std::uint32_t bits = stream.ready_bits();
     if (bits == 0) continue;
@@ -269,17 +251,16 @@ ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header
   return found->second->hear(id, said, data, bytes, rendezvous);
 }
 
-void UcxWorkerImpl::give_up(int socket) noexcept {
+void UcxWorkerImpl::give_up(const std::string& machine) noexcept {
   try {
-    if (gave_up(socket) || out_of_reach_.size() >= out_of_reach_max) return;
-    out_of_reach_.push_back(machine_at(socket));
+    if (gave_up(machine) || out_of_reach_.size() >= out_of_reach_max) return;
+    out_of_reach_.push_back(machine);
   } catch (...) {  // no memory: it is asked again
   }
 }
 
-bool UcxWorkerImpl::gave_up(int socket) const {
-  return !out_of_reach_.empty() && std::find(out_of_reach_.begin(), out_of_reach_.end(),
-                                             machine_at(socket)) != out_of_reach_.end();
+bool UcxWorkerImpl::gave_up(const std::string& machine) const noexcept {
+  return std::find(out_of_reach_.begin(), out_of_reach_.end(), machine) != out_of_reach_.end();
 }
 
 UcxReport UcxWorkerImpl::report() const {

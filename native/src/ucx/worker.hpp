@@ -27,7 +27,7 @@ class UcxWorkerImpl final : public UcxWorker {
 
   int event_fd() const noexcept override { return event_fd_; }
   bool arm() noexcept override;
-  std::size_t progress(std::span<Poller::Event> events) noexcept override;
+  std::size_t progress(std::span<Poller::Event> events, double now_s) noexcept override;
   bool busy() const noexcept override;
   std::unique_ptr<Conduit> conduit(std::unique_ptr<Conduit> signal) override;
   UcxReport report() const override;
@@ -37,9 +37,8 @@ class UcxWorkerImpl final : public UcxWorker {
   UcxStream* open_stream();
   /// The stream ends; what UCX still holds of it is waited for here.
   void give_back(UcxStream* stream) noexcept;
-  /// UCX does not reach the machine at the other end of this socket: conduits to it stay as they
-  /// are.
-  void give_up(int socket) noexcept;
+  /// UCX does not reach that machine: conduits to it stay as they are.
+  void give_up(const std::string& machine) noexcept;
   /// Lets UCX look at once what has come.
   void look() noexcept;
   void count(bool through_ucx) noexcept {
@@ -61,7 +60,7 @@ class UcxWorkerImpl final : public UcxWorker {
   bool handle(unsigned id, ucp::Received callback) noexcept;
   void settle(UcxStream& stream) noexcept;
   [[nodiscard]] bool any_ready() const noexcept;
-  [[nodiscard]] bool gave_up(int socket) const;
+  [[nodiscard]] bool gave_up(const std::string& machine) const noexcept;
   void reap() noexcept;
 
   std::unique_ptr<UcpLibrary> library_;
