@@ -74,8 +74,8 @@ class Wire:
         if not event.transports:
             if not self._declined:
                 _log.warning(
-                    "another peer's transport is not 'ucx', or UCX does not reach it: lanes to it "
-                    "stay on TCP"
+                    "another peer's transport is not 'ucx', its UCX is another version, or UCX "
+                    "does not reach it: lanes to it stay on TCP"
                 )
             self._declined = True
             return event

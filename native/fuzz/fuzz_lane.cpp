@@ -303,6 +303,12 @@ fuzz::Bytes frame_of(fuzz::Pieces& input, const std::vector<Work>& works) {
   if (header.type == FrameType::open && work != nullptr && (style & 64) == 0) {
     encode(said, std::span<std::byte, open_bytes>(body.data(), body.size()));
   }
+  if (header.type == FrameType::worker) {  // what a conduit through UCX reads; a lane declines
+    WorkerBody worker;
+    const bool taken = decode(body, worker) == Status::ok;
+    fuzz::require(taken == (body.size() > worker_fixed_bytes));
+    if (taken) fuzz::require(worker_body(worker) == body);
+  }
   sign(header, body);
   if (header.type == FrameType::data) {
     header.payload_hash = xxh3_128(body, slice_seed(header.shard, header.slice)).low;

@@ -77,7 +77,7 @@ struct Two {
   /// What a reactor does besides: a UCX worker moves when it is told to.
   void move() const {
     for (const auto* worker : {&near_worker, &far_worker}) {
-      if (*worker) (void)(*worker)->progress({});
+      if (*worker) (void)(*worker)->progress({}, monotonic_s());
     }
   }
 };

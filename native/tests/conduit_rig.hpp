@@ -42,7 +42,7 @@ struct ConduitEnd {
     std::array<Poller::Event, 8> events;
     if (worker && !worker->arm()) timeout_ms = 0;
     std::size_t count = poller.wait({events.data(), 4}, timeout_ms);
-    if (worker) count += worker->progress({events.data() + count, 4});
+    if (worker) count += worker->progress({events.data() + count, 4}, monotonic_s());
     if (!conduit) return;  // its worker alone moves on
     // What has come and lies in the conduit the poller does not tell of.
     readable = readable || conduit->holds_received();

@@ -77,7 +77,7 @@ TEST(a_poller_tells_of_all_that_comes_and_of_room_again_and_then_of_the_end) {
     const double until_s = monotonic_s() + conduit_patience_s;
     while (!near.closed && monotonic_s() < until_s) {
       near.turn(10);
-      if (far.worker) (void)far.worker->progress({});
+      if (far.worker) (void)far.worker->progress({}, monotonic_s());
       near.receive(none, 1000);
     }
     CHECK(near.closed && none.empty());

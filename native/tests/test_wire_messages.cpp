@@ -149,22 +149,24 @@ TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
 }
 
 TEST(a_worker_frame_has_the_bytes_that_the_protocol_page_says_and_no_short_one_is_taken) {
-  const std::vector<std::byte> worker = worker_body(0x0102030405060708, std::array{
-      std::byte{0xa0}, std::byte{0xa1}, std::byte{0xa2}, std::byte{0xa3}});
-  CHECK(hex(worker) == "0807060504030201a0a1a2a3");
+  const std::array of_worker{std::byte{0xa0}, std::byte{0xa1}, std::byte{0xa2}, std::byte{0xa3}};
+  const std::vector<std::byte> worker =
+      worker_body({.name = 0x0102030405060708, .ucx_major = 1, .ucx_minor = 0x0116,
+                   .address = of_worker});
+  CHECK(hex(worker) == "080706050403020101001601a0a1a2a3");
   FrameHeader reached{.type = FrameType::worker};
   sign(reached, worker);
   CHECK(hex(bytes_of(reached)) ==
         "7063041100000000000000000000000000000000000000000000000100000000"
-        "0c00000000000000000000000000f03fbdc23f370451d338000000003f078e03");
+        "1000000000000000000000000000f03f18121dff1f3e17d5000000008ed5721c");
   CHECK(hex(bytes_of(FrameHeader{.type = FrameType::worker})) ==
         "7063041100000000000000000000000000000000000000000000000000000000"
         "0000000000000000000000000000f03f000000000000000000000000ce841a6a");
-  std::uint64_t name = 0;
-  std::span<const std::byte> address;
-  CHECK(decode_worker(worker, name, address) == Status::ok && name == 0x0102030405060708);
-  CHECK(address.size() == 4 && address.data() == worker.data() + 8);
-  for (std::size_t length = 0; length <= 8; ++length) {
-    CHECK(decode_worker(std::span(worker).first(length), name, address) == Status::protocol);
+  WorkerBody body;
+  CHECK(decode(worker, body) == Status::ok && body.name == 0x0102030405060708);
+  CHECK(body.ucx_major == 1 && body.ucx_minor == 0x0116);
+  CHECK(body.address.size() == 4 && body.address.data() == worker.data() + 12);
+  for (std::size_t length = 0; length <= 12; ++length) {
+    CHECK(decode(std::span(worker).first(length), body) == Status::protocol);
   }
 }

@@ -4,12 +4,17 @@
 // Errors:    none.
 #pragma once
 
+#include <sys/socket.h>
+
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "check.hpp"
+#include "pccl/fd.hpp"
 #include "pccl/ucx.hpp"
 
 namespace pccl {
@@ -26,6 +31,13 @@ inline std::unique_ptr<UcxWorker> ucx_worker() {
   auto made = UcxWorker::make(ucx_libraries(), true, obstacle);
   if (!made) std::printf("skipped: %s\n", obstacle.c_str());
   return made;
+}
+
+inline std::array<Fd, 2> connection() {
+  std::array<int, 2> ends{};
+  constexpr int kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  CHECK(::socketpair(AF_UNIX, kind, 0, ends.data()) == 0);
+  return {Fd(ends[0]), Fd(ends[1])};
 }
 
 }  // namespace pccl

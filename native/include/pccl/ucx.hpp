@@ -57,8 +57,9 @@ class UcxWorker {
   /// True: nothing is to be done until event_fd() is readable.  False: call progress().
   virtual bool arm() noexcept = 0;
   /// Moves what can move and fills `events` with conduits that are ready, as a Poller would, with
-  /// the token that watch() got; level-triggered.
-  virtual std::size_t progress(std::span<Poller::Event> events) noexcept = 0;
+  /// the token that watch() got; level-triggered.  A conduit that owes bytes and has never heard a
+  /// word through UCX in about 2 s of such calls fails, and the next one to there stays as it is.
+  virtual std::size_t progress(std::span<Poller::Event> events, double now_s) noexcept = 0;
   /// UCX holds something that has to move on.
   [[nodiscard]] virtual bool busy() const noexcept = 0;
 

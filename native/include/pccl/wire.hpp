@@ -161,9 +161,17 @@ inline constexpr std::size_t open_bytes = descriptor_bytes + 16;
 inline constexpr std::size_t seal_bytes = 24;
 inline constexpr std::size_t done_bytes = 32;
 inline constexpr std::size_t ring_name_bytes = 32;
-/// The name of a stream, and an address that UCX makes: it grows with the machine's interfaces.
+/// With the address that UCX makes, which grows with the machine's interfaces.
 inline constexpr std::size_t worker_bytes_max = 8192;
+inline constexpr std::size_t worker_fixed_bytes = 12;  // before the address
 
+/// How to reach its sender's worker, and what that calls the stream.
+struct WorkerBody {
+  std::uint64_t name = 0;
+  std::uint16_t ucx_major = 0;  // only another of the same version is sure to read the address
+  std::uint16_t ucx_minor = 0;
+  std::span<const std::byte> address;
+};
 struct SealBody {
   Digest manifest;
   std::uint64_t operations = 0;
@@ -196,11 +204,8 @@ void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) no
 Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept;
 void encode(const RingName& name, std::span<std::byte, ring_name_bytes> out) noexcept;
 Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) noexcept;
-/// The body of WORKER: the name of its sender's stream, and how to reach its worker.
-[[nodiscard]] std::vector<std::byte> worker_body(std::uint64_t name,
-                                                 std::span<const std::byte> address);
-/// The address is a part of `body`, of at least one byte.
-Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
-                     std::span<const std::byte>& address) noexcept;
+/// The address becomes a part of `body`, of at least one byte.
+Status decode(std::span<const std::byte> body, WorkerBody& out) noexcept;
+[[nodiscard]] std::vector<std::byte> worker_body(const WorkerBody& body);
 
 }  // namespace pccl

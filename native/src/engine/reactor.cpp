@@ -61,7 +61,7 @@ std::size_t Engine::poll(Lock& turn, std::span<Poller::Event> events, int timeou
   turn.lock();
   // What UCX has moved makes its descriptor unready: done by the reactor thread after a driver has
   // begun, that would let the driver sleep on.
-  if (ucx_ && driving_ == driver) count += ucx_->progress(events.subspan(count));
+  if (ucx_ && driving_ == driver) count += ucx_->progress(events.subspan(count), monotonic_s());
   return count;
 }
 

@@ -7,9 +7,13 @@
 // Ownership: owns the connection; its stream is the worker's.
 // Threads:   see conduit.hpp.
 // Errors:    see conduit.hpp.
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,8 +23,11 @@
 namespace pccl {
 namespace {
 
-std::vector<std::byte> question(std::uint64_t name, std::span<const std::byte> address) {
-  const std::vector<std::byte> body = worker_body(name, address);
+// Behind the longest address, too.
+constexpr std::size_t zeros_behind = 1024;
+
+std::vector<std::byte> question(const WorkerBody& of) {
+  const std::vector<std::byte> body = worker_body(of);
   FrameHeader header;
   header.type = FrameType::worker;
   sign(header, body);
@@ -30,17 +37,37 @@ std::vector<std::byte> question(std::uint64_t name, std::span<const std::byte> a
   return bytes;
 }
 
+/// The address at the other end of a socket, without its port.
+std::string machine_at(int socket) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return {};
+  const auto text = [](const void* bytes, std::size_t count) {
+    return std::string(static_cast<const char*>(bytes), count);
+  };
+  if (address.ss_family == AF_INET) {
+    return text(&reinterpret_cast<const sockaddr_in&>(address).sin_addr, sizeof(in_addr));
+  }
+  if (address.ss_family == AF_INET6) {
+    return text(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(in6_addr));
+  }
+  return {};
+}
+
 class UcxConduit final : public Conduit {
  public:
-  UcxConduit(UcxWorkerImpl& worker, std::unique_ptr<Conduit> signal, UcxStream* stream)
-      : worker_(worker), signal_(std::move(signal)), stream_(stream) {
-    const std::vector<std::byte> bytes = question(stream->name, worker.address());
+  UcxConduit(UcxWorkerImpl& worker, std::unique_ptr<Conduit> signal, UcxStream* stream,
+             std::string machine)
+      : worker_(worker), signal_(std::move(signal)), stream_(stream),
+        machine_(std::move(machine)) {
+    const std::vector<std::byte> bytes = question(worker.body(stream->name));
     const iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
     std::size_t sent = 0;
     // It is the first on this connection, and small: it goes whole, or the connection is broken.
     broken_ = signal_->send({&part, 1}, sent) != Status::ok || sent != bytes.size();
   }
   ~UcxConduit() override {
+    doubt();
     if (stream_ != nullptr) worker_.give_back(stream_);
   }
 
@@ -69,7 +96,10 @@ class UcxConduit final : public Conduit {
   Status send(std::span<const iovec> parts, std::size_t& sent) noexcept override {
     if (broken_) return Status::closed;
     if (stage_ == Stage::as_it_was) return signal_->send(parts, sent);
-    return stage_ == Stage::asking ? Status::would_block : stream_->send(parts, sent);
+    if (stage_ == Stage::asking) return Status::would_block;
+    const Status status = stream_->send(parts, sent);
+    if (status != Status::ok) doubt();
+    return status;
   }
   Status flush() noexcept override { return signal_->flush(); }
   bool wants_write() const noexcept override { return signal_->wants_write(); }
@@ -83,7 +113,9 @@ class UcxConduit final : public Conduit {
       return begun() ? give_begun(parts, got, drained) : signal_->receive(parts, got, drained);
     }
     const Status status = stream_->receive(parts, got, drained);
-    return status == Status::would_block ? look_at_signal(parts, got, drained) : status;
+    if (status == Status::would_block) return look_at_signal(parts, got, drained);
+    if (status != Status::ok) doubt();
+    return status;
   }
   bool holds_received() const noexcept override {
     return stage_ == Stage::as_it_was && (begun() || signal_->holds_received());
@@ -107,6 +139,7 @@ class UcxConduit final : public Conduit {
   }
   bool local() const noexcept override { return signal_->local(); }
   void shut() noexcept override {
+    doubt();
     broken_ = broken_ || stage_ != Stage::as_it_was;
     signal_->shut();
   }
@@ -149,7 +182,8 @@ class UcxConduit final : public Conduit {
     }
   }
 
-  /// The other end does without UCX; a frame that is no answer is for whoever reads here.
+  /// The other end does without UCX, or has another version; a frame that is no answer is for
+  /// whoever reads here.
   Status stay(const FrameHeader& header) noexcept {
     if (header.type == FrameType::worker) given_ = heard_;
     worker_.count(false);
@@ -160,19 +194,37 @@ class UcxConduit final : public Conduit {
   }
 
   Status go(const FrameHeader& header) noexcept {
-    const std::byte* body = answer_.data() + header_bytes;
-    std::uint64_t name = 0;
-    std::span<const std::byte> address;
-    if (!intact(header, body)) return Status::protocol;
-    const Status status = decode_worker({body, header.length}, name, address);
+    std::byte* bytes = answer_.data() + header_bytes;
+    WorkerBody body;
+    if (!intact(header, bytes)) return Status::protocol;
+    const Status status = decode({bytes, header.length}, body);
     if (status != Status::ok) return status;
-    if (!stream_->connect(name, address.data())) {
-      worker_.give_up(signal_->fd());  // the next connection to there goes on as it is
+    const WorkerBody own = worker_.body(stream_->name);
+    // Of another version's address UCX may think anything.  The other end sees the same and stays.
+    if (body.ucx_major != own.ucx_major || body.ucx_minor != own.ucx_minor) return stay(header);
+    // UCX is told no length: what it reads behind an address that promises more are zeros.
+    std::fill(bytes + header.length, answer_.data() + answer_.size(), std::byte{0});
+    if (!stream_->connect(body.name, body.address.data())) {
+      worker_.give_up(machine_);  // the next connection to there goes on as it is
       return Status::closed;
     }
     worker_.count(true);
     stage_ = Stage::through_ucx;
     return Status::ok;
+  }
+
+  /// UCX may make an endpoint and yet reach nobody: its ports are not let through, its device is
+  /// not the others'.  Where it ends, or says nothing for long, before it has brought a word, while
+  /// the other end is still there, the next connection to there goes on as it is.
+  void doubt() noexcept {
+    if (stage_ != Stage::through_ucx || stream_->heard() || !stream_->doubtful()) return;
+    std::byte byte{};
+    const iovec part{&byte, 1};
+    std::size_t count = 0;
+    bool none = false;
+    if (signal_->receive({&part, 1}, count, none) == Status::would_block) {
+      worker_.give_up(machine_);
+    }
   }
 
   /// Nothing has come through UCX: perhaps because the other end is gone.
@@ -192,6 +244,7 @@ class UcxConduit final : public Conduit {
   UcxWorkerImpl& worker_;
   std::unique_ptr<Conduit> signal_;
   UcxStream* stream_;
+  std::string machine_;  // that of the other end
   Poller* poller_ = nullptr;
   std::uint64_t token_ = 0;
   Stage stage_ = Stage::asking;
@@ -200,19 +253,20 @@ class UcxConduit final : public Conduit {
   std::uint64_t acknowledged_ = 0;
   std::size_t heard_ = 0;  // of the answer
   std::size_t given_ = 0;  // of it, to whoever reads here
-  std::array<std::byte, header_bytes + worker_bytes_max> answer_;
+  std::array<std::byte, header_bytes + worker_bytes_max + zeros_behind> answer_;
 };
 
 }  // namespace
 
 std::unique_ptr<Conduit> UcxWorkerImpl::conduit(std::unique_ptr<Conduit> signal) {
-  if (sizeof(std::uint64_t) + address_.size() > worker_bytes_max || gave_up(signal->fd())) {
+  std::string machine = machine_at(signal->fd());
+  if (worker_fixed_bytes + address_.size() > worker_bytes_max || gave_up(machine)) {
     count(false);
     return signal;
   }
   UcxStream* stream = open_stream();
   try {
-    return std::make_unique<UcxConduit>(*this, std::move(signal), stream);
+    return std::make_unique<UcxConduit>(*this, std::move(signal), stream, std::move(machine));
   } catch (...) {
     give_back(stream);
     throw;

@@ -82,6 +82,8 @@ bool known(UcpLibrary& library) {
   library.get_version(&major, &minor, &release);
   library.version =
       std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release);
+  library.major_version = static_cast<std::uint16_t>(major);
+  library.minor_version = static_cast<std::uint16_t>(minor);
   return major == ucp::api_major && minor >= ucp::api_minor;
 }
 

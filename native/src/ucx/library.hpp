@@ -4,6 +4,7 @@
 // Errors:    null, and a text.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -39,6 +40,8 @@ struct UcpLibrary {
   ucp::Ucs (*mem_map)(ucp::Context, const ucp::MapParams*, ucp::Memory*);
   ucp::Ucs (*mem_unmap)(ucp::Context, ucp::Memory);
   std::string version;
+  std::uint16_t major_version = 0;
+  std::uint16_t minor_version = 0;
 
   static std::unique_ptr<UcpLibrary> load(std::span<const std::string> names,
                                           std::string& obstacle);

@@ -10,6 +10,9 @@
 #include <cstring>
 #include <new>
 #include <string_view>
+#include <utility>
+
+#include "pccl/poller.hpp"
 
 namespace pccl {
 namespace {
@@ -17,6 +20,10 @@ namespace {
 constexpr std::size_t memory_bytes = 2 * UcxStream::messages_max * UcxStream::message_bytes;
 constexpr std::uint32_t told_after = UcxStream::messages_max / 2;
 constexpr unsigned transports_max = 16;
+// A first word takes UCX a few round trips, and a busy machine some tenths of a second.
+constexpr double patience_s = 2.0;
+constexpr double doubted_s = 0.5;     // by then, if the lane ends for another reason
+constexpr double wait_counts_s = 0.25;  // more between two looks: this side itself stood still
 
 // Names that UCX gives to transports of InfiniBand, RoCE and EFA.
 constexpr std::array<std::string_view, 6> rdma_names{"rc", "dc", "ud", "ib", "srd", "gga"};
@@ -70,10 +77,23 @@ bool UcxStream::connect(std::uint64_t other, const void* address) noexcept {
   params.error_mode = ucp::EndpointParams::error_mode_peer;
   params.error_handler = {&UcxStream::on_error, this};
   other_ = other;
-  failed_ = ucp_.library.ep_create(ucp_.worker, &params, &endpoint_) != ucp::Ucs::ok;
-  if (failed_) endpoint_ = nullptr;
-  return !failed_;
+  if (ucp_.library.ep_create(ucp_.worker, &params, &endpoint_) != ucp::Ucs::ok) {
+    endpoint_ = nullptr;
+    failed_ = true;
+    return false;
+  }
+  start(taken_id, word_);
+  return true;
 }
+
+void UcxStream::wait(double now_s) noexcept {
+  const double passed_s = std::clamp(now_s - std::exchange(looked_s_, now_s), 0.0, wait_counts_s);
+  if (heard_ || endpoint_ == nullptr || sent_bytes_ == 0) return;
+  silent_s_ += passed_s;
+  failed_ = failed_ || silent_s_ >= patience_s;
+}
+
+bool UcxStream::doubtful() const noexcept { return failed_ || silent_s_ >= doubted_s; }
 
 bool UcxStream::readable() const noexcept {
   return in_[taken_ % messages_max].state == State::here;
@@ -82,6 +102,14 @@ bool UcxStream::readable() const noexcept {
 bool UcxStream::writable() const noexcept {
   return endpoint_ != nullptr && !failed_ && sent_ - other_took_ < messages_max &&
          out_[sent_ % messages_max].state == State::free;
+}
+
+std::uint32_t UcxStream::ready_bits() const noexcept {
+  if (!watched || endpoint_ == nullptr) return 0;
+  std::uint32_t bits = 0;
+  if (readable() || failed_) bits |= ready::read;
+  if (wants_write && writable()) bits |= ready::write;
+  return bits;
 }
 
 Status UcxStream::send(std::span<const iovec> parts, std::size_t& sent) noexcept {

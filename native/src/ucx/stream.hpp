@@ -52,6 +52,7 @@ class UcxStream {
 
   const std::uint64_t name;
 
+  /// Says also a first word, so that the other end hears whether UCX gets through.
   bool connect(std::uint64_t other, const void* address) noexcept;
   Status send(std::span<const iovec> parts, std::size_t& sent) noexcept;
   Status receive(std::span<const iovec> parts, std::size_t& got, bool& drained) noexcept;
@@ -60,9 +61,20 @@ class UcxStream {
   /// The same once it is worth a message.
   void tell_if_due() noexcept;
 
+  /// Time passes, of which no more counts than a running reactor lets pass between two calls: who
+  /// owes bytes and has never heard a word fails.
+  void wait(double now_s) noexcept;
+  /// Something has come through UCX, ever.
+  [[nodiscard]] bool heard() const noexcept { return heard_; }
+  /// It has failed, or has waited for the first word for longer than that takes.
+  [[nodiscard]] bool doubtful() const noexcept;
+
   [[nodiscard]] bool failed() const noexcept { return failed_; }
   [[nodiscard]] bool readable() const noexcept;
   [[nodiscard]] bool writable() const noexcept;
+  /// What whoever watches it is to be told.  Before connect() nothing: what has come by then, or
+  /// gone wrong, waits for the answer on the connection, and the reactor sleeps until that is here.
+  [[nodiscard]] std::uint32_t ready_bits() const noexcept;
   [[nodiscard]] std::uint64_t sent_bytes() const noexcept { return sent_bytes_; }
   [[nodiscard]] std::uint64_t taken_bytes() const noexcept { return taken_bytes_; }
   [[nodiscard]] std::size_t requests() const noexcept { return requests_; }
@@ -120,6 +132,8 @@ class UcxStream {
   std::size_t read_ = 0;          // bytes of the message that is being taken
   std::uint64_t sent_bytes_ = 0;
   std::uint64_t taken_bytes_ = 0; // by the other end
+  double looked_s_ = 0;           // when wait() was called
+  double silent_s_ = 0;           // for so long bytes have been owed and no word was heard
   std::size_t requests_ = 0;
   bool failed_ = false;
   bool ended_ = false;

@@ -4,13 +4,12 @@
 // Errors:    see worker.hpp.
 #include "ucx/worker.hpp"
 
-#include <netinet/in.h>
 #include <sys/random.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,23 +38,6 @@ ucp::Ucs prefer(const UcpLibrary& library, ucp::Config* config, const std::strin
 
 // Then others are asked again for each lane.
 constexpr std::size_t out_of_reach_max = 1024;
-
-/// The address at the other end of a socket, without its port.
-std::string machine_at(int socket) {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return {};
-  const auto text = [](const void* bytes, std::size_t count) {
-    return std::string(static_cast<const char*>(bytes), count);
-  };
-  if (address.ss_family == AF_INET) {
-    return text(&reinterpret_cast<const sockaddr_in&>(address).sin_addr, sizeof(in_addr));
-  }
-  if (address.ss_family == AF_INET6) {
-    return text(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, sizeof(in6_addr));
-  }
-  return {};
-}
 
 std::uint64_t random_name() noexcept {
   std::uint64_t name = 0;
@@ -170,9 +152,7 @@ bool UcxWorkerImpl::arm() noexcept {
 
 bool UcxWorkerImpl::any_ready() const noexcept {
   return std::any_of(streams_.begin(), streams_.end(), [](const auto& entry) {
-    const UcxStream& stream = *entry.second;
-    return stream.watched && (stream.readable() || stream.failed() ||
-                              (stream.wants_write && stream.writable()));
+    return entry.second->ready_bits() != 0;
   });
 }
 
@@ -181,17 +161,26 @@ void UcxWorkerImpl::look() noexcept {
   }
 }
 
-std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events) noexcept {
+std::size_t UcxWorkerImpl::progress(std::span<Poller::Event> events, double now_s) noexcept {
   look();
   std::size_t count = 0;
-  for (const auto& [name, stream] : streams_) {
-    stream->tell_if_due();
-    if (stream->settled()) settle(*stream);
-    if (!stream->watched || count == events.size()) continue;
-    std::uint32_t bits = 0;
-    if (stream->readable() || stream->failed()) bits |= ready::read;
-    if (stream->wants_write && stream->writable()) bits |= ready::write;
-    if (bits != 0) events[count++] = {.token = stream->token, .bits = bits};
+  const std::size_t size = streams_.size();
+  const std::size_t first = size == 0 ? 0 : first_ % size;
+  auto at = std::next(streams_.begin(), static_cast<std::ptrdiff_t>(first));
+  bool full = false;
+  for (std::size_t i = 0; i < size; ++i) {
+    UcxStream& stream = *at->second;
+    if (++at == streams_.end()) at = streams_.begin();
+    stream.tell_if_due();
+    stream.wait(now_s);
+    if (stream.settled()) settle(stream);
+    const std::uint32_t bits = stream.ready_bits();
+    if (bits == 0) continue;
+    if (count < events.size()) {
+      events[count++] = {.token = stream.token, .bits = bits};
+    } else if (!std::exchange(full, true)) {
+      first_ = first + i;  // those that found no room come first in the next round
+    }
   }
   if (!ending_.empty()) reap();
   return count;
@@ -236,25 +225,25 @@ void UcxWorkerImpl::give_back(UcxStream* stream) noexcept {
   streams_.erase(found);
 }
 
-ucp::Ucs UcxWorkerImpl::on_data(void* worker, const void* header, std::size_t header_bytes,
+ucp::Ucs UcxWorkerImpl::on_data(void* worker, const void* header, std::size_t header_size,
                                 void* data, std::size_t bytes,
                                 const ucp::ReceivedParam* param) noexcept {
-  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::data_id, header, header_bytes, data,
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::data_id, header, header_size, data,
                                                    bytes, param);
 }
 
-ucp::Ucs UcxWorkerImpl::on_taken(void* worker, const void* header, std::size_t header_bytes,
+ucp::Ucs UcxWorkerImpl::on_taken(void* worker, const void* header, std::size_t header_size,
                                  void* data, std::size_t bytes,
                                  const ucp::ReceivedParam* param) noexcept {
-  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::taken_id, header, header_bytes, data,
+  return static_cast<UcxWorkerImpl*>(worker)->hear(UcxStream::taken_id, header, header_size, data,
                                                    bytes, param);
 }
 
 /// Anybody on the network may reach a worker of UCX's: only who knows a stream's name is heard.
-ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header_bytes, void* data,
+ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header_size, void* data,
                              std::size_t bytes, const ucp::ReceivedParam* param) noexcept {
   UcxStream::Header said;
-  if (header_bytes != sizeof said) return ucp::Ucs::ok;
+  if (header_size != sizeof said) return ucp::Ucs::ok;
   std::memcpy(&said, header, sizeof said);
   const auto found = streams_.find(said.stream);
   if (found == streams_.end()) return ucp::Ucs::ok;
@@ -262,17 +251,16 @@ ucp::Ucs UcxWorkerImpl::hear(unsigned id, const void* header, std::size_t header
   return found->second->hear(id, said, data, bytes, rendezvous);
 }
 
-void UcxWorkerImpl::give_up(int socket) noexcept {
+void UcxWorkerImpl::give_up(const std::string& machine) noexcept {
   try {
-    if (gave_up(socket) || out_of_reach_.size() >= out_of_reach_max) return;
-    out_of_reach_.push_back(machine_at(socket));
+    if (gave_up(machine) || out_of_reach_.size() >= out_of_reach_max) return;
+    out_of_reach_.push_back(machine);
   } catch (...) {  // no memory: it is asked again
   }
 }
 
-bool UcxWorkerImpl::gave_up(int socket) const {
-  return !out_of_reach_.empty() && std::find(out_of_reach_.begin(), out_of_reach_.end(),
-                                             machine_at(socket)) != out_of_reach_.end();
+bool UcxWorkerImpl::gave_up(const std::string& machine) const noexcept {
+  return std::find(out_of_reach_.begin(), out_of_reach_.end(), machine) != out_of_reach_.end();
 }
 
 UcxReport UcxWorkerImpl::report() const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "pccl/ucx.hpp"
+#include "pccl/wire.hpp"
 #include "ucx/stream.hpp"
 
 namespace pccl {
@@ -26,7 +27,7 @@ class UcxWorkerImpl final : public UcxWorker {
 
   int event_fd() const noexcept override { return event_fd_; }
   bool arm() noexcept override;
-  std::size_t progress(std::span<Poller::Event> events) noexcept override;
+  std::size_t progress(std::span<Poller::Event> events, double now_s) noexcept override;
   bool busy() const noexcept override;
   std::unique_ptr<Conduit> conduit(std::unique_ptr<Conduit> signal) override;
   UcxReport report() const override;
@@ -36,28 +37,30 @@ class UcxWorkerImpl final : public UcxWorker {
   UcxStream* open_stream();
   /// The stream ends; what UCX still holds of it is waited for here.
   void give_back(UcxStream* stream) noexcept;
-  /// UCX does not reach the machine at the other end of this socket: conduits to it stay as they
-  /// are.
-  void give_up(int socket) noexcept;
+  /// UCX does not reach that machine: conduits to it stay as they are.
+  void give_up(const std::string& machine) noexcept;
   /// Lets UCX look at once what has come.
   void look() noexcept;
   void count(bool through_ucx) noexcept {
     ++(through_ucx ? through_ucx_ : declined_);
     changed_ = true;
   }
-  [[nodiscard]] std::span<const std::byte> address() const noexcept { return address_; }
+  /// How others reach it, for a stream.
+  [[nodiscard]] WorkerBody body(std::uint64_t name) const noexcept {
+    return {name, library_->major_version, library_->minor_version, address_};
+  }
 
  private:
-  static ucp::Ucs on_data(void* worker, const void* header, std::size_t header_bytes, void* data,
+  static ucp::Ucs on_data(void* worker, const void* header, std::size_t header_size, void* data,
                           std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
-  static ucp::Ucs on_taken(void* worker, const void* header, std::size_t header_bytes, void* data,
+  static ucp::Ucs on_taken(void* worker, const void* header, std::size_t header_size, void* data,
                            std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
-  ucp::Ucs hear(unsigned id, const void* header, std::size_t header_bytes, void* data,
+  ucp::Ucs hear(unsigned id, const void* header, std::size_t header_size, void* data,
                 std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
   bool handle(unsigned id, ucp::Received callback) noexcept;
   void settle(UcxStream& stream) noexcept;
   [[nodiscard]] bool any_ready() const noexcept;
-  [[nodiscard]] bool gave_up(int socket) const;
+  [[nodiscard]] bool gave_up(const std::string& machine) const noexcept;
   void reap() noexcept;
 
   std::unique_ptr<UcpLibrary> library_;
@@ -65,6 +68,7 @@ class UcxWorkerImpl final : public UcxWorker {
   int event_fd_ = -1;  // UCX's own
   std::vector<std::byte> address_;
   std::unordered_map<std::uint64_t, std::unique_ptr<UcxStream>> streams_;
+  std::size_t first_ = 0;  // where progress() begins among the streams
   std::vector<std::unique_ptr<UcxStream>> ending_;
   std::vector<std::string> out_of_reach_;  // machines, by the addresses of their sockets
   std::string transports_;

@@ -304,18 +304,21 @@ Status decode(std::span<const std::byte, ring_name_bytes> bytes, RingName& out) 
   return get<std::uint32_t>(p, 12) == 0 ? Status::ok : Status::protocol;
 }
 
-std::vector<std::byte> worker_body(std::uint64_t name, std::span<const std::byte> address) {
-  std::vector<std::byte> body(sizeof name + address.size());
-  put(body.data(), 0, name);
-  std::copy(address.begin(), address.end(), body.begin() + sizeof name);
-  return body;
+std::vector<std::byte> worker_body(const WorkerBody& body) {
+  std::vector<std::byte> bytes(worker_fixed_bytes + body.address.size());
+  put(bytes.data(), 0, body.name);
+  put(bytes.data(), 8, body.ucx_major);
+  put(bytes.data(), 10, body.ucx_minor);
+  std::copy(body.address.begin(), body.address.end(), bytes.begin() + worker_fixed_bytes);
+  return bytes;
 }
 
-Status decode_worker(std::span<const std::byte> body, std::uint64_t& name,
-                     std::span<const std::byte>& address) noexcept {
-  if (body.size() <= sizeof name) return Status::protocol;
-  name = get<std::uint64_t>(body.data(), 0);
-  address = body.subspan(sizeof name);
+Status decode(std::span<const std::byte> body, WorkerBody& out) noexcept {
+  if (body.size() <= worker_fixed_bytes) return Status::protocol;
+  out.name = get<std::uint64_t>(body.data(), 0);
+  out.ucx_major = get<std::uint16_t>(body.data(), 8);
+  out.ucx_minor = get<std::uint16_t>(body.data(), 10);
+  out.address = body.subspan(worker_fixed_bytes);
   return Status::ok;
 }
 
