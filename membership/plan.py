@@ -39,6 +39,7 @@ class Plan:
     up: set[int] = field(default_factory=set)
     holds: dict[int, int] = field(default_factory=dict)
     within: int = 0  # steps within which some member expects the name; 0: none expects it
+    renewed: bool = False  # members alone were late with their links, and had as long again
     edges: dict[int, int] = field(default_factory=dict)  # failed links per peer
 
     def __contains__(self, incarnation: int) -> bool:

@@ -64,6 +64,7 @@ class Planning:
             return
         if not plan.candidates:
             return
+        plan.up.discard(peer.incarnation)  # it may have lost a link that was up
         by_id = {m.peer_id: m.incarnation for m in plan.view.members}
         for accused in (by_id[i] for i in peer_ids if i in by_id):
             for end in (peer.incarnation, accused):
@@ -195,7 +196,13 @@ class Planning:
         if late:
             self._cancel("links are not up in time", now_s, late=late)
             return
-        # Only members are late: their programs are busy.  Nothing was promised, so nobody waits.
+        # Only members are late: their programs are busy, or a link that was up at its other end is
+        # so no more.  Nothing was promised, but newcomers wait: a plan anew dials anew.
+        if plan.renewed:
+            self._not_before_s = now_s + core.config.plan_backoff_s
+            self._cancel("members' links are not up in time", now_s)
+            return
+        plan.renewed = True
         plan.deadline_s = now_s + core.config.profile.links_timeout_s
         for i in plan.base:
             self.repeat(core.peers[i])

@@ -71,6 +71,7 @@ class SimEngine:
         self.emit: Callable[[EngineEvent], None] = peer.engine_event
         self._pending: tuple[int, tuple[MemberInfo, ...]] | None = None
         self._preparing: tuple[int, tuple[int, ...]] | None = None
+        self._planned: tuple[int, tuple[int, ...]] | None = None  # until in force, or cancelled
 
     # ------------------------------------------------------------ questions
 
@@ -157,7 +158,7 @@ class SimEngine:
 
     def prepare_view(self, generation: int, epoch: int, members: Sequence[MemberTuple]) -> None:
         others = tuple(m[1] for m in members if m[1] != self.incarnation)
-        self._preparing = (epoch, others)
+        self._planned = self._preparing = (epoch, others)
         self.world.links.learn(self.peer, others)
         self.links_changed()
 
@@ -170,9 +171,10 @@ class SimEngine:
                 self.emit(LinksOpened(epoch))
 
     def link_failed(self, other: int) -> None:
-        if self._preparing is not None and other in self._preparing[1]:
+        if self._planned is not None and other in self._planned[1]:
+            self._preparing = self._planned
             ids = (self.world.by_incarnation[other].peer_id,)
-            self.emit(LinksUnreachable(self._preparing[0], ids))
+            self.emit(LinksUnreachable(self._planned[0], ids))
 
     def hold(self, generation: int, epoch: int) -> int:
         self._saw(generation)
@@ -211,6 +213,8 @@ class SimEngine:
         self._saw(generation)
         if self._preparing is not None and self._preparing[0] == epoch:
             self._preparing = None
+        if self._planned is not None and self._planned[0] <= epoch:
+            self._planned = None
         self.perform(self.machine.cancel_plan(generation, epoch))
         self.changed()
 
@@ -229,6 +233,8 @@ class SimEngine:
         infos = _infos(members)
         self._learn(infos)
         before = self.epoch
+        if self._planned is not None and self._planned[0] <= epoch:
+            self._planned = None
         if epoch > before:
             self._pending = (epoch, infos)  # if it is no flush, the machine switches to it later
         agrees, effects = self.machine.install(
@@ -340,7 +346,7 @@ class SimEngine:
                 self._switched(effect[1], effect[2])
             elif kind == "left":
                 assert self._pending is not None and self._pending[0] == effect[1]
-                self._preparing = None
+                self._planned = self._preparing = None
                 self._adopt(self._pending[1])
                 self.emit(ViewLeft(effect[1], effect[2]))
             elif kind == "accuse":
@@ -354,7 +360,7 @@ class SimEngine:
     def _switched(self, epoch: int, step: int) -> None:
         assert self._pending is not None and self._pending[0] == epoch, f"switched to {epoch}"
         known = {m.incarnation: m.first_step for m in self.members}
-        self._preparing = None
+        self._planned = self._preparing = None
         self._adopt(
             tuple([replace(m, first_step=known.get(m.incarnation, step)) for m in self._pending[1]])
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pccl.transport.engine_events import EngineEvent, LinksOpened
 from tests.sim.faults import boot, play
 from tests.sim.peer_process import PeerProcess, start_peer
 from tests.sim.run import make_world
@@ -94,6 +97,25 @@ def test_a_joiner_delays_no_step_by_more_than_a_few_round_trips() -> None:
             assert world.now_s < 20.0
         # Computing, the contribution and DONE on the slowest link, the hold's round trip, a write.
         assert slowest_s < 0.05 + 2 * 4 * 0.03 + 2 * 0.03 + 0.01 + 0.05, f"seed {seed}"
+
+
+def test_a_newcomer_comes_in_though_a_member_never_has_the_links_of_a_plan() -> None:
+    for seed in range(10):
+        world = a_running_world(seed, 3)
+        late = world.living()[seed % 3]
+        plans, emit = list[int](), late.engine.emit
+
+        def forget(event: EngineEvent, plans: list[int] = plans, emit: Any = emit) -> None:
+            if isinstance(event, LinksOpened) and event.epoch in [*plans, event.epoch][:1]:
+                plans.append(event.epoch)
+            else:
+                emit(event)
+
+        late.engine.emit = forget
+        newcomer = start_peer(world)
+        world.run_until(12.0)
+        assert plans and newcomer.engine.is_member(), f"seed {seed}"
+        check_after(world)
 
 
 def test_calm_is_noticed() -> None:

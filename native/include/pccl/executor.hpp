@@ -172,9 +172,8 @@ class Executor final : public FrameSink, private LettersHost {
   [[nodiscard]] const ExecutorCounters& counters() const noexcept { return counters_; }
   [[nodiscard]] Link* link_of_lane(std::uint32_t id) noexcept;
   [[nodiscard]] std::size_t open_steps() const noexcept;
-  [[nodiscard]] Epoch preparing() const noexcept { return preparing_; }
-  /// The planned view needs a link to that peer.
-  [[nodiscard]] bool prepares(PeerId peer, Incarnation incarnation) const noexcept;
+  /// The planned view that lacks a link to that peer, which could just not be dialled; 0: none.
+  Epoch lacks(PeerId peer, Incarnation incarnation) noexcept;
   [[nodiscard]] bool has_output() const noexcept;
   /// This peer has left as planned, or has answered to messages, and others do not have all yet
   /// that it has to say.
@@ -226,6 +225,7 @@ class Executor final : public FrameSink, private LettersHost {
   Link& link_to(PeerId peer, Incarnation incarnation, double now_s);
   void learn(const std::vector<MemberEntry>& members, double now_s);
   void dial_all(const std::vector<MemberEntry>& members, double now_s);
+  void dial_planned(double now_s);
   void mark_needed(double now_s);
   void drop_strangers(double now_s);
   [[nodiscard]] bool dials(const Link& link) const noexcept;
@@ -272,7 +272,8 @@ class Executor final : public FrameSink, private LettersHost {
   std::map<PeerId, PeerId> routes_;  // who is reached through whom
   bool dialable_ = true;             // this peer, as the latest view or plan says
   std::uint32_t series_ = 0;         // the last one begun: higher than those of all links
-  Epoch preparing_ = 0;  // planned view whose links are being opened; 0: none
+  Epoch planned_ = 0;    // view whose links are kept open until it is in force, or cancelled
+  Epoch preparing_ = 0;  // the same, until all of them have been up at once; 0: none
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;
   std::pair<PeerId, Incarnation> pumped_last_;  // so that each link comes first in its turn

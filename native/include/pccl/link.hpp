@@ -89,6 +89,7 @@ class Link final : public FrameSource {
   std::uint32_t series = 0;         // of the lanes that live, or that died last
   double direct_again_s = 0;        // while relayed: when to try the direct way again
   double company_s = 0;             // when to look after the peer control connection again
+  bool undialled = false;           // the last dial failed: only a new plan asks again
   bool lost_lane = false;           // since the link was made: frames may need sending again
   bool same_host = false;           // by what the view says
   bool damaged = false;             // a lane has brought a damaged frame: none of them is trusted

@@ -104,8 +104,8 @@ void Engine::adopt_stream(PeerId peer, Fd socket) {
 void Engine::connect_failed(PeerId peer, Incarnation incarnation, bool relayed) {
   with_turn([&](Lock&) {
     executor_.dial_failed(peer, incarnation, relayed, monotonic_s());
-    if (relayed || !executor_.prepares(peer, incarnation) || executor_.preparing() == 0) return;
-    emit({EngineEvent::Kind::links_failed, executor_.preparing(), 0, {}, {peer}});
+    const Epoch planned = relayed ? 0 : executor_.lacks(peer, incarnation);
+    if (planned != 0) emit({EngineEvent::Kind::links_failed, planned, 0, {}, {peer}});
   });
 }
 

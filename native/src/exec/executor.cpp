@@ -141,11 +141,11 @@ void Executor::perform(Effects effects) {
     } else if (const auto* start = std::get_if<Start>(&effect)) {
       on_start(*start);
     } else if (const auto* switched = std::get_if<Switched>(&effect)) {
-      preparing_ = 0;
+      planned_ = preparing_ = 0;
       tell_letters();
       host_.switched(switched->epoch, switched->step);
     } else if (const auto* left = std::get_if<Left>(&effect)) {
-      preparing_ = 0;
+      planned_ = preparing_ = 0;
       letters_.end_all(LetterEnd::left);
       host_.left(left->epoch, left->step);
     } else if (const auto* accuse = std::get_if<Accuse>(&effect)) {

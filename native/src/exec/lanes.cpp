@@ -159,6 +159,7 @@ void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
   if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
+  link.undialled = false;
   if (hello.relayed) link.relay_dialling_s = 0;
   if (hello.dialled && !hello.relayed && link.dialling > 0) --link.dialling;
   // The dialler counts up: what it opened before this series it has given up, seen here or not.
@@ -282,6 +283,7 @@ void Executor::tick(double now_s) {
     for (Link* link : step.everyone) dial(*link, now_s);  // also of a peer that is leaving
   }
   for (const auto& [name, link] : links_) look_after(*link, now_s, expecting);
+  dial_planned(now_s);
   for (const Member& member : machine_->view().members) {
     const auto it = links_.find({member.peer, member.incarnation});
     if (it == links_.end() || member.peer == self_) continue;
@@ -300,6 +302,7 @@ void Executor::dial_failed(PeerId peer, Incarnation incarnation, bool relayed, d
     ++it->second->meeting_turn;
   } else {
     it->second->dialling = 0;
+    it->second->undialled = true;
     it->second->direct_again_s = now_s + direct_again_s;
   }
 }

@@ -53,14 +53,25 @@ void Executor::dial_all(const std::vector<MemberEntry>& members, double now_s) {
 
 void Executor::prepare(Epoch epoch, const std::vector<MemberEntry>& members, double now_s) {
   learn(members, now_s);
-  preparing_ = epoch;
+  planned_ = preparing_ = epoch;
   prepared_.clear();
   for (const MemberEntry& entry : members) {
     if (entry.member.peer == self_) continue;
-    prepared_.push_back(&link_to(entry.member.peer, entry.member.incarnation, now_s));
+    Link& link = link_to(entry.member.peer, entry.member.incarnation, now_s);
+    link.undialled = false;
+    prepared_.push_back(&link);
   }
   dial_all(members, now_s);
   check_links_up();
+}
+
+/// A link may be lost while the other end does not know of the plan yet, and waits to be dialled
+/// once it does: a process that was stopped, for instance.
+void Executor::dial_planned(double now_s) {
+  if (planned_ == 0) return;
+  for (Link* link : prepared_) {
+    if (!link->up() && !link->undialled) dial(*link, now_s);
+  }
 }
 
 void Executor::check_links_up() {
@@ -90,6 +101,7 @@ void Executor::activate(const View& view, const std::vector<MemberEntry>& member
 void Executor::cancel_plan(Generation generation, Epoch epoch) {
   if (!machine_ || abandoned_) return;
   if (preparing_ == epoch) preparing_ = 0;
+  if (planned_ <= epoch) planned_ = 0;
   Effects effects;
   machine_->cancel_plan(generation, epoch, effects);
   perform(std::move(effects));
@@ -112,6 +124,7 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
                          double now_s) {
   if (!machine_) return Status::usage;
   if (abandoned_) return Status::ok;
+  if (planned_ <= view.epoch) planned_ = 0;
   hear_out(view, now_s);
   learn(members, now_s);
   dial_all(members, now_s);
@@ -197,10 +210,13 @@ void Executor::drop_strangers(double now_s) {
   }
 }
 
-bool Executor::prepares(PeerId peer, Incarnation incarnation) const noexcept {
-  return std::any_of(prepared_.begin(), prepared_.end(), [&](const Link* link) {
-    return link->peer == peer && link->incarnation == incarnation;
+Epoch Executor::lacks(PeerId peer, Incarnation incarnation) noexcept {
+  const bool lacking = std::any_of(prepared_.begin(), prepared_.end(), [&](const Link* link) {
+    return link->peer == peer && link->incarnation == incarnation && !link->up();
   });
+  if (!lacking) return 0;
+  preparing_ = planned_;  // what was said of it is true no more; that it is up, is said again
+  return planned_;
 }
 
 void Executor::cut() noexcept {

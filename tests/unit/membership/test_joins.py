@@ -124,6 +124,53 @@ def test_a_joiner_whose_links_fail_is_left_out_and_tried_again_later() -> None:
     assert a.got(ViewPlan).epoch > epoch
 
 
+def test_a_plan_whose_members_alone_stay_late_is_made_anew_and_keeps_no_newcomer_waiting() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    epochs = set[int]()
+    for _ in range(60):  # 15 s; its link to the newcomer was lost before it heard of the plan
+        joiner.say(AtEntry("step", 0))
+        for peer in (a, joiner):
+            plan = peer.last(ViewPlan)
+            if plan is not None:
+                epochs.add(plan.epoch)
+                peer.say(LinksUp(plan.epoch))
+        hub.pass_time(0.25, beating=[a, b, joiner])
+    cancelled = {m.epoch for m in b.inbox if isinstance(m, CancelPlan)}
+    assert len(epochs) == 2 and cancelled == {min(epochs)}
+    b.say(LinksUp(max(epochs)))
+    assert b.got(Hold).epoch == max(epochs)
+
+
+def test_a_member_that_is_a_little_late_with_its_links_costs_no_plan() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    epoch = joiner.got(ViewPlan).epoch
+    for peer in (a, joiner):
+        peer.say(LinksUp(epoch))
+    hub.pass_time(7.0, beating=[a, b, joiner])
+    b.say(LinksUp(epoch))
+    assert b.last(CancelPlan) is None and b.got(Hold).epoch == epoch
+
+
+def test_who_has_lost_a_link_that_was_up_is_not_counted_as_ready() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    joiner = hub.learner()
+    joiner.say(AtEntry("step", 0))
+    epoch = joiner.got(ViewPlan).epoch
+    for peer in (a, joiner):
+        peer.say(LinksUp(epoch))
+    a.say(LinksFailed(epoch, (b.peer_id,)))  # two members: nothing that a plan could do without
+    b.say(LinksUp(epoch))
+    assert a.last(Hold) is None and a.last(CancelPlan) is None
+    a.say(LinksUp(epoch))
+    assert a.got(Hold).epoch == epoch
+
+
 def test_a_joiner_that_dies_while_links_open_cancels_the_plan_only() -> None:
     hub = Hub()
     (a,) = hub.members(1)
