@@ -44,6 +44,7 @@ ASK_AGAIN_S = 0.2
 DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
 OTHERS_S = 1.0  # for further answers, once there is one
+OTHERS_PART = 0.25  # of what members wait, at most: a late answer must leave time for the rest
 REST_S_MAX = 5.0  # between two rounds, of which the donors are spared the second half
 STEP_BACK_S = 0.25  # then it is asked for again: it may not have been heard
 STEP_BACKS = 4  # then this peer is needed, and goes on fetching where it is
@@ -159,11 +160,12 @@ class Joining:
         hold = Deadline(min(self._pace.hold_s, ticket.deadline.remaining_s()) - _since(began_s))
         try:
             target = _of_most(opened)
-            if self._followed and state.lineage == target.lineage:
+            holds = state.revision == target.revision and self._holds(target)
+            if not holds and self._followed and state.lineage == target.lineage:
                 self._replay(self._followed, hold)
-            if not self._holds(target):
+            if not holds and not self._holds(target):
                 self._receive(target, opened, hold)
-            if self._holds(target):
+            if holds or self._holds(target):
                 state.adopt(target.revision, target.lineage)
                 return True
         except DeadlineExceeded as error:
@@ -213,7 +215,10 @@ class Joining:
             name = f"pccl-ask-{member.peer_id.hex()[:8]}"
             work = partial(asking.put, partial(self._open, member, at_step))
             threading.Thread(target=work, name=name, daemon=True).start()
-        found = asking.take(deadline)
+        others_s = OTHERS_S
+        if at_step != m.CURRENT:
+            others_s = min(others_s, OTHERS_PART * self._pace.hold_s)
+        found = asking.take(deadline, others_s)
         opened = [one for one in found if isinstance(one, Opened)]
         errors = [one for one in found if isinstance(one, PcclError)]
         if errors and len(errors) >= len(opened):  # else it is they whose layout is another one
@@ -302,11 +307,13 @@ class _Asking:
         if late and isinstance(answer, Opened):
             answer.stream.close()
 
-    def take(self, deadline: Deadline) -> list[Opened | PcclError | None]:
+    def take(
+        self, deadline: Deadline, others_s: float = OTHERS_S
+    ) -> list[Opened | PcclError | None]:
         with self._turn:
             for until, most_s in (
                 (lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S),
-                (lambda: self._open == 0, OTHERS_S),
+                (lambda: self._open == 0, others_s),
             ):
                 self._turn.wait_for(until, min(most_s, deadline.remaining_s()))
             self._over = True

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any, cast
+
+import numpy as np
+import pytest
 
 from pccl.base.clock import Deadline
 from pccl.membership.messages import MemberInfo
+from pccl.state import joining
 from pccl.state import messages as m
-from pccl.state.joining import _Asking, _newest, _of_most
+from pccl.state.joining import Joining, _Asking, _newest, _of_most
 from pccl.state.receiver import Opened
+from pccl.state.shared import SharedState
+from pccl.state.stream import StreamLost
 
 
 def answer(peer: bytes, revision: int, root: bytes) -> Opened:
@@ -29,3 +36,67 @@ def test_members_that_do_not_answer_are_asked_no_longer_than_the_newcomer_has_ti
     began_s = time.monotonic()
     assert _Asking(3).take(Deadline(0.05)) == []
     assert time.monotonic() - began_s < 10
+
+
+class Step:
+    """A newcomer's first step, which lasts until it steps back."""
+
+    def __init__(self) -> None:
+        self.begun = SimpleNamespace(step=7)
+        self.deadline = Deadline(20.0)
+        self.stepped_back = False
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.stepped_back
+
+    def step_back(self, why: str) -> None:
+        self.stepped_back = True
+
+
+class Silent:
+    """A stream of which nothing is wanted."""
+
+    def until(self, deadline: Deadline | None) -> None:
+        pass
+
+    def send(self, body: bytes) -> None:
+        raise StreamLost("it is not to be asked")
+
+    def close(self) -> None:
+        pass
+
+
+def joining_of(
+    monkeypatch: pytest.MonkeyPatch, state: SharedState, answers: dict[bytes, float], **options: Any
+) -> Joining:
+    """A newcomer whose members hold what it holds, and say so after these seconds."""
+
+    def open_source(member: MemberInfo, *_: Any, **__: Any) -> Opened:
+        time.sleep(answers[member.peer_id])
+        digests, root = state.survey()
+        said = m.Described(state.revision, state.lineage, "xxh3-128", root, 10, len(digests))
+        return Opened(member, cast(Any, Silent()), said, digests, time.monotonic())
+
+    monkeypatch.setattr(joining, "open_source", open_source)
+    monkeypatch.setattr(joining, "identity_of", lambda *_: None)
+    monkeypatch.setattr(joining, "stream_tls_of", lambda _: None)
+    met = [SimpleNamespace(peer_id=peer, port=1) for peer in answers]
+    agent = SimpleNamespace(standing=SimpleNamespace(met=met, waits=""))
+    session = SimpleNamespace(peer_id=b"self" * 4, agent=agent, check=lambda: None)
+    return Joining(cast(Any, session), state, **options)
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_a_late_answer_of_one_member_does_not_cost_a_newcomer_its_entry(
+    monkeypatch: pytest.MonkeyPatch, replays: bool
+) -> None:
+    state = SharedState({"x": np.zeros(1000)}, apply=(lambda *_: None) if replays else None)
+    state.restored(3, 1)
+    newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0, b"b" * 16: 2.0})
+    if replays:
+        followed = newcomer._open(newcomer._members()[0], m.CURRENT)
+        newcomer._followed = [cast(Opened, followed)]
+    step = Step()
+    began_s = time.monotonic()
+    assert newcomer.complete(cast(Any, step)) and state.synced and not step.stepped_back
+    assert time.monotonic() - began_s < 0.9, "members wait for the first answer, not for the last"
