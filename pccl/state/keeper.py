@@ -187,9 +187,12 @@ def keep_state(
 def lend_keeper(session: Session, state: SharedState) -> StateKeeper | None:
     """Has newcomers fetch this state beside the run; None if that cannot be done.
 
-    A session has one keeper, the program's own before ours.  Peers of several groups hold states of
-    their own, and a newcomer would not know whose is whose.
+    A session has one keeper, the program's own before ours, of ours the newest.  Peers of several
+    groups hold states of their own, and a newcomer would not know whose is whose.
     """
+    former = session.keeper
+    if isinstance(former, StateKeeper) and former.lent:
+        take_back(session, former)
     if session.keeper is not None or session.agent.group != 0:
         return None
     keeper = StateKeeper(session, state, automatic=True, lent=True)

@@ -175,8 +175,8 @@ class Receiver:
         """Brings the memory to the target.
 
         Raises:
-            StepFailed: no source is left; what was written stays, and a further fetch asks only for
-                the rest.
+            StepFailed: no source is left; what was written stays (the state is `torn`, if anything
+                was), and a further fetch asks only for the rest.
             DeadlineExceeded: the same, for time.
             UsageError: the layouts differ, in words; nothing was written.
         """
@@ -188,12 +188,17 @@ class Receiver:
                 self._digests = self._digests_of_target()
                 needed = differing(self._own_digests(), self._digests, self._state.hashing)
                 fetching = self._plan(needed)
+                was_torn = self._state.torn
+                self._state.torn = self._state.torn or bool(needed)
                 try:
                     if needed:
                         self._start(fetching)
                     self._wait(fetching, deadline)
+                    self._state.torn = False  # every leaf is the target's
                 finally:
                     self._count(fetching, needed)
+                    if needed and not fetching.byte_count:  # nothing was written
+                        self._state.torn = was_torn
             finally:
                 self._end()  # before anybody else may write
             self._state.push()
