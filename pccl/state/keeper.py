@@ -125,7 +125,8 @@ class StateKeeper:
                     raise
 
     def _fetch_if_possible(self, deadline: Deadline) -> None:
-        """Raises CannotCatchUp; whatever else is the matter, there is the other way."""
+        """Whatever is the matter, there is the other way, for which everybody stops: so not for who
+        has been given anything.  Raises CannotCatchUp: it goes on with the next call."""
         if self._session.engine.view().rank >= 0 or not goes_on(self._session):
             return
         self._joining = self._joining or Joining(self._session, self.state, LENT_PATIENCE_S)
@@ -134,7 +135,9 @@ class StateKeeper:
         except CannotCatchUp:
             raise
         except (UsageError, StepFailed, DeadlineExceeded) as error:
-            _log.info("the state is not fetched beside the run: %s", error)
+            _log.warning(
+                "the state is not fetched beside the run, all members stop to send it: %s", error
+            )
             self._joining = None
 
     def after_entry(self, ticket: Ticket) -> bool:

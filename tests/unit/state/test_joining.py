@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from pccl.base.clock import Deadline
+from pccl.base.errors import CannotCatchUp, DeadlineExceeded
 from pccl.membership.messages import MemberInfo
 from pccl.state import joining
 from pccl.state import messages as m
 from pccl.state.joining import Joining, _Asking, _newest, _of_most
-from pccl.state.receiver import Opened
+from pccl.state.receiver import Opened, Transfer
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
@@ -67,11 +69,17 @@ class Silent:
 
 
 def joining_of(
-    monkeypatch: pytest.MonkeyPatch, state: SharedState, answers: dict[bytes, float], **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    state: SharedState,
+    answers: dict[bytes, float],
+    accepts: bool = True,
+    **options: Any,
 ) -> Joining:
     """A newcomer whose members hold what it holds, and say so after these seconds."""
 
-    def open_source(member: MemberInfo, *_: Any, **__: Any) -> Opened:
+    def open_source(member: MemberInfo, *_: Any, accepted: Callable[[], None], **__: Any) -> Opened:
+        if accepts:
+            accepted()
         time.sleep(answers[member.peer_id])
         digests, root = state.survey()
         said = m.Described(state.revision, state.lineage, "xxh3-128", root, 10, len(digests))
@@ -94,9 +102,45 @@ def test_a_late_answer_of_one_member_does_not_cost_a_newcomer_its_entry(
     state.restored(3, 1)
     newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0, b"b" * 16: 2.0})
     if replays:
-        followed = newcomer._open(newcomer._members()[0], m.CURRENT)
+        followed = newcomer._open(newcomer._members()[0], m.CURRENT, lambda: None)
         newcomer._followed = [cast(Opened, followed)]
     step = Step()
     began_s = time.monotonic()
     assert newcomer.complete(cast(Any, step)) and state.synced and not step.stepped_back
     assert time.monotonic() - began_s < 0.9, "members wait for the first answer, not for the last"
+
+
+def test_who_accepts_a_stream_and_hashes_long_is_waited_for_and_who_does_not_accept_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = SharedState({"x": np.zeros(1000)})
+    for accepts in (True, False):
+        answers = {b"a" * 16: 1.0}
+        newcomer = joining_of(monkeypatch, state, answers, accepts, patience_s=0.3)
+        if accepts:
+            newcomer.fetch(Deadline(20))
+            continue
+        with pytest.raises(DeadlineExceeded, match="no member has given"):
+            newcomer.fetch(Deadline(20))
+
+
+def test_a_fetch_that_outlasts_its_time_is_no_reason_to_stop_everybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow:
+        """A receiver to which half of it comes."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.transfer = Transfer()
+
+        def run(self, deadline: Deadline) -> None:
+            self.transfer.byte_count = 4000
+            raise DeadlineExceeded("500 pieces have not come in time")
+
+    state = SharedState({"x": np.zeros(1000)})
+    newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0}, patience_s=0.3)
+    monkeypatch.setattr(joining, "Receiver", Slow)
+    monkeypatch.setattr(newcomer, "_holds", lambda _: False)
+    with pytest.raises(CannotCatchUp, match="4000 of 8000 bytes"):
+        newcomer.fetch(Deadline(20))
+    assert newcomer._came_in_all == 4000
