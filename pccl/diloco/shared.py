@@ -89,7 +89,8 @@ class SharedParameters:
             if self.state.torn:
                 _log.warning("this peer holds parts of θ only, of a fetch that broke off")
                 return Held.TORN
-            if not self.state.synced:
+            fetched = self._keeper is not None and self.state.lineage != 0
+            if not self.state.synced and not fetched:
                 return Held.NOTHING
             self._counts[OUTER_STEPS] = self.state.revision  # if no member is left to tell it
             return Held.BULK

@@ -138,6 +138,9 @@ class Joining:
     def complete(self, ticket: Ticket) -> bool:
         """Makes the state the one with which this step began, within `hold_s`.
 
+        Where a front end has its own way (`patience_s`), and all that are left are newcomers too,
+        there is nothing to wait for: then it is not `synced`.
+
         Returns:
             False: it was not there in time.  The step is over here, the others run it without this
             peer, and what has come is in memory: `fetch`, and come in again.
@@ -162,8 +165,12 @@ class Joining:
         """One try; if it was in vain for as long as members wait, asks to be left out."""
         state, step = self._state, ticket.begun.step
         self._came = 0
+        self._whys = {who: why for who, why in self._whys.items() if why != m.WAITS_ITSELF}
         opened = self._ask(self._members(), step, ticket.deadline)
         if not opened:
+            if self._nobody_is_left():
+                _log.warning("all that had the state are gone; those that came to fetch it go on")
+                return True
             time.sleep(ASK_AGAIN_S / 4)
             return False
         began_s = min(one.said_s for one in opened)
@@ -269,6 +276,12 @@ class Joining:
             return None
         except PcclError as error:
             return error
+
+    def _nobody_is_left(self) -> bool:
+        members = self._members()
+        if self._patience_s is None or len(members) > SOURCES_MAX:
+            return False
+        return all(self._whys.get(member.peer_id) == m.WAITS_ITSELF for member in members)
 
     def _said(self, otherwise: str) -> str:
         """What the members that gave nothing said, or what was wrong with them."""

@@ -144,3 +144,17 @@ def test_a_fetch_that_outlasts_its_time_is_no_reason_to_stop_everybody(
     with pytest.raises(CannotCatchUp, match="4000 of 8000 bytes"):
         newcomer.fetch(Deadline(20))
     assert newcomer._came_in_all == 4000
+
+
+def test_newcomers_whose_members_have_all_died_do_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def waits_itself(*_: Any, **__: Any) -> Opened:
+        raise StreamLost(m.WAITS_ITSELF)
+
+    state = SharedState({"x": np.zeros(1000)})
+    newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0, b"b" * 16: 0.0}, patience_s=5.0)
+    monkeypatch.setattr(joining, "open_source", waits_itself)
+    began_s = time.monotonic()
+    assert newcomer.complete(cast(Any, Step())) and not state.synced
+    assert time.monotonic() - began_s < 5
