@@ -378,7 +378,8 @@ class Coordinator:
         elif frame.code == SuspectCode.LOCAL:
             core.lose(peer, f"it gave up step {frame.step}: {frame.text}")
         elif frame.code == SuspectCode.EXCLUDED:  # itself; if it is needed it asks again
-            core.exclude(peer, f"it steps back from step {frame.step}: {frame.text}")
+            if frame.epoch >= peer.excluded_epoch:  # else of the time before it was left out
+                core.exclude(peer, f"it steps back from step {frame.step}: {frame.text}")
         else:
             if len(core.accusations) < ACCUSATIONS_MAX:
                 core.accusations.append(Accusation(frame.step, frame.code, frame.text))

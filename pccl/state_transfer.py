@@ -10,7 +10,9 @@ the same maximum.  If all die, the committed count of sources is 0, nobody write
 another round begins.  If nobody holds the state (the run is new), the peer with the highest key is
 the one source, chosen in the committed first step: a later change of view cannot change the choice.
 A newcomer may hold the bulk of the state already, which it has fetched beside the run; if all are
-such, only the rest is brought.
+such, only the rest is brought, and a digest of the bulk: where it differs (what was fetched was
+another state of the same form), all of it is.  Whoever holds parts only, of a fetch that broke off,
+is elected last, and its parts become nobody's state.
 
 Invariant: an array of the caller is written at most once, at the end, with bytes whose hash the
 sources agreed on.
@@ -22,13 +24,14 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pccl.base.errors import CorruptResult, StepFailed, UsageError
+from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer, describe_pair
 from pccl.communicator import Communicator
 
@@ -36,6 +39,9 @@ ENTRY = "pccl.sync"
 ROUNDS_MAX = 16  # every further round means that all sources died within one step
 KEY_MASK = (1 << 64) - 1
 KEY_OF_BULK = 1 << 63  # in keys of those who hold the bulk: if no member is left, they go on
+KEY_OF_WHOLE = 1 << 62  # in keys of all but those who hold parts
+
+_log = get_logger("state")
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
@@ -44,6 +50,7 @@ Words = npt.NDArray[np.uint64]
 class Held(IntEnum):
     """What a peer holds of the members' state as it comes to an entry."""
 
+    TORN = -1  # parts of it, which are no state: as nothing, and nobody's start
     NOTHING = 0
     BULK = 1
     ALL = 2
@@ -97,17 +104,19 @@ def bring(
     rest: Mapping[str, Any],
     held: Callable[[], Held],
     *,
+    digest: Callable[[], int] = lambda: 0,
     timeout_s: float | None = None,
 ) -> bool:
     """As `sync_state` of `bulk` and `rest` together, for who may hold the bulk already.
 
     Args:
         held: called when the first step has begun, so once this peer is in.
+        digest: of the bulk, 64 bits; called where some hold no more than the bulk.
 
     Returns:
         True: this process's bulk was written.
 
-    Raises: as `sync_state`.
+    Raises: as `sync_state`, and CorruptResult if nobody holds more than parts; it has left then.
     """
     arrays = {**bulk, **rest}
     if len(arrays) < len(bulk) + len(rest):
@@ -115,11 +124,17 @@ def bring(
     names = sorted(arrays)
     buffers = {name: describe_pair(arrays[name], None)[0] for name in names}
     layout = _layout_hash(names, list(buffers.values()))
-    key = int.from_bytes(bytes(comm.peer_id)[:8], "little") & ~KEY_OF_BULK | 1  # never 0
+    key = int.from_bytes(bytes(comm.peer_id)[:8], "little") & (KEY_OF_WHOLE - 1) | 1
     for _ in range(ROUNDS_MAX):
         survey, mine, own = _survey(comm, layout, key, held, timeout_s)
         if survey.newcomers + survey.halves == 0:
             return False
+        if not survey.synced and not survey.elected & (KEY_OF_BULK | KEY_OF_WHOLE):
+            comm.close()
+            raise CorruptResult(
+                "all who held the state died while it was fetched, which has left parts of it here "
+                "and nothing whole anywhere; this process has left the run: begin with a new state"
+            )
         source = mine is Held.ALL if survey.synced else own == survey.elected
         if layout != survey.layout:
             comm.close()
@@ -129,7 +144,13 @@ def bring(
             )
         all_of_it = survey.newcomers > 0 or not survey.synced
         given = [buffers[name] for name in names if all_of_it or name in rest]
-        if _transfer(comm, given, source, mine is Held.ALL, timeout_s):
+        told = [] if all_of_it else [digest()]
+        came = _transfer(comm, given, source, mine is Held.ALL, told, timeout_s)
+        if came is _Came.OTHER_BULK:
+            _log.warning("a newcomer has fetched another state than this: it is given all of it")
+            all_of_it, given = True, [buffers[name] for name in names]
+            came = _transfer(comm, given, source, mine is Held.ALL, [], timeout_s)
+        if came is _Came.ALL:
             return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
 
@@ -142,7 +163,9 @@ def _survey(
     with comm.step(ENTRY, timeout_s) as step:
         mine = held()
         own_key = key | (KEY_OF_BULK if mine is Held.BULK else 0)
-        counts = np.array([mine is kind for kind in Held], np.uint64)
+        own_key |= KEY_OF_WHOLE if mine is not Held.TORN else 0
+        kinds = (Held.NOTHING, Held.BULK, Held.ALL)
+        counts = np.array([max(mine, Held.NOTHING) is kind for kind in kinds], np.uint64)
         # A value and its complement under max: equal to the own ones iff all contributors' are.
         layouts = proposed.copy() if mine is Held.ALL else np.zeros(2, np.uint64)
         own = np.array([0 if mine is Held.ALL else own_key], np.uint64)
@@ -157,28 +180,46 @@ def _survey(
     return _Survey(newcomers, halves, members, int(first[0]), int(own[0])), mine, own_key
 
 
+class _Came(Enum):
+    """What a data step has done, alike on all."""
+
+    NOTHING = 0  # no source took part
+    OTHER_BULK = 1  # the bulk is not the same everywhere; nothing was written
+    ALL = 2
+
+
 def _transfer(
-    comm: Communicator, buffers: list[Buffer], source: bool, synced: bool, timeout_s: float | None
-) -> bool:
-    """Runs the data step; returns whether a source took part, so that all hold the state."""
+    comm: Communicator,
+    buffers: list[Buffer],
+    source: bool,
+    synced: bool,
+    bulk: list[int],
+    timeout_s: float | None,
+) -> _Came:
+    """Runs the data step.  `bulk`: a digest of what all have, as far as is known; or none."""
     state = [_bytes_of(buffer) for buffer in buffers]
     content = _content_hash(state) if source else 0
     sources = np.array([source], np.uint64)
     content_words = np.array([content, ~content & KEY_MASK] if source else [0, 0], np.uint64)
+    bulk_words = np.array([[word, ~word & KEY_MASK] for word in bulk], np.uint64)
     received = [np.zeros(part.size, np.uint8) for part in state]
     with comm.step(f"{ENTRY}.data", timeout_s) as step:
         step.all_reduce(sources, op="sum")
         step.all_reduce(content_words, op="max")
+        if bulk:
+            step.all_reduce(bulk_words, op="max")
         for part, target in zip(state, received, strict=True):
             step.all_reduce(part if source else target, op="max", out=target)
     if int(sources[0]) == 0:
-        return False
+        return _Came.NOTHING
+    if bulk and not _agreed(bulk_words[0]):
+        return _Came.OTHER_BULK
     if not _agreed(content_words) or _content_hash(received) != int(content_words[0]):
         raise CorruptResult("the states of the members differ; no newcomer was given any")
     if not source and not synced:
         for part, target in zip(state, received, strict=True):
             part[:] = target
-    return True
+    return _Came.ALL
 
 
 def _agreed(pair: Words) -> bool:

@@ -24,12 +24,7 @@ import torch
 from torch import Tensor
 
 from pccl.arguments import check_number, optional_seconds
-from pccl.base.errors import (
-    CorruptResult,
-    Excluded,
-    PcclError,
-    UsageError,
-)
+from pccl.base.errors import CorruptResult, Excluded, PcclError, UsageError
 from pccl.collectives.nonfinite import parse_policy
 from pccl.communicator import Communicator
 from pccl.diloco.exchange import (
@@ -169,6 +164,7 @@ class OuterOptimizer(ABC):
         """
         report = self._drain()
         self._write_all()
+        self._shared.close()
         return report
 
     @property

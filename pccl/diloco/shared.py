@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pccl.base.errors import RemoteError, UsageError
+from pccl.base.log import get_logger
 from pccl.communicator import Communicator
 from pccl.state.keeper import goes_on, lend_keeper, take_back
 from pccl.state.shared import SharedState
@@ -27,6 +28,7 @@ LINEAGE = 1  # members are asked at one step, and their root is believed, not th
 PACE = 0.5  # of a donor's time: while peers compute the ways are idle, and steps go first
 MEET_S = 5.0  # for the coordinator to tell a newcomer who the members are
 HEADER = 2  # of results: the section, and whether anything was changed
+_log = get_logger("state")
 
 Change = Callable[..., None]
 
@@ -84,13 +86,20 @@ class SharedParameters:
         def held() -> Held:
             if synced:
                 return Held.ALL
-            if not self.state.synced:
+            if self.state.torn:
+                _log.warning("this peer holds parts of θ only, of a fetch that broke off")
+                return Held.TORN
+            fetched = self._keeper is not None and self.state.lineage != 0
+            if not self.state.synced and not fetched:
                 return Held.NOTHING
             self._counts[OUTER_STEPS] = self.state.revision  # if no member is left to tell it
             return Held.BULK
 
+        def digest() -> int:
+            return int.from_bytes(self.state.root_in_force()[:8], "little")
+
         everything = {**self.counters, **rest}
-        if bring(self._comm, self.arrays, everything, held, timeout_s=timeout_s):
+        if bring(self._comm, self.arrays, everything, held, digest=digest, timeout_s=timeout_s):
             with self.state.writing():  # while nobody was given any: say that it has changed
                 pass
         self.state.adopt(int(self._counts[OUTER_STEPS]), LINEAGE)

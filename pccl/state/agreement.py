@@ -1,6 +1,7 @@
 """Decides whose state counts.  Pure: the same table gives the same answer on every member.
 
-Who may give: with a `send_only` among them only those, else all that are not `receive_only`.  Of
+Who may give: with a `send_only` among them only those, else all that are not `receive_only`.  None
+whose memory is torn, by a fetch or a restore that broke off, gives while there is another.  Of
 those that have been in agreement with this run's members only they count, if there are any: a
 stranger's high revision must not win.  Then the highest revision, then the root that most hold,
 then the lowest rank.
@@ -20,7 +21,7 @@ from typing import Final
 from pccl.base.errors import RemoteError, UsageError
 from pccl.state.layout import ENCODED_BYTES_MAX
 
-_RECORD: Final = struct.Struct("<B??16s32sQQQ")
+_RECORD: Final = struct.Struct("<B???16s32sQQQ")
 RECORD_BYTES: Final = _RECORD.size
 
 
@@ -53,12 +54,14 @@ class Record:
     revision: int
     lineage: int
     layout_bytes: int
+    torn: bool = False  # holds parts of a revision only
 
     def pack(self) -> bytes:
         return _RECORD.pack(
             self.strategy,
             self.synced,
             self.looked,
+            self.torn,
             self.layout,
             self.root,
             self.revision,
@@ -69,12 +72,12 @@ class Record:
     @classmethod
     def unpack(cls, data: bytes) -> Record:
         """Raises RemoteError for a record that no member of this version can have made."""
-        strategy, synced, looked, layout, root, revision, lineage, size = _RECORD.unpack(data)
+        strategy, synced, looked, torn, layout, root, revision, lineage, size = _RECORD.unpack(data)
         if strategy not in list(Strategy) or size > ENCODED_BYTES_MAX:
             raise RemoteError(
                 f"a member's record has strategy {strategy}, a layout of {size} bytes"
             )
-        return cls(Strategy(strategy), synced, looked, layout, root, revision, lineage, size)
+        return cls(Strategy(strategy), synced, looked, layout, root, revision, lineage, size, torn)
 
     @property
     def content(self) -> tuple[bytes, bytes, int, int]:
@@ -98,10 +101,10 @@ def agree(table: Sequence[Record]) -> Agreement:
     Raises:
         UsageError: nobody may give, or those who only send differ; on all members alike.
     """
-    senders = [rank for rank, r in enumerate(table) if r.strategy is Strategy.SEND_ONLY]
-    givers = senders or [
-        rank for rank, r in enumerate(table) if r.strategy is not Strategy.RECEIVE_ONLY
-    ]
+    whole = [rank for rank, r in enumerate(table) if not r.torn]
+    senders, givers = _givers(table, whole)
+    if not givers:
+        senders, givers = _givers(table, range(len(table)))
     if not givers:
         raise UsageError("all members sync with receive_only; nobody gives its state")
     if len({table[rank].content for rank in senders}) > 1:
@@ -128,3 +131,10 @@ def agree(table: Sequence[Record]) -> Agreement:
             and table[rank].root != right.root
         ),
     )
+
+
+def _givers(table: Sequence[Record], ranks: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Of these ranks, those who only send, and all who give."""
+    senders = [rank for rank in ranks if table[rank].strategy is Strategy.SEND_ONLY]
+    others = [rank for rank in ranks if table[rank].strategy is not Strategy.RECEIVE_ONLY]
+    return senders, senders or others

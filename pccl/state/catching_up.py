@@ -65,6 +65,7 @@ class CatchingUp:
         self._hold_bytes = hold_bytes
         self._rest_bytes = state_bytes
         self._guess = 0.0  # bytes per second of what the ways carry, from rounds
+        self._best = 0.0  # of these guesses
         self._known: float | None = None  # by an entry
         self._rounds = 0
         self._entries = 0
@@ -78,6 +79,7 @@ class CatchingUp:
         self._revisions = (self._revisions[1], revision)
         if byte_count:
             self._guess = byte_count / max(took_s, 1e-6) / self._pace
+            self._best = max(self._best, self._guess)
         if self._known is not None:
             self._known *= 2.0
 
@@ -88,9 +90,13 @@ class CatchingUp:
 
     @property
     def hold_s(self) -> float:
-        """How long members wait for what is left when this peer comes in."""
-        rate = self._rate
-        return max(self._hold_s, MARGIN * self._hold_bytes / rate) if rate else self._hold_s
+        """How long members wait for what is left when this peer comes in.
+
+        By the best rate that was seen: a round that brought little says little of the ways, and who
+        was not in time once, or has ever slower ways, must not stop the others for longer.
+        """
+        best = self._best
+        return max(self._hold_s, MARGIN * self._hold_bytes / best) if best else self._hold_s
 
     @property
     def fits(self) -> bool:

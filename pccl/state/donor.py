@@ -166,7 +166,7 @@ class _Serving:
         if len(self._pins) >= PINS_MAX:
             return self._refuse("usage", "too many questions on one stream")
         if not state.synced and not donor.in_collective:
-            return self._refuse("state", "this peer waits for the state itself")
+            return self._refuse("state", m.WAITS_ITSELF)
         if ask.at_step != m.CURRENT:
             if not donor.comes_to(ask.at_step):
                 return self._refuse("state", f"the program has not come to step {ask.at_step}")

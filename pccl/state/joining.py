@@ -44,6 +44,7 @@ ASK_AGAIN_S = 0.2
 DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 DESCRIBE_S = 30.0  # a donor may have to hash its state first
 OTHERS_S = 1.0  # for further answers, once there is one
+OTHERS_PART = 0.25  # of what members wait, at most: a late answer must leave time for the rest
 REST_S_MAX = 5.0  # between two rounds, of which the donors are spared the second half
 STEP_BACK_S = 0.25  # then it is asked for again: it may not have been heard
 STEP_BACKS = 4  # then this peer is needed, and goes on fetching where it is
@@ -56,7 +57,7 @@ class Joining:
     def __init__(
         self, session: Session, state: SharedState, patience_s: float | None = None
     ) -> None:
-        """`patience_s`: how long `fetch` asks as long as nobody has offered anything."""
+        """`patience_s`: how long `fetch` asks as long as nobody so much as accepts a stream."""
         self._patience_s = patience_s
         self._session = session
         self._state = state
@@ -64,6 +65,7 @@ class Joining:
         self._followed: list[Opened] = []  # they keep what is committed while this one waits
         self._whys: dict[bytes, str] = {}  # what was wrong with members that gave nothing
         self._came = 0  # bytes of the last fetch, whatever became of it
+        self._came_in_all = 0  # since `fetch` was called
         self._pace = CatchingUp(state.layout.byte_count, state.pace, state.hold_s, state.hold_bytes)
 
     def fetch(self, deadline: Deadline) -> None:
@@ -72,8 +74,9 @@ class Joining:
         Raises:
             UsageError: its layout is not theirs.
             CannotCatchUp: it changed faster than it came, until the time was over.
-            StepFailed, DeadlineExceeded: nobody has given it in time.
+            StepFailed, DeadlineExceeded: nobody has given anything in time.
         """
+        self._came_in_all, fetching_s = 0, time.monotonic()
         while True:
             opened: list[Opened] = []
             began_s = time.monotonic()
@@ -82,11 +85,11 @@ class Joining:
                 if self._round(opened, deadline):
                     return
             except DeadlineExceeded as error:
-                raise self._too_slow(error) from error
+                raise self._too_slow(error, _since(fetching_s)) from error
             finally:
                 _close([one for one in opened if one not in self._followed])
             if deadline.passed():
-                raise self._too_slow(None)
+                raise self._too_slow(None, _since(fetching_s))
             rest_s = min(REST_S_MAX, time.monotonic() - began_s)
             time.sleep(min(rest_s, deadline.remaining_s()))
 
@@ -112,9 +115,17 @@ class Joining:
             _log.warning("this peer does not come in yet: %s", self._pace.why())
         return holds or self._pace.fits
 
-    def _too_slow(self, error: DeadlineExceeded | None) -> DeadlineExceeded:
+    def _too_slow(self, error: DeadlineExceeded | None, took_s: float) -> DeadlineExceeded:
         """What to say of a fetch whose time is over."""
         found = self._pace.progress()
+        if found.rounds == 0 and self._came_in_all and took_s:
+            rate, whole = self._came_in_all / took_s, self._state.layout.byte_count
+            return CannotCatchUp(
+                f"{self._came_in_all} of {whole} bytes of the members' state have come in "
+                f"{took_s:.3g} s; what has come is kept: go on, or give it more time (timeout_s)",
+                pace_bytes_per_s=rate,
+                needed_bytes_per_s=whole / took_s,
+            )
         if found.rounds == 0:
             text = f"no member has given its state in time: {self._said('none holds it yet')}"
             return error or DeadlineExceeded(text)
@@ -126,6 +137,9 @@ class Joining:
 
     def complete(self, ticket: Ticket) -> bool:
         """Makes the state the one with which this step began, within `hold_s`.
+
+        Where a front end has its own way (`patience_s`), and all that are left are newcomers too,
+        there is nothing to wait for: then it is not `synced`.
 
         Returns:
             False: it was not there in time.  The step is over here, the others run it without this
@@ -141,7 +155,7 @@ class Joining:
                     self._state.progress = None
                     return True
                 if ticket.deadline.passed():
-                    raise self._too_slow(None)
+                    raise self._too_slow(None, 0.0)
             return False
         finally:
             _close(self._followed)
@@ -151,19 +165,24 @@ class Joining:
         """One try; if it was in vain for as long as members wait, asks to be left out."""
         state, step = self._state, ticket.begun.step
         self._came = 0
+        self._whys = {who: why for who, why in self._whys.items() if why != m.WAITS_ITSELF}
         opened = self._ask(self._members(), step, ticket.deadline)
         if not opened:
+            if self._nobody_is_left():
+                _log.warning("all that had the state are gone; those that came to fetch it go on")
+                return True
             time.sleep(ASK_AGAIN_S / 4)
             return False
         began_s = min(one.said_s for one in opened)
         hold = Deadline(min(self._pace.hold_s, ticket.deadline.remaining_s()) - _since(began_s))
         try:
             target = _of_most(opened)
-            if self._followed and state.lineage == target.lineage:
+            holds = state.revision == target.revision and self._holds(target)
+            if not holds and self._followed and state.lineage == target.lineage:
                 self._replay(self._followed, hold)
-            if not self._holds(target):
+            if not holds and not self._holds(target):
                 self._receive(target, opened, hold)
-            if self._holds(target):
+            if holds or self._holds(target):
                 state.adopt(target.revision, target.lineage)
                 return True
         except DeadlineExceeded as error:
@@ -178,6 +197,8 @@ class Joining:
                 ticket.step_back(f"its state has not come in {took_s:.3g} s")
                 if ticket.wait(STEP_BACK_S):
                     break
+        else:
+            ticket.wait(ASK_AGAIN_S / 4)  # those that failed at once are not asked at once again
         return False
 
     # ---- parts
@@ -187,20 +208,27 @@ class Joining:
         return [x for x in self._session.agent.standing.met if x.peer_id != me]
 
     def _ask_until(self, deadline: Deadline) -> list[Opened]:
+        patience = deadline
         if self._patience_s is not None:
-            deadline = Deadline(min(deadline.remaining_s(), self._patience_s))
+            patience = Deadline(min(deadline.remaining_s(), self._patience_s))
         while True:
             self._session.check()
-            if opened := self._ask(self._members(), m.CURRENT, deadline):
+            if opened := self._ask(self._members(), m.CURRENT, deadline, patience):
                 return opened
-            if deadline.passed():
+            if patience.passed():
                 waits = self._session.agent.standing.waits or "none holds it yet"
                 raise DeadlineExceeded(
                     f"no member has given its state in time: {self._said(waits)}"
                 )
             time.sleep(ASK_AGAIN_S)
 
-    def _ask(self, members: Sequence[MemberInfo], at_step: int, deadline: Deadline) -> list[Opened]:
+    def _ask(
+        self,
+        members: Sequence[MemberInfo],
+        at_step: int,
+        deadline: Deadline,
+        patience: Deadline | None = None,
+    ) -> list[Opened]:
         """Opens streams to some of them at once; those that have nothing to give are left out."""
         if not members:
             return []
@@ -213,7 +241,10 @@ class Joining:
             name = f"pccl-ask-{member.peer_id.hex()[:8]}"
             work = partial(asking.put, partial(self._open, member, at_step))
             threading.Thread(target=work, name=name, daemon=True).start()
-        found = asking.take(deadline)
+        others_s = OTHERS_S
+        if at_step != m.CURRENT:
+            others_s = min(others_s, OTHERS_PART * self._pace.hold_s)
+        found = asking.take(deadline, others_s, patience)
         opened = [one for one in found if isinstance(one, Opened)]
         errors = [one for one in found if isinstance(one, PcclError)]
         if errors and len(errors) >= len(opened):  # else it is they whose layout is another one
@@ -223,7 +254,9 @@ class Joining:
             _log.warning("a member is no source of state: %s", error)
         return opened
 
-    def _open(self, member: MemberInfo, at_step: int) -> Opened | PcclError | None:
+    def _open(
+        self, member: MemberInfo, at_step: int, accepted: Callable[[], None]
+    ) -> Opened | PcclError | None:
         try:
             return open_source(
                 member,
@@ -232,6 +265,7 @@ class Joining:
                 at_step=at_step,
                 describe_s=DESCRIBE_S,
                 said_within_s=None if at_step == m.CURRENT else self._pace.hold_s,
+                accepted=accepted,
             )
         except (StreamLost, RemoteError) as error:
             known = self._whys.get(member.peer_id)
@@ -242,6 +276,12 @@ class Joining:
             return None
         except PcclError as error:
             return error
+
+    def _nobody_is_left(self) -> bool:
+        members = self._members()
+        if self._patience_s is None or len(members) > SOURCES_MAX:
+            return False
+        return all(self._whys.get(member.peer_id) == m.WAITS_ITSELF for member in members)
 
     def _said(self, otherwise: str) -> str:
         """What the members that gave nothing said, or what was wrong with them."""
@@ -265,6 +305,7 @@ class Joining:
             return None
         finally:
             self._came = receiver.transfer.byte_count
+            self._came_in_all += self._came
         return self._came
 
     def _holds(self, target: Target) -> bool:
@@ -289,26 +330,43 @@ class _Asking:
     def __init__(self, count: int) -> None:
         self._turn = threading.Condition()
         self._open = count
+        self._accepted = 0  # streams to members that find out what they hold, which may take long
         self._found: list[Opened | PcclError | None] = []
         self._over = False
 
-    def put(self, ask: Callable[[], Opened | PcclError | None]) -> None:
-        answer = ask()
+    def put(self, ask: Callable[[Callable[[], None]], Opened | PcclError | None]) -> None:
+        mine = 0
+
+        def accepted() -> None:
+            nonlocal mine
+            mine = 1
+            with self._turn:
+                self._accepted += 1
+                self._turn.notify_all()
+
+        answer = ask(accepted)
         with self._turn:
             self._open -= 1
+            self._accepted -= mine
             late = self._over
             self._found.append(answer)
             self._turn.notify_all()
         if late and isinstance(answer, Opened):
             answer.stream.close()
 
-    def take(self, deadline: Deadline) -> list[Opened | PcclError | None]:
+    def take(
+        self, deadline: Deadline, others_s: float = OTHERS_S, patience: Deadline | None = None
+    ) -> list[Opened | PcclError | None]:
+        """`patience` ends the wait for a first answer as long as nobody has accepted a stream."""
         with self._turn:
-            for until, most_s in (
-                (lambda: self._open == 0 or any(self._found), 2 * DESCRIBE_S),
-                (lambda: self._open == 0, OTHERS_S),
-            ):
-                self._turn.wait_for(until, min(most_s, deadline.remaining_s()))
+            first = Deadline(min(2 * DESCRIBE_S, deadline.remaining_s()))
+            while self._open and not any(self._found):
+                until = first if patience is None or self._accepted else patience
+                if until.passed() or first.passed():
+                    break
+                self._turn.wait(min(until.remaining_s(), first.remaining_s()))
+            if any(self._found):
+                self._turn.wait_for(lambda: self._open == 0, min(others_s, deadline.remaining_s()))
             self._over = True
             return list(self._found)
 

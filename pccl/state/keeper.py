@@ -125,7 +125,8 @@ class StateKeeper:
                     raise
 
     def _fetch_if_possible(self, deadline: Deadline) -> None:
-        """Raises CannotCatchUp; whatever else is the matter, there is the other way."""
+        """Whatever is the matter, there is the other way, for which everybody stops: so not for who
+        has been given anything.  Raises CannotCatchUp: it goes on with the next call."""
         if self._session.engine.view().rank >= 0 or not goes_on(self._session):
             return
         self._joining = self._joining or Joining(self._session, self.state, LENT_PATIENCE_S)
@@ -134,7 +135,9 @@ class StateKeeper:
         except CannotCatchUp:
             raise
         except (UsageError, StepFailed, DeadlineExceeded) as error:
-            _log.info("the state is not fetched beside the run: %s", error)
+            _log.warning(
+                "the state is not fetched beside the run, all members stop to send it: %s", error
+            )
             self._joining = None
 
     def after_entry(self, ticket: Ticket) -> bool:
@@ -187,9 +190,12 @@ def keep_state(
 def lend_keeper(session: Session, state: SharedState) -> StateKeeper | None:
     """Has newcomers fetch this state beside the run; None if that cannot be done.
 
-    A session has one keeper, the program's own before ours.  Peers of several groups hold states of
-    their own, and a newcomer would not know whose is whose.
+    A session has one keeper, the program's own before ours, of ours the newest.  Peers of several
+    groups hold states of their own, and a newcomer would not know whose is whose.
     """
+    former = session.keeper
+    if isinstance(former, StateKeeper) and former.lent:
+        take_back(session, former)
     if session.keeper is not None or session.agent.group != 0:
         return None
     keeper = StateKeeper(session, state, automatic=True, lent=True)

@@ -19,6 +19,8 @@ TEXT_CHARACTERS_MAX: Final = 1024
 DIGEST_BYTES_MAX: Final = 32
 CURRENT: Final = (1 << 64) - 1
 """As a revision: the one in force at the donor."""
+WAITS_ITSELF: Final = "this peer waits for the state itself"
+"""As the text of a Sorry: by it newcomers of one view know that no member is left in it."""
 
 
 def _demand(holds: bool, what: str) -> None:

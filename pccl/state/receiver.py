@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -87,8 +88,10 @@ def open_source(
     describe_s: float = STALL_S,
     deadline: Deadline | None = None,
     said_within_s: float | None = None,
+    accepted: Callable[[], None] = lambda: None,
 ) -> Opened:
-    """Dials a source and asks what it holds: `describe_s` to find out, `said_within_s` to say it.
+    """Dials a source (then calls `accepted`) and asks what it holds: `describe_s` to find out,
+    `said_within_s` to say it.
 
     Raises:
         StreamLost: it is not there, or has nothing to give.
@@ -97,6 +100,7 @@ def open_source(
     """
     stream = Stream.dial(member, identity, stall_s, deadline)
     try:
+        accepted()
         stream.patience(describe_s)
         stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
         answer = m.answer_codec.decode(stream.receive())
@@ -168,15 +172,15 @@ class Receiver:
         self._lent = {one.stream for one in opened}  # stay open if nothing is owed on them
         self._streams: set[Stream] = set(self._lent)
         self._owing: set[Stream] = set()
-        self._over = False
+        self._over = self._written = False
         self.transfer = Transfer()
 
     def run(self, deadline: Deadline) -> Transfer:
         """Brings the memory to the target.
 
         Raises:
-            StepFailed: no source is left; what was written stays, and a further fetch asks only for
-                the rest.
+            StepFailed: no source is left; what was written stays (and the state is `torn`), and a
+                further fetch asks only for the rest.
             DeadlineExceeded: the same, for time.
             UsageError: the layouts differ, in words; nothing was written.
         """
@@ -184,18 +188,23 @@ class Receiver:
         for stream in self._lent:
             stream.until(deadline)
         with self._state.writing():
+            was_torn = self._state.torn
             try:
                 self._digests = self._digests_of_target()
                 needed = differing(self._own_digests(), self._digests, self._state.hashing)
                 fetching = self._plan(needed)
+                self._state.torn = True
                 try:
                     if needed:
                         self._start(fetching)
                     self._wait(fetching, deadline)
+                    self._state.torn = False  # every leaf is the target's
                 finally:
                     self._count(fetching, needed)
             finally:
                 self._end()  # before anybody else may write
+                if self._state.torn and not self._written:
+                    self._state.torn = was_torn
             self._state.push()
         return self.transfer
 
@@ -228,13 +237,8 @@ class Receiver:
     def _open(self, member: MemberInfo) -> Opened | None:
         peer = Peer(member.peer_id)
         try:
-            one = open_source(
-                member,
-                self._identity,
-                self._state,
-                stall_s=self._stall_s,
-                deadline=self._deadline,
-            )
+            waits: dict[str, Any] = {"stall_s": self._stall_s, "deadline": self._deadline}
+            one = open_source(member, self._identity, self._state, **waits)
         except StreamLost as error:
             self.transfer.lost[peer] = str(error)
             return None
@@ -384,6 +388,7 @@ class Receiver:
                 if not right and excluded:
                     self._strike(Peer(key), "sent bytes of another hash")
             if writes:
+                self._written = True
                 self._state.memory_of(leaf)[:] = staging[: leaf.byte_count]
                 with self._turn:
                     fetching.written()

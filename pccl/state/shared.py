@@ -99,7 +99,7 @@ class SharedState:
         )
         self.on_update: Callable[[], None] | None = None
         self.torn = False
-        """Whether a restore that broke off has left parts of a revision in the memory."""
+        """Whether a fetch or restore that broke off has left parts of a revision in the memory."""
 
     def __repr__(self) -> str:
         count, size = len(self.layout.entries), self.layout.byte_count
@@ -194,6 +194,14 @@ class SharedState:
 
     # ---- within the library
 
+    def root_in_force(self) -> bytes:
+        """As `root`, which was hashed already if the memory was not written to since."""
+        with self._writer, self._lock:
+            if self._known is None or self._known[0] != self._sequence:
+                self._survey()
+            assert self._known is not None
+            return self._known[2]
+
     def bind(self) -> None:
         """A new run counts its steps anew."""
         with self._lock:
@@ -226,7 +234,7 @@ class SharedState:
             try:
                 yield lambda: kept.append(True)
             finally:
-                self.torn = not kept and before is None
+                self.torn = not kept and (self.torn or before is None)
                 if not kept and before is not None:
                     for cell, content in zip(self._cells, before, strict=True):
                         cell.memory[:] = content

@@ -15,7 +15,7 @@ Invariant: when `sync` returns, this process holds the agreed state, and so does
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -114,6 +114,7 @@ class Sync:
             UsageError: layouts differ (this process has left the run, the text names the first
                 difference), nobody may give, or those who only send differ.
             StepFailed: the state could not be brought to everybody.
+            CorruptResult: all that could give hold parts of a revision; this process has left.
             DeadlineExceeded: it was not done in time.
         """
         deadline = Deadline(timeout_s)
@@ -136,6 +137,8 @@ class Sync:
                 if founding and not all(row.looked for row in table.rows):
                     self._look_for_checkpoints(deadline)
                     continue
+                if table.rows[agreement.chosen].torn:
+                    self._give_up_torn()
                 if not agreement.receivers:
                     return self._agreed(table, agreement, Transfer(), ())
                 transfer, failure = self._transfer(table, agreement, deadline)
@@ -164,7 +167,10 @@ class Sync:
             revision=state.revision,
             lineage=state.lineage,
             layout_bytes=len(state.layout.encoded),
+            torn=state.torn,
         )
+        if state.torn:
+            _log.warning("the state of this process is in parts: it counts only if all others are")
         own = np.frombuffer(record.pack(), np.uint8).copy()
         with self._step(ENTRY, deadline, gate_s) as step:
             work = step.all_gather(own)
@@ -228,13 +234,14 @@ class Sync:
         )
         self._restored = restoring.run()
         self._looked = True
-        if self._restored is None and self._state.torn:
-            text = (
-                "a restore broke off and left parts of a revision in this process's state, for "
-                "whose copy there was no memory; it has left the run: begin with a new state"
-            )
-            self._session.close(text)
-            raise CorruptResult(text)
+
+    def _give_up_torn(self) -> NoReturn:
+        text = (
+            "a fetch or a restore broke off and has left parts of a revision in the state of every "
+            "process that could give it; this one has left the run: begin with a new state"
+        )
+        self._session.close(text)
+        raise CorruptResult(text)
 
     # ---- what is moved
 

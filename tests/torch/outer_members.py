@@ -321,6 +321,36 @@ def _train(
     told.residual = outer.residual.numpy().copy() if method == "sparse" else None
 
 
+def train_twice(
+    me: Member, until: int, *, start: int = 1, first: int, finishes: bool, pause_s: float
+) -> tuple[int, int]:
+    """Trains with one optimizer for so many reductions, then with another one of the same form.
+
+    Returns a digest of what the second one holds, and how many were in its last reduction.
+    """
+    with pccl.connect(me.address, timeout_s=30, step_timeout_s=60) as comm:
+        me.introduce(bytes(comm.peer_id))
+        comm.wait_for(start, timeout_s=60)
+        contributors = 0
+        kept: list[OuterOptimizer] = []  # one that is not finished goes on to exist
+        for reductions in (first, until):
+            if not reductions:
+                continue
+            outer = make("diloco", comm, model := make_model())
+            kept.append(outer)
+            while outer.outer_step < reductions:
+                learn(me.number, outer.inner_step, model)
+                time.sleep(pause_s)
+                report = outer.step(tokens=TOKENS[me.number])
+                if report is not None:
+                    contributors = len(report.contributors)
+                    me.say(report.outer_step + (first if reductions == until else 0))
+            if finishes or reductions == until:
+                outer.finish()
+        outer.verify()
+    return _digest(outer), contributors
+
+
 def learn(member: int, inner_step: int, model: torch.nn.Module) -> None:
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.torch.members import Members
-from tests.torch.outer_members import Trained, train
+from tests.torch.outer_members import Trained, train, train_twice
 from tests.torch.outer_replay import check
 
 METHODS = ("diloco", "async", "streaming", "sparse")
@@ -163,10 +163,24 @@ def test_a_joiner_has_fetched_what_members_hold_and_they_send_it_counters_only(m
         check(found, members.numbers(), method, width=100)
     whole = 4 * sum(part.size for part in (*found[0].parameters, *found[0].momentum))
     assert found[0].history[-1][2] == found[2].history[-1][2] and len(found[0].history[-1][2]) == 3
-    counters, sources = 4 * 8, 3 * 8
+    counters, sources, digest = 4 * 8, 3 * 8, 2 * 8
     for founder in found[:2]:
-        assert founder.sent == [whole + counters + sources, counters + sources]
-    assert found[2].sent == [counters + sources]
+        assert founder.sent == [whole + counters + sources, counters + sources + digest]
+    assert found[2].sent == [counters + sources + digest]
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_joiner_of_the_second_optimizer_does_not_go_on_from_the_first_one_s_state(
+    finishes: bool,
+) -> None:
+    named: dict[str, Any] = {"pause_s": 0.02, "first": 3, "finishes": finishes}
+    with Members(train_twice, 40) as members:
+        members.start(0, 1, start=2, **named)
+        members.await_step(0, 5)
+        members.start(2, **{**named, "first": 0})
+        found = [members.result(number) for number in (0, 1, 2)]
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == 3, "all three have trained together"
 
 
 @pytest.mark.parametrize("method", METHODS)

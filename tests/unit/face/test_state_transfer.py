@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pccl
+from pccl.state_transfer import Held, bring
 from pccl.transport.engine_api import BegunStep
 from tests.unit.face.fake_run import FakeRun, sit
 from tests.unit.face.test_step import at_once
@@ -85,6 +86,50 @@ def test_members_whose_states_differ_are_told_and_the_newcomer_gets_nothing() ->
     )
     assert [type(result) for result in results] == [pccl.CorruptResult] * 3
     assert [bits(have) for have in arrays] == [bits(state(f)) for f in (5.0, 6.0, -1.0)]
+
+
+def bulk_and_rest(fill: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"weights": np.full(4, fill, np.float32)}, {"step": np.array(int(fill))}
+
+
+@pytest.mark.parametrize("fetched", [5.0, 4.0])
+def test_who_has_fetched_another_state_of_the_same_form_is_given_all_of_the_members(
+    fetched: float,
+) -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"two", b"new")]
+    states = [bulk_and_rest(fill) for fill in (5.0, 5.0, fetched)]
+    states[2][1]["step"][...] = -1
+
+    def enter(i: int) -> bool:
+        bulk, rest = states[i]
+        held = Held.ALL if i < 2 else Held.BULK
+        return bring(peers[i], bulk, rest, lambda: held, digest=lambda: int(bulk["weights"][0]))
+
+    results = at_once(*(lambda i=i: enter(i) for i in range(3)))
+    assert results == [False, False, fetched != 5.0]
+    for bulk, rest in states:
+        assert (bulk["weights"] == 5.0).all() and rest["step"] == 5
+
+
+@pytest.mark.parametrize("torn", [0, 1])
+def test_parts_of_a_state_become_nobody_s_start(torn: int) -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"two")]
+    arrays = [state(1.0), state(2.0)]
+    kinds = [Held.TORN if i == torn else Held.NOTHING for i in range(2)]
+    results = at_once(
+        *(lambda i=i: bring(peers[i], {}, arrays[i], lambda: kinds[i]) for i in range(2))
+    )
+    assert results == [i == torn for i in range(2)]
+    assert bits(arrays[0]) == bits(arrays[1]) == bits(state(2.0 - torn))
+
+
+def test_if_there_are_only_parts_it_is_an_error_that_says_so() -> None:
+    one, _, _ = sit(FakeRun(), b"one")
+    with pytest.raises(pccl.CorruptResult, match="begin with a new state"):
+        bring(one, {}, state(1.0), lambda: Held.TORN)
+    assert one.closed
 
 
 def test_a_newcomer_of_another_layout_leaves_and_the_members_go_on() -> None:

@@ -23,6 +23,7 @@ RECORDS = st.builds(
     st.integers(0, 3),
     st.integers(0, 1),
     st.integers(0, 9),
+    st.booleans(),
 )
 
 
@@ -66,6 +67,14 @@ def test_who_only_receives_does_not_count_and_who_only_sends_counts_alone() -> N
         agree([sender, replace(PLAIN, strategy=Strategy.SEND_ONLY)])
 
 
+def test_a_torn_state_counts_only_where_all_are_torn() -> None:
+    torn = replace(OTHER, revision=9, torn=True)
+    founder = replace(PLAIN, synced=False, revision=0)
+    assert agree([torn, torn, founder]).sources == (2,)
+    assert agree([replace(torn, strategy=Strategy.SEND_ONLY), founder]).chosen == 1
+    assert agree([torn, replace(founder, torn=True)]).chosen == 0
+
+
 def test_a_record_of_impossible_numbers_is_refused_before_anybody_makes_room_for_it() -> None:
     with pytest.raises(RemoteError, match="layout"):
         Record.unpack(replace(PLAIN, layout_bytes=1 << 60).pack())
@@ -88,7 +97,7 @@ def test_everybody_gives_gets_or_has_it_already(table: list[Record]) -> None:
     right = table[found.chosen].content
     for rank, record in enumerate(table):
         assert (rank in found.receivers) == (record.content != right)
-        if record.strategy is Strategy.SEND_ONLY:
+        if record.strategy is Strategy.SEND_ONLY and not any(r.torn for r in table):
             assert rank in found.sources and rank not in found.receivers
         if record.strategy is Strategy.RECEIVE_ONLY:
             assert rank not in found.sources

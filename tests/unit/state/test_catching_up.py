@@ -58,4 +58,6 @@ def test_where_steps_bring_much_members_wait_for_as_much_at_the_way_s_own_pace()
     newcomer.round(2, 100 * MB, took_s=20.0)
     assert newcomer.fits
     newcomer.entry(20 * MB, took_s=20.0)
-    assert newcomer.hold_s == 200.0, "the way carries less than was thought"
+    assert newcomer.hold_s == 20.0, "the others do not wait longer for who was too slow"
+    newcomer.round(3, 100, took_s=1.0)
+    assert newcomer.hold_s == 20.0, "a few bytes say nothing of the way"
