@@ -1,4 +1,4 @@
-// native/tests/test_strangers.cpp — the door of a secured run: places, turns and time, told by hand.
+// native/tests/test_strangers.cpp — the door of a secured run: places, turns and time.
 // Ownership: each test owns its door.
 // Threads:   the test's alone; time is what the test says.
 // Errors:    CHECKs.

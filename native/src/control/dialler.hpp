@@ -2,10 +2,11 @@
 //
 // A connect() is a job of several dials, one per lane and one for peer control.  A dial that is
 // refused, reset or answered with REFUSED is tried again after 50 ms doubling to 1 s: the other
-// side may hear of the view a little later than we do, or have no place for us; one without an answer is given up and tried again.  At the
-// job's deadline what is not up is given up, and the host hears of missing lanes once.  A peer has
-// one job for direct lanes and one for relayed ones at a time, so that none is made twice.  Through
-// a relay a dial has two handshakes: with the relay, and, when that has reached the peer, with it.
+// side may hear of the view a little later than we do, or have no place for us; one without an
+// answer is given up and tried again.  At the job's deadline what is not up is given up, and the
+// host hears of missing lanes once.  A peer has one job for direct lanes and one for
+// relayed ones at a time, so that none is made twice.  Through a relay a dial has two handshakes:
+// with the relay, and, when that has reached the peer, with it.
 // Two peers of which neither can be dialled both dial the relay; then one makes the handshake, and
 // to the other it is as if a stranger had come.
 //

@@ -33,12 +33,12 @@ struct Origin {
 /// Of a literal address; none if it is no such thing.
 [[nodiscard]] std::optional<Origin> origin_of(const std::string& literal) noexcept;
 
-/// Where members are: as the view tells, and as they have proved, who may come from where nobody knew
-/// of, from behind a NAT or a proxy.
+/// Where members are: as the view tells, and as they have proved, who may come from where nobody
+/// knew of, from behind a NAT or a proxy.
 class KnownOrigins {
  public:
   void expect(std::vector<Origin> origins) noexcept { expected_ = std::move(origins); }
-  /// Somebody from there has shown to be a member.  The eldest of more than proven_max is forgotten.
+  /// Somebody from there has shown to be a member.  Beyond proven_max the eldest is forgotten.
   void prove(const Origin& origin);
   [[nodiscard]] bool holds(const Origin& origin) const noexcept;
   static constexpr std::size_t proven_max = 1024;

@@ -1,10 +1,10 @@
 // native/src/control/strangers.hpp — the listener, and those who have not yet proved themselves.
 //
 // A stranger has handshake_timeout_s to send one HELLO that names our run and our secret; in a
-// secured run so long to begin, twice as long to wait for its turn, and from then as long again.  Until
-// then it costs one descriptor and at most 4 KiB.  Whether it is in the view is not asked here: the
-// secret shows that it has seen a view with us in it, and the host looks at the rest.  One that
-// asks for a relay has the rest of its time to say in a second frame to whom.
+// secured run so long to begin, twice as long to wait for its turn, and from then as long again.
+// Until then it costs one descriptor and at most 4 KiB.  Whether it is in the view is not
+// asked here: the secret shows that it has seen a view with us in it, and the host looks at the
+// rest.  One that asks for a relay has the rest of its time to say in a second frame to whom.
 //
 // Origins where members of the view are, or from where a HELLO was welcome, come first: they have
 // places of their own, their handshakes a pace of their own.  Of all others half_open_max are heard
