@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,6 +62,41 @@ def test_all_reduce_over_ucx_is_exact_on_all_peers(program: str, count: int) -> 
         peers = run.start(program, count)
         assert all(peer.fact_with("done") for peer in peers)
         assert [peer.end() for peer in peers] == [0] * count
+
+
+CLOSED = """
+ip link set lo up && nft -f - <<RULES
+table inet closed {
+  chain in { type filter hook input priority 0; tcp dport 40000-40999 $VERDICT; }
+}
+RULES
+exec "$PYTHON" -m pytest -q "$STORY"
+"""
+
+
+@needs_ucx
+@pytest.mark.usefixtures("over_ucx")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip", "nft"))),
+    reason="a namespace with a firewall needs root, ip and nft",
+)
+@pytest.mark.parametrize("verdict", ["drop", "reject with tcp reset"])
+def test_where_the_ports_of_ucx_are_closed_all_goes_on_by_tcp(verdict: str) -> None:
+    story = f"{__file__}::test_all_reduce_over_ucx_is_exact_on_all_peers[exact-2]"
+    told = {
+        "UCX_TCP_PORT_RANGE": "40000-40999",
+        "VERDICT": verdict,
+        "PYTHON": sys.executable,
+        "STORY": story,
+    }
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", CLOSED],
+        env=os.environ | told,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 @needs_ucx

@@ -73,6 +73,8 @@ bool UcxWorkerImpl::open(bool loopback, std::string& obstacle) {
   for (const char* name : {"UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE"}) {
     (void)prefer(*library_, config, name, segment);
   }
+  // Otherwise an endpoint to where packets are dropped holds the reactor in connect() for minutes.
+  (void)prefer(*library_, config, "UCX_TCP_CONN_NB", "y");
   if (loopback && fails("ucp_config_modify", prefer(*library_, config, "UCX_NET_DEVICES", "lo"))) {
     library_->config_release(config);
     return false;
