@@ -138,10 +138,8 @@ class Joining:
     def complete(self, ticket: Ticket) -> bool:
         """Makes the state the one with which this step began, within `hold_s`.
 
-        Where a front end has its own way (`patience_s`), and all that are left are newcomers too,
-        there is nothing to wait for: then it is not `synced`.
-
         Returns:
+            True: it is, or it is not `synced`, since none but newcomers of a front end are left.
             False: it was not there in time.  The step is over here, the others run it without this
             peer, and what has come is in memory: `fetch`, and come in again.
 
@@ -278,10 +276,8 @@ class Joining:
             return error
 
     def _nobody_is_left(self) -> bool:
-        members = self._members()
-        if self._patience_s is None or len(members) > SOURCES_MAX:
-            return False
-        return all(self._whys.get(member.peer_id) == m.WAITS_ITSELF for member in members)
+        whys = [self._whys.get(member.peer_id) for member in self._members()]
+        return self._patience_s is not None and all(why == m.WAITS_ITSELF for why in whys)
 
     def _said(self, otherwise: str) -> str:
         """What the members that gave nothing said, or what was wrong with them."""

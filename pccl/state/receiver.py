@@ -216,8 +216,7 @@ class Receiver:
 
     def _plan(self, needed: list[int]) -> Fetching:
         sizes = [leaf.byte_count for leaf in self._state.layout.leaves]
-        sources = [member.peer_id for member in self._members]
-        fetching = Fetching(needed, sizes, sources)
+        fetching = Fetching(needed, sizes, [member.peer_id for member in self._members])
         for peer, why in {**self.transfer.struck, **self.transfer.lost}.items():
             fetching.lose(bytes(peer), why)
         return fetching
@@ -231,8 +230,8 @@ class Receiver:
         raise StepFailed(f"nobody gives revision {self._target.revision}: {self._whys()}")
 
     def _whys(self) -> str:
-        both = {**self.transfer.lost, **self.transfer.struck}
-        return "; ".join(f"peer {peer} {why}" for peer, why in both.items()) or "there is no source"
+        both = {**self.transfer.lost, **self.transfer.struck}.items()
+        return "; ".join(f"peer {peer} {why}" for peer, why in both) or "there is no source"
 
     def _open(self, member: MemberInfo) -> Opened | None:
         peer = Peer(member.peer_id)
@@ -263,16 +262,13 @@ class Receiver:
         self.transfer.struck[peer] = why
 
     def _start(self, fetching: Fetching) -> None:
-        for member in self._members:
-            if not fetching.sources[member.peer_id].usable:
-                continue
+        for member in (x for x in self._members if fetching.sources[x.peer_id].usable):
             for stream in range(STREAMS_PER_SOURCE):
                 name = f"pccl-fetch-{member.peer_id.hex()[:8]}-{stream}"
-                thread = threading.Thread(
-                    target=self._fetch_from, args=(member, fetching, stream), name=name, daemon=True
-                )
-                thread.start()
-                self._threads.append(thread)
+                args = member, fetching, stream
+                self._threads.append(threading.Thread(None, self._fetch_from, name, args))
+                self._threads[-1].daemon = True
+                self._threads[-1].start()
 
     def _wait(self, fetching: Fetching, deadline: Deadline) -> None:
         with self._turn:
@@ -288,8 +284,7 @@ class Receiver:
 
     def _count(self, fetching: Fetching, needed: list[int]) -> None:
         transfer, state = self.transfer, self._state
-        transfer.byte_count = fetching.byte_count
-        transfer.leaf_count = len(needed)
+        transfer.byte_count, transfer.leaf_count = fetching.byte_count, len(needed)
         entries = sorted({state.layout.leaves[leaf].entry for leaf in needed})
         transfer.tensors = tuple(state.layout.entries[i].name for i in entries)
         for key, source in fetching.sources.items():
