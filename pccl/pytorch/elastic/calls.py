@@ -41,9 +41,8 @@ class ElasticCalls(GroupBase):
         try:
             return super()._launch(op, postings, result, finishes, opts)
         except PcclDistError as error:
-            if isinstance(error, Misused) or self.run.absorb(error, op) is not None:
-                raise
-            if self._tells_failures:
+            told = isinstance(error, Misused) or self.run.absorb(error, op) is not None
+            if told or self._tells_failures:
                 raise
             return self._noted(PcclWork(self.run, op, (), result))
 

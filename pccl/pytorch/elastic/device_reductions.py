@@ -11,7 +11,6 @@ fails leaves it as it was; then its twins are never lent again, since the engine
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import torch
 
@@ -19,7 +18,6 @@ from pccl.pytorch.staged import Staging
 from pccl.pytorch.staging import Mark, Trip
 
 Tensor = torch.Tensor
-NONE: Final[tuple[Mark, ...]] = ()
 
 
 class _Posting:
@@ -82,7 +80,7 @@ class DeviceReductions:
 
     def queue(self, post: Callable[[], None]) -> None:
         """Has something called behind what waits for the device."""
-        self._staging.launcher.submit(_Posting(NONE, post, self._failed))
+        self._staging.launcher.submit(_Posting((), post, self._failed))
 
     def drain(self, timeout_s: float) -> bool:
         """Waits until everything is posted; says whether it is."""
