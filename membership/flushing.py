@@ -261,15 +261,16 @@ class Flushing:
             core.peers[incarnation].gone = why
             core.effects.append(Lost(core.peers[incarnation].peer_id, why))
         survivors = [i for i in reports if core.peers[i].present()]
-        outcome = self._stop_below_floor(self._say_why_late(outcome, carried), len(survivors))
+        outcome = self._stop_below_floor(self._say_why_late(outcome, carried), survivors)
         self._install(asking, survivors, outcome, carried, now_s)
 
-    def _stop_below_floor(self, outcome: Outcome, kept: int) -> Outcome:
+    def _stop_below_floor(self, outcome: Outcome, kept: list[int]) -> Outcome:
         """With a policy to raise, fails what would be run again by fewer members than it takes."""
         core = self._core
-        if kept >= core.floor() or core.underflow() is not Underflow.RAISE:
+        if len(kept) >= core.floor() or core.underflow() is not Underflow.RAISE:
             return outcome
-        return fail_retries(outcome, too_few(kept, core.effective_min_world()))
+        gone = [p.peer_id for p in core.members() if p.incarnation not in kept]
+        return fail_retries(outcome, too_few(len(kept), core.effective_min_world(), gone))
 
     def _say_why_late(self, outcome: Outcome, carried: tuple[CarriedDecision, ...]) -> Outcome:
         """In a paused view, says of steps past their deadline that they waited for members."""

@@ -330,6 +330,23 @@ TEST(close_ends_every_wait_and_gives_the_memory_back_first) {
   }) == "closed");
 }
 
+TEST(whoever_is_named_and_is_no_member_any_more_is_lost_at_once) {
+  Ints data(3, 8);
+  World world(3);
+  world.install(1, {0, 1});
+  const PeerId gone = world.view_of(1, world.everybody(), Pause::none).members[2].peer;
+  for (const bool sends : {true, false}) {
+    PostedLetter posted;
+    posted.sends = sends;
+    posted.peer = gone;
+    posted.what = {Dtype::u32, data.size()};
+    posted.memory = reinterpret_cast<std::byte*>(data.data());
+    const Letter letter = finish(*world.engines[0], world.engines[0]->post(posted, patience_s), 0);
+    CHECK(letter.end == LetterEnd::lost && letter.peer == gone);
+  }
+  CHECK(data == Ints(3, 8) && world.engines[0]->stats().open_letters == 0);
+}
+
 TEST(whom_one_can_send_to_is_said_before_anything_is_sent) {
   Ints data(1);  // before the engines: one of them still has it at the end
   World world(2);

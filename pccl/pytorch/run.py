@@ -27,7 +27,7 @@ from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, StaleView, Tim
 from pccl.pytorch.hosting import Hosted
 from pccl.pytorch.issue import Issuer, Posting
 from pccl.pytorch.options import Options
-from pccl.pytorch.wording import GROUP_OVER, in_torchs_terms
+from pccl.pytorch.wording import GROUP_OVER, gone, in_torchs_terms
 from pccl.work import Work
 
 DRAIN_S = 2.0  # for operations that nobody has waited for when the group is shut down
@@ -169,7 +169,7 @@ class Run:
         if isinstance(error, Evicted):
             ranks, who = (self.place.rank,), "the others have given up this rank"
         elif ranks and not (self._hosted and isinstance(error, CoordinatorLost)):
-            who = f"rank {', '.join(map(str, ranks))} of {self.place.size} is gone"
+            who = gone(ranks, self.place.size)
         elif self._hosted:
             ranks, who = ranks or (0,), "rank 0, whose process ran the coordinator, is gone"
         elif isinstance(error, CoordinatorLost):

@@ -20,6 +20,7 @@ CALL_ALIKE: Final = (
 _PEER: Final = re.compile(
     r"\b(peer|root) ([0-9a-f]{8})(?:\.\d+)?((?:, [0-9a-f]{8}\b)*)(?![0-9a-f])"
 )
+NAMED_MAX: Final = 8
 AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
 _WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
     "; steps run again when enough have come in",
@@ -46,6 +47,15 @@ def name_ranks(text: str, members: Sequence[bytes]) -> str:
         return f"{word} {', '.join(str(ranks[one]) for one in ids)}"
 
     return _PEER.sub(named, text)
+
+
+def gone(ranks: Sequence[int], world: int) -> str:
+    """Says which ranks are gone; those that left because of a loss are among them."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} of {world} is gone"
+    named = ", ".join(f"rank {rank}" for rank in ranks[:NAMED_MAX])
+    more = f" and {len(ranks) - NAMED_MAX} more" if len(ranks) > NAMED_MAX else ""
+    return f"{named}{more} of {world} are gone"
 
 
 def in_torchs_terms(text: str, members: Sequence[bytes]) -> str:

@@ -20,6 +20,7 @@ import pccl
 
 SIZES = (0, 1, 1000, 65_536, 65_537, 700_001)
 LARGE = 16 << 20  # 64 MiB of int32
+Peers = tuple[bytes, ...]  # in the order of their ranks when all were there
 
 
 def tell(**facts: Any) -> None:
@@ -30,9 +31,9 @@ def values(rank: int, size: int, dtype: Any = np.int32) -> Any:
     return ((np.arange(size, dtype=np.int64) * 31 + rank * 7) % 113).astype(dtype)
 
 
-def exact(comm: pccl.Communicator, index: int, count: int) -> None:
+def exact(comm: pccl.Communicator, peers: Peers) -> None:
     """Everybody to everybody, all sizes and some types, asynchronously and not."""
-    rank = comm.rank
+    rank, count = comm.rank, len(peers)
     others = [r for r in range(count) if r != rank]
     for size in SIZES:
         for dtype in (np.int32, np.uint8, np.complex128):
@@ -57,16 +58,16 @@ def exact(comm: pccl.Communicator, index: int, count: int) -> None:
     tell(done=True)
 
 
-def anybody(comm: pccl.Communicator, index: int, count: int) -> None:
+def anybody(comm: pccl.Communicator, peers: Peers) -> None:
     """Rank 0 receives from any; the others' arrays are torch tensors where there is torch."""
     if comm.rank == 0:
         seen = set()
-        for _ in range(count - 1):
+        for _ in peers[1:]:
             x = np.zeros(100_000, np.int32)
             source = comm.recv(x, tag=5)
             assert (x == values(source, 100_000)).all()
             seen.add(source)
-        assert seen == set(range(1, count))
+        assert seen == set(range(1, len(peers)))
     else:
         comm.send(_tensor(values(comm.rank, 100_000)), 0, 5)
     tell(done=True)
@@ -80,7 +81,7 @@ def _tensor(array: Any) -> Any:
     return torch.from_numpy(array)
 
 
-def mismatch(comm: pccl.Communicator, index: int, count: int) -> None:
+def mismatch(comm: pccl.Communicator, peers: Peers) -> None:
     """Sizes and types that differ are told to both, and what follows is not concerned."""
     mine: tuple[Any, ...] = (np.zeros(10, np.float32), np.zeros(5, np.int64), np.zeros(300_000))
     theirs: tuple[Any, ...] = (np.zeros(11, np.float32), np.zeros(5, np.uint64), np.zeros(1))
@@ -103,9 +104,9 @@ def mismatch(comm: pccl.Communicator, index: int, count: int) -> None:
     tell(done=True)
 
 
-def killed(comm: pccl.Communicator, index: int, count: int) -> None:
+def killed(comm: pccl.Communicator, peers: Peers) -> None:
     """The last rank dies in the middle of 64 MiB, as their sender or receiver; steps go on."""
-    victim, role = count - 1, os.environ["PCCL_TEST_KILL"]
+    victim, role = len(peers) - 1, os.environ["PCCL_TEST_KILL"]
     x = values(comm.rank, LARGE)
     began = time.monotonic()
     caught: list[Any] = []
@@ -140,7 +141,7 @@ def killed(comm: pccl.Communicator, index: int, count: int) -> None:
         small = np.zeros(3)
         assert comm.recv(small, 0, 7) == 0
     y = np.ones(10)
-    assert comm.all_reduce(y).world_size == count - 1
+    assert comm.all_reduce(y).world_size == victim
     if comm.rank == 0:
         deadline = time.monotonic() + 10
         while len(caught) < 3 and time.monotonic() < deadline:
@@ -153,7 +154,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def late(comm: pccl.Communicator, index: int, count: int) -> None:
+def late(comm: pccl.Communicator, peers: Peers) -> None:
     """Deadlines on either side, and what comes after them."""
     if comm.rank == 0:
         for call in (
@@ -179,24 +180,25 @@ def late(comm: pccl.Communicator, index: int, count: int) -> None:
     tell(done=True)
 
 
-def closing(comm: pccl.Communicator, index: int, count: int) -> None:
+def closing(comm: pccl.Communicator, peers: Peers) -> None:
     """A peer that leaves, as planned or not, right after its receive; and one that waits for it."""
-    x = np.full(1000, comm.rank)
-    if comm.rank == 1:
-        assert comm.recv(x, 0) == 0
+    x = np.zeros(1000)
+    first, leaver = peers[:2]  # ids: ranks change with the view, which may be another one by now
+    if comm.peer_id == leaver:
+        assert comm.recv(x, first) == 0
         comm.close()
         tell(done=True)
         return
-    if comm.rank == 0:
-        comm.send(x, 1)  # it has it, whatever becomes of it now
+    if comm.peer_id == first:
+        comm.send(x, leaver)  # it has it, whatever becomes of it now
         try:
-            comm.recv(x, 1)
+            comm.recv(x, leaver)
         except pccl.PeerLost as error:
             tell(lost=error.peer)
     tell(done=True)
 
 
-PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
+PROGRAMS: dict[str, Callable[[pccl.Communicator, Peers], None]] = {
     "exact": exact,
     "anybody": anybody,
     "mismatch": mismatch,
@@ -207,13 +209,14 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
 
 
 def main() -> int:
-    address, program, index, count = sys.argv[1:5]
+    address, program, _, count = sys.argv[1:5]
     try:
         with pccl.connect(address, timeout_s=20, step_timeout_s=60) as comm:
             comm.wait_for(int(count), timeout_s=30)
-            assert len(comm.all_reduce(np.ones(1)).contributors) == int(count)
-            tell(rank=comm.rank)
-            PROGRAMS[program](comm, int(index), int(count))
+            peers = comm.all_reduce(np.ones(1)).contributors
+            assert len(peers) == int(count)
+            tell(rank=peers.index(comm.peer_id))
+            PROGRAMS[program](comm, peers)
             if not comm.closed:
                 comm.barrier()  # nobody leaves while others send
     except pccl.PcclError as error:

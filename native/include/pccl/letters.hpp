@@ -108,6 +108,8 @@ class Letters {
   /// `from` null: from any.
   LetterId receive(Correspondent* from, Tag tag, const Content& what, std::byte* memory,
                    double deadline_s);
+  /// A letter to or from somebody who is no member: it has ended at once, as lost.
+  LetterId lost(const PeerId& peer, Tag tag, const Content& what, bool sends);
   void cancel(LetterId id, LetterEnd why = LetterEnd::cancelled);
   [[nodiscard]] Letter* find(LetterId id) noexcept;
   /// Forgets a letter that has ended.

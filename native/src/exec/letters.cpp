@@ -24,8 +24,12 @@ LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
   }
   Correspondent* other = nullptr;
   int rank = -1;
+  bool elsewhere = false;
   for (const Member& member : machine_->view().members) {
-    if (member.group != machine_->group()) continue;
+    if (member.group != machine_->group()) {
+      elsewhere = elsewhere || (posted.peer && member.peer == *posted.peer);
+      continue;
+    }
     ++rank;
     const bool meant = posted.peer ? member.peer == *posted.peer : rank == posted.rank;
     if (!meant) continue;
@@ -36,8 +40,12 @@ LetterId Executor::post(const PostedLetter& posted, std::string& obstacle) {
     other = link_to(member.peer, member.incarnation, 0).mail;
   }
   const bool any = !posted.sends && !posted.peer && posted.rank < 0;
+  if (other == nullptr && posted.peer && !elsewhere) {
+    // It may have left while the program was on its way here, which is no mistake of the program.
+    return letters_.lost(*posted.peer, posted.tag, posted.what, posted.sends);
+  }
   if (other == nullptr && !any) {
-    obstacle = posted.peer ? "the other end is no member of this peer's group"
+    obstacle = posted.peer ? "the other end is a member of another peer group"
                            : "there is no rank " + std::to_string(posted.rank) + " among " +
                                  std::to_string(rank + 1) + " members";
     return 0;

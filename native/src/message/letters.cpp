@@ -41,6 +41,14 @@ LetterId Letters::receive(Correspondent* from, Tag tag, const Content& what, std
   return letter.id;
 }
 
+LetterId Letters::lost(const PeerId& peer, Tag tag, const Content& what, bool sends) {
+  Letter& letter = post(tag, what, nullptr, 0);
+  letter.sends = sends;
+  letter.peer = peer;
+  end(letter, nullptr, LetterEnd::lost);
+  return letter.id;
+}
+
 Letter* Letters::find(LetterId id) noexcept {
   const auto it = letters_.find(id);
   return it == letters_.end() ? nullptr : &it->second;

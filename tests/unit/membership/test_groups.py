@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pccl.base.ids import short_id
 from pccl.membership.messages import (
     STRAGGLER_WAIT,
     AtEntry,
@@ -142,11 +143,13 @@ def test_members_below_min_world_fail_their_steps_on_all_if_the_run_says_so() ->
     hub = Hub(min_world=3, on_underflow=RAISE)
     a, b = lose_one(hub)
     told = a.install()
+    (lost,) = told.lost
     assert (told.paused, told.raises) == (True, True)
     (decision,) = told.decisions
     assert (decision.outcome, decision.code) == (StepOutcome.FAIL, SuspectCode.UNDERFLOW)
     assert decision.text == (
-        "2 members are left, and min_world is 3; steps run again when enough have come in"
+        f"2 members are left without peer {short_id(lost)}, and min_world is 3; "
+        "steps run again when enough have come in"
     )
     assert b.install().decisions == told.decisions
 

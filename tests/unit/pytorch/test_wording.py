@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pccl.pytorch.wording import CALL_ALIKE, in_torchs_terms, name_ranks
+from pccl.pytorch.wording import CALL_ALIKE, gone, in_torchs_terms, name_ranks
 
 A, B = bytes.fromhex("0a1b2c3d" + "00" * 12), bytes.fromhex("ffeeddcc" + "00" * 12)
 
@@ -35,3 +35,9 @@ def test_advice_for_steps_gives_way_to_advice_for_groups() -> None:
     assert in_torchs_terms(text, []) == "1 member is left, and min_world is 2"
     text = "they differ; make shape, dtype, op, tag and options agree on all peers"
     assert in_torchs_terms(text, []) == f"they differ; {CALL_ALIKE}"
+
+
+def test_those_that_are_gone_are_counted_where_they_are_many() -> None:
+    assert gone([2], 4) == "rank 2 of 4 is gone"
+    assert gone([0, 2], 4) == "rank 0, rank 2 of 4 are gone"
+    assert gone(range(11), 12).endswith("rank 7 and 3 more of 12 are gone")
