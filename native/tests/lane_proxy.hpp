@@ -1,19 +1,16 @@
-// native/tests/lane_proxy.hpp — a TCP relay in front of an engine, which cuts lanes when told to.
+// native/tests/lane_proxy.hpp — a TCP relay that knows lanes, and cuts them when told to.
 // A cut closes both halves with bytes still in their buffers, so frames are lost on either side.
 // flip() turns one bit of one frame of the kind asked for.
 // deafen() drops what arrives before TCP sees it, so that nothing is acknowledged: a cut way.
-// Ownership: owns its thread and sockets.
+// Ownership: see tcp_proxy.hpp.
 // Threads:   its own; cut() from any.
 // Errors:    a connection that fails is closed on both sides.
 #pragma once
 
-#include <arpa/inet.h>
-#include <fcntl.h>
 #include <linux/filter.h>
-#include <poll.h>
 #include <sys/socket.h>
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -25,13 +22,10 @@
 #include "check.hpp"
 #include "pccl/control.hpp"
 #include "pccl/control_frames.hpp"
-#include "pccl/fd.hpp"
-#include "pccl/sockets.hpp"
 #include "pccl/wire.hpp"
+#include "tcp_proxy.hpp"
 
 namespace world {
-
-using namespace pccl;
 
 /// One bit of the next frame of a kind that comes along.
 struct Flip {
@@ -92,21 +86,12 @@ class FrameWatcher {
   bool lost_ = false;
 };
 
-class LaneProxy {
+class LaneProxy final : private TcpProxy {
  public:
-  LaneProxy(std::uint16_t target, unsigned seed) : target_(target), dice_(seed) {
-    CHECK(listen_tcp("127.0.0.1", 0, 64, listener_) == Status::ok);
-    port_ = local_port(listener_.get());
-    thread_ = std::thread([this] { run(); });
-  }
-  ~LaneProxy() {
-    stop_ = true;
-    thread_.join();
-  }
-  LaneProxy(const LaneProxy&) = delete;
-  LaneProxy& operator=(const LaneProxy&) = delete;
+  LaneProxy(std::uint16_t target, unsigned seed) : TcpProxy(target), dice_(seed) { begin(); }
+  ~LaneProxy() override { end(); }
 
-  [[nodiscard]] std::uint16_t port() const { return port_; }
+  using TcpProxy::port;
   /// Cuts a lane, chosen by chance, as soon as bytes move through one; or only a tunnel.
   void cut(bool in_tunnel = false) {
     cut_tunnels_only_ = in_tunnel;
@@ -130,19 +115,11 @@ class LaneProxy {
   }
 
  private:
-  static constexpr std::size_t chunk = 64 * 1024;
-  struct Way {
-    std::array<std::byte, chunk> bytes;
-    std::size_t begin = 0, end = 0;
-    FrameWatcher watcher;
-  };
-  struct Pair {
-    Fd sides[2];
-    Way ways[2];  // from side i to the other
+  struct Carried final : Pair {
+    FrameWatcher watchers[2];
     bool lane = false;
     bool relay = false;
     bool known = false;
-    bool dead = false;
   };
 
   /// A packet filter that lets nothing through.
@@ -151,96 +128,49 @@ class LaneProxy {
     const sock_fprog program{1, &nothing};
     CHECK(::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
   }
-  void run() {
-    while (!stop_) {
-      if (deafen_wanted_) {
-        for (const auto& pair : pairs_) {
-          if (deaf_lanes_only_ && !pair->lane) continue;
-          drop_all(pair->sides[0].get());
-          if (deaf_both_) drop_all(pair->sides[1].get());
-        }
-        deafen_wanted_ = false;
-      }
-      std::vector<pollfd> waits{{listener_.get(), POLLIN, 0}};
-      for (const auto& pair : pairs_) {
-        for (int i = 0; i < 2; ++i) {
-          short events = 0;
-          if (pair->ways[i].begin == pair->ways[i].end) events |= POLLIN;
-          if (pair->ways[1 - i].begin != pair->ways[1 - i].end) events |= POLLOUT;
-          waits.push_back({pair->sides[i].get(), events, 0});
-        }
-      }
-      ::poll(waits.data(), waits.size(), 10);
-      const std::size_t present = pairs_.size();
-      for (std::size_t p = 0; p < present; ++p) {
-        for (int i = 0; i < 2; ++i) {
-          if (waits[1 + 2 * p + static_cast<std::size_t>(i)].revents != 0) move(*pairs_[p], i);
-        }
-      }
-      if ((waits[0].revents & POLLIN) != 0) accept();
-      std::erase_if(pairs_, [](const auto& pair) { return pair->dead; });
+  std::unique_ptr<Pair> make_pair() override { return std::make_unique<Carried>(); }
+  void pass_time() override {
+    if (!deafen_wanted_) return;
+    for (const auto& pair : pairs_) {
+      if (deaf_lanes_only_ && !static_cast<Carried&>(*pair).lane) continue;
+      drop_all(pair->sides[0].get());
+      if (deaf_both_) drop_all(pair->sides[1].get());
     }
+    deafen_wanted_ = false;
   }
-  void accept() {
-    Fd fd;
-    if (accept_tcp(listener_.get(), fd) != Status::ok) return;
-    auto pair = std::make_unique<Pair>();
-    pair->sides[0] = std::move(fd);
-    if (connect_tcp("127.0.0.1", target_, pair->sides[1]) != Status::ok) return;
-    pairs_.push_back(std::move(pair));
-  }
-  /// What side i can take, and what it has.
-  void move(Pair& pair, int i) {
-    Way& in = pair.ways[i];
-    Way& out = pair.ways[1 - i];
-    if (out.begin != out.end) {
-      const ssize_t sent = ::send(pair.sides[i].get(), out.bytes.data() + out.begin,
-                                  out.end - out.begin, MSG_DONTWAIT | MSG_NOSIGNAL);
-      if (sent > 0) out.begin += static_cast<std::size_t>(sent);
-      if (sent < 0 && errno != EAGAIN && errno != ENOTCONN) pair.dead = true;
+  void passes(Pair& between, int i, std::span<std::byte> bytes) override {
+    auto& pair = static_cast<Carried&>(between);
+    const bool first = bytes.size() > 15 && !pair.known && i == 0;
+    if (first) {
+      pair.known = true;
+      const int purpose = std::to_integer<int>(bytes[15]);  // in its HELLO
+      pair.relay = purpose == static_cast<int>(Purpose::relay);
+      pair.lane = pair.relay || purpose == static_cast<int>(Purpose::data_lane);
     }
-    if (in.begin == in.end) {
-      const ssize_t got = ::recv(pair.sides[i].get(), in.bytes.data(), chunk, MSG_DONTWAIT);
-      if (got == 0 || (got < 0 && errno != EAGAIN && errno != ENOTCONN)) pair.dead = true;
-      in.begin = 0;
-      in.end = got > 0 ? static_cast<std::size_t>(got) : 0;
-      const bool first = got > 15 && !pair.known && i == 0;
-      if (first) {
-        pair.known = true;
-        const int purpose = std::to_integer<int>(in.bytes[15]);  // in its HELLO
-        pair.relay = purpose == static_cast<int>(Purpose::relay);
-        pair.lane = pair.relay || purpose == static_cast<int>(Purpose::data_lane);
-      }
-      if (got > 0 && pair.lane) watch(pair, i, {in.bytes.data(), in.end});
-      if (first) return;
-      // Small frames pass: most cuts should hit something large.
-      const bool worth = got > 200 || dice_() % 4 == 0;
-      const bool meant = pair.lane && (pair.relay || !cut_tunnels_only_);
-      if (got > 0 && meant && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
-        cuts_wanted_ = 0;
-        ++cuts_;
-        pair.dead = true;
-      }
+    if (pair.lane) watch(pair, i, bytes);
+    if (first) return;
+    // Small frames pass: most cuts should hit something large.
+    const bool worth = bytes.size() > 200 || dice_() % 4 == 0;
+    const bool meant = pair.lane && (pair.relay || !cut_tunnels_only_);
+    if (meant && worth && cuts_wanted_ > 0 && dice_() % 3 == 0) {
+      cuts_wanted_ = 0;
+      ++cuts_;
+      pair.dead = true;
     }
   }
 
-  void watch(Pair& pair, int i, std::span<std::byte> bytes) {
+  void watch(Carried& pair, int i, std::span<std::byte> bytes) {
     // Through a relay: HELLO, RELAY, HELLO; and a WELCOME of each.
     const std::size_t handshakes = !pair.relay ? 1 : i == 0 ? 3 : 2;
     const std::lock_guard lock(flip_mutex_);
     const bool here = flip_ && (pair.relay || !in_tunnel_);
-    if (pair.ways[i].watcher.pass(bytes, handshakes, here ? &*flip_ : nullptr)) {
+    if (pair.watchers[i].pass(bytes, handshakes, here ? &*flip_ : nullptr)) {
       flip_.reset();
       ++flips_;
     }
   }
 
-  const std::uint16_t target_;
-  std::uint16_t port_ = 0;
   std::mt19937 dice_;
-  Fd listener_;
-  std::vector<std::unique_ptr<Pair>> pairs_;
-  std::atomic<bool> stop_{false};
   std::atomic<bool> deafen_wanted_{false};
   std::atomic<bool> deaf_both_{false};
   std::atomic<bool> deaf_lanes_only_{false};
@@ -251,7 +181,6 @@ class LaneProxy {
   std::optional<Flip> flip_;  // under flip_mutex_, as the next
   bool in_tunnel_ = false;
   std::atomic<int> flips_{0};
-  std::thread thread_;
 };
 
 }  // namespace world

@@ -7,10 +7,11 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -34,137 +35,142 @@ DEFAULT_LISTEN = "127.0.0.1:48148"
 THREAD_SWITCH_S = 0.0005  # the journal's thread gets its turn from a busy loop so soon; else 5 ms
 
 
-_LISTEN = click.option(
-    "--listen",
-    "listen_text",
-    default=DEFAULT_LISTEN,
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where peers connect; port 0 takes a free one.",
+_OPTIONS: Final = (  # of both commands
+    click.option(
+        "--listen",
+        "listen_text",
+        default=DEFAULT_LISTEN,
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Where peers connect; port 0 takes a free one.",
+    ),
+    click.option(
+        "--min-world",
+        type=click.IntRange(1, 1024),
+        help="Members without which no step runs; else the peers of the first view decide.",
+    ),
+    click.option(
+        "--on-underflow",
+        type=click.Choice([policy.name.lower() for policy in Underflow]),
+        help="What steps do with fewer members: wait, run all the same, or fail on all members.",
+    ),
+    click.option(
+        "--straggler-exclude-after",
+        "straggler_s",
+        type=click.FloatRange(0.1),
+        metavar="S",
+        help="Leave out a member for which the others have waited so long; it may come in again.",
+    ),
+    click.option(
+        "--profile",
+        "profile_name",
+        type=click.Choice(["lan", "wan", "auto"]),
+        default="auto",
+        show_default=True,
+        help="How long silence may last; auto: by the address at first "
+        "(private: lan, public: wan), then by the members' round trips.",
+    ),
+    click.option(
+        "--abandon-after",
+        "abandon_after_s",
+        type=click.FloatRange(LAN.abandon_least_s),
+        metavar="S",
+        help="Give a view up when none of its members has been heard and enough newcomers have "
+        f"waited for so long: the run begins anew.  At least {LAN.abandon_least_s:g} with --profile lan, "
+        f"{WAN.abandon_least_s:g} with wan, and with auto off loopback.  [default: never]",
+    ),
+    click.option(
+        "--record",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Record what the coordinator is given, for `pccl replay`; the file will hold secrets.",
+    ),
+    click.option(
+        "--record-bytes",
+        callback=lambda context, parameter, text: _size(text),
+        metavar="SIZE",
+        default="64MiB",
+        show_default=True,
+        help="Of the recording, in two files: FILE, and FILE.1 from before.",
+    ),
+    click.option(
+        "--insecure",
+        is_flag=True,
+        help="Allow an address that other machines can reach: "
+        "nothing is encrypted or authenticated.",
+    ),
+    click.option(
+        "--ca",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Secure the run: TLS on everything, "
+        "and only who has a ticket comes in (pccl ca init).",
+    ),
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Log state changes to stderr, not only errors; -vv: messages.",
+    ),
 )
-_MIN_WORLD = click.option(
-    "--min-world",
-    type=click.IntRange(1, 1024),
-    help="Members without which no step runs; else the peers of the first view decide.",
-)
-_ON_UNDERFLOW = click.option(
-    "--on-underflow",
-    type=click.Choice([policy.name.lower() for policy in Underflow]),
-    help="What steps do with fewer members: wait, run all the same, or fail on all members.",
-)
-_STRAGGLER = click.option(
-    "--straggler-exclude-after",
-    "straggler_s",
-    type=click.FloatRange(0.1),
-    metavar="S",
-    help="Leave out a member for which the others have waited so long; it may come in again.",
-)
-_PROFILE = click.option(
-    "--profile",
-    "profile_name",
-    type=click.Choice(["lan", "wan", "auto"]),
-    default="auto",
-    show_default=True,
-    help="How long silence may last; auto: by the address at first (private: lan, public: wan), "
-    "then by the members' round trips.",
-)
-_ABANDON = click.option(
-    "--abandon-after",
-    "abandon_after_s",
-    type=click.FloatRange(LAN.abandon_least_s),
-    metavar="S",
-    help="Give a view up when none of its members has been heard and enough newcomers have waited "
-    f"for so long: the run begins anew.  At least {LAN.abandon_least_s:g} with --profile lan, "
-    f"{WAN.abandon_least_s:g} with wan, and with auto off loopback.  [default: never]",
-)
-_RECORD = click.option(
-    "--record",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Record what the coordinator is given, for `pccl replay`; the file will hold secrets.",
-)
-_RECORD_BYTES = click.option(
-    "--record-bytes",
-    callback=lambda context, parameter, text: _size(text),
-    metavar="SIZE",
-    default="64MiB",
-    show_default=True,
-    help="Of the recording, in two files: FILE, and FILE.1 from before.",
-)
-_INSECURE = click.option(
-    "--insecure",
-    is_flag=True,
-    help="Allow an address that other machines can reach: nothing is encrypted or authenticated.",
-)
-_CA = click.option(
-    "--ca",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Secure the run: TLS on everything, and only who has a ticket comes in (pccl ca init).",
-)
-_VERBOSE = click.option(
-    "-v",
-    "--verbose",
-    count=True,
-    help="Log state changes to stderr, not only errors; -vv: messages.",
-)
+
+
+def _takes_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Adds `_OPTIONS` to a command, which is given them as `options`, and `verbose`."""
+
+    @wraps(function)
+    def command(
+        *,
+        listen_text: str,
+        journal: Path | None,
+        min_world: int | None,
+        on_underflow: str | None,
+        straggler_s: float | None,
+        profile_name: str,
+        abandon_after_s: float | None,
+        record: Path | None,
+        record_bytes: int,
+        ca: Path | None,
+        insecure: bool,
+        **others: Any,
+    ) -> int:
+        listen = parse_address(listen_text, port_min=0)
+        options = CoordinatorOptions(
+            listen=listen,
+            journal=journal,
+            min_world=min_world or 0,
+            on_underflow=_policy_number(on_underflow),
+            straggler_s=straggler_s or 0.0,
+            profile=choose_profile(profile_name, listen.host),
+            auto_profile=_may_choose(profile_name, listen),
+            abandon_after_s=abandon_after_s,
+            record=record,
+            record_bytes=record_bytes,
+            insecure=insecure,
+            ca=ca,
+        )
+        return function(options=options, **others)
+
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group("coordinator", invoke_without_command=True)
-@_LISTEN
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
     help="File that lets a restarted coordinator go on with the run.",
 )
-@_MIN_WORLD
-@_ON_UNDERFLOW
-@_STRAGGLER
-@_PROFILE
-@_ABANDON
-@_RECORD
-@_RECORD_BYTES
-@_CA
-@_INSECURE
-@_VERBOSE
-@click.pass_context
-def command(
-    context: click.Context,
-    listen_text: str,
-    journal: Path | None,
-    min_world: int | None,
-    on_underflow: str | None,
-    straggler_s: float | None,
-    profile_name: str,
-    abandon_after_s: float | None,
-    record: Path | None,
-    record_bytes: int,
-    ca: Path | None,
-    insecure: bool,
-    verbose: int,
-) -> int:
+@_takes_options
+def command(options: CoordinatorOptions, verbose: int) -> int:
     """Runs the coordinator of a run, until Ctrl-C or SIGTERM.
 
     It decides who is in and what became of a step after a failure; data never flows through it.
     """
-    if context.invoked_subcommand is not None:
+    if click.get_current_context().invoked_subcommand is not None:
         return 0
     _log_to_stderr(verbose)
-    listen = parse_address(listen_text, port_min=0)
-    options = CoordinatorOptions(
-        listen=listen,
-        journal=journal,
-        min_world=min_world or 0,
-        on_underflow=_policy_number(on_underflow),
-        straggler_s=straggler_s or 0.0,
-        profile=choose_profile(profile_name, listen.host),
-        auto_profile=_may_choose(profile_name, listen),
-        abandon_after_s=abandon_after_s,
-        record=record,
-        record_bytes=record_bytes,
-        insecure=insecure,
-        ca=ca,
-    )
-    return _run(_serve_until_told_to_stop(options), listen)
+    return _run(_serve_until_told_to_stop(options), options.listen)
 
 
 @command.command("adopt")
@@ -174,7 +180,6 @@ def command(
     required=True,
     help="The journal to write; it must not hold a run yet.",
 )
-@_LISTEN
 @click.option(
     "--wait",
     "wait_s",
@@ -189,32 +194,9 @@ def command(
     help="Go on as soon as so many peers have testified; else when all known members have.",
 )
 @click.option("--force", is_flag=True, help="Replace a journal that holds a run.")
-@_MIN_WORLD
-@_ON_UNDERFLOW
-@_STRAGGLER
-@_PROFILE
-@_ABANDON
-@_RECORD
-@_RECORD_BYTES
-@_CA
-@_INSECURE
-@_VERBOSE
+@_takes_options
 def adopt_command(
-    journal: Path,
-    listen_text: str,
-    wait_s: float,
-    expect: int | None,
-    force: bool,
-    min_world: int | None,
-    on_underflow: str | None,
-    straggler_s: float | None,
-    profile_name: str,
-    abandon_after_s: float | None,
-    record: Path | None,
-    record_bytes: int,
-    ca: Path | None,
-    insecure: bool,
-    verbose: int,
+    options: CoordinatorOptions, wait_s: float, expect: int | None, force: bool, verbose: int
 ) -> int:
     """Rebuilds a lost journal from the living peers of a run, then runs its coordinator.
 
@@ -223,22 +205,7 @@ def adopt_command(
     of them.
     """
     _log_to_stderr(verbose)
-    listen = parse_address(listen_text, port_min=0)
-    options = CoordinatorOptions(
-        listen=listen,
-        journal=journal,
-        min_world=min_world or 0,
-        on_underflow=_policy_number(on_underflow),
-        straggler_s=straggler_s or 0.0,
-        profile=choose_profile(profile_name, listen.host),
-        auto_profile=_may_choose(profile_name, listen),
-        abandon_after_s=abandon_after_s,
-        record=record,
-        record_bytes=record_bytes,
-        insecure=insecure,
-        ca=ca,
-    )
-    return _run(_adopt_and_serve(options, wait_s, expect or 0, force), listen)
+    return _run(_adopt_and_serve(options, wait_s, expect or 0, force), options.listen)
 
 
 def _policy_number(policy: str | None) -> int:
