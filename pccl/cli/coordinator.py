@@ -76,7 +76,7 @@ _OPTIONS: Final = (  # of both commands
         type=click.FloatRange(LAN.abandon_least_s),
         metavar="S",
         help="Give a view up when none of its members has been heard and enough newcomers have "
-        f"waited for so long: the run begins anew.  At least {LAN.abandon_least_s:g} with --profile "
+        f"waited so long: the run begins anew.  At least {LAN.abandon_least_s:g} with --profile "
         f"lan, {WAN.abandon_least_s:g} with wan, and with auto off loopback.  [default: never]",
     ),
     click.option(
