@@ -19,8 +19,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from pccl.transport.address import Address
 
@@ -35,6 +35,27 @@ _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 Take = Callable[[socket.socket, bytes | None], bool]
 """Is given a new connection, with what can be read from it already (b"": it has ended; None:
 nothing yet), and owns it from then on; says whether it opened it rather than closed it."""
+
+
+def serve(
+    connection: socket.socket, run: Callable[[socket.socket], Coroutine[Any, Any, None]]
+) -> asyncio.Task[None]:
+    """Starts `run(connection)`, which closes it at its end, also when it is cancelled.  A task that
+    is cancelled before its first step never runs, as in a crowd: then it is closed here."""
+    begun = False
+
+    async def whole() -> None:
+        nonlocal begun
+        begun = True
+        await run(connection)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not begun:
+            connection.close()
+
+    task = asyncio.get_running_loop().create_task(whole())
+    task.add_done_callback(ended)
+    return task
 
 
 class Doors:

@@ -30,7 +30,7 @@ from pccl.base.errors import DeadlineExceeded, RemoteError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address
 from pccl.transport.channel import Channel
-from pccl.transport.doors import Doors
+from pccl.transport.doors import Doors, serve
 from pccl.transport.framing import Framer
 from pccl.transport.handshake_pace import address_group
 from pccl.transport.tls_door import BadHandshake, NotTls, TlsDoor, open_streams
@@ -118,7 +118,7 @@ class FrameServer:
         if not self._let_in(connection, said):
             connection.close()
             return False
-        task = asyncio.get_running_loop().create_task(self._run(connection))
+        task = serve(connection, self._run)
         self._tasks.add(task)
         if self._tls is not None:
             self._hosts[task] = address_group(_remote_host(connection))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pccl.base.errors import PcclError, RemoteError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
+from pccl.transport import doors
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
 from pccl.transport.tls import client_context, server_context
 
@@ -84,7 +85,7 @@ class StoreTunnel:
                 _log.warning("torch's store cannot be reached now: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
-            task = loop.create_task(self._connected(connection))
+            task = doors.serve(connection, self._connected)
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 

@@ -16,7 +16,7 @@ from typing import Final
 from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address, is_loopback
-from pccl.transport.doors import Doors
+from pccl.transport.doors import Doors, serve
 from pccl.weights.frames import Message
 from pccl.weights.stream import FIRST_FRAME_BYTES_MAX, READ_BYTES, Stream, StreamEnded
 
@@ -78,7 +78,7 @@ class Door:
             self.drops["left" if said == b"" else "full"] += 1
             connection.close()
             return False
-        task = asyncio.get_running_loop().create_task(self._run(connection))
+        task = serve(connection, self._run)
         self._tasks.add(task)
         self._silent[task] = said is not None
         task.add_done_callback(self._forget)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 from pccl.transport.address import Address
-from pccl.transport.doors import REST_S, TAKEN_PER_TURN, Doors
+from pccl.transport.doors import REST_S, TAKEN_PER_TURN, Doors, serve
 
 
 def test_a_crowd_is_taken_many_at_a_time_with_rests_between_and_nobody_while_shut() -> None:
@@ -35,5 +35,29 @@ def test_a_crowd_is_taken_many_at_a_time_with_rests_between_and_nobody_while_shu
         doors.close()
         for one in crowd:
             one.close()
+
+    asyncio.run(story())
+
+
+def test_a_connection_whose_task_never_ran_is_closed_and_any_other_by_its_task() -> None:
+    ran = []
+
+    async def run(connection: socket.socket) -> None:
+        ran.append(connection)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            connection.close()
+
+    async def story() -> None:
+        for steps in (0, 1):
+            ours, theirs = socket.socketpair()
+            task = serve(ours, run)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert ours.fileno() == -1 and theirs.recv(1) == b"" and len(ran) == steps
+            theirs.close()
 
     asyncio.run(story())
