@@ -6,6 +6,7 @@ the publisher passes here and what they exchange with each other does not.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -53,22 +54,32 @@ class SlowLink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed = True
-        self._listener.close()
-        for connection in self._open:
-            connection.close()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept under way
+        with self._lock:
+            self._closed = True
+            for connection in (self._listener, *self._open):
+                connection.close()
 
     def _accept(self) -> None:
         while not self._closed:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target, timeout=5)
             except OSError:
-                if not self._closed:
-                    near.close()
                 continue
-            far.settimeout(None)
-            self._open += [near, far]
+            with contextlib.ExitStack() as kept:
+                kept.callback(near.close)
+                try:
+                    far = socket.create_connection(self._target, timeout=5)
+                except OSError:
+                    continue
+                kept.callback(far.close)
+                far.settimeout(None)
+                with self._lock:
+                    if self._closed:
+                        return
+                    self._open += [near, far]
+                kept.pop_all()
             for ends in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._copy, args=ends, daemon=True).start()
 
