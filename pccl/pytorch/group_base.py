@@ -6,8 +6,9 @@ before the block ends; the block's own Work covers all of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -22,6 +23,8 @@ from pccl.pytorch.run import Run
 from pccl.pytorch.work import PcclWork
 
 Tensor = torch.Tensor
+Given = ParamSpec("Given")
+Group = TypeVar("Group", bound="GroupBase")
 
 
 class GroupBase:
@@ -75,6 +78,10 @@ class GroupBase:
             self._batch.append(work)
         return work
 
+    def _refuse(self, op: str) -> None:
+        """A call is refused here that other ranks may have posted."""
+        self.run.refuse(op, self._timeout_s)
+
     def _limit_s(self, opts: Any) -> float:
         timeout = getattr(opts, "timeout", opts)
         seconds = timeout.total_seconds() if hasattr(timeout, "total_seconds") else -1.0
@@ -105,6 +112,25 @@ class GroupBase:
     def _check_length(self, op: str, found: int, name: str) -> None:
         if found != self.run.place.size:
             raise Misused(f"{found} {name} for {self.run.place.size} ranks", op=op)
+
+
+def called_by_all(
+    method: Callable[Concatenate[Group, Given], PcclWork],
+) -> Callable[Concatenate[Group, Given], PcclWork]:
+    """Marks a collective: what is refused here is an error on the other ranks, too, at once.
+
+    They may have made a proper call, and would wait for this rank's.
+    """
+
+    @functools.wraps(method)
+    def call(self: Group, /, *args: Given.args, **named: Given.kwargs) -> PcclWork:
+        try:
+            return method(self, *args, **named)
+        except Misused:
+            self._refuse(method.__name__)
+            raise
+
+    return call
 
 
 def one(items: Any) -> Any:

@@ -3,8 +3,8 @@
 Options carry the reduction, the root (a rank of the group) and the time-out; users also pass a bare
 ReduceOp, a bare tensor, or nothing.  Each method begins one step and returns a Work.
 
-Invariant: what cannot be done is refused before the step begins, so the other ranks find this one
-at its next call, and not a half-posted step.
+Invariant: what cannot be done is refused before anything is posted, and the step is empty on this
+rank; so ranks stay at the same call, and those that have posted something raise Mismatch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from pccl.base.errors import PcclError
 from pccl.collectives import requests
 from pccl.pytorch.errors import Misused
-from pccl.pytorch.group_base import GroupBase, one
+from pccl.pytorch.group_base import GroupBase, called_by_all, one
 from pccl.pytorch.issue import AllReducePosting, Posting
 from pccl.pytorch.layout import (
     Finish,
@@ -46,6 +46,7 @@ class GroupCollectives(GroupBase):
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> PcclWork:
         return self._all_reduce("all_reduce_coalesced", tensors, opts)
 
+    @called_by_all
     def _all_reduce(self, op: str, tensors: list[Tensor], opts: Any) -> PcclWork:
         reduction = reduction_of(opts)
         if any(tensor.is_sparse for tensor in tensors):
@@ -81,6 +82,7 @@ class GroupCollectives(GroupBase):
             raise self.run.translate(error, op) from error
         return AllReducePosting(checked, (reduction.kind, tensor.shape))
 
+    @called_by_all
     def reduce(self, tensors: list[Tensor], opts: Any) -> PcclWork:
         reduction = reduction_of(opts)
         root = int(opts.rootRank)
@@ -99,6 +101,7 @@ class GroupCollectives(GroupBase):
         )
         return self._launch("reduce", [posting], [tensor], finishes, opts)
 
+    @called_by_all
     def reduce_scatter(
         self, outputs: list[Tensor], input_lists: list[list[Tensor]], opts: Any = None
     ) -> PcclWork:
@@ -118,6 +121,7 @@ class GroupCollectives(GroupBase):
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> PcclWork:
         return self.reduce_scatter_single_coalesced([output], [input], opts)
 
+    @called_by_all
     def reduce_scatter_single_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> PcclWork:
@@ -154,6 +158,7 @@ class GroupCollectives(GroupBase):
 
     # ---- copies
 
+    @called_by_all
     def broadcast(self, tensors: list[Tensor] | Tensor, opts: Any) -> PcclWork:
         listed = _listed(tensors)
         finishes: list[Finish] = []
@@ -166,6 +171,7 @@ class GroupCollectives(GroupBase):
             postings.append(self._placed("broadcast", make, ("", tensor.shape)))
         return self._launch("broadcast", postings, listed, finishes, opts)
 
+    @called_by_all
     def allgather(
         self, output_lists: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
     ) -> PcclWork:
@@ -193,13 +199,13 @@ class GroupCollectives(GroupBase):
         self, output_lists: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
     ) -> PcclWork:
         """`output_lists[r][i]` is what rank r has as its input i."""
-        self._check_length("all_gather_coalesced", len(output_lists), "output lists")
         by_input = [list(outputs) for outputs in zip(*output_lists, strict=True)]
         return self.allgather(by_input, inputs, opts)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> PcclWork:
         return self.all_gather_single_coalesced([output], [input], opts)
 
+    @called_by_all
     def all_gather_single_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> PcclWork:
@@ -216,6 +222,7 @@ class GroupCollectives(GroupBase):
     ) -> Posting:
         return self._placed(op, lambda: requests.all_gather(source, target, counts))
 
+    @called_by_all
     def gather(self, output_lists: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> PcclWork:
         root = int(opts.rootRank)
         finishes: list[Finish] = []
@@ -229,6 +236,7 @@ class GroupCollectives(GroupBase):
         posting = self._placed("gather", lambda: requests.gather(source, root, target, counts))
         return self._launch("gather", [posting], outputs, finishes, opts)
 
+    @called_by_all
     def scatter(
         self, outputs: list[Tensor], input_lists: list[list[Tensor]], opts: Any
     ) -> PcclWork:
@@ -244,6 +252,7 @@ class GroupCollectives(GroupBase):
         posting = self._placed("scatter", lambda: requests.scatter(sources, root, target))
         return self._launch("scatter", [posting], [output], finishes, opts)
 
+    @called_by_all
     def all_to_all_single(
         self,
         output: Tensor,
@@ -261,6 +270,7 @@ class GroupCollectives(GroupBase):
         posting = self._exchanging(op, source, target, sends, receives, even)
         return self._launch(op, [posting], [output], finishes, opts)
 
+    @called_by_all
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> PcclWork:
         op = "all_to_all"
         self._check_length(op, len(outputs), "outputs")

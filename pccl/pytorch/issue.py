@@ -114,6 +114,15 @@ class Issuer:
                 raise
         return Work(ticket, None)
 
+    def refuse(self, name: str, timeout_s: float) -> None:
+        """Begins a step that has no operation here, for a call that cannot be posted.
+
+        Raises:
+            PcclError: the step could not begin.
+        """
+        with self._lock:
+            self._session.begin(name, timeout_s).seal()
+
 
 def _require_apart(postings: Sequence[Posting]) -> None:
     spans = SpanSet()

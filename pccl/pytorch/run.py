@@ -114,6 +114,12 @@ class Run:
         except PcclError as error:
             raise self.translate(error, op) from error
 
+    def refuse(self, op: str, timeout_s: float) -> None:
+        """Lets the others know that a call of theirs has no counterpart here.  Raises nothing."""
+        with contextlib.suppress(PcclError, PcclDistError):
+            self.check(op)
+            self._issuer.refuse(op, timeout_s)
+
     def check(self, op: str) -> None:
         """Raises what every call raises now, if the group is over."""
         over = self._over

@@ -1,8 +1,10 @@
 """Sums of sparse tensors: every rank gathers the others' elements and adds them up in rank order.
 
-How many elements each rank has must be known before they can be gathered, so this takes two steps,
-and the first is waited for when the second is posted: the call returns when the result is nearly
-there.  Invariant: all ranks add the same elements in the same order, hence the same bits.
+How many elements each rank has must be known before they can be gathered, so this takes steps that
+are waited for one after the other: the call returns when the result is there.
+
+Invariant: all ranks add the same elements in the same order, hence the same bits; tensors that are
+not alike are told to all of them before an element is read.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pccl.pytorch.errors import Misused
+from pccl.pytorch.errors import Mismatch, Misused
 from pccl.pytorch.reductions import Reduction
+from pccl.pytorch.wording import CALL_ALIKE
 from pccl.pytorch.work import PcclWork
 
 if TYPE_CHECKING:
@@ -25,17 +28,19 @@ Tensor = torch.Tensor
 def sparse_all_reduce(
     group: GroupCollectives, tensors: Sequence[Tensor], reduction: Reduction, opts: Any
 ) -> PcclWork:
-    """Sums one COO tensor over the ranks, in place."""
+    """Sums one COO tensor over the ranks, in place.
+
+    Raises:
+        Mismatch: ranks have tensors of other shapes, or with other sparse dimensions.
+    """
     if len(tensors) != 1 or reduction.op != "sum" or reduction.factor is not None:
         raise Misused("sparse tensors can be summed, one at a time", op="all_reduce")
     tensor = tensors[0]
     mine = tensor.detach().coalesce()
-    size = group.run.place.size
-    counts = torch.empty(size, dtype=torch.int64, device="cpu")
-    group.all_gather_single(counts, torch.tensor([mine._nnz()], device="cpu"), opts).wait()
+    counts = _counts(group, mine, opts)
     indices, values = mine.indices(), mine.values()
-    all_indices = [_room(indices, (indices.size(0), int(n))) for n in counts]
-    all_values = [_room(values, (int(n), *values.shape[1:])) for n in counts]
+    all_indices = [_room(indices, (indices.size(0), n)) for n in counts]
+    all_values = [_room(values, (n, *values.shape[1:])) for n in counts]
     group.allgather([all_indices], [indices], opts).wait()
     group.allgather([all_values], [values], opts).wait()
     total = torch.sparse_coo_tensor(
@@ -44,6 +49,24 @@ def sparse_all_reduce(
     with torch.no_grad():
         tensor.copy_(total)
     return PcclWork(group.run, "all_reduce", (), [tensor])
+
+
+def _counts(group: GroupCollectives, mine: Tensor, opts: Any) -> list[int]:
+    """Returns how many elements each rank has, of tensors that are alike."""
+    form = [mine.sparse_dim(), *mine.shape]
+    own = torch.tensor([mine._nnz(), *form], device="cpu")
+    rows = torch.zeros((group.run.place.size, len(own)), dtype=torch.int64, device="cpu")
+    group.all_gather_single(rows, own, opts).wait()
+    forms = rows[:, 1:].tolist()
+    other = next((rank for rank, found in enumerate(forms) if found != forms[0]), None)
+    if other is not None:
+        words = " and ".join(
+            f"rank {rank} posted a sparse tensor of shape {found[1:]} with {found[0]} of its "
+            "dimensions sparse"
+            for rank, found in ((0, forms[0]), (other, forms[other]))
+        )
+        raise Mismatch(f"{words}; {CALL_ALIKE}", op="all_reduce")
+    return [int(count) for count in rows[:, 0]]
 
 
 def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ _PEER: Final = re.compile(
     r"\b(peer|root) ([0-9a-f]{8})(?:\.\d+)?((?:, [0-9a-f]{8}\b)*)(?![0-9a-f])"
 )
 NAMED_MAX: Final = 8
+SEE_THERE: Final = " (its own error says why)"
 AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
 _WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
     "; steps run again when enough have come in",
@@ -62,4 +63,5 @@ def in_torchs_terms(text: str, members: Sequence[bytes]) -> str:
     """Returns what an error of the library says to a program that uses torch."""
     for advice in _WRONG:
         text = text.replace(advice, "")
-    return as_called(name_ranks(text.replace(AGREE, CALL_ALIKE), members))
+    called = as_called(name_ranks(text.replace(AGREE, CALL_ALIKE), members))
+    return called.replace(" posted nothing", f" posted nothing{SEE_THERE}")

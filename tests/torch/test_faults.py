@@ -1,4 +1,4 @@
-"""What becomes of a static group that loses a rank, and of calls that do not fit together.
+"""What becomes of a static group that loses a rank, and of calls that come late.
 
 Every survivor raises within seconds, whatever it waits for; nobody hangs and nobody crashes.
 """
@@ -16,26 +16,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from pccl.pytorch import Aborted, Mismatch, PcclDistError, PeerLost, StaleView, TimedOut
 from tests.torch import exact
 from tests.torch.ranks import Rank, run_ranks, started
-
-SOON_S = 15.0  # a lease is 3 s, a flush 2; the rest is for a busy machine
-
-
-def told_by(call: Callable[[], Any]) -> tuple[str, str, float]:
-    """Returns the class and the text of what a call raises, and how long that took."""
-    began_s = time.monotonic()
-    try:
-        call()
-    except Exception as error:
-        assert isinstance(error, RuntimeError), repr(error)
-        return type(error).__name__, str(error), time.monotonic() - began_s
-    return "nothing", "", time.monotonic() - began_s
-
+from tests.torch.told import SOON_S, told_by
 
 # ---- a rank is killed
 
@@ -167,110 +153,11 @@ def test_a_rank_killed_inside_a_large_reduction_ends_it_everywhere() -> None:
             assert ranks.exit_code(rank) == 0
 
 
-# ---- calls that do not fit
-
-
-def mismatched(me: Rank, how: str) -> list[Any]:
-    first = me.rank == 0
-    calls: dict[str, Callable[[], Any]] = {
-        "shape": lambda: dist.all_reduce(torch.ones(4 if first else 5)),
-        "dtype": lambda: dist.all_reduce(torch.ones(4, dtype=torch.float64 if first else None)),
-        "op": lambda: dist.all_reduce(
-            torch.ones(4), dist.ReduceOp.SUM if first else dist.ReduceOp.MAX
-        ),
-        "collective": lambda: (
-            dist.all_reduce(torch.ones(4)) if first else dist.broadcast(torch.ones(4), 0)
-        ),
-        "root": lambda: dist.broadcast(torch.ones(4), me.rank),
-        "bits": lambda: dist.all_reduce(
-            _bits(), dist.ReduceOp.BOR if first else dist.ReduceOp.BXOR
-        ),
-        "bits and copies": lambda: (
-            dist.all_reduce(_bits(), dist.ReduceOp.BOR)
-            if first
-            else dist.all_gather_into_tensor(torch.empty(8, dtype=torch.int32), _bits())
-        ),
-        "factor": lambda: dist.all_reduce(torch.ones(4), _half() if first else dist.ReduceOp.SUM),
-        "scattered factor": lambda: dist.reduce_scatter_tensor(
-            torch.ones(2), torch.ones(4), dist.ReduceOp.SUM if first else _half()
-        ),
-        "form": lambda: dist.all_reduce(torch.ones((2, 3) if first else (3, 2))),
-        "sent form": lambda: dist.broadcast(torch.ones((2, 3) if first else (3, 2)), 0),
-        "number": lambda: _world().allreduce_coalesced(_ones(2 if first else 1)).wait(),
-        "future": lambda: _future_of(torch.ones(4 if first else 5)),
-    }
-    said = told_by(calls[how])
-    total = torch.ones(2)
-    dist.all_reduce(total)  # the group goes on
-    return [said, total.tolist()]
-
-
-def _bits() -> torch.Tensor:
-    return torch.ones(4, dtype=torch.int32)
-
-
-def _half() -> Any:
-    return dist._make_nccl_premul_sum(0.5)
-
-
-def _ones(count: int) -> list[torch.Tensor]:
-    return [torch.ones(2) for _ in range(count)]
+# ---- time, and the end
 
 
 def _world() -> Any:
     return dist.group.WORLD
-
-
-def _future_of(tensor: torch.Tensor) -> None:
-    work = dist.all_reduce(tensor, async_op=True)
-    assert work is not None
-    work.get_future().wait()
-
-
-SAID = {  # what the text names besides the ranks
-    "shape": ["all_reduce(sum, f32[4])", "all_reduce(sum, f32[5])"],
-    "dtype": ["all_reduce(sum, f64[4])", "all_reduce(sum, f32[4])"],
-    "op": ["all_reduce(sum, f32[4])", "all_reduce(max, f32[4])"],
-    "collective": ["all_reduce(sum, f32[4])", "broadcast(f32[4], root 0)"],
-    "root": ["broadcast(f32[4], root 0)", "broadcast(f32[4], root 1)"],
-    "bits": ["all_reduce(bor, i32[4])", "all_reduce(bxor, i32[4])"],
-    "bits and copies": ["all_reduce(bor, i32[4])", "all_gather(i32[4] per rank)"],
-    "factor": ["all_reduce(premul_sum, f32[4])", "all_reduce(sum, f32[4])"],
-    "scattered factor": ["reduce_scatter(premul_sum, f32[2]", "reduce_scatter(sum, f32[2]"],
-    "form": ["all_reduce(sum, f32[6])", "of other shapes"],
-    "sent form": ["broadcast(f32[6], root 0)", "of other shapes"],
-    "number": ["all_reduce(sum, f32[2]) and all_reduce(sum, f32[2])"],
-    "future": ["all_reduce(sum, f32[4])", "all_reduce(sum, f32[5])"],
-}
-
-
-@pytest.mark.parametrize("how", list(SAID))
-def test_calls_that_do_not_fit_are_told_to_all_ranks_and_the_group_goes_on(how: str) -> None:
-    for (kind, text, seconds), total in run_ranks(mismatched, 2, how):
-        assert "[pccl:MISMATCH" in text and kind in ("Mismatch", "RuntimeError"), (kind, text)
-        assert seconds < SOON_S and total == [2.0, 2.0]
-        assert "all ranks must call the same collectives in the same order" in text, text
-        assert "rank 0 posted " in text and "rank 1 posted " in text, text
-        assert all(word in text for word in SAID[how]) and "tag " not in text, text
-
-
-def ddp_mismatch(me: Rank) -> tuple[str, str, float]:
-    layers = [nn.Linear(exact.WIDTH, width, dtype=torch.float64) for width in (exact.WIDTH, 4)]
-    model = DDP(nn.Sequential(*layers), bucket_cap_mb=1e-4)
-    exact.train(model, me.rank, 2)  # from then on there is a bucket per layer, of its own size
-    if me.rank == 1:
-        dist.all_reduce(torch.ones(3), async_op=True)  # one call that nobody else makes
-    said = told_by(lambda: exact.train(model, me.rank, 1))
-    me.meet("told")
-    return said
-
-
-def test_a_call_too_many_shows_in_backward_on_all_ranks() -> None:
-    for kind, text, _ in run_ranks(ddp_mismatch, 2):
-        assert kind == "RuntimeError" and "[pccl:MISMATCH" in text, (kind, text)
-
-
-# ---- time, and the end
 
 
 def late(me: Rank) -> list[Any]:
@@ -295,6 +182,12 @@ def test_a_call_that_is_late_has_timed_out_on_all_ranks_and_the_group_goes_on() 
         assert kind == "TimedOut" and text.startswith("[pccl:TIMED_OUT"), (kind, text)
         assert "after 1 s on rank 0; " in text and "another one" in text, text
         assert total == [4.0, 4.0]
+
+
+def _future_of(tensor: torch.Tensor) -> None:
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None
+    work.get_future().wait()
 
 
 def late_future(me: Rank) -> tuple[str, str, float]:
