@@ -46,8 +46,12 @@ class StreamTls:
         self._client: ssl.SSLContext | None = None
         self._server: ssl.SSLContext | None = None
 
-    def dial(self, sock: socket.socket, expected: Name, timeout_s: float) -> ssl.SSLSocket:
+    def dial(
+        self, sock: socket.socket, expected: Name, timeout_s: float, preface: bytes = PREFACE
+    ) -> ssl.SSLSocket:
         """Secures a connection that was dialled; takes over `sock`, which it closes on failure.
+
+        `preface` is for the program's side of a peer; "" for its native one.
 
         Raises:
             OSError: the handshake failed, or took too long.
@@ -57,7 +61,7 @@ class StreamTls:
         client, _ = self._contexts()
         try:
             sock.settimeout(timeout_s)
-            sock.sendall(PREFACE)
+            sock.sendall(preface)
             return _shake(client, sock, lambda name: name == expected, deadline, server_side=False)[
                 0
             ]
