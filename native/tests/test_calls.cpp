@@ -120,7 +120,7 @@ TEST(an_answer_that_nobody_waits_for_is_refused) {
   hidden.dials();
   Wire early = hidden.asks(5, true);  // nobody has called
   CHECK(early.next<frames::Refused>().has_value());
-  CHECK(hidden.relay.control.counters().tunnels == 0);
+  CHECK(eventually([&] { return hidden.relay.control.counters().tunnels == 0; }));
 }
 
 TEST(a_peer_that_does_not_know_who_calls_does_not_come) {

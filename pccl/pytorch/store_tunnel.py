@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pccl.base.errors import PcclError, RemoteError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
+from pccl.membership.agent_denials import Denials
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
 from pccl.transport.tls import client_context, server_context
 
@@ -90,9 +91,14 @@ class StoreTunnel:
 
 
 def serve(
-    host: str, store_port: int, run_id: bytes, material: Callable[[], TlsMaterial]
+    host: str,
+    store_port: int,
+    run_id: bytes,
+    material: Callable[[], TlsMaterial],
+    denials: Denials | None = None,
 ) -> StoreTunnel:
     """Rank 0's end: listens on `host` and passes on, to the store, what trainers of the run say.
+    Of those that are in `denials` nothing is passed on any more.
 
     Raises:
         UsageError: it cannot listen there.
@@ -113,6 +119,8 @@ def serve(
             name = _name(writer)
             if name.role is not Role.TRAINER or name.run_id != run_id:
                 raise RemoteError(f"a {name.role} of run {name.run_id.hex()} wants torch's store")
+            if name.peer_id in known:
+                raise RemoteError("a peer that was revoked wants torch's store")
         except (OSError, PcclError, asyncio.CancelledError) as error:  # among them TimeoutError
             _log.info("a connection to torch's store is not let in: %s", error)
             if writer is None:
@@ -122,8 +130,15 @@ def serve(
             return
         finally:
             half_open.pop(task, None)
-        await _pass_on(reader, writer, LOOPBACK, store_port)
+        loop, aborts = asyncio.get_running_loop(), writer.transport.abort
 
+        def end() -> None:  # on the thread that hears of the denial
+            loop.call_soon_threadsafe(aborts)
+
+        with known.ends(name.peer_id, end):
+            await _pass_on(reader, writer, LOOPBACK, store_port)
+
+    known = Denials() if denials is None else denials
     try:
         listener = socket.create_server((host, 0), family=_family(host))
     except OSError as error:

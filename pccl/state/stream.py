@@ -62,7 +62,7 @@ def stream_tls_of(session: Session) -> StreamTls | None:
         assert credentials is not None and credentials.material is not None  # it is admitted
         return credentials.material
 
-    return StreamTls(material)
+    return StreamTls(material, credentials.denials)
 
 
 def identity_of(session: Session, tls: StreamTls | None) -> Identity:
@@ -96,6 +96,7 @@ class Stream:
 
     Attributes:
         by_third: a third peer carries it.
+        proved: the peer id that who has dialled it has proved; b"" in a run that is not secured.
     """
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
@@ -105,6 +106,7 @@ class Stream:
         self._short = False
         self._deadline: Deadline | None = None
         self.by_third = False
+        self.proved = b""
         self._send_bytes_max = SEALED_BYTES_MAX if isinstance(sock, ssl.SSLSocket) else 1 << 30
         sock.settimeout(timeout_s)
         with contextlib.suppress(OSError):
@@ -181,6 +183,7 @@ class Stream:
         except OSError as error:
             raise StreamLost(f"is not of this run: {_words(error, HANDSHAKE_S)}") from error
         stream = cls(secured, max(0.001, deadline.remaining_s()))
+        stream.proved = name.peer_id
         try:
             stream.until(deadline)
             hello = nf.decode(stream.receive(HELLO_BYTES_MAX))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import RemoteError
+from pccl.membership.agent_denials import Denials
 from pccl.transport import native_frames as nf
 from pccl.transport.identity import Name, Role, name_in
 from pccl.transport.tls import client_context, server_context
@@ -37,9 +38,11 @@ class StreamTls:
 
     Args:
         material: returns the certificate in force, which is renewed while the peer lives.
+        denials: who is not let in although its certificate is in force.
     """
 
-    def __init__(self, material: Callable[[], TlsMaterial]) -> None:
+    def __init__(self, material: Callable[[], TlsMaterial], denials: Denials | None = None) -> None:
+        self.denials = Denials() if denials is None else denials
         self._material = material
         self._lock = threading.Lock()
         self._made_of: TlsMaterial | None = None
@@ -80,7 +83,8 @@ class StreamTls:
         _, server = self._contexts()
 
         def welcome(name: Name) -> bool:
-            return name.role is Role.TRAINER and name.run_id == run_id
+            is_member = name.role is Role.TRAINER and name.run_id == run_id
+            return is_member and name.peer_id not in self.denials
 
         try:
             return _shake(server, sock, welcome, Deadline(timeout_s), server_side=True)
