@@ -95,7 +95,7 @@ class Fetcher:
 
     def _make_door(self) -> Door:
         if self._channels.ticketed:
-            return Door(self._serve, context=self._channels.listening, eldest_goes=True)
+            return Door(self._serve, context=self._channels.listening, encrypts=True)
         return Door(self._serve)  # a context of the caller's is for the way to the publisher
 
     async def open(self, address: Address) -> None:

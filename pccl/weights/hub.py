@@ -72,7 +72,7 @@ class Hub:
         self._trees: dict[int, Tree] = {}
         self._receivers: dict[bytes, _Attendant] = {}
         self._channels = channels
-        self._door = Door(self._serve, context=channels.listening, eldest_goes=channels.ticketed)
+        self._door = Door(self._serve, context=channels.listening, encrypts=channels.encrypted)
 
     @property
     def receivers(self) -> int:

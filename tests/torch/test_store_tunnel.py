@@ -33,6 +33,8 @@ def is_ended(port: int, context: ssl.SSLContext | None) -> bool:
     """Whether a connection comes to its end although this end says nothing more."""
     plain = socket.create_connection(("127.0.0.1", port), 10)
     plain.settimeout(20)
+    if context is None:
+        plain.sendall(b"\x16")  # as TLS begins
     try:
         with plain if context is None else context.wrap_socket(plain) as end:
             return end.recv(10) == b""
