@@ -241,6 +241,7 @@ class MemberAgent:
         if self._config.credentials is not None:
             renewed = seat.renewed or (lambda material: None)
             self._spawn(self._config.credentials.keep_fresh(self._addresses, renewed))
+            self._spawn(self._config.credentials.keep_informed(self._addresses))
 
     def _new_machine(self, seat: Seat, deadline: Deadline) -> Member:
         config = self._config

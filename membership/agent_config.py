@@ -44,6 +44,7 @@ class Seat:
     data_host: str
     data_port: int
     renewed: Callable[[TlsMaterial], None] | None = None  # told each new certificate
+    home: Address | None = None  # where this process itself reaches its port, if others do, too
 
 
 MakeSeat = Callable[[str], Seat]

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
 from pccl.base.log import get_logger
+from pccl.membership.agent_denials import Denials
 from pccl.membership.enrolment import (
+    DENIALS_MAX,
     ENROLMENT_VERSION,
     Enrolled,
     EnrolmentMessage,
@@ -31,6 +33,7 @@ from pccl.membership.enrolment import (
     EnrolRequest,
     Renew,
     StatusProof,
+    Watch,
     WrongRun,
     check_offer,
     enrolment_codec,
@@ -38,6 +41,7 @@ from pccl.membership.enrolment import (
     status_mac,
     take_certificate,
 )
+from pccl.membership.enrolment import Denials as DenialsMessage
 from pccl.transport.address import Address
 from pccl.transport.authority import key_pem, make_request, pem
 from pccl.transport.channel import Channel
@@ -58,6 +62,7 @@ ANSWER_S: Final = 5.0
 RENEW_AT: Final = 2 / 3  # of a certificate's life
 RETRY_OF_LIFE: Final = 1 / 30  # a renewal that failed is tried again ten times before it is over
 RETRY_S_MAX: Final = 60.0
+TOUCH_S: Final = 10.0  # a coordinator says every two seconds that it is there
 REFUSED_FOR_NOW: Final = "later"
 _log = get_logger("membership")
 
@@ -77,6 +82,7 @@ class Credentials:
         self._ca_der = b""
         self._context: Any = None
         self._renew_at_s = self._expires_at_s = 0.0
+        self.denials = Denials()
 
     @property
     def peer_id(self) -> bytes:
@@ -154,7 +160,40 @@ class Credentials:
                 assert self.material is not None
                 on_material(self.material)
 
+    async def keep_informed(self, addresses: Sequence[Address]) -> None:
+        """Runs until cancelled, or until this peer is denied itself: hears whom the run denies."""
+        backoff = Backoff(self._dice)
+        while True:
+            try:
+                await self._hear_denials(addresses, backoff)
+            except EnrolmentRefused as error:
+                if error.code != REFUSED_FOR_NOW:
+                    return
+                await asyncio.sleep(RETRY_S_MAX * self._dice.uniform(0.5, 1.0))
+            except PcclError as error:
+                _log.debug("nobody tells of denials now: %s", error)
+            await asyncio.sleep(backoff.next_delay_s())
+
     # ------------------------------------------------------------------ one connection each
+
+    async def _hear_denials(self, addresses: Sequence[Address], backoff: Backoff) -> None:
+        channel, _ = await dial(
+            addresses, timeout_s=ANSWER_S, rng=self._dice, rounds_max=1, tls=self.client_tls()
+        )
+        try:
+            _say(channel, Watch(ENROLMENT_VERSION))
+            while True:
+                match await _answer(channel, TOUCH_S):
+                    case DenialsMessage(peers):
+                        self.denials.add(peers)
+                        self.denials.heard |= len(peers) < DENIALS_MAX
+                        backoff.reset()
+                    case EnrolRefused(code, text):
+                        raise EnrolmentRefused(code, text)
+                    case other:
+                        raise RemoteError(f"{type(other).__name__} instead of denials")
+        finally:
+            channel.abort()
 
     async def _enrol_at(self, address: Address, deadline: Deadline) -> None:
         channel = await _open(address, deadline.remaining_s(), self._dice)
@@ -241,8 +280,8 @@ def _anybody(found: Secured) -> None:
     """Whom a certificate is of, `check_offer` says later."""
 
 
-async def _answer(channel: Channel) -> EnrolmentMessage:
-    body = await channel.receive(ANSWER_S)
+async def _answer(channel: Channel, timeout_s: float = ANSWER_S) -> EnrolmentMessage:
+    body = await channel.receive(timeout_s)
     if body is None:
         raise RemoteError("it closed the connection instead of an answer")
     return enrolment_codec.decode(body)

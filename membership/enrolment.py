@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pccl.base.errors import ConnectError, RemoteError
-from pccl.membership.message_parts import TEXT_CHARACTERS_MAX, check_text, demand
+from pccl.membership.message_parts import TEXT_CHARACTERS_MAX, check_id, check_text, demand
 from pccl.transport.authority import REQUEST_BYTES_MAX, check_leaf
 from pccl.transport.codec import Codec, message
 from pccl.transport.identity import CERTIFICATE_BYTES_MAX, Role, fingerprint
@@ -31,6 +31,7 @@ from pccl.transport.join_ticket import TOKEN_ID_BYTES, JoinTicket
 ENROLMENT_VERSION: Final = 1
 NONCE_BYTES: Final = 32
 MAC_BYTES: Final = 32
+DENIALS_MAX: Final = 4096  # of one message
 LIFE_S_MAX: Final = 366 * 86_400.0
 _TAGS: Final = range(64, 80)
 _LABEL: Final = b"pccl enrolment 1"
@@ -129,11 +130,52 @@ class StatusProof:
         demand(len(self.mac) == MAC_BYTES, "a MAC of a wrong length")
 
 
+@message(71)
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Wants to hear of denials from now on; over a connection that a certificate has opened."""
+
+    version: int
+
+    def __post_init__(self) -> None:
+        demand(self.version == ENROLMENT_VERSION, f"version {self.version}")
+
+
+@message(72)
+@dataclass(frozen=True, slots=True)
+class Denials:
+    """These peers are denied, besides those named before; none: the coordinator is still there.
+    At first one that is not full ends those that were denied before."""
+
+    peers: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        demand(len(self.peers) <= DENIALS_MAX, f"{len(self.peers)} denials")
+        for peer in self.peers:
+            check_id(peer, "peers")
+
+
 EnrolmentMessage = (
-    EnrolRequest | EnrolOffer | EnrolProof | Enrolled | EnrolRefused | Renew | StatusProof
+    EnrolRequest
+    | EnrolOffer
+    | EnrolProof
+    | Enrolled
+    | EnrolRefused
+    | Renew
+    | StatusProof
+    | Watch
+    | Denials
 )
 enrolment_codec: Codec[EnrolmentMessage] = Codec(
-    EnrolRequest, EnrolOffer, EnrolProof, Enrolled, EnrolRefused, Renew, StatusProof
+    EnrolRequest,
+    EnrolOffer,
+    EnrolProof,
+    Enrolled,
+    EnrolRefused,
+    Renew,
+    StatusProof,
+    Watch,
+    Denials,
 )
 
 

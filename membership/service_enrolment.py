@@ -61,7 +61,7 @@ class Enrolling:
             raise RemoteError(f"an enrolment that begins with {type(request).__name__}")
         if request.version != ENROLMENT_VERSION:
             text = f"this coordinator enrols by version {ENROLMENT_VERSION}, not {request.version}"
-            self._refuse(channel, "version", f"{text}; use the same version of pccl")
+            self.refuse(channel, "version", f"{text}; use the same version of pccl")
         token = await self._token(channel, request.token_id)
         nonce = secrets.token_bytes(NONCE_BYTES)
         ca_certificate = self._ca.authority.certificate_der
@@ -76,7 +76,7 @@ class Enrolling:
         if not isinstance(proof, EnrolProof | StatusProof):
             raise RemoteError(f"{type(proof).__name__} instead of a proof")
         if not is_proved(proof, token, channel.secured.own, nonce):
-            self._refuse(channel, "ticket", REFUSED_TICKET)
+            self.refuse(channel, "ticket", REFUSED_TICKET)
         assert token is not None
         if isinstance(proof, StatusProof):
             return await self._may_ask(channel, token)
@@ -90,11 +90,11 @@ class Enrolling:
             raise RemoteError(f"{type(said).__name__} from a peer that has enrolled")
         key = key_of_request(said.request)
         if peer_id_of_raw(key.public_bytes_raw()) != name.peer_id:
-            self._refuse(channel, "key", "a certificate is renewed for the same key only")
+            self.refuse(channel, "key", "a certificate is renewed for the same key only")
         try:
             await asyncio.to_thread(self._ca.ledger.renew, name.peer_id, int(time.time()))
         except Refusal as refusal:
-            self._refuse(channel, refusal.code, refusal.text, name.peer_id)
+            self.refuse(channel, refusal.code, refusal.text, name.peer_id)
         except LedgerError as error:
             self._fail(channel, error)
         self._answer(channel, said.request, name.role)
@@ -110,7 +110,7 @@ class Enrolling:
         try:
             await asyncio.to_thread(self._ca.ledger.check_token, token.token_id, int(time.time()))
         except Refusal as refusal:
-            self._refuse(channel, refusal.code, refusal.text)
+            self.refuse(channel, refusal.code, refusal.text)
         except LedgerError as error:
             self._fail(channel, error)
         return True
@@ -123,7 +123,7 @@ class Enrolling:
                 self._ca.ledger.enrol, token.token_id, peer_id, int(time.time())
             )
         except Refusal as refusal:
-            self._refuse(channel, refusal.code, refusal.text, peer_id)
+            self.refuse(channel, refusal.code, refusal.text, peer_id)
         except LedgerError as error:
             self._fail(channel, error)
         else:
@@ -139,7 +139,7 @@ class Enrolling:
         _say(channel, Enrolled(leaf, life_s))
         channel.close("enrolled")
 
-    def _refuse(self, channel: Channel, code: str, text: str, peer_id: bytes = b"") -> NoReturn:
+    def refuse(self, channel: Channel, code: str, text: str, peer_id: bytes = b"") -> NoReturn:
         self._audit.refused(code, peer_id, channel.remote_host, text)
         _say(channel, EnrolRefused(code, text))
         channel.close(text)
@@ -147,7 +147,7 @@ class Enrolling:
 
     def _fail(self, channel: Channel, error: LedgerError) -> NoReturn:
         _log.error("%s", error)
-        self._refuse(channel, "later", _LATER)
+        self.refuse(channel, "later", _LATER)
 
 
 def _say(channel: Channel, message: EnrolmentMessage) -> None:

@@ -25,11 +25,12 @@ from pccl.base.clock import Clock, system_clock
 from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError
 from pccl.base.log import get_logger
-from pccl.membership.enrolment import EnrolRequest, enrolment_codec, is_enrolment
+from pccl.membership.enrolment import EnrolRequest, Watch, enrolment_codec, is_enrolment
 from pccl.membership.identity_limits import Identity, IdentityLimits, Unruly
 from pccl.membership.messages import Refused, StatusRequest, coordinator_codec, peer_codec
 from pccl.membership.service_audit import Audit
 from pccl.membership.service_ca import AUDIT, CaFolder
+from pccl.membership.service_denials import Watchers
 from pccl.membership.service_enrolment import Enrolling
 from pccl.membership.service_guard import Guard
 from pccl.membership.service_refusals import refuse, refuse_either, refuse_native
@@ -82,6 +83,7 @@ class Security:
         self.libraries = _libraries()
         self.audit = Audit(ca.path / AUDIT, clock=clock)
         self._enrolling = Enrolling(ca, self.audit)
+        self._watchers = Watchers()
         self.door = TlsDoor(
             lambda: self._identity,
             to_plain=frame(coordinator_codec.encode(Refused("secured", PLAIN_TEXT))),
@@ -133,10 +135,18 @@ class Security:
         if name.run_id != self.run_id or name.role is Role.COORDINATOR:
             self._refuse(channel, first, "identity", "a certificate of another run", b"")
         if name.peer_id in self._denied:
+            if is_enrolment(first):
+                self._enrolling.refuse(channel, "revoked", REVOKED, name.peer_id)
             self._refuse(channel, first, "revoked", REVOKED, name.peer_id)
         if is_enrolment(first):
-            self._enter(channel, first, name.peer_id).connections -= 1  # it ends with its answer
-            await self._enrolling.renew(channel, first, name)
+            entered = self._enter(channel, first, name.peer_id)
+            try:
+                if isinstance(enrolment_codec.decode(first), Watch):
+                    await self._watchers.serve(channel, name.peer_id, self._denied)
+                else:
+                    await self._enrolling.renew(channel, first, name)
+            finally:
+                entered.connections -= 1
             return None
         return self._guard(channel, name, first, name.peer_id)
 
@@ -203,6 +213,7 @@ class Security:
                 new, self._denied = denied - self._denied, denied
                 for peer_id in new:
                     self.audit.evicted(peer_id, REVOKED)  # also one that hangs up first
+                self._watchers.tell(new)
                 on_denied(denied)
 
     def _read_denied(self) -> frozenset[bytes] | None:

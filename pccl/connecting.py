@@ -44,6 +44,7 @@ from pccl.transport.address import (
     Address,
     is_loopback,
     is_wildcard,
+    literal_to_dial,
     parse_address,
 )
 from pccl.transport.engine import Engine, error_of
@@ -307,7 +308,8 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         ucx=transport.ucx,
     )
     seat = seat_of(engine, at.host, where.advertised) if where.reachable else Seat(engine, "", 0)
-    return replace(seat, renewed=engine.set_tls)
+    home = Address(literal_to_dial(at.host), engine.port) if where.reachable else None
+    return replace(seat, renewed=engine.set_tls, home=home)
 
 
 def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:

@@ -84,6 +84,13 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
+def literal_to_dial(host: str) -> str:
+    """Returns where this machine itself reaches a listener on `host`."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
+
+
 def _is_ip(host: str, *, version: int) -> bool:
     try:
         return ipaddress.ip_address(host).version == version

@@ -11,12 +11,14 @@ waits is granted one before any other of its kind is granted a second.
 from __future__ import annotations
 
 import ipaddress
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
+HOSTS_MAX: Final = 1024
 IPV6_NETWORK_BITS: Final = 64  # one customer's; it may use any address in it
 
+Key = TypeVar("Key")
 Prefer = Callable[[str], bool]
 """Says of an `address_group` whether its handshakes come first."""
 
@@ -72,6 +74,51 @@ class HandshakePace:
         elapsed_s = max(0.0, now_s - self._at_s)
         self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate_per_s)
         self._at_s = now_s
+
+
+class FairPlaces(Generic[Key]):
+    """Connections whose other ends have not proved who they are, as many as there are places."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._groups: dict[Key, str] = {}  # the eldest first
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def enter(self, key: Key, host: str) -> Key | None:
+        """Takes one in; returns whose place that was, if none was free: the eldest one of the
+        address that holds the most, the newcomer counted."""
+        self._groups[key] = address_group(host)
+        if len(self._groups) <= self._most:
+            return None
+        counts = Counter(self._groups.values())
+        fullest = max(counts.values())
+        victim = next(one for one, group in self._groups.items() if counts[group] == fullest)
+        del self._groups[victim]
+        return victim
+
+    def leave(self, key: Key) -> None:
+        """It has proved who it is, or ended."""
+        self._groups.pop(key, None)
+
+
+class KnownHosts:
+    """Addresses from which somebody has proved to be of the run: handshakes from there come first.
+    Of HOSTS_MAX, those where it happened last."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, None] = {}
+
+    def prove(self, host: str) -> None:
+        group = address_group(host)
+        self._groups.pop(group, None)
+        self._groups[group] = None
+        if len(self._groups) > HOSTS_MAX:
+            del self._groups[next(iter(self._groups))]
+
+    def __call__(self, group: str) -> bool:
+        return group in self._groups
 
 
 def address_group(host: str) -> str:

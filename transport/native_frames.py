@@ -237,6 +237,17 @@ class RelayFrame:
 
     peer: bytes
     incarnation: int
+    call: int = 0  # 0: a lane; else the sender's number for this call, a stream
+    answers: bool = False  # that peer has called the sender
+
+
+@dataclass(frozen=True, slots=True)
+class CallFrame:
+    """To a peer that nobody can dial: `peer` waits at the sender to open a stream to it."""
+
+    peer: bytes
+    incarnation: int
+    call: int
 
 
 Frame = (
@@ -252,6 +263,7 @@ Frame = (
     | PeerBeat
     | Routes
     | RelayFrame
+    | CallFrame
 )
 
 
@@ -305,7 +317,8 @@ _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[Kind, ...]], ...]] = (
     (9, EvictedFrame, (U64, TEXT)),
     (10, PeerBeat, (U32, U64, U64)),
     (11, Routes, (U64, U32, _ROUTES)),
-    (12, RelayFrame, (ID, U64)),
+    (12, RelayFrame, (ID, U64, U64, BOOL)),
+    (13, CallFrame, (ID, U64, U64)),
 )
 _BY_NUMBER: Final = {number: (cls, kinds) for number, cls, kinds in _LAYOUTS}
 _BY_CLASS: Final = {cls: (number, kinds) for number, cls, kinds in _LAYOUTS}

@@ -34,6 +34,7 @@ from pccl.transport.doors import Doors, serve
 from pccl.transport.framing import Framer
 from pccl.transport.handshake_pace import address_group
 from pccl.transport.tls_door import BadHandshake, NotTls, TlsDoor, open_streams
+from pccl.transport.tls_turns import remote_host
 from pccl.transport.token_bucket import TokenBucket
 
 MISFITS_LOGGED_PER_S = 10.0  # a flood of them must not become a flood of lines
@@ -121,7 +122,7 @@ class FrameServer:
         task = serve(connection, self._run)
         self._tasks.add(task)
         if self._tls is not None:
-            self._hosts[task] = address_group(_remote_host(connection))
+            self._hosts[task] = address_group(remote_host(connection))
         self._half_open[task] = said is not None
         task.add_done_callback(self._forget)
         return True
@@ -206,7 +207,7 @@ class FrameServer:
         """Returns the channel; None, and counted, if it did not come to one."""
         if self._tls is None:
             return Channel(*await open_streams(connection), limits=self.limits)
-        host = _remote_host(connection)
+        host = remote_host(connection)
         try:
             return await self._tls.open(connection, host, self.limits, self.clock)
         except NotTls as error:
@@ -237,14 +238,6 @@ class FrameServer:
         self._on_misfit()
         if _log.isEnabledFor(logging.INFO) and self._logged.take(self.clock()) == 0:
             _log.info("dropped the connection from %s: %s", remote, text)
-
-
-def _remote_host(connection: socket.socket) -> str:
-    try:
-        name = connection.getpeername()
-    except OSError:
-        return ""
-    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def _remote(connection: socket.socket) -> str:

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from pccl.base.clock import Clock
 from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded, RemoteError
 from pccl.transport.channel import Channel
-from pccl.transport.handshake_pace import HandshakePace, Prefer
+from pccl.transport.handshake_pace import Prefer
 from pccl.transport.tls import HANDSHAKE_RECORD, ServerIdentity
 from pccl.transport.tls_session import TlsSession, handshake
+from pccl.transport.tls_turns import PEEK_BYTES, HandshakeTurns, first_bytes
 
-PEEK_BYTES: Final = 8192
 STREAM_BUFFER_BYTES: Final = 1 << 16
 
 
@@ -61,10 +60,7 @@ class TlsDoor:
         self._to_plain = to_plain
         self._prefer = prefer
         self._plain_allowed = plain_allowed
-        self._pace: HandshakePace | None = None
-        self._turns: dict[int, asyncio.Future[None]] = {}
-        self._tickets = itertools.count(1)
-        self._timer: asyncio.TimerHandle | None = None
+        self._turns: HandshakeTurns | None = None
 
     async def open(
         self, connection: socket.socket, host: str, limits: ControlLimits, clock: Clock
@@ -78,7 +74,7 @@ class TlsDoor:
         """
         try:
             async with asyncio.timeout(limits.first_frame_timeout_s):
-                said = await _first_bytes(connection)
+                said = await first_bytes(connection)
         except TimeoutError as error:
             raise DeadlineExceeded("it said nothing") from error
         if not said:
@@ -116,34 +112,15 @@ class TlsDoor:
             writer.transport.abort()
             raise
 
-    async def _turn(self, host: str, limits: ControlLimits, clock: Clock) -> None:
-        if self._pace is None:
-            rate_per_s, burst = limits.handshake_rate_per_s, float(limits.handshake_burst_max)
-            self._pace = HandshakePace(rate_per_s=rate_per_s, burst=burst, now_s=clock())
-        ticket = next(self._tickets)
-        turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
-        self._pace.ask(ticket, host)
-        self._heed(clock)
-        try:
-            await turn
-        finally:
-            self._turns.pop(ticket, None)
-            self._pace.forget(ticket)
-
-    def _heed(self, clock: Clock) -> None:
-        """Sees to it that the next one who may begin is let go; one per turn of the loop, so that
-        members are heard between two."""
-        assert self._pace is not None
-        if self._timer is None and (wait_s := self._pace.wait_s(clock())) is not None:
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._let_one_go, clock)
-
-    def _let_one_go(self, clock: Clock) -> None:
-        assert self._pace is not None
-        self._timer = None
-        ticket = self._pace.grant(clock(), self._prefer)
-        if ticket is not None and not self._turns[ticket].done():
-            self._turns[ticket].set_result(None)
-        self._heed(clock)
+    def _turn(self, host: str, limits: ControlLimits, clock: Clock) -> Awaitable[None]:
+        if self._turns is None:
+            self._turns = HandshakeTurns(
+                rate_per_s=limits.handshake_rate_per_s,
+                burst=float(limits.handshake_burst_max),
+                clock=clock,
+                prefer=self._prefer,
+            )
+        return self._turns.take(host)
 
 
 async def open_streams(
@@ -155,25 +132,6 @@ async def open_streams(
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-
-async def _first_bytes(connection: socket.socket) -> bytes:
-    """Waits until a connection has brought something, and leaves it there; b"" if it ended."""
-    loop = asyncio.get_running_loop()
-    while True:
-        with contextlib.suppress(BlockingIOError, InterruptedError):
-            return connection.recv(PEEK_BYTES, socket.MSG_PEEK)
-        ready = loop.create_future()
-        loop.add_reader(connection.fileno(), _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(connection.fileno())
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 def _tell(connection: socket.socket, answer: bytes) -> None:

@@ -73,6 +73,7 @@ class FakeHost final : public ControlHost {
   Report report;            // what fence() answers, with the target filled in; set before the start
   HeartbeatStatus beating;  // what status() answers; set before the start
   PeerEndpoint carried;     // whom it relays for; set before the start
+  std::vector<PeerEndpoint> met;  // whom else it knows; set before the start
 
   template <class Look>
   auto look(Look look_at) {
@@ -131,8 +132,12 @@ class FakeHost final : public ControlHost {
     seen_.routes.push_back(table);
   }
   bool endpoint_of(PeerId peer, Incarnation incarnation, PeerEndpoint& out) noexcept override {
-    if (peer != carried.peer || incarnation != carried.incarnation) return false;
-    out = carried;
+    const auto is_it = [&](const PeerEndpoint& one) {
+      return one.peer == peer && one.incarnation == incarnation;
+    };
+    const auto known = std::find_if(met.begin(), met.end(), is_it);
+    if (known == met.end() && !is_it(carried)) return false;
+    out = known == met.end() ? carried : *known;
     return true;
   }
   void peer_silent(PeerId peer, Incarnation) noexcept override {

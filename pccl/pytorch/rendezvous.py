@@ -164,7 +164,10 @@ def _store(communicator: Communicator, rank: int, size: int, timeout: timedelta)
         else:
             server = _hidden_store(size, timeout)
             run_id = identity_of(session, None).run_id
-            port = store_tunnel.serve(session.data_host, server.port, run_id, material).port
+            credentials = session.agent.credentials
+            denials = None if credentials is None else credentials.denials
+            where = session.data_host, server.port
+            port = store_tunnel.serve(*where, run_id, material, denials).port
         text = f"{session.data_host} {port}".encode()
         told[: len(text)] = np.frombuffer(text, np.uint8)
     communicator.broadcast(told, 0)

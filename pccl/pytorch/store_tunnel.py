@@ -19,12 +19,17 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from pccl.base.clock import system_clock
+from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
+from pccl.membership.agent_denials import Denials
 from pccl.transport import doors
+from pccl.transport.handshake_pace import FairPlaces, KnownHosts
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
-from pccl.transport.tls import client_context, server_context
+from pccl.transport.tls import HANDSHAKE_RECORD, client_context, server_context
+from pccl.transport.tls_turns import HandshakeTurns, first_bytes, remote_host
 
 if TYPE_CHECKING:
     from pccl.session import Session
@@ -91,29 +96,47 @@ class StoreTunnel:
 
 
 def serve(
-    host: str, store_port: int, run_id: bytes, material: Callable[[], TlsMaterial]
+    host: str,
+    store_port: int,
+    run_id: bytes,
+    material: Callable[[], TlsMaterial],
+    denials: Denials | None = None,
 ) -> StoreTunnel:
     """Rank 0's end: listens on `host` and passes on, to the store, what trainers of the run say.
+    Of those that are in `denials` nothing is passed on any more.
 
     Raises:
         UsageError: it cannot listen there.
     """
-    half_open: dict[asyncio.Task[None] | None, None] = {}  # the eldest first
+    half_open: FairPlaces[asyncio.Task[None] | None] = FairPlaces(HALF_OPEN_MAX)
+    members, limits = KnownHosts(), ControlLimits()
+    turns = HandshakeTurns(
+        rate_per_s=limits.handshake_rate_per_s,
+        burst=float(limits.handshake_burst_max),
+        clock=system_clock,
+        prefer=members,
+    )
 
     async def connected(connection: socket.socket) -> None:
-        task = asyncio.current_task()
-        if len(half_open) >= HALF_OPEN_MAX and (eldest := next(iter(half_open))) is not None:
-            del half_open[eldest]
-            eldest.cancel()
-        half_open[task] = None
+        task, remote = asyncio.current_task(), remote_host(connection)
+        if (victim := half_open.enter(task, remote)) is not None:
+            victim.cancel()
         writer: asyncio.StreamWriter | None = None
         try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                said = await first_bytes(connection)
+            if said[:1] != bytes((HANDSHAKE_RECORD,)):
+                raise RemoteError("it does not speak TLS, and torch's store is secured")
+            await turns.take(remote)
             async with asyncio.timeout(HANDSHAKE_S):
                 context = server_context(material(), strangers=False)
                 reader, writer = await _open(connection, context)
             name = _name(writer)
             if name.role is not Role.TRAINER or name.run_id != run_id:
                 raise RemoteError(f"a {name.role} of run {name.run_id.hex()} wants torch's store")
+            if name.peer_id in known:
+                raise RemoteError("a peer that was revoked wants torch's store")
+            members.prove(remote)
         except (OSError, PcclError, asyncio.CancelledError) as error:  # among them TimeoutError
             _log.info("a connection to torch's store is not let in: %s", error)
             if writer is None:
@@ -122,9 +145,16 @@ def serve(
                 writer.transport.abort()
             return
         finally:
-            half_open.pop(task, None)
-        await _pass_on(reader, writer, LOOPBACK, store_port)
+            half_open.leave(task)
+        loop, aborts = asyncio.get_running_loop(), writer.transport.abort
 
+        def end() -> None:  # on the thread that hears of the denial
+            loop.call_soon_threadsafe(aborts)
+
+        with known.ends(name.peer_id, end):
+            await _pass_on(reader, writer, LOOPBACK, store_port)
+
+    known = Denials() if denials is None else denials
     try:
         listener = socket.create_server((host, 0), family=_family(host))
     except OSError as error:

@@ -8,6 +8,7 @@ the stream ends, and the receiver begins anew with what differs.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -116,8 +117,13 @@ class Donor:
     def _serve(self, stream: Stream) -> None:
         serving = _Serving(self, stream)
         try:
-            while not self.closed:
-                serving.answer(m.question_codec.decode(stream.receive()))
+            with (
+                contextlib.nullcontext()
+                if self.tls is None
+                else self.tls.denials.ends(stream.proved, stream.close)
+            ):
+                while not self.closed:
+                    serving.answer(m.question_codec.decode(stream.receive()))
         except (StreamLost, RemoteError) as error:
             _log.debug("a stream ends: %s", error)
         except Exception:  # a mistake of ours, or values that cannot be read: it ends one stream

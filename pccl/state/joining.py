@@ -268,8 +268,7 @@ class Joining:
         except (StreamLost, RemoteError) as error:
             known = self._whys.get(member.peer_id)
             self._whys[member.peer_id] = why = str(error)
-            # Told once, if nobody can dial it: that does not pass, others must have the state.
-            log = _log.warning if member.port == 0 and known != why else _log.debug
+            log = _log.info if member.port == 0 and known != why else _log.debug
             log("no state from peer %s: %s", member.peer_id.hex()[:8], why)
             return None
         except PcclError as error:
@@ -290,6 +289,7 @@ class Joining:
     ) -> int | None:
         """Fetches what differs; None if the revision went away meanwhile."""
         alike = [one for one in opened if _target(one) == target]
+        alike = [one for one in alike if not one.stream.by_third] or alike
         members = [one.member for one in alike]
         receiver = Receiver(
             self._state, target, members, self._identity, opened=alike, drain_s=drain_s

@@ -22,6 +22,7 @@ from pccl.outcome import Peer
 from pccl.state import messages as m
 from pccl.state.fetch import STALL_S, Fetching
 from pccl.state.layout import ENCODED_BYTES_MAX, LEAF_BYTES, Layout
+from pccl.state.relaying import reach
 from pccl.state.shared import SharedState
 from pccl.state.stream import Identity, Stream, StreamLost
 from pccl.state.tensors import Bytes
@@ -98,7 +99,7 @@ def open_source(
         Wrong: its digests do not fit its root, or its answer is none.
         UsageError: its layout or hash is another one; names the first difference.
     """
-    stream = Stream.dial(member, identity, stall_s, deadline)
+    stream = reach(member, identity, stall_s, deadline)
     try:
         accepted()
         stream.patience(describe_s)
@@ -396,5 +397,4 @@ class Receiver:
     def _is_right(self, index: int, byte_count: int, staging: Bytes) -> bool:
         hashing = self._state.hashing
         digest = hashing.blocks(staging.ctypes.data, byte_count, byte_count)
-        at = index * hashing.digest_bytes
-        return digest == self._digests[at : at + hashing.digest_bytes]
+        return self._digests.startswith(digest, index * hashing.digest_bytes)

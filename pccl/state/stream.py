@@ -15,8 +15,8 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from pccl.base.clock import Deadline
@@ -49,6 +49,7 @@ class Identity:
     incarnation: int
     secret: bytes = field(default=b"", repr=False)  # of this incarnation: what diallers must know
     tls: StreamTls | None = None  # None: the run is not secured
+    relays: Callable[[], Sequence[MemberInfo]] = tuple  # to meet at who cannot be dialled
 
 
 def stream_tls_of(session: Session) -> StreamTls | None:
@@ -61,7 +62,7 @@ def stream_tls_of(session: Session) -> StreamTls | None:
         assert credentials is not None and credentials.material is not None  # it is admitted
         return credentials.material
 
-    return StreamTls(material)
+    return StreamTls(material, credentials.denials)
 
 
 def identity_of(session: Session, tls: StreamTls | None) -> Identity:
@@ -69,15 +70,34 @@ def identity_of(session: Session, tls: StreamTls | None) -> Identity:
     admitted = session.agent.standing.admitted
     assert admitted is not None
     own = bytes(session.peer_id)
-    return Identity(admitted.run_id, own, admitted.incarnation, admitted.secret, tls)
+
+    def relays() -> Sequence[MemberInfo]:
+        """This process first, if others can dial it: then no third one carries anything."""
+        seat, met = session.agent.seat, session.agent.standing.met
+        others = [one for one in met if one.port and one.peer_id != own]
+        mine = next((one for one in met if one.peer_id == own), None)
+        if mine is None or seat is None or seat.home is None:
+            return others
+        return [replace(mine, host=seat.home.host, port=seat.home.port), *others]
+
+    return Identity(admitted.run_id, own, admitted.incarnation, admitted.secret, tls, relays)
 
 
 class StreamLost(PcclError):
     """The other end of a stream is gone, silent, or refuses."""
 
 
+class Unreachable(StreamLost):
+    """Nobody answered there, neither with yes nor with no: another way may lead to it."""
+
+
 class Stream:
-    """One end.  One thread at a time; `close` may be called from any."""
+    """One end.  One thread at a time; `close` may be called from any.
+
+    Attributes:
+        by_third: a third peer carries it.
+        proved: the peer id that who has dialled it has proved; b"" in a run that is not secured.
+    """
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._socket = sock
@@ -85,6 +105,8 @@ class Stream:
         self._burst_bytes = BURST_BYTES_MAX
         self._short = False
         self._deadline: Deadline | None = None
+        self.by_third = False
+        self.proved = b""
         self._send_bytes_max = SEALED_BYTES_MAX if isinstance(sock, ssl.SSLSocket) else 1 << 30
         sock.settimeout(timeout_s)
         with contextlib.suppress(OSError):
@@ -99,15 +121,24 @@ class Stream:
         deadline: Deadline | None = None,
     ) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
-        if member.port == 0:
-            raise StreamLost(
-                "cannot be dialled by anybody (it connected with reachable=False); a member that "
-                "can be must have the state, too"
-            )
         try:
             sock = socket.create_connection((member.host, member.port), timeout_s)
-        except OSError as error:
+        except ConnectionRefusedError as error:
             raise StreamLost(f"cannot be reached: {error}") from error
+        except OSError as error:
+            raise Unreachable(f"cannot be reached: {error}") from error
+        return cls.over(sock, member, identity, timeout_s, deadline)
+
+    @classmethod
+    def over(
+        cls,
+        sock: socket.socket,
+        member: MemberInfo,
+        identity: Identity,
+        timeout_s: float,
+        deadline: Deadline | None = None,
+    ) -> Self:
+        """The same over a connection that leads there; takes over `sock`."""
         if identity.tls is not None:
             expected = Name(identity.run_id, member.peer_id, Role.TRAINER)
             try:
@@ -152,6 +183,7 @@ class Stream:
         except OSError as error:
             raise StreamLost(f"is not of this run: {_words(error, HANDSHAKE_S)}") from error
         stream = cls(secured, max(0.001, deadline.remaining_s()))
+        stream.proved = name.peer_id
         try:
             stream.until(deadline)
             hello = nf.decode(stream.receive(HELLO_BYTES_MAX))
@@ -250,6 +282,10 @@ class Stream:
         data = bytearray(count)
         self.receive_into(memoryview(data))
         return bytes(data)
+
+    def bare(self) -> socket.socket:
+        """Gives the connection away without what secured it; this stream is over."""
+        return socket.socket(fileno=self._socket.detach())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

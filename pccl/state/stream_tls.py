@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import RemoteError
+from pccl.membership.agent_denials import Denials
 from pccl.transport import native_frames as nf
 from pccl.transport.identity import Name, Role, name_in
 from pccl.transport.tls import client_context, server_context
@@ -37,17 +38,23 @@ class StreamTls:
 
     Args:
         material: returns the certificate in force, which is renewed while the peer lives.
+        denials: who is not let in although its certificate is in force.
     """
 
-    def __init__(self, material: Callable[[], TlsMaterial]) -> None:
+    def __init__(self, material: Callable[[], TlsMaterial], denials: Denials | None = None) -> None:
+        self.denials = Denials() if denials is None else denials
         self._material = material
         self._lock = threading.Lock()
         self._made_of: TlsMaterial | None = None
         self._client: ssl.SSLContext | None = None
         self._server: ssl.SSLContext | None = None
 
-    def dial(self, sock: socket.socket, expected: Name, timeout_s: float) -> ssl.SSLSocket:
+    def dial(
+        self, sock: socket.socket, expected: Name, timeout_s: float, preface: bytes = PREFACE
+    ) -> ssl.SSLSocket:
         """Secures a connection that was dialled; takes over `sock`, which it closes on failure.
+
+        `preface` is for the program's side of a peer; "" for its native one.
 
         Raises:
             OSError: the handshake failed, or took too long.
@@ -57,7 +64,7 @@ class StreamTls:
         client, _ = self._contexts()
         try:
             sock.settimeout(timeout_s)
-            sock.sendall(PREFACE)
+            sock.sendall(preface)
             return _shake(client, sock, lambda name: name == expected, deadline, server_side=False)[
                 0
             ]
@@ -76,7 +83,8 @@ class StreamTls:
         _, server = self._contexts()
 
         def welcome(name: Name) -> bool:
-            return name.role is Role.TRAINER and name.run_id == run_id
+            is_member = name.role is Role.TRAINER and name.run_id == run_id
+            return is_member and name.peer_id not in self.denials
 
         try:
             return _shake(server, sock, welcome, Deadline(timeout_s), server_side=True)

@@ -6,16 +6,18 @@ connection is TLS 1.3 with certificates at both ends: publisher and receiver, re
 The publisher is a trainer; who fetches is a trainer or a receiver; which of the receivers it is
 that gives or fetches, its key says.
 
-Invariant: with a ticket, nothing is sent to or believed of who has not proved to be of this run;
-no connection that the publisher serves outlives the certificate that it was opened with.
+Invariant: with a ticket, nothing is sent to or believed of who has not proved to be of this run, or
+of whom the coordinator has said that it was revoked; no connection that the publisher serves
+outlives the certificate that it was opened with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -27,8 +29,10 @@ from pccl.transport.identity import Name, Role, name_in, parse_certificate
 from pccl.transport.tls import client_context, server_context
 
 if TYPE_CHECKING:
+    from pccl.membership.agent_denials import Denials
     from pccl.transport.address import Address
     from pccl.transport.identity import TlsMaterial
+    from pccl.weights.stream import Stream
 
 ENROL_S: Final = 30.0
 WHO_FETCHES: Final = (Role.TRAINER, Role.RECEIVER)
@@ -56,6 +60,16 @@ class Way:
 
     context: ssl.SSLContext | None = None
     check: Check | None = None
+    denials: Denials | None = None
+
+    @contextlib.contextmanager
+    def bound(self, stream: Stream) -> Iterator[None]:
+        """Within it a connection that was dialled so ends when who is there is denied."""
+        if self.denials is None:
+            yield
+            return
+        with self.denials.ends(name_in(stream.certificate).peer_id, stream.close):
+            yield
 
 
 PLAIN: Final = Way()
@@ -136,6 +150,11 @@ class Channels:
         if self._credentials is not None:
             await self._credentials.keep_fresh(self._addresses, lambda material: None)
 
+    async def keep_informed(self) -> None:
+        """Hears whom the run denies, from its coordinator; until cancelled."""
+        if self._credentials is not None:
+            await self._credentials.keep_informed(self._addresses)
+
     # ---- listening
 
     def listening(self) -> ssl.SSLContext | None:
@@ -156,12 +175,22 @@ class Channels:
         expires = parse_certificate(certificate_der).not_valid_after_utc
         return Proved(name.peer_id, expires.timestamp())
 
+    @contextlib.contextmanager
+    def admitted(self, stream: Stream) -> Iterator[Proved | None]:
+        """As `who`; within it the connection ends when who has dialled is denied."""
+        proved = self.who(stream.certificate)
+        if proved is None or self._credentials is None:
+            yield proved
+            return
+        with self._credentials.denials.ends(proved.peer_id, stream.close):
+            yield proved
+
     # ---- dialling
 
     def to_publisher(self) -> Way:
         if self._credentials is None:
             return Way(self._context)
-        return Way(self._contexts()[0], self._check_publisher)
+        return Way(self._contexts()[0], self._check_publisher, self._credentials.denials)
 
     def to_receiver(self, peer_id: bytes) -> Way:
         if self._credentials is None:
@@ -171,7 +200,7 @@ class Channels:
             if self._of_run(certificate_der).peer_id != peer_id:
                 raise RemoteError("who answers there is another peer of the run")
 
-        return Way(self._contexts()[0], check)
+        return Way(self._contexts()[0], check, self._credentials.denials)
 
     def _check_publisher(self, certificate_der: bytes) -> None:
         if (role := self._of_run(certificate_der).role) is not Role.TRAINER:
@@ -182,6 +211,8 @@ class Channels:
         name = name_in(certificate_der)
         if name.run_id != self._credentials.ticket.run_id:
             raise RemoteError("who is there belongs to another run")
+        if name.peer_id in self._credentials.denials:
+            raise RemoteError("who is there was revoked")
         return name
 
     def _contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:

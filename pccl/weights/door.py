@@ -1,7 +1,11 @@
 """The listening side of publisher and receivers: takes connections, hears their first word.
 
+A door that encrypts is as a coordinator's: who comes says something that begins TLS, waits for its
+turn among all that do (addresses take turns, those where somebody has proved to be of the run come
+before all), and has `FIRST_WORD_S` from then on.
+
 Invariant: at most `CONNECTIONS_MAX` connections exist and `HALF_OPEN_MAX` of them have not said
-what they want, none for longer than `FIRST_WORD_S`; no task outlives `close`.
+what they want; no task outlives `close`.
 """
 
 from __future__ import annotations
@@ -13,10 +17,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from pccl.base.clock import Clock, system_clock
+from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address, is_loopback
 from pccl.transport.doors import Doors, serve
+from pccl.transport.handshake_pace import FairPlaces, KnownHosts
+from pccl.transport.tls import HANDSHAKE_RECORD
+from pccl.transport.tls_turns import HandshakeTurns, first_bytes, remote_host
 from pccl.weights.frames import Message
 from pccl.weights.stream import FIRST_FRAME_BYTES_MAX, READ_BYTES, Stream, StreamEnded
 
@@ -37,19 +46,30 @@ class Door:
         serve: Serve,
         *,
         context: Callable[[], ssl.SSLContext | None] = lambda: None,
-        eldest_goes: bool = False,
+        encrypts: bool = False,
+        limits: ControlLimits | None = None,
+        clock: Clock = system_clock,
     ) -> None:
         """
         Args:
             context: returns what encrypts, for each connection anew.
-            eldest_goes: who comes when all places are taken ends the connection that has been
-                without a first word for longest, also if that has said something; else only one
-                that has been silent.  For listeners where a few bytes are no sign of good will.
+            encrypts: whether it does.  Then who comes when all places are taken ends the eldest
+                connection without a first word from the address that has the most of them; else
+                one that has been silent, for what comes in the clear is a sign of good will.
         """
+        limits = limits or ControlLimits()
         self.drops: Counter[str] = Counter()
         self._serve = serve
         self._context = context
-        self._eldest_goes = eldest_goes
+        self._encrypts = encrypts
+        self._half_open: FairPlaces[asyncio.Task[None]] = FairPlaces(HALF_OPEN_MAX)
+        self._known = KnownHosts()
+        self._turns = HandshakeTurns(
+            rate_per_s=limits.handshake_rate_per_s,
+            burst=float(limits.handshake_burst_max),
+            clock=clock,
+            prefer=self._known,
+        )
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
@@ -71,22 +91,26 @@ class Door:
 
     def _take(self, connection: socket.socket, said: bytes | None) -> bool:
         full = len(self._tasks) >= CONNECTIONS_MAX
-        if not full and len(self._silent) >= HALF_OPEN_MAX:
+        if not self._encrypts and not full and len(self._silent) >= HALF_OPEN_MAX:
             # Who only wants to fill the places says nothing.
-            full = (said is None and not self._eldest_goes) or not self._end_the_eldest()
+            full = said is None or not self._end_the_longest_silence()
         if said == b"" or full:
             self.drops["left" if said == b"" else "full"] += 1
             connection.close()
             return False
         task = serve(connection, self._run)
         self._tasks.add(task)
-        self._silent[task] = said is not None
+        if not self._encrypts:
+            self._silent[task] = said is not None
+        elif (victim := self._half_open.enter(task, remote_host(connection))) is not None:
+            self.drops["full"] += 1
+            victim.cancel()
         task.add_done_callback(self._forget)
         return True
 
-    def _end_the_eldest(self) -> bool:
+    def _end_the_longest_silence(self) -> bool:
         for task, spoken in self._silent.items():
-            if not spoken or self._eldest_goes:
+            if not spoken:
                 del self._silent[task]
                 task.cancel()
                 return True
@@ -94,17 +118,26 @@ class Door:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._has_spoken(task)
+
+    def _has_spoken(self, task: asyncio.Task[None]) -> None:
         self._silent.pop(task, None)
+        self._half_open.leave(task)
 
     async def _run(self, connection: socket.socket) -> None:
         stream: Stream | None = None
+        host = remote_host(connection)
         try:
+            if self._encrypts:
+                await self._wait_for_turn(connection, host)
             async with asyncio.timeout(FIRST_WORD_S):
                 stream = await self._accept(connection)
                 first = await stream.receive(FIRST_WORD_S)
             task = asyncio.current_task()
             assert task is not None
-            self._silent.pop(task, None)
+            self._has_spoken(task)
+            if self._encrypts:
+                self._known.prove(host)
             stream.trust()
             await self._serve(stream, first)
         except RemoteError as error:
@@ -121,6 +154,15 @@ class Door:
                 connection.close()
             else:
                 stream.close()
+
+    async def _wait_for_turn(self, connection: socket.socket, host: str) -> None:
+        async with asyncio.timeout(FIRST_WORD_S):
+            said = await first_bytes(connection)
+        if not said:
+            raise StreamEnded("it ended before it said anything")
+        if said[0] != HANDSHAKE_RECORD:
+            raise RemoteError("it does not speak TLS, and this door is secured")
+        await self._turns.take(host)
 
     async def _accept(self, connection: socket.socket) -> Stream:
         loop = asyncio.get_running_loop()

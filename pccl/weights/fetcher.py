@@ -95,7 +95,7 @@ class Fetcher:
 
     def _make_door(self) -> Door:
         if self._channels.ticketed:
-            return Door(self._serve, context=self._channels.listening, eldest_goes=True)
+            return Door(self._serve, context=self._channels.listening, encrypts=True)
         return Door(self._serve)  # a context of the caller's is for the way to the publisher
 
     async def open(self, address: Address) -> None:
@@ -105,7 +105,13 @@ class Fetcher:
 
     async def run(self) -> None:
         """Keeps in touch with the publisher, and fetches, until it is cancelled."""
-        keep = (self._keep_joined(), self._keep_fetching(), self._channels.keep_fresh())
+        channels = self._channels
+        keep = (
+            self._keep_joined(),
+            self._keep_fetching(),
+            channels.keep_fresh(),
+            channels.keep_informed(),
+        )
         tasks = [asyncio.create_task(work) for work in keep]
         try:
             await asyncio.gather(*tasks)
@@ -188,11 +194,11 @@ class Fetcher:
         backoff = Backoff(random.Random())
         while True:
             try:
-                self._control = await open_stream(
-                    self._publisher, timeout_s=DIAL_S, way=self._channels.to_publisher()
-                )
+                way = self._channels.to_publisher()
+                self._control = await open_stream(self._publisher, timeout_s=DIAL_S, way=way)
                 try:
-                    await self._talk(self._control, backoff)
+                    with way.bound(self._control):
+                        await self._talk(self._control, backoff)
                 finally:
                     self._control.close()
                     self._control = None
@@ -312,15 +318,15 @@ class Fetcher:
     async def _serve(self, stream: Stream, first: Message) -> None:
         if not isinstance(first, Fetch):
             raise RemoteError(f"a connection begins with {type(first).__name__}")
-        self._channels.who(stream.certificate)
-        if self._serving >= SERVED_MAX:
-            raise RemoteError("more fetches at a time than any tree asks for")
-        self._serving += 1
-        try:
-            holding = self._store.find(first.update)
-            await give(stream, first, self._secret, holding, self.given)
-        finally:
-            self._serving -= 1
+        with self._channels.admitted(stream):
+            if self._serving >= SERVED_MAX:
+                raise RemoteError("more fetches at a time than any tree asks for")
+            self._serving += 1
+            try:
+                holding = self._store.find(first.update)
+                await give(stream, first, self._secret, holding, self.given)
+            finally:
+                self._serving -= 1
 
 
 async def _say_alive(stream: Stream) -> None:

@@ -72,7 +72,7 @@ class Hub:
         self._trees: dict[int, Tree] = {}
         self._receivers: dict[bytes, _Attendant] = {}
         self._channels = channels
-        self._door = Door(self._serve, context=channels.listening, eldest_goes=channels.ticketed)
+        self._door = Door(self._serve, context=channels.listening, encrypts=channels.encrypted)
 
     @property
     def receivers(self) -> int:
@@ -111,15 +111,15 @@ class Hub:
             attendant.stream.post(message)
 
     async def _serve(self, stream: Stream, first: Message) -> None:
-        proved = self._channels.who(stream.certificate)
-        match first:
-            case Join():
-                await self._attend(stream, first, proved)
-            case Fetch():
-                holding = self._holdings.get(first.update)
-                await give(stream, first, self._secret, holding, self.given)
-            case _:
-                raise RemoteError(f"a connection begins with {type(first).__name__}")
+        with self._channels.admitted(stream) as proved:
+            match first:
+                case Join():
+                    await self._attend(stream, first, proved)
+                case Fetch():
+                    holding = self._holdings.get(first.update)
+                    await give(stream, first, self._secret, holding, self.given)
+                case _:
+                    raise RemoteError(f"a connection begins with {type(first).__name__}")
 
     async def _attend(self, stream: Stream, join: Join, proved: Proved | None) -> None:
         if proved is not None and proved.peer_id != join.receiver:

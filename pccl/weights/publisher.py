@@ -153,17 +153,27 @@ class Publisher:
         await self._channels.begin(self._enrol_s)
         self._address = await self._hub.open(self._address)
         self._loop.ready()
-        renewing = asyncio.create_task(self._keep_fresh())
+        keeping = [
+            asyncio.create_task(self._keep_fresh()),
+            asyncio.create_task(self._keep_informed()),
+        ]
         try:
             await self._hub.run()
         finally:
-            renewing.cancel()
+            for task in keeping:
+                task.cancel()
 
     async def _keep_fresh(self) -> None:
         try:
             await self._channels.keep_fresh()
         except Exception:  # our mistake; what is served goes on until the certificate ends
             _log.exception("a publisher's certificate is not renewed any more")
+
+    async def _keep_informed(self) -> None:
+        try:
+            await self._channels.keep_informed()
+        except Exception:  # our mistake; who is revoked is served until its certificate ends
+            _log.exception("a publisher hears no more of who is revoked")
 
     @property
     def address(self) -> str:

@@ -36,8 +36,9 @@ async def take_from(
         return Trouble.LOST, str(error)
     try:
         fetch = Fetch(PROTOCOL, secret, holding.manifest.update, holding.chunks)
-        await stream.send(fetch, timeout_s=DIAL_S)
-        await _take_chunks(stream, holding, received)
+        with way.bound(stream):
+            await stream.send(fetch, timeout_s=DIAL_S)
+            await _take_chunks(stream, holding, received)
     except StreamEnded as error:
         return Trouble.LOST, str(error)
     except DeadlineExceeded as error:

@@ -4,21 +4,14 @@ which hears nothing, and a newcomer gets the state from whom it can reach, or is
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import pccl
-from pccl.base.errors import DeadlineExceeded
-from pccl.membership.service import CoordinatorThread
 from pccl.membership.service_ca import init_ca
 from pccl.transport.identity import Role
 from tests.churn.namespaces import why_not
@@ -99,45 +92,3 @@ def test_who_is_behind_a_nat_reduces_and_comes_in_with_the_state(
     assert any(needle in said for needle in needles(MEMBERS)) == (not secured)
     if not secured:
         assert all(needle in said for needle in (needles(MEMBERS)[0], needles(MEMBERS)[-1]))
-
-
-def test_a_newcomer_that_reaches_no_holder_is_told_so_and_delays_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Without namespaces: whoever says that nobody can dial it is dialled by nobody."""
-    monkeypatch.delenv("PCCL_TICKET", raising=False)
-    thread = CoordinatorThread().start()
-    over, steps = threading.Event(), []
-
-    def holder() -> None:
-        state = pccl.SharedState({"weights": np.ones(1000)})
-        with pccl.connect(thread.address, state=state, reachable=False) as comm:
-            while not over.is_set():
-                began_s = time.monotonic()
-                comm.all_reduce(np.ones(8))
-                steps.append(time.monotonic() - began_s)
-                time.sleep(0.01)
-
-    try:
-        holding = threading.Thread(target=holder, daemon=True)
-        holding.start()
-        while not steps:
-            time.sleep(0.01)
-        mine = pccl.SharedState({"weights": np.zeros(1000)})
-        with pccl.connect(thread.address, state=mine) as comm:
-            began_s = time.monotonic()
-            with (
-                pytest.raises(DeadlineExceeded, match="cannot be dialled by anybody"),
-                comm.step(timeout_s=4) as step,
-            ):
-                step.all_reduce(np.ones(8))
-            assert 3 < time.monotonic() - began_s < 15
-        before = len(steps)
-        while len(steps) < before + 20:
-            time.sleep(0.01)
-        assert max(steps[1:]) < 2.0, "no step waited for it"
-    finally:
-        over.set()
-        with contextlib.suppress(RuntimeError):
-            holding.join(WAIT_S)
-        thread.stop()

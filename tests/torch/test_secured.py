@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from pccl import connecting
+from pccl.membership.agent_denials import Denials
 from pccl.pytorch import Options, hosting, rendezvous, store_tunnel
 from pccl.pytorch.errors import Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
@@ -84,9 +85,13 @@ _serve = store_tunnel.serve
 
 
 def _noted(
-    host: str, store_port: int, run_id: bytes, material: Callable[[], TlsMaterial]
+    host: str,
+    store_port: int,
+    run_id: bytes,
+    material: Callable[[], TlsMaterial],
+    denials: Denials | None = None,
 ) -> store_tunnel.StoreTunnel:
-    made = _serve(host, store_port, run_id, material)
+    made = _serve(host, store_port, run_id, material, denials)
     served.append(made.port)
     return made
 

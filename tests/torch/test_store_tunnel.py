@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import time
@@ -12,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pccl.base.errors import PcclError
+from pccl.membership.agent_denials import Denials
 from pccl.pytorch import store_tunnel
 from pccl.transport.authority import key_pem, pem
-from pccl.transport.identity import Name, Role, TlsMaterial
+from pccl.transport.identity import Name, Role, TlsMaterial, name_in
 from pccl.transport.tls import client_context
 from tests.security.laboratory import Laboratory, eventually, laboratory
 
@@ -31,6 +33,8 @@ def is_ended(port: int, context: ssl.SSLContext | None) -> bool:
     """Whether a connection comes to its end although this end says nothing more."""
     plain = socket.create_connection(("127.0.0.1", port), 10)
     plain.settimeout(20)
+    if context is None:
+        plain.sendall(b"\x16")  # as TLS begins
     try:
         with plain if context is None else context.wrap_socket(plain) as end:
             return end.recv(10) == b""
@@ -78,3 +82,32 @@ def test_trouble_with_a_certificate_ends_a_connection_and_not_more(
             assert is_ended(tunnel.port, None)
         eventually(lambda: caplog.text.count("there is no certificate now") == 2)
         assert "never retrieved" not in caplog.text
+
+
+def test_who_is_revoked_is_cut_off_from_the_store_and_does_not_come_again(
+    laboratory: Laboratory,
+) -> None:
+    denials, own = Denials(), material(laboratory, Role.TRAINER)
+    goes, stays = (material(laboratory, Role.TRAINER) for _ in range(2))
+    run_id = laboratory.ca.authority.run_id
+    with socket.create_server(("127.0.0.1", 0)) as store, contextlib.ExitStack() as stack:
+        port = store.getsockname()[1]
+        tunnel = store_tunnel.serve("127.0.0.1", port, run_id, lambda: own, denials)
+
+        def connected(by: TlsMaterial) -> tuple[ssl.SSLSocket, socket.socket]:
+            plain = socket.create_connection(("127.0.0.1", tunnel.port), 10)
+            near = stack.enter_context(client_context(by).wrap_socket(plain))
+            near.settimeout(20)
+            near.sendall(b"set")
+            far = stack.enter_context(store.accept()[0])
+            assert far.recv(3) == b"set"
+            return near, far
+
+        leaves, _ = connected(goes)
+        near, far = connected(stays)
+        denials.add([name_in(ssl.PEM_cert_to_DER_cert(goes.certificate_pem.decode())).peer_id])
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+            assert leaves.recv(1) == b""
+        assert is_ended(tunnel.port, client_context(goes))
+        far.sendall(b"value")
+        assert near.recv(5) == b"value", "the others go on"

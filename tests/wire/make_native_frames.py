@@ -64,6 +64,9 @@ FRAMES: dict[str, nf.Frame] = {
     "hello of a lane through a relay": nf.NativeHello(4, A, B, 1, C, series=U32),
     "hello of a stream": nf.NativeHello(5, A, B, 1, C),
     "relay": nf.RelayFrame(B, 9),
+    "relay of a call": nf.RelayFrame(B, 9, U64),
+    "relay of one that was called": nf.RelayFrame(B, 9, 3, answers=True),
+    "call": nf.CallFrame(B, 9, U64 - 1),
     "no routes": nf.Routes(2, 3),
     "two routes": nf.Routes(2, 3, (nf.Route(A, B), nf.Route(C, B))),
 }
@@ -77,6 +80,7 @@ FAILED = nf.Report(2, 4, 3, False, 0, 0, 0, failed=(nf.FailedStep(1, 3),))
 
 
 def changed(body: bytes, at: int, value: int) -> bytes:
+    at %= len(body)
     return body[:at] + bytes([value]) + body[at + 1 :]
 
 
@@ -86,7 +90,7 @@ INVALID: dict[str, bytes] = {
     "no version": b"\xc1\x05",
     "MessagePack": b"\x91\x05\x01" + bytes(9),
     "type 0": changed(PONG, 1, 0),
-    "type 13": changed(PONG, 1, 13),
+    "type 14": changed(PONG, 1, 14),
     "another version": changed(PONG, 2, 1),
     "one byte short": PONG[:-1],
     "one byte long": PONG + b"\x00",
@@ -109,6 +113,7 @@ INVALID: dict[str, bytes] = {
     "a text longer than the frame": b"\xc1\x03\x04\x01\x05\x00abcd",
     "a text over the limit": b"\xc1\x03\x04\x01\x01\x08" + b"x" * 2049,
     "a text that is not UTF-8": b"\xc1\x03\x04\x01\x02\x00\xff\xfe",
+    "answers 2": changed(nf.encode(FRAMES["relay"]), -1, 2),
     "65535 routes announced and none sent": nf.encode(nf.Routes(2, 3))[:-2] + b"\xff\xff",
     "65535 links announced and none sent": nf.encode(FRAMES["heartbeat of an idle peer"])[:-2]
     + b"\xff\xff",

@@ -126,6 +126,7 @@ struct DialRequest {
   std::uint32_t series = 0;
   std::optional<PeerEndpoint> via{};  // the peer that relays
   bool awaits = false;  // of two that meet at the relay, the end that waits for the handshake
+  std::uint64_t call = 0;  // not 0: it was called to `via` by the peer, for a stream
 };
 
 struct ControlCounters {

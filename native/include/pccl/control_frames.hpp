@@ -40,7 +40,7 @@ inline constexpr std::size_t steps_max = 4096;  // far above the steps that can 
 enum class Type : std::uint8_t {
   hello = 1, welcome = 2, refused = 3, heartbeat = 4, pong = 5,
   flush = 6, report = 7, suspect = 8, evicted = 9, peer_beat = 10,
-  routes = 11, relay = 12,
+  routes = 11, relay = 12, call = 13,
 };
 
 /// Why a HELLO was refused.
@@ -101,11 +101,19 @@ struct Routes {
 struct Relay {
   PeerId peer;
   Incarnation incarnation = 0;
+  std::uint64_t call = 0;  // 0: a lane; else the sender's number for this call, a stream
+  bool answers = false;    // that peer has called the sender
+};
+/// To a peer that nobody can dial: `peer` waits at the sender of this to open a stream to it.
+struct Call {
+  PeerId peer;
+  Incarnation incarnation = 0;
+  std::uint64_t call = 0;
 };
 
 /// In the order of Type: index() + 1 is the type's number.
 using Frame = std::variant<Hello, Welcome, Refused, Heartbeat, Pong, Flush, Report, Suspect,
-                           Evicted, PeerBeat, Routes, Relay>;
+                           Evicted, PeerBeat, Routes, Relay, Call>;
 
 /// What is in front of a body.
 struct Head {

@@ -94,6 +94,7 @@ class Control::Impl {
   void obey(Command& command, double now_s);
   void admit(const AdmitCommand& command, double now_s);
   void dispatch(const Poller::Event& event);
+  void answer(const Called& called, double now_s);
   [[nodiscard]] int wait_ms() const noexcept;
 
   const ControlConfig config_;
@@ -195,7 +196,20 @@ void Control::Impl::dispatch(const Poller::Event& event) {
     case Part::strangers: strangers_.on_ready(serial, event.bits, now_s); break;
     case Part::dialler: dialler_.on_ready(serial, event.bits, now_s); break;
     case Part::coordinator: coordinator_.on_ready(serial, event.bits, now_s); break;
-    case Part::peers: peers_.on_ready(serial, event.bits, now_s); break;
+    case Part::peers:
+      peers_.on_ready(serial, event.bits, now_s);
+      for (const Called& called : peers_.take_calls()) answer(called, now_s);
+      break;
+  }
+}
+
+/// Of members only, and to a relay that can be dialled: nobody else can send this peer anywhere.
+void Control::Impl::answer(const Called& called, double now_s) {
+  PeerEndpoint caller, relay;
+  ControlHost& host = context_.host;
+  if (host.endpoint_of(called.call.peer, called.call.incarnation, caller) &&
+      host.endpoint_of(called.relay, called.incarnation, relay) && relay.dialable()) {
+    dialler_.answer(caller, relay, called.call.call, now_s);
   }
 }
 

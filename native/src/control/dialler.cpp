@@ -54,10 +54,26 @@ void Dialler::connect(const DialRequest& request, double now_s) {
   if (wants_control) add(job, Purpose::peer_control, now_s, after_lanes ? control_after_s : 0);
 }
 
+void Dialler::answer(const PeerEndpoint& caller, const PeerEndpoint& relay, std::uint64_t call,
+                     double now_s) {
+  const auto answers = std::count_if(jobs_.begin(), jobs_.end(), [](const auto& entry) {
+    return entry.second.request.call != 0;
+  });
+  if (answers >= answers_max) return;
+  DialRequest request;
+  request.peer = caller;
+  request.via = relay;
+  request.awaits = true;
+  request.call = call;
+  const std::uint64_t job = ++context_.serial;
+  jobs_.emplace(job, Job{request, now_s + context_.config.handshake_timeout_s, request.lanes});
+  add(job, Purpose::relayed_lane, now_s);
+}
+
 /// Of an earlier job; its peer control connection, if that is still dialled, goes on.
 void Dialler::drop_lanes(const DialRequest& request) noexcept {
   const auto same = [&](const Job& job) {
-    return job.is_for(request.peer.peer, request.peer.incarnation) &&
+    return job.request.call == 0 && job.is_for(request.peer.peer, request.peer.incarnation) &&
            job.request.via.has_value() == request.via.has_value();
   };
   for (auto& [id, job] : jobs_) {
@@ -127,10 +143,16 @@ void Dialler::start(std::uint64_t serial, Dial& dial, double now_s) {
 void Dialler::retry(std::uint64_t serial, Dial& dial, double now_s) noexcept {
   dial.socket = FramedSocket();
   dial.stage = Stage::idle;
+  Job& job = jobs_.at(dial.job);
+  if (job.request.call != 0) {  // who has called tries again, or not
+    dial.due_s = no_deadline;
+    job.deadline_s = now_s;
+    return;
+  }
   std::uint64_t dice = 0;  // another for every peer, dial and try
   std::memcpy(&dice, context_.config.peer_id.bytes.data(), sizeof dice);
   dice += scattered(serial) ^ static_cast<std::uint64_t>(dial.refusals);
-  dial.due_s = now_s + retry_pause_s(dial.refusals, jobs_.at(dial.job).deadline_s - now_s, dice);
+  dial.due_s = now_s + retry_pause_s(dial.refusals, job.deadline_s - now_s, dice);
   ++dial.refusals;
 }
 
@@ -215,7 +237,8 @@ frames::Hello Dialler::hello(Purpose purpose, const Job& job, const Secret& secr
 Dialler::Progress Dialler::ask_relay(std::uint64_t serial, Dial& dial) {
   const Job& job = jobs_.at(dial.job);
   const std::uint64_t token = token_of(Part::dialler, serial);
-  const frames::Relay order{job.request.peer.peer, job.request.peer.incarnation};
+  const std::uint64_t call = job.request.call;
+  const frames::Relay order{job.request.peer.peer, job.request.peer.incarnation, call, call != 0};
   dial.stage = Stage::asking_relay;
   if (context_.send(dial.socket, token,
                     hello(Purpose::relay, job, job.request.via->secret)) != Status::ok ||
@@ -289,7 +312,7 @@ void Dialler::on_time(double now_s) {
     const Job& job = entry.second;
     if (now_s < job.deadline_s) return false;
     const DialRequest& request = job.request;
-    if (job.lanes_missing > 0) {
+    if (job.lanes_missing > 0 && request.call == 0) {
       failed.push_back({request.peer.peer, request.peer.incarnation, request.via.has_value()});
     }
     return true;

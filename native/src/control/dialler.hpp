@@ -8,7 +8,8 @@
 // relayed ones at a time, so that none is made twice.  Through a relay a dial has two handshakes:
 // with the relay, and, when that has reached the peer, with it.
 // Two peers of which neither can be dialled both dial the relay; then one makes the handshake, and
-// to the other it is as if a stranger had come.
+// to the other it is as if a stranger had come.  So it is for a stream to a peer that nobody can
+// dial: it is called to a relay, dials that once, and nobody is told if this is in vain.
 //
 // Ownership: owns dials under way; a finished lane goes to the host, a peer control connection to
 //            PeerLinks.
@@ -35,6 +36,10 @@ class Dialler {
       : context_(context), peers_(peers), strangers_(strangers) {}
 
   void connect(const DialRequest& request, double now_s);
+  /// Comes to `relay`, where `caller` waits.  More than answers_max under way are not answered.
+  void answer(const PeerEndpoint& caller, const PeerEndpoint& relay, std::uint64_t call,
+              double now_s);
+  static constexpr std::ptrdiff_t answers_max = 64;
   void forget(PeerId peer, Incarnation incarnation) noexcept;
 
   void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);

@@ -242,10 +242,25 @@ void read(Reader& in, Routes& table) {
 void write(Writer& out, const Relay& relay) {
   out.put(relay.peer);
   out.put(relay.incarnation);
+  out.put(relay.call);
+  out.put(static_cast<std::uint8_t>(relay.answers ? 1 : 0));
 }
 void read(Reader& in, Relay& relay) {
   in.get(relay.peer);
   in.get(relay.incarnation);
+  in.get(relay.call);
+  relay.answers = in.between(0, 1) == 1;
+}
+
+void write(Writer& out, const Call& call) {
+  out.put(call.peer);
+  out.put(call.incarnation);
+  out.put(call.call);
+}
+void read(Reader& in, Call& call) {
+  in.get(call.peer);
+  in.get(call.incarnation);
+  in.get(call.call);
 }
 
 Status fits(const Frame& frame) noexcept {
@@ -279,6 +294,7 @@ bool read_type(Reader& in, std::uint8_t type, Frame& out) {
     case Type::peer_beat: return read_as<PeerBeat>(in, out);
     case Type::routes: return read_as<Routes>(in, out);
     case Type::relay: return read_as<Relay>(in, out);
+    case Type::call: return read_as<Call>(in, out);
   }
   return false;
 }

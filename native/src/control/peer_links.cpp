@@ -60,6 +60,19 @@ bool PeerLinks::beat(std::uint64_t serial, Link& link, const HeartbeatStatus& st
   return context_.send(link.socket, token_of(Part::peers, serial), beat) == Status::ok;
 }
 
+/// By the one that was heard last: of two one may be a relic.
+bool PeerLinks::call(PeerId peer, Incarnation incarnation, const frames::Call& call) {
+  auto best = links_.end();
+  for (auto link = links_.begin(); link != links_.end(); ++link) {
+    const Link& one = link->second;
+    if (one.peer != peer || one.incarnation != incarnation) continue;
+    if (best == links_.end() || one.heard_s > best->second.heard_s) best = link;
+  }
+  return best != links_.end() && context_.send(best->second.socket,
+                                               token_of(Part::peers, best->first),
+                                               call) == Status::ok;
+}
+
 bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits, double now_s) {
   if ((bits & ready::write) != 0 &&
       context_.flush(link.socket, token_of(Part::peers, serial)) != Status::ok) {
@@ -72,10 +85,14 @@ bool PeerLinks::hear(std::uint64_t serial, Link& link, std::uint32_t bits, doubl
     if (status == Status::would_block) return (bits & ready::error) == 0;
     frames::Frame frame;
     if (status != Status::ok || frames::decode(body, frame) != Status::ok) return false;
-    const auto* beat = std::get_if<frames::PeerBeat>(&frame);
-    if (beat == nullptr) return false;
     link.heard_s = now_s;
-    context_.host.peer_beat(link.peer, beat->epoch, beat->watermark);
+    if (const auto* beat = std::get_if<frames::PeerBeat>(&frame)) {
+      context_.host.peer_beat(link.peer, beat->epoch, beat->watermark);
+    } else if (const auto* call = std::get_if<frames::Call>(&frame)) {
+      calls_.push_back({link.peer, link.incarnation, *call});
+    } else {
+      return false;
+    }
   }
   return true;
 }

@@ -8,16 +8,27 @@
 // The connection is closed and the host hears of it.  What has arrived is read before that, and a
 // time in which this thread itself did not run is no silence.
 //
+// A peer that nobody can dial is called over it: see CALL in docs/PROTOCOL.md.
+//
 // Ownership: owns the connections.
 // Threads:   the control thread only.
 // Errors:    a connection that fails in any way is closed.
 #pragma once
 
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "control/context.hpp"
 
 namespace pccl {
+
+/// A CALL, and who has said it.
+struct Called {
+  PeerId relay;
+  Incarnation incarnation = 0;
+  frames::Call call;
+};
 
 class PeerLinks {
  public:
@@ -30,6 +41,10 @@ class PeerLinks {
   [[nodiscard]] bool full() const noexcept;
   void forget(PeerId peer, Incarnation incarnation) noexcept;
   void clear() noexcept { links_.clear(); }
+  /// Says CALL to a peer; false: there is no connection that works.
+  bool call(PeerId peer, Incarnation incarnation, const frames::Call& call);
+  /// The calls that have come since this was asked last.
+  [[nodiscard]] std::vector<Called> take_calls() noexcept { return std::exchange(calls_, {}); }
 
   void on_ready(std::uint64_t serial, std::uint32_t bits, double now_s);
   [[nodiscard]] double due_s() const noexcept {
@@ -53,6 +68,7 @@ class PeerLinks {
 
   Context& context_;
   std::unordered_map<std::uint64_t, Link> links_;
+  std::vector<Called> calls_;
   double next_beat_s_ = 0;
   double ran_s_ = 0;  // when timers were last looked at
 };

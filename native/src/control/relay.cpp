@@ -46,7 +46,20 @@ std::size_t Relay::tunnels() const {
   return count_;
 }
 
-void Relay::open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target) {
+void Relay::open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target,
+                 std::uint64_t call) {
+  take({std::move(client), from, target, call, false});
+}
+
+void Relay::answer(std::unique_ptr<Conduit> client, PeerId from, PeerId caller,
+                   std::uint64_t call) {
+  PeerEndpoint target;
+  target.peer = caller;
+  take({std::move(client), from, std::move(target), call, true});
+}
+
+void Relay::take(Order order) {
+  const PeerId from = order.from;
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) return;
@@ -57,7 +70,7 @@ void Relay::open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoin
       }
       thread_ = quiet_thread([this]() noexcept { run(); });
     }
-    orders_.push_back({std::move(client), from, target});
+    orders_.push_back(std::move(order));
     ++users_[from];
     ++count_;
   }
@@ -136,8 +149,12 @@ void Relay::take_orders(double now_s) {
 }
 
 void Relay::begin(Order order, double now_s) {
+  if (order.answers) {
+    match(std::move(order));
+    return;
+  }
   if (!order.target.dialable()) {
-    meet(std::move(order), now_s);
+    order.call != 0 ? await(std::move(order), now_s) : meet(std::move(order), now_s);
     return;
   }
   Fd target;
@@ -167,6 +184,7 @@ void Relay::begin(Order order, double now_s) {
 void Relay::meet(Order order, double now_s) {
   std::optional<std::uint64_t> older;
   for (auto& [serial, tunnel] : tunnels_) {
+    if (tunnel.call != 0) continue;
     if (tunnel.awaits == order.from && tunnel.from == order.target.peer) {
       const bool joined = join(serial, tunnel, std::move(order.client));
       forget(order.from);
@@ -179,12 +197,29 @@ void Relay::meet(Order order, double now_s) {
   await(std::move(order), now_s);
 }
 
+/// One that was called, with the one who waits for it.
+void Relay::match(Order order) {
+  for (auto& [serial, tunnel] : tunnels_) {
+    if (tunnel.call != order.call || tunnel.awaits != order.from ||
+        tunnel.from != order.target.peer) {
+      continue;
+    }
+    const bool joined = join(serial, tunnel, std::move(order.client));
+    forget(order.from);
+    if (!joined) end(serial);
+    return;
+  }
+  refuse(*order.client, frames::Refusal::unreachable, "who has called does not wait any more");
+  forget(order.from);
+}
+
 void Relay::await(Order order, double now_s) {
   const std::uint64_t serial = ++serial_;
   Tunnel& tunnel = tunnels_[serial];
   tunnel.client = std::move(order.client);
   tunnel.from = order.from;
   tunnel.awaits = order.target.peer;
+  tunnel.call = order.call;
   tunnel.deadline_s = now_s + connect_timeout_s_;
   set_liveness_options(tunnel.client->fd());
   // Nothing may be read before both are here; of its end the poller tells unasked.
@@ -194,7 +229,7 @@ void Relay::await(Order order, double now_s) {
 /// Tells both that the other one is here: first the one that waits for the other's handshake, whose
 /// beginning must not run into its WELCOME.
 bool Relay::join(std::uint64_t serial, Tunnel& tunnel, std::unique_ptr<Conduit> other) {
-  const bool first_shakes = tunnel.from < *tunnel.awaits;
+  const bool first_shakes = tunnel.call != 0 || tunnel.from < *tunnel.awaits;
   tunnel.awaits.reset();
   set_liveness_options(other->fd());
   if (poller_.add(other->fd(), 0, token_of(serial, 1)) != Status::ok) return false;

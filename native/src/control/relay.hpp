@@ -1,10 +1,11 @@
 // native/src/control/relay.hpp — carries bytes between two members that do not reach each other.
 //
 // A tunnel lies below a data lane: both ends make their ordinary handshake through it and hash what
-// they send, so the relay needs to be neither asked nor trusted about steps.  A tunnel ends when
-// either end does.  Both directions have a bounded buffer; who does not read slows down who writes,
-// as without a relay.  Tunnels have a thread of their own, `pccl-relay`, which starts with the
-// first of them: neither the control thread nor the own data path waits for others' bytes.
+// they send, so the relay needs to be neither asked nor trusted about steps; or below a stream to
+// a peer that nobody can dial, which is called here for it.  A tunnel ends when either end does.
+// Both directions have a bounded buffer; who does not read slows down who writes, as without a
+// relay.  Tunnels have a thread of their own, `pccl-relay`, which starts with the first of them:
+// neither the control thread nor the own data path waits for others' bytes.
 //
 // Ownership: owns its thread and both sockets of every tunnel.
 // Threads:   public members from any; a mailbox behind a mutex and an eventfd.
@@ -40,8 +41,11 @@ class Relay {
   [[nodiscard]] bool has_room(PeerId from) const;
   /// Takes over a connection that has said HELLO and RELAY; the WELCOME, or why not, is sent to it
   /// when the target has been dialled; or, where that cannot be, has come by itself with the same
-  /// wish.
-  void open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target);
+  /// wish, or, called by the one who asks for it here, with the number of the call.
+  void open(std::unique_ptr<Conduit> client, PeerId from, const PeerEndpoint& target,
+            std::uint64_t call = 0);
+  /// The same for one who comes since `caller` waits for it here.
+  void answer(std::unique_ptr<Conduit> client, PeerId from, PeerId caller, std::uint64_t call);
   [[nodiscard]] std::size_t tunnels() const;
   [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
   void stop() noexcept;
@@ -63,6 +67,7 @@ class Relay {
     std::array<std::uint32_t, 2> interest{};
     PeerId from;
     std::optional<PeerId> awaits;  // who is to come by itself; none: it was dialled, or has come
+    std::uint64_t call = 0;        // by what it was called; 0: not
     bool open = false;
     double deadline_s = 0;  // of the dial, or of the wait
   };
@@ -70,13 +75,17 @@ class Relay {
     std::unique_ptr<Conduit> client;
     PeerId from;
     PeerEndpoint target;
+    std::uint64_t call = 0;
+    bool answers = false;
   };
 
+  void take(Order order);
   void run() noexcept;
   void turn(double now_s);
   void take_orders(double now_s);
   void begin(Order order, double now_s);
   void meet(Order order, double now_s);
+  void match(Order order);
   void await(Order order, double now_s);
   bool join(std::uint64_t serial, Tunnel& tunnel, std::unique_ptr<Conduit> other);
   void on_ready(std::uint64_t token, std::uint32_t bits);

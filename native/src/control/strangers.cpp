@@ -267,7 +267,7 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
                                      : answer_to_unknown(body);
   if (hello != nullptr && answer.code == 0) known_.prove(stranger.origin);
   if (hello != nullptr && answer.code == 0 && hello->purpose == Purpose::relay) {
-    stranger.wants_relay = hello->peer;
+    stranger.wants_relay = {hello->peer, hello->incarnation};
     strangers_.emplace(serial, std::move(stranger));
     return;
   }
@@ -279,7 +279,8 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
   if (answer.code != 0) static_cast<void>(socket.send(answer));
 }
 
-void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket socket) {
+void Strangers::carry(std::span<const std::byte> body, const Asker& asker, FramedSocket socket) {
+  const auto& [from, incarnation] = asker;
   frames::Frame frame;
   const bool known = frames::decode(body, frame) == Status::ok;
   const auto* order = known ? std::get_if<frames::Relay>(&frame) : nullptr;
@@ -289,10 +290,13 @@ void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket
     ++context_.counters.dropped;
     return;
   }
-  if (!context_.host.endpoint_of(order->peer, order->incarnation, target)) {
+  if (!order->answers && !context_.host.endpoint_of(order->peer, order->incarnation, target)) {
     answer = refused(frames::Refusal::unreachable, "the relay does not know that peer");
   } else if (!relay_.has_room(from)) {
     answer = refused(frames::Refusal::limit, "the relay has too many tunnels");
+  } else if (!order->answers && order->call != 0 && !target.dialable() &&
+             !peers_.call(order->peer, order->incarnation, {from, incarnation, order->call})) {
+    answer = refused(frames::Refusal::unreachable, "the relay has no word with that peer");
   }
   if (answer.code != 0) {
     static_cast<void>(socket.send(answer));
@@ -300,7 +304,11 @@ void Strangers::carry(std::span<const std::byte> body, PeerId from, FramedSocket
   }
   ++context_.counters.accepted;
   context_.poller.remove(socket.fd());
-  relay_.open(socket.release(), from, target);
+  if (order->answers) {
+    relay_.answer(socket.release(), from, order->peer, order->call);
+  } else {
+    relay_.open(socket.release(), from, target, order->call);
+  }
 }
 
 void Strangers::welcome(const frames::Hello& hello, FramedSocket socket, double now_s) {

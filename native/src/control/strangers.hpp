@@ -51,12 +51,16 @@ class Strangers {
   static constexpr std::size_t expected_half_open_per_origin_max = 512;
 
  private:
+  struct Asker {
+    PeerId peer;
+    Incarnation incarnation = 0;
+  };
   struct Stranger {
     FramedSocket socket;
     double deadline_s = 0;
     Origin origin{};
     bool expected = false;                // it came from where a member is
-    std::optional<PeerId> wants_relay{};  // who it is, once its HELLO has asked for that
+    std::optional<Asker> wants_relay{};   // who it is, once its HELLO has asked for that
     enum class Door : std::uint8_t { silent, waiting, open } door = Door::silent;
     // Of one that has said a part of the streams' mark: it is not watched but looked at by time, a
     // few times, so that it costs nothing meanwhile.
@@ -80,7 +84,7 @@ class Strangers {
   bool hear(std::uint64_t serial, std::uint32_t bits, double now_s);
   void judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
              double now_s);
-  void carry(std::span<const std::byte> body, PeerId from, FramedSocket socket);
+  void carry(std::span<const std::byte> body, const Asker& asker, FramedSocket socket);
   void welcome(const frames::Hello& hello, FramedSocket socket, double now_s);
 
   Context& context_;

@@ -67,6 +67,8 @@ class Silent:
     def close(self) -> None:
         pass
 
+    by_third = False
+
 
 def joining_of(
     monkeypatch: pytest.MonkeyPatch,

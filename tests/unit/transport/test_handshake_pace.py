@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pccl.transport.handshake_pace import HandshakePace, address_group
+from pccl.transport.handshake_pace import (
+    HOSTS_MAX,
+    FairPlaces,
+    HandshakePace,
+    KnownHosts,
+    address_group,
+)
 
 
 def nobody(host: str) -> bool:
@@ -49,3 +55,36 @@ def test_the_addresses_of_one_network_are_one() -> None:
     assert address_group("2001:db8::1") == address_group("2001:db8::ffff")
     assert address_group("::ffff:10.0.0.1") == address_group("10.0.0.1")
     assert address_group("10.0.0.1") != address_group("10.0.0.2")
+
+
+def test_who_fills_the_places_from_one_address_gives_up_its_own_eldest() -> None:
+    places = FairPlaces[int](4)
+    assert places.enter(0, "192.0.2.1") is None
+    assert [places.enter(n, "192.0.2.66") for n in range(1, 4)] == [None] * 3
+    assert places.enter(4, "192.0.2.66") == 1
+    assert places.enter(5, "192.0.2.2") == 2, "and so does it for a newcomer from elsewhere"
+    assert places.enter(6, "192.0.2.66") == 3
+    assert len(places) == 4
+    places.leave(0)
+    places.leave(0)
+    assert places.enter(7, "192.0.2.3") is None
+
+
+def test_where_all_addresses_hold_as_many_the_eldest_goes() -> None:
+    places = FairPlaces[int](2)
+    places.enter(1, "2001:db8::1")
+    places.enter(2, "192.0.2.1")
+    assert places.enter(3, "2001:db8:0:0:5::9") == 1, "one network of IPv6 is one address"
+    assert places.enter(4, "192.0.2.2") == 2
+
+
+def test_of_the_hosts_that_have_proved_themselves_the_last_ones_are_known() -> None:
+    known = KnownHosts()
+    known.prove("192.0.2.1")
+    for number in range(HOSTS_MAX - 1):
+        known.prove(f"10.0.{number >> 8}.{number & 255}")
+    known.prove("192.0.2.1")
+    known.prove("192.0.2.2")
+    assert known("192.0.2.1") and known("192.0.2.2") and not known("10.0.0.0")
+    known.prove("2001:db8::7")
+    assert known(address_group("2001:db8::8"))

@@ -38,7 +38,8 @@ frames = st.one_of(
     st.builds(nf.EvictedFrame, u64, texts),
     st.builds(nf.PeerBeat, u32, u64, u64),
     st.builds(nf.Routes, u64, u32, st.lists(st.builds(nf.Route, ids, ids), max_size=4).map(tuple)),
-    st.builds(nf.RelayFrame, ids, u64),
+    st.builds(nf.RelayFrame, ids, u64, u64, st.booleans()),
+    st.builds(nf.CallFrame, ids, u64, u64),
 )
 
 
