@@ -125,6 +125,7 @@ def open_ca(path: Path) -> CaFolder:
     Raises:
         UsageError: it is no such folder, is damaged, or others can read its key.
     """
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
     from cryptography.x509 import load_pem_x509_certificate
@@ -137,8 +138,9 @@ def open_ca(path: Path) -> CaFolder:
         certificate = load_pem_x509_certificate(certificate_text).public_bytes(Encoding.DER)
     except OSError as error:
         raise UsageError(f"{path} is no CA: {error.strerror or error}; {advice}") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged: {error}; {advice}") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
+        told = str(error).partition(".")[0]  # the last of them talks of libraries, at length
+        raise UsageError(f"{path} is damaged: {told}; {advice}") from error
     if mode & _READABLE:
         raise UsageError(f"{path / KEY} can be read by others; chmod 600 {path / KEY}")
     if not isinstance(key, Ed25519PrivateKey):

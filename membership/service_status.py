@@ -31,6 +31,7 @@ from pccl.transport.channel import Channel
 from pccl.transport.dial import dial
 from pccl.transport.join_ticket import JoinTicket
 
+DEPTH_MAX: Final = 32  # of a status document: what shows it walks down
 AGAIN_S: Final = (0.02, 0.2)  # between two tries at a port that turned this connection away
 
 
@@ -115,7 +116,7 @@ async def _ask(
                     raise EnrolmentRefused(refused.code, refused.text)
             reply = coordinator_codec.decode(body)
             if isinstance(reply, StatusReply):
-                return _document(reply)
+                return document_of(reply)
             if isinstance(reply, Refused):
                 raise StatusRefused(address, reply)
         return None
@@ -137,11 +138,21 @@ def fetch_status_now(
     return asyncio.run(fetch_status(addresses, timeout_s=timeout_s, ticket=ticket))
 
 
-def _document(reply: StatusReply) -> dict[str, Any]:
+def document_of(reply: StatusReply) -> dict[str, Any]:
+    """Raises RemoteError if it is no document that can be shown."""
     try:
         document = json.loads(reply.json)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RemoteError("its status is not JSON") from error
     if not isinstance(document, dict):
         raise RemoteError("its status is not a JSON object")
+    if not _within(document, DEPTH_MAX):
+        raise RemoteError(f"its status is nested more than {DEPTH_MAX} levels deep")
     return document
+
+
+def _within(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_within(item, levels - 1) for item in items)

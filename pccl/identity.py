@@ -81,13 +81,13 @@ def _write_new(file: Path, key: Ed25519PrivateKey) -> None:
 
 
 def _parse(pem: bytes, file: Path) -> Ed25519PrivateKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         raise UsageError(
             f"identity file {file} holds no private key in PEM form; {_KEEP}"
         ) from error

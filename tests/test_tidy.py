@@ -44,7 +44,10 @@ def files(*suffixes: str) -> Iterator[Path]:
     """Our own text files, each once: the links inside pccl/ are not followed."""
     for top in TOPS:
         for folder, folders, names in os.walk(ROOT / top):
-            folders[:] = sorted(name for name in folders if not name.startswith(("__pycache", ".")))
+            # A corpus of a fuzzer is no text.
+            folders[:] = sorted(
+                n for n in folders if not n.startswith(("__pycache", ".", "corpus"))
+            )
             yield from (Path(folder) / n for n in sorted(names) if n.endswith(suffixes))
     for name in LOOSE:
         path = ROOT / name

@@ -1,10 +1,12 @@
 """Runs the libFuzzer targets of the C++ core.
 
-`./dev fuzz native [NAME ...] [--runs N] [--seconds S]`
+`./dev fuzz native [NAME ...] [--runs N] [--seconds S] [--jobs N] [--keep]`
 
 `build/fuzz` holds the targets; each runs in a process of its own, as many at once as there are
-processors, from seeds made of tests/wire and from what earlier runs have found (build/fuzz/corpus).
-An input that fails is kept there as crash-...; `build/fuzz/fuzz_NAME FILE` plays it again.
+processors, from the corpus that the repository keeps (native/fuzz/corpus), seeds made of tests/wire
+and what earlier runs have found (build/fuzz/corpus).  An input that fails is kept there as
+crash-...; `build/fuzz/fuzz_NAME FILE` plays it again.  `--keep` fuzzes nothing: it brings the
+repository's corpus up to date with what was found, the fewest inputs that reach the same edges.
 """
 
 from __future__ import annotations
@@ -19,36 +21,49 @@ import re
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import corpus
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "fuzz"
-# All together; the decoders have 10 million of them.  The slowest comes first, and a decoder is
-# quicker than whole steps are.
+KEPT = ROOT / "native" / "fuzz" / "corpus"
+# All together.  The slowest come first; decoders are quicker than whole steps or handshakes are.
 RUNS = 10_400_000
 SHARES = {
-    "lane": 0.03,
-    "outcome": 0.03,
-    "codec": 0.05,
-    "control_frames": 0.73,
-    "framed_socket": 0.06,
-    "handshake": 0.08,
-    "secured_door": 0.01,
-    "tls": 0.01,
+    "lane": 0.003,
+    "tls_stream": 0.0002,
+    "secured_door": 0.002,
+    "outcome": 0.01,
+    "ucx": 0.02,
+    "handshake": 0.05,
+    "framed_socket": 0.08,
+    "codec": 0.10,
+    "control_frames": 0.25,
+    "ring": 0.15,
+    "tls": 0.10,
+    "wire": 0.2348,
 }
 BYTES_MAX = {
-    "codec": 600,
+    "codec": 400,
     "control_frames": 600,
     "framed_socket": 300,
     "handshake": 400,
     "lane": 600,
     "outcome": 300,
+    "ring": 300,
     "secured_door": 600,
     "tls": 400,
+    "tls_stream": 120,
+    "ucx": 200,
+    "wire": 200,
 }
+# Whole stacks of each allocation cost more than they tell; set it by hand for a replay.
+ENVIRONMENT = {"ASAN_OPTIONS": "malloc_context_size=1:quarantine_size_mb=16"} | os.environ
 HELLO_RUN_ID, HELLO_SECRET = slice(4, 20), slice(44, 60)
 
 
@@ -115,20 +130,38 @@ def seeds(name: str) -> list[bytes]:
             return [dice.randbytes(size) for size in (20, 60, 200, 400)] * 8
 
 
+def lay_out(name: str) -> Path:
+    """Returns the folder that a target begins from."""
+    found = BUILT / "corpus" / name
+    found.mkdir(parents=True, exist_ok=True)
+    for seed in (*seeds(name), *corpus.read(KEPT / name)):
+        (found / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
+    return found
+
+
+def keep(name: str) -> int:
+    """Keeps the fewest of all inputs that reach what all of them reach; returns how many.
+
+    Raises:
+        CalledProcessError: one of them fails.
+    """
+    found = lay_out(name)
+    with tempfile.TemporaryDirectory() as chosen:
+        command = [str(BUILT / f"fuzz_{name}"), "-merge=1", "-use_counters=0", "-timeout=30"]
+        command += [f"-max_len={BYTES_MAX[name]}", chosen, str(found)]
+        subprocess.run(command, capture_output=True, check=True, env=ENVIRONMENT)
+        return corpus.write(KEPT / name, (file.read_bytes() for file in Path(chosen).iterdir()))
+
+
 def fuzz(name: str, runs: int, seconds: int) -> Result:
-    corpus = BUILT / "corpus" / name
-    corpus.mkdir(parents=True, exist_ok=True)
-    for seed in seeds(name):
-        (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    command = [str(BUILT / f"fuzz_{name}"), str(corpus), f"-runs={runs}", "-timeout=30"]
-    command += [f"-max_len={BYTES_MAX.get(name, 600)}", "-print_final_stats=1"]
+    found = lay_out(name)
+    command = [str(BUILT / f"fuzz_{name}"), str(found), f"-runs={runs}", "-timeout=30"]
+    command += [f"-max_len={BYTES_MAX[name]}", "-print_final_stats=1"]
     if seconds:
         command += [f"-max_total_time={seconds}"]
     # What entropic scheduling keeps of each feature takes longer than a run of most targets.
     command += ["-entropic=0"]
-    command += [f"-artifact_prefix={corpus}/", "-rss_limit_mb=2048"]
-    # Whole stacks of each allocation cost more than they tell; set it by hand for a replay.
-    environment = {"ASAN_OPTIONS": "malloc_context_size=3:quarantine_size_mb=32"} | os.environ
+    command += [f"-artifact_prefix={found}/", "-rss_limit_mb=2048"]
     began_s = time.monotonic()
     done = subprocess.run(
         command,
@@ -136,7 +169,7 @@ def fuzz(name: str, runs: int, seconds: int) -> Result:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        env=environment,
+        env=ENVIRONMENT,
     )
     executed = re.search(r"number_of_executed_units: *(\d+)", done.stdout)
     covered = re.findall(r"cov: (\d+)", done.stdout)
@@ -154,12 +187,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHARES))
     parser.add_argument("--runs", type=int, default=RUNS, help="executions of all together")
     parser.add_argument("--seconds", type=int, default=0, help="each target at most so long")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at once")
+    parser.add_argument("--keep", action="store_true", help="bring the kept corpora up to date")
     arguments = parser.parse_args(argv)
     names = arguments.names or list(SHARES)
     if unknown := set(names) - set(SHARES):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
+    if arguments.keep:
+        for name in names:
+            print(f"{name:16} {keep(name):>5} inputs kept")
+        return 0
     whole = sum(SHARES[name] for name in names)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max(1, arguments.jobs)) as pool:
         results = list(
             pool.map(
                 lambda name: fuzz(

@@ -5,16 +5,21 @@
 #include "fuzz/pipe.hpp"
 
 #include <linux/sockios.h>
+#include <sanitizer/asan_interface.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstdarg>
+#include <utility>
 
 #include "fuzz/pieces.hpp"
+#include "ucx/stream.hpp"
 
 namespace {
 
@@ -25,12 +30,33 @@ constexpr std::size_t unread_bytes_max = 208 * 1024;  // Linux's default for a s
 struct Stream {
   fuzz::Bytes said;         // to the near end
   std::size_t read = 0;     // of that
-  std::size_t heard = 0;    // bytes from the near end; nobody ever reads them
+  std::size_t heard = 0;    // bytes from the near end that nobody has read
+  fuzz::Bytes kept;         // they themselves, if anybody ever will
+  bool keeps = false;
   bool near_open = false;
   bool far_open = false;
   bool shut = false;
 };
 std::array<Stream, pipes_max> streams;
+
+/// What a stream of UCX's messages maps; one such block is kept with its pages.
+constexpr std::size_t spared_bytes = 2 * pccl::UcxStream::messages_max *
+                                     pccl::UcxStream::message_bytes;
+void* spare = nullptr;
+
+/// Who looks at the beginning of a place of such a block is caught as if the block were gone.
+void mark_places([[maybe_unused]] void* memory, [[maybe_unused]] bool there) {
+#if defined(__SANITIZE_ADDRESS__) || defined(PCCL_FUZZ_ADDRESS)
+  for (std::size_t at = 0; at < spared_bytes; at += pccl::UcxStream::message_bytes) {
+    const auto* place = static_cast<std::byte*>(memory) + at;
+    if (there) {
+      __asan_unpoison_memory_region(place, 64);
+    } else {
+      __asan_poison_memory_region(place, 64);
+    }
+  }
+#endif
+}
 
 bool ours(int fd) { return fd >= first_descriptor; }
 bool is_far(int fd) { return (fd & 1) != 0; }
@@ -71,10 +97,13 @@ ssize_t transmit(int fd, std::span<const iovec> parts) {
   ssize_t sent = 0;
   for (const iovec& part : parts) {
     const std::size_t here = std::min(part.iov_len, unread_bytes_max - stream.heard);
-    // A sanitizer sees whether all of it may be read.
-    const auto* bytes = static_cast<const volatile unsigned char*>(part.iov_base);
-    for (std::size_t i = 0; i < here; i += 64) static_cast<void>(bytes[i]);
-    if (here > 0) static_cast<void>(bytes[here - 1]);
+    if (stream.keeps) {
+      fuzz::append(stream.kept, {static_cast<const std::byte*>(part.iov_base), here});
+    } else {  // a sanitizer sees whether all of it may be read
+      const auto* bytes = static_cast<const volatile unsigned char*>(part.iov_base);
+      for (std::size_t i = 0; i < here; i += 64) static_cast<void>(bytes[i]);
+      if (here > 0) static_cast<void>(bytes[here - 1]);
+    }
     stream.heard += here;
     sent += static_cast<ssize_t>(here);
   }
@@ -95,12 +124,14 @@ int loopback(sockaddr* address, socklen_t* bytes) {
 
 namespace fuzz {
 
-Pipe::Pipe() {
+Pipe::Pipe(bool keeps) {
   for (std::size_t i = 0; i < pipes_max; ++i) {
     Stream& stream = streams[i];
     if (stream.near_open || stream.far_open) continue;
     stream.said.clear();
+    stream.kept.clear();
     stream.read = stream.heard = 0;
+    stream.keeps = keeps;
     stream.shut = false;
     stream.near_open = stream.far_open = true;
     near = pccl::Fd(first_descriptor + 2 * static_cast<int>(i));
@@ -120,6 +151,12 @@ void Pipe::say(std::span<const std::byte> bytes) const {
   append(stream.said, bytes.first(std::min(bytes.size(), unread_bytes_max - unread(stream))));
 }
 
+std::vector<std::byte> Pipe::hear() const {
+  Stream& stream = of(far.get());
+  if (stream.keeps) stream.heard = 0;
+  return std::exchange(stream.kept, {});
+}
+
 }  // namespace fuzz
 
 extern "C" {
@@ -135,6 +172,8 @@ int __real_shutdown(int fd, int how);
 int __real_ioctl(int fd, unsigned long request, ...);
 int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
 int __real_close(int fd);
+void* __real_mmap(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset);
+int __real_munmap(void* memory, std::size_t bytes);
 
 ssize_t __wrap_recv(int fd, void* target, std::size_t bytes, int flags) {
   const iovec part{target, bytes};
@@ -185,6 +224,22 @@ int __wrap_ioctl(int fd, unsigned long request, ...) {
 }
 int __wrap_epoll_ctl(int epoll, int operation, int fd, epoll_event* event) {
   return ours(fd) ? 0 : __real_epoll_ctl(epoll, operation, fd, event);
+}
+int __wrap_posix_fallocate(int fd, off_t offset, off_t bytes) {
+  return ::ftruncate(fd, offset + bytes) == 0 ? 0 : errno;
+}
+void* __wrap_mmap(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) {
+  if (fd >= 0 || bytes != spared_bytes || spare == nullptr) {
+    return __real_mmap(at, bytes, protection, flags, fd, offset);
+  }
+  mark_places(spare, true);
+  return std::exchange(spare, nullptr);
+}
+int __wrap_munmap(void* memory, std::size_t bytes) {
+  if (bytes != spared_bytes || spare != nullptr) return __real_munmap(memory, bytes);
+  mark_places(memory, false);
+  spare = memory;
+  return 0;
 }
 int __wrap_close(int fd) {
   if (!ours(fd)) return __real_close(fd);

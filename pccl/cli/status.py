@@ -47,6 +47,9 @@ def command(address: str | None, ticket: str | None, as_json: bool, timeout_s: f
 COLUMNS_MAX: Final = 1000
 """No limit: lines are for grep as well, and a narrow terminal wraps them by itself."""
 
+DURATION_S_MAX: Final = 1e12
+"""What claims to be more, or no number, is no time."""
+
 COLUMNS: Final = {
     "rank": "rank",
     "peer_id": "peer",
@@ -74,9 +77,9 @@ RULES: Final = {
 def show(document: Mapping[str, Any], console: Console) -> None:
     """Prints a status document for people; parts that it lacks are left out."""
     console.print(
-        f"[bold]run {_text(document.get('run_id'))[:SHORT_HEX_DIGITS]}[/]  "
-        f"generation {_text(document.get('generation'))}  epoch {_text(document.get('epoch'))}  "
-        f"profile {_text(document.get('profile'))}  "
+        f"[bold]run {_plain(document, 'run_id')[:SHORT_HEX_DIGITS]}[/]  "
+        f"generation {_plain(document, 'generation')}  epoch {_plain(document, 'epoch')}  "
+        f"profile {_plain(document, 'profile')}  "
         f"up {_duration(document.get('uptime_s'))}{_paused(document)}"
     )
     if rules := _rules(document):
@@ -102,8 +105,13 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 def _paused(document: Mapping[str, Any]) -> str:
     if not document.get("paused"):
         return ""
-    have, need = document.get("world_size"), document.get("min_world")
-    return f"  [yellow]paused: {_text(have)} of min_world {_text(need)} members[/]"
+    have, need = _plain(document, "world_size"), _plain(document, "min_world")
+    return f"  [yellow]paused: {have} of min_world {need} members[/]"
+
+
+def _plain(document: Mapping[str, Any], key: str) -> str:
+    """What stands there, of which nothing is markup."""
+    return escape(_text(document.get(key)))
 
 
 def _rules(document: Mapping[str, Any]) -> str:
@@ -113,7 +121,8 @@ def _rules(document: Mapping[str, Any]) -> str:
         if key in document:
             value = document[key]
             named = key.removesuffix("_s")
-            told = absent if value is None else f"{value:g} s" if named != key else _text(value)
+            seconds = named != key and isinstance(value, int | float)
+            told = absent if value is None else f"{value:g} s" if seconds else _text(value)
             shown.append(f"{named} {told}")
     return "  ".join(shown)
 
@@ -197,7 +206,7 @@ def _text(value: Any) -> str:
 
 
 def _duration(value: Any) -> str:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not abs(value) < DURATION_S_MAX:
         return "-"
     minutes, seconds = divmod(int(value), 60)
     hours, minutes = divmod(minutes, 60)

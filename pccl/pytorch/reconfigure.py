@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pccl.pytorch.group import ProcessGroupPccl
 
 FORM: Final = "pccl:1"  # of a handle, with its version
+DIGITS_MAX: Final = 20  # of its two numbers together
 OP: Final = "reconfigure"
 
 
@@ -66,7 +67,7 @@ def parse_handle(text: str) -> Handle:
     if not text.startswith(f"{FORM}:") or len(parts) != 4 or not all(parts):
         raise Misused(f"{text!r} is no handle of the pccl backend ({FORM}:...)", op=OP)
     rank, name, port, host = parts
-    if not (rank.isdecimal() and port.isdecimal()):
+    if not (rank.isdecimal() and port.isdecimal() and len(rank) + len(port) <= DIGITS_MAX):
         raise Misused(f"{text!r} is no handle of the pccl backend: no rank or port", op=OP)
     return Handle(int(rank), name, host, int(port))
 

@@ -227,8 +227,11 @@ def parse_url(url: str, *, elastic: bool = False) -> Asked:
         Misused: it is not `pccl://host:port[,host:port]/job?min=2&max=16`, with `start` and
             `elastic` for elastic groups; or a fixed group's address does not say its size.
     """
-    parts = urlparse(url)
-    query = parse_qs(parts.query)
+    try:
+        parts = urlparse(url)
+        query = parse_qs(parts.query)
+    except ValueError as error:  # brackets that hold no address, or more fields than anybody has
+        raise Misused(f"{url!r}: {error}; write pccl://host:port/job?min=2&max=16") from error
     unknown = set(query) - {"min", "max", "start", "elastic", "rank", "world_size"}
     if not parts.netloc or unknown:
         what = f"unknown {', '.join(sorted(unknown))}" if unknown else "no address"

@@ -27,7 +27,7 @@ from pccl.transport.framing import FIRST_FRAME_BYTES_MAX, HEAD_BYTES, Framer, fr
 from pccl.transport.identity import name_in
 from pccl.transport.join_ticket import parse_ticket
 from pccl.weights.frames import codec as weight_codec
-from tests.fuzz import doors, streams, weights
+from tests.fuzz import doors, gathered, streams, told, weights
 from tests.fuzz.drawing import Source
 
 Target = Callable[[bytes], None]
@@ -223,4 +223,11 @@ DECODERS: dict[str, Target] = {
     "weight_messages": _codec(weight_codec),
     "weight_update": weights.update,
     "weight_positions": weights.positions,
+    "weight_stream": weights.stream,
+    "sparse_code": gathered.sparse_code,
+    "state_records": gathered.state_records,
+    "status_reply": told.status_reply,
+    "frozen_machine": told.frozen_machine,
+    "ca_folder": told.ca_folder,
+    "meeting_places": told.meeting_places,
 }

@@ -27,16 +27,24 @@ from pccl.transport.identity import Role
 from pccl.transport.join_ticket import JoinTicket
 from pccl.weights.frames import Message as WeightMessage
 from pccl.weights.frames import codec as weight_codec
-from tests.fuzz import doors, streams
+from tests.fuzz import doors, gathered, streams, told
 from tests.fuzz.coordinator_story import coordinator
 from tests.fuzz.decoders import DECODERS, Target
 from tests.fuzz.drawing import Known, Source, draw_or_none
 from tests.fuzz.member_story import member
+from tests.fuzz.weights import stream_seeds as weight_stream_seeds
 from tests.fuzz.weights import updates as weight_updates
+from tools import corpus
 
+KEPT = Path(__file__).resolve().parent / "corpus"
 VECTORS = Path(__file__).resolve().parent.parent / "wire" / "native_frames.json"
 STORIES: dict[str, Target] = {"coordinator": coordinator, "member": member}
 TARGETS: dict[str, Target] = {**DECODERS, **STORIES}
+
+
+def kept(name: str) -> list[bytes]:
+    """Returns the inputs that the repository keeps of a target."""
+    return corpus.read(KEPT / name)
 
 
 def seeds(name: str) -> list[bytes]:
@@ -81,6 +89,20 @@ def seeds(name: str) -> list[bytes]:
             return [b"", *_messages(WeightMessage, weight_codec, dice)]
         case "weight_update":
             return [b"", *weight_updates()]
+        case "weight_stream":
+            return [b"", *weight_stream_seeds(_messages(WeightMessage, weight_codec, dice))]
+        case "sparse_code":
+            return [b"", *gathered.sparse_seeds()]
+        case "state_records":
+            return [b"", *gathered.record_seeds()]
+        case "status_reply":
+            return [b"", *told.status_seeds()]
+        case "frozen_machine":
+            return [b"", *told.machine_seeds()]
+        case "ca_folder":
+            return told.ca_seeds()
+        case "meeting_places":
+            return told.place_seeds()
         case "native":
             vectors = json.loads(VECTORS.read_text())["valid"]
             return [b"", *(bytes.fromhex(v["body"]) for v in vectors)]
@@ -117,7 +139,15 @@ def _messages(hint: Any, codec: Any, dice: random.Random) -> list[bytes]:
     for cls in get_args(hint) or (hint,):
         for _ in range(30):
             message = draw_or_none(cls, Source(dice.randbytes(200)), Known())
-            if message is not None:
-                bodies.append(codec.encode(message))
+            if message is not None and (body := _encoded(codec, message)):
+                bodies.append(body)
                 break
     return bodies
+
+
+def _encoded(codec: Any, message: Any) -> bytes:
+    """Returns nothing where a field is longer than goes over the wire."""
+    try:
+        return bytes(codec.encode(message))
+    except ValueError:
+        return b""

@@ -2,11 +2,13 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.fuzz.drawing import Source
-from tests.fuzz.targets import STORIES, TARGETS, seeds
+from tests.fuzz.targets import KEPT, STORIES, TARGETS, kept, seeds
+from tools import corpus
 
 MUTANTS = 300
 STORY_MUTANTS = 10
@@ -33,12 +35,10 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_makes_a_decoder_or_a_machine_break_its_word(name: str) -> None:
     dice = random.Random(f"short {name}")
-    inputs = seeds(name)
-    until_s = time.monotonic() + SECONDS
-    for data in inputs:
+    inputs = seeds(name) + kept(name)
+    for data in inputs:  # all of them, however long that takes: they are few
         TARGETS[name](data)
-        if time.monotonic() > until_s:
-            return
+    until_s = time.monotonic() + SECONDS
     for _ in range(STORY_MUTANTS if name in STORIES else MUTANTS):
         TARGETS[name](mutated(dice.choice(inputs), dice))
         if time.monotonic() > until_s:
@@ -55,3 +55,26 @@ def test_a_message_cut_anywhere_is_refused_or_whole(name: str) -> None:
 def test_draws_from_bytes_that_ran_out_are_zero() -> None:
     source = Source(b"\x05")
     assert (source.byte(), source.byte(), source.below(1000), bool(source)) == (5, 0, 0, False)
+
+
+def test_what_is_kept_belongs_to_a_target_and_is_small() -> None:
+    files = {file.name: file.stat().st_size for file in KEPT.iterdir()}
+    assert files.keys() == TARGETS.keys()
+    assert max(files.values()) <= corpus.FILE_BYTES_MAX
+
+
+def test_a_corpus_comes_back_as_it_was_kept_and_one_that_was_cut_is_refused(tmp_path: Path) -> None:
+    inputs = [b"", b"a", b"bc" * 300]
+    assert corpus.write(tmp_path / "kept", reversed(inputs)) == 3
+    assert corpus.read(tmp_path / "kept") == inputs
+    assert corpus.read(tmp_path / "none") == []
+    whole = (tmp_path / "kept").read_bytes()
+    (tmp_path / "kept").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="cut"):
+        corpus.read(tmp_path / "kept")
+
+
+def test_of_too_much_the_shortest_inputs_are_kept(tmp_path: Path) -> None:
+    sizes = (40_000, 20_000, 10_000, 5)
+    assert corpus.write(tmp_path / "kept", (bytes(size) for size in sizes)) == 3
+    assert [len(data) for data in corpus.read(tmp_path / "kept")] == [5, 10_000, 20_000]

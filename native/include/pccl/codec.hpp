@@ -20,7 +20,7 @@
 //   NaN, Inf    a block that holds one has scale NaN and codes 0, and decodes to NaN in all of its
 //               elements: nothing finite is ever made of what was not; so does any scale that is
 //               not finite.  Every NaN is the canonical one
-// Error: at most scale/2 * (1 + 2^-20) (int8, int4), or 2^-4 of the element or scale * 2^-10,
+// Error: at most scale/2 * (1 + 2^-14) (int8, int4), or 2^-4 of the element or scale * 2^-10,
 // whichever is larger (fp8); twice that for stochastic rounding.
 //
 // Ownership: all memory is the caller's, any alignment.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pccl.base.errors import UsageError
 from pccl.cli.main import main
 from pccl.membership.service_ca import open_ca
 from pccl.transport.join_ticket import parse_ticket
@@ -135,3 +136,19 @@ def test_who_is_revoked_is_named_and_with_a_ticket_all_who_came_by_it(ca: Ca) ->
     document = ca.listed()
     assert document["tickets"][0]["state"] == "revoked"
     assert all(row["denied"] for row in document["peers"])
+
+
+def test_a_key_with_any_bit_flipped_is_told_as_a_damaged_folder(ca: Ca) -> None:
+    file = ca.folder / "ca.key"
+    good, refused = file.read_bytes(), 0
+    for at in range(len(good)):
+        for bit in (1, 4):
+            damaged = bytearray(good)
+            damaged[at] ^= bit
+            file.write_bytes(damaged)
+            try:
+                open_ca(ca.folder).close()
+            except UsageError as error:
+                assert "damaged" in str(error) and len(str(error)) < 400
+                refused += 1
+    assert refused > len(good)

@@ -8,9 +8,11 @@ import json
 import pytest
 from rich.console import Console
 
+from pccl.base.errors import RemoteError
 from pccl.cli.main import main
 from pccl.cli.status import show
-from pccl.membership.messages import CarriedBy, Underflow
+from pccl.membership.messages import CarriedBy, StatusReply, Underflow
+from pccl.membership.service_status import document_of
 from pccl.transport.native_frames import Waiting, WaitKind, WaitOn
 from tests.unit.membership.hub import Hub
 
@@ -108,3 +110,23 @@ def test_what_ucx_moves_a_peers_bytes_by_is_shown_where_a_peer_uses_it() -> None
     a.say(CarriedBy("tcp/eth0"))
     assert hub.status()["members"][0]["ucx"] == "tcp/eth0"
     assert b.peer_id  # it says nothing, and nothing is said of it
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 60_000, b'{"a":' * 10_000, b'{"a":' * 40 + b"1" + b"}" * 40, b"[]", b"\xff"],
+    ids=["deep list", "deep object", "too deep", "no object", "no text"],
+)
+def test_a_reply_that_is_no_status_is_refused_however_it_is_made(body: bytes) -> None:
+    with pytest.raises(RemoteError, match="status"):
+        document_of(StatusReply(body))
+
+
+def test_whatever_words_a_status_uses_they_are_shown_and_are_no_markup() -> None:
+    body = b"""{"run_id": "[/]", "profile": "[bold", "epoch": "[/link]", "paused": true,
+                "min_world": "[/x]", "straggler_s": "soon", "abandon_after_s": [1],
+                "uptime_s": Infinity, "generation": {"a": NaN}}"""
+    text = io.StringIO()
+    show(document_of(StatusReply(body)), Console(file=text, width=200))
+    assert "run [/]" in text.getvalue() and "profile [bold" in text.getvalue()
+    assert "of min_world [/x] members" in text.getvalue() and "straggler soon" in text.getvalue()

@@ -31,6 +31,7 @@ from pccl.membership.flight import CHUNK_BYTES, MAGIC, arrived, event, read_entr
 from pccl.membership.replay import Replay
 from pccl.membership.service_recorder import Recorder
 from pccl.transport import native_frames as nf
+from tests.test_imports import SHELLS
 
 VERSION = "0"
 ids = st.binary(min_size=16, max_size=16)
@@ -236,3 +237,16 @@ def test_a_state_that_names_anything_but_the_plain_classes_is_refused() -> None:
         thaw(b"cpccl.membership.flight\nfreeze\n(tR.")
     with pytest.raises(RemoteError):
         thaw(b"garbage")
+
+
+def test_a_state_cannot_name_what_opens_files_or_sockets(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    for name in ("membership.journal_sqlite\nSqliteJournal", "membership.service_ledger\nLedger"):
+        with pytest.raises(RemoteError, match="no place for"):
+            thaw(f"cpccl.{name}\n(V{made}\ntR.".encode())
+    assert not made.exists()
+    for shell in SHELLS:  # of the transport nothing is named but frames
+        module = shell.removesuffix("*")
+        if module.startswith("pccl.membership.") or module == "pccl.transport.engine":
+            with pytest.raises(RemoteError, match="no place for"):
+                thaw(f"c{module}\nAnything\n.".encode())

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pccl.pytorch import Misused, Options
 from pccl.pytorch import waiting as w
 from pccl.pytorch.elastic.bootstrap import agreed
+from pccl.pytorch.reconfigure import parse_handle
 from pccl.pytorch.rendezvous import parse_url
 
 
@@ -94,3 +95,15 @@ def test_who_waits_for_long_is_told_what_for(
             if isinstance(thread, threading.Timer):
                 thread.join(10.0)
     assert "2 ranks" in caplog.text and "until" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["pccl://[::1/job?min=2", "pccl://[nowhere]:1/?min=2"])
+def test_brackets_that_hold_no_address_are_told_as_everything_else(url: str) -> None:
+    with pytest.raises(Misused, match="write pccl://"):
+        parse_url(url)
+
+
+def test_a_handle_with_more_digits_than_a_number_has_is_none() -> None:
+    for rank, port in (("9" * 5000, "1"), ("1", "9" * 5000)):
+        with pytest.raises(Misused, match="no rank or port"):
+            parse_handle(f"pccl:1:{rank}:name:{port}:host")
