@@ -1,10 +1,16 @@
 """Decides whose state counts.  Pure: the same table gives the same answer on every member.
 
 Who may give: with a `send_only` among them only those, else all that are not `receive_only`.  None
-whose memory is torn, by a fetch or a restore that broke off, gives while there is another.  Of
-those that have been in agreement with this run's members only they count, if there are any: a
-stranger's high revision must not win.  Then the highest revision, then the root that most hold,
-then the lowest rank.
+whose memory is torn, by a fetch or a restore that broke off, gives while there is another.
+
+    some have been in agreement with this run   of them, the content that most hold: they have made
+                                                their revisions by the same steps, so it is one
+                                                content, and one member's claim moves nobody
+    none has: the run begins                    the highest revision, so that nothing is lost which
+                                                only one process still has; of it what most hold
+
+Ties go to the higher revision, then to the lowest rank; so in a world of two that have been in
+agreement, where neither is the minority.
 
 Invariant: the answer depends on the committed table alone.
 """
@@ -112,9 +118,10 @@ def agree(table: Sequence[Record]) -> Agreement:
     synced = [rank for rank in givers if table[rank].synced]
     candidates = synced or givers
     highest = max(table[rank].revision for rank in candidates)
-    candidates = [rank for rank in candidates if table[rank].revision == highest]
+    if not synced:
+        candidates = [rank for rank in candidates if table[rank].revision == highest]
     votes = Counter(table[rank].content for rank in candidates)
-    chosen = min(candidates, key=lambda rank: (-votes[table[rank].content], rank))
+    chosen = min(candidates, key=lambda r: (-votes[table[r].content], -table[r].revision, r))
     right = table[chosen]
     sources = tuple(rank for rank in givers if table[rank].content == right.content)
     receivers = tuple(rank for rank, r in enumerate(table) if r.content != right.content)
@@ -126,9 +133,7 @@ def agree(table: Sequence[Record]) -> Agreement:
         disagreed=tuple(
             rank
             for rank in receivers
-            if table[rank].synced
-            and table[rank].revision == right.revision
-            and table[rank].root != right.root
+            if table[rank].synced and table[rank].revision >= right.revision
         ),
     )
 

@@ -222,8 +222,9 @@ class _Serving:
         if not self._follows:
             self._follows = True
             self._state.follow()
-            self._unpin()
-            self._stream.patience(FOLLOWER_IDLE_S)
+            if not self._urgent:  # else it may yet want what it was told of
+                self._unpin()
+                self._stream.patience(FOLLOWER_IDLE_S)
         results = self._state.results_of(revision)
         if results is None:
             return self._refuse("gone", f"no results after revision {revision} are kept")

@@ -20,6 +20,7 @@ from pccl.base.log import get_logger
 from pccl.membership.messages import MemberInfo
 from pccl.outcome import Peer
 from pccl.state import messages as m
+from pccl.state.election import Target
 from pccl.state.fetch import STALL_S, Fetching
 from pccl.state.layout import ENCODED_BYTES_MAX, LEAF_BYTES, Layout
 from pccl.state.relaying import reach
@@ -32,15 +33,6 @@ IDLE_LOOK_S = 0.01
 DEPTH = 2  # questions under way on one stream, so that it never runs dry
 STREAMS_PER_SOURCE = 2  # one is read while what the other brought is hashed and copied
 _log = get_logger("state")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is to be in memory in the end."""
-
-    revision: int
-    lineage: int
-    root: bytes
 
 
 @dataclass(slots=True)

@@ -6,6 +6,8 @@ right, the root says afterwards.
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,24 @@ RESULTS_FACTOR = 4  # results of one update are about as large as what they chan
 _log = get_logger("state")
 
 
-def replay(state: SharedState, stream: Stream, deadline: Deadline) -> bool:
+@dataclass(slots=True)
+class Tally:
+    """What was replayed, however it ended."""
+
+    revisions: int = 0
+    byte_count: int = 0
+    apply_s: float = 0.0  # of the time that it took
+
+
+def replay(
+    state: SharedState,
+    stream: Stream,
+    deadline: Deadline,
+    tally: Tally | None = None,
+    pause: Deadline | None = None,
+) -> bool:
     """Asks for what came after this state's revision until there is no more; says whether there
-    was anything to be replayed.
+    was anything to be replayed.  After `pause` it goes no further than to the next revision.
 
     Raises:
         StreamLost, RemoteError: the source ended or sent what is no update; the memory is that of
@@ -36,10 +53,11 @@ def replay(state: SharedState, stream: Stream, deadline: Deadline) -> bool:
         DeadlineExceeded: updates still came when time was over; the state is at a revision.
     """
     assert state.apply is not None
+    done = Tally() if tally is None else tally
     count = 0
     stream.until(deadline)
     while True:
-        if count and deadline.passed():  # who lacks nothing is told so first
+        if count and (pause or deadline).passed():  # who lacks nothing is told so first
             raise DeadlineExceeded(
                 f"{count} updates were replayed, and more come as fast as apply= makes them here: "
                 "give it more time, or let the members' steps be fewer"
@@ -67,6 +85,7 @@ def replay(state: SharedState, stream: Stream, deadline: Deadline) -> bool:
             raise RemoteError(str(error)) from error
         for part in memory:
             stream.receive_into(part.data)
+        began_s = time.monotonic()
         with state.writing():
             try:
                 state.apply(state.tensors, *arrays)
@@ -75,6 +94,8 @@ def replay(state: SharedState, stream: Stream, deadline: Deadline) -> bool:
                 raise RemoteError(f"an update that apply= refuses: {error}") from error
             state.applied(answer.revision + 1)
         count += 1
+        done.revisions, done.byte_count = done.revisions + 1, done.byte_count + answer.byte_count
+        done.apply_s += time.monotonic() - began_s
 
 
 def results_memory(layout: Layout) -> tuple[list[Any], list[Bytes]]:

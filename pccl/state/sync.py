@@ -33,8 +33,9 @@ from pccl.outcome import Peer
 from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
+from pccl.state.election import Target
 from pccl.state.layout import Layout
-from pccl.state.receiver import Receiver, Target, Transfer, difference
+from pccl.state.receiver import Receiver, Transfer, difference
 from pccl.state.restore import Restored, Restoring
 from pccl.state.shared import SharedState
 from pccl.state.stream import identity_of

@@ -68,6 +68,12 @@ class PeerProcess:
         assert fact is not None, f"peer {self.process.pid} ended\n{self.errors()}"
         return fact
 
+    def fact_within(self, timeout_s: float) -> dict[str, Any]:
+        """Returns the next fact; an empty one if there is none in time, or no more."""
+        with contextlib.suppress(queue.Empty):
+            return self._facts.get(timeout=timeout_s) or {}
+        return {}
+
     def fact_with(self, key: str) -> dict[str, Any]:
         """Returns the next fact that has `key`; a failure told meanwhile is an error."""
         while True:

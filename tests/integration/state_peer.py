@@ -7,6 +7,7 @@ differ begin with contents of their own seed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ from pccl.state.tensors import Bytes
 SIZE = 3 << 20  # of int32, in one tensor: 12 leaves
 LARGE = 48 << 20  # 192 MiB
 STEPS = 40
+HALT_S = 5.0
 
 
 class Odd(pccl.SharedState):
@@ -57,21 +59,54 @@ class Slow(pccl.SharedState):
 
 
 class Throttled(pccl.SharedState):
-    """Gives as over a slow way of its own, which steps do not go; says when it gives to a newcomer
-    for which the members wait."""
+    """Gives as over a slow way of its own, which steps do not go; says when it is in the middle of
+    giving, and when it is so to a newcomer for which the members wait."""
 
     rate = float(os.environ.get("PCCL_TEST_RATE", "inf"))
     gives = threading.Lock()
-    waited_for = 0
+    free_s = 0.0  # when what was asked for before is through
+    asked = waited_for = 0
 
     def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
         with self.gives:
-            time.sleep(leaf.byte_count / self.rate)
+            now_s = time.monotonic()
+            self.free_s = max(now_s, self.free_s) + leaf.byte_count / self.rate
+            left_s = self.free_s - now_s
+            self.asked += 1
+            if self.asked == 5:
+                tell(giving=True)
+        time.sleep(left_s)
         if scratch is None:
             self.waited_for += 1
             if self.waited_for == 3:
                 tell(holding=True)
         return super().read(pin, leaf, scratch)
+
+
+class Liar(Throttled):
+    """Claims a revision that nobody else has reached, and gives nothing of it."""
+
+    def pin(self, *, precious: bool = False) -> Pin:
+        return dataclasses.replace(super().pin(precious=precious), revision=10**9)
+
+    def unpin(self, pin: Pin) -> None:
+        pass
+
+    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
+        time.sleep(3600)
+        return None
+
+
+class Halting(Throttled):
+    """Once, as members wait for it, it takes its time to hash."""
+
+    halts = False
+
+    def hash(self) -> bytes:
+        if self.halts:
+            self.halts = False
+            time.sleep(HALT_S)
+        return super().hash()
 
 
 class Told(logging.Handler):
@@ -103,9 +138,15 @@ def hashed(tensors: Any) -> str:
 applied = 0  # how often this process has made a revision, its own steps' and replayed ones
 
 
+halts_in_apply = False  # once, of what is replayed
+
+
 def add(tensors: Any, total: Any) -> None:
-    global applied
+    global applied, halts_in_apply
     applied += 1
+    if halts_in_apply:
+        halts_in_apply = False
+        time.sleep(HALT_S)
     tensors["model"][: total.size] += total.astype(np.int32)
     tensors["moments"]["count"] += 1
 
@@ -128,12 +169,14 @@ def train(
 ) -> None:
     """Adds the number of contributors to all elements, step by step; with PCCL_TEST_JOINED to a few
     steps after the first that so many took part in."""
+    global halts_in_apply
     joined = int(os.environ.get("PCCL_TEST_JOINED", "0"))
     while state.revision < steps:
         began_s = time.monotonic()
         delta = np.ones(SIZE, np.int32)
         with comm.step("outer") as step:
             step.all_reduce(delta)
+        halts_in_apply = False  # not of what is replayed
         if state.apply is None:
             with state.update(step):
                 add(state.tensors, delta)
@@ -156,7 +199,9 @@ def trains(address: str, index: int, count: int) -> None:
     size = int(os.environ.get("PCCL_TEST_SIZE", str(SIZE)))
     pace = float(os.environ.get("PCCL_TEST_PACE", "1"))
     steps = int(os.environ.get("PCCL_TEST_STEPS", str(STEPS)))
-    kind = Odd if os.environ.get("PCCL_TEST_ODD") == str(index) else Throttled
+    special = {"ODD": Odd, "LIAR": Liar, "HALTS": Halting}
+    found = [k for n, k in special.items() if os.environ.get(f"PCCL_TEST_{n}") == str(index)]
+    kind = found[0] if found else Throttled
     hold_s = float(os.environ.get("PCCL_TEST_HOLD", "1"))
     kept = 1 << 30  # however many revisions pass while a newcomer dawdles
     act = add if replays else None
@@ -220,8 +265,12 @@ def dawdle(comm: pccl.Communicator, state: pccl.SharedState) -> None:
     pass_gate = session._pass_gate
 
     def late(*arguments: Any) -> Any:
+        global halts_in_apply
         tell(fetched=state.revision)
-        sys.stdin.readline()
+        line = sys.stdin.readline()
+        halts_in_apply = "halt in apply" in line
+        if isinstance(state, Halting):
+            state.halts = "halt as it hashes" in line
         setattr(session, "_pass_gate", pass_gate)  # noqa: B010  once
         return pass_gate(*arguments)
 

@@ -44,9 +44,24 @@ def test_among_as_many_the_lowest_rank_counts() -> None:
     assert agree([PLAIN, OTHER, OTHER, PLAIN]).sources == (0, 3)
 
 
-def test_the_highest_revision_counts_however_few_hold_it() -> None:
-    newer = replace(OTHER, revision=6)
-    found = agree([PLAIN, PLAIN, newer])
+def test_of_those_in_agreement_most_count_whatever_revision_one_claims_and_it_is_named() -> None:
+    liar = replace(OTHER, revision=10**9)
+    found = agree([liar, PLAIN, PLAIN])
+    assert found.sources == (1, 2) and found.receivers == found.disagreed == (0,)
+    late = replace(OTHER, revision=4)
+    found = agree([late, PLAIN, PLAIN])
+    assert found.receivers == (0,) and found.disagreed == (), "it has missed a step, and is no liar"
+
+
+def test_of_two_in_agreement_neither_is_the_minority_and_the_higher_revision_counts() -> None:
+    assert agree([PLAIN, replace(OTHER, revision=6)]).chosen == 1
+    assert agree([OTHER, PLAIN]).chosen == 0
+
+
+def test_where_a_run_begins_the_highest_revision_counts_however_few_hold_it() -> None:
+    before = replace(PLAIN, synced=False)
+    newer = replace(before, root=b"x" * 32, revision=6)
+    found = agree([before, before, newer])
     assert found.sources == (2,) and found.receivers == (0, 1) and found.disagreed == ()
 
 

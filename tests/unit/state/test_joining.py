@@ -13,30 +13,18 @@ import pytest
 from pccl.base.clock import Deadline
 from pccl.base.errors import CannotCatchUp, DeadlineExceeded
 from pccl.membership.messages import MemberInfo
-from pccl.state import joining
+from pccl.state import asking, joining
 from pccl.state import messages as m
-from pccl.state.joining import Joining, _Asking, _newest, _of_most
+from pccl.state.asking import Answers
+from pccl.state.joining import Joining
 from pccl.state.receiver import Opened, Transfer
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
 
-def answer(peer: bytes, revision: int, root: bytes) -> Opened:
-    described = m.Described(revision, 1, "xxh3-128", root, 10, 10)
-    member = cast(MemberInfo, type("Member", (), {"peer_id": peer}))
-    return Opened(member, cast(Any, None), described, b"")
-
-
-def test_beside_the_run_the_newest_counts_and_at_one_step_what_most_hold() -> None:
-    opened = [answer(b"a", 9, b"x"), answer(b"b", 10**9, b"lie"), answer(b"c", 9, b"x")]
-    assert _newest(opened).revision == 10**9  # whose bytes are replaced when it comes in
-    assert (_of_most(opened).revision, _of_most(opened).root) == (9, b"x")
-    assert _of_most(opened[:2]).root == b"x", "a tie goes by the lowest peer id"
-
-
 def test_members_that_do_not_answer_are_asked_no_longer_than_the_newcomer_has_time() -> None:
     began_s = time.monotonic()
-    assert _Asking(3).take(Deadline(0.05)) == []
+    assert Answers(3).take(Deadline(0.05)) == []
     assert time.monotonic() - began_s < 10
 
 
@@ -46,6 +34,7 @@ class Step:
     def __init__(self) -> None:
         self.begun = SimpleNamespace(step=7)
         self.deadline = Deadline(20.0)
+        self.timeout_s = 20.0
         self.stepped_back = False
 
     def wait(self, timeout_s: float) -> bool:
@@ -87,12 +76,13 @@ def joining_of(
         said = m.Described(state.revision, state.lineage, "xxh3-128", root, 10, len(digests))
         return Opened(member, cast(Any, Silent()), said, digests, time.monotonic())
 
-    monkeypatch.setattr(joining, "open_source", open_source)
-    monkeypatch.setattr(joining, "identity_of", lambda *_: None)
-    monkeypatch.setattr(joining, "stream_tls_of", lambda _: None)
+    monkeypatch.setattr(asking, "open_source", open_source)
+    monkeypatch.setattr(asking, "identity_of", lambda *_: None)
+    monkeypatch.setattr(asking, "stream_tls_of", lambda _: None)
     met = [SimpleNamespace(peer_id=peer, port=1) for peer in answers]
     agent = SimpleNamespace(standing=SimpleNamespace(met=met, waits=""))
-    session = SimpleNamespace(peer_id=b"self" * 4, agent=agent, check=lambda: None)
+    engine = SimpleNamespace(view=lambda: SimpleNamespace(members=tuple(answers)))
+    session = SimpleNamespace(peer_id=b"self" * 4, agent=agent, engine=engine, check=lambda: None)
     return Joining(cast(Any, session), state, **options)
 
 
@@ -104,7 +94,8 @@ def test_a_late_answer_of_one_member_does_not_cost_a_newcomer_its_entry(
     state.restored(3, 1)
     newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0, b"b" * 16: 2.0})
     if replays:
-        followed = newcomer._open(newcomer._members()[0], m.CURRENT, lambda: None)
+        inquiry = newcomer._inquiry
+        followed = inquiry._open(inquiry.members()[0], m.CURRENT, None, lambda: None)
         newcomer._followed = [cast(Opened, followed)]
     step = Step()
     began_s = time.monotonic()
@@ -142,7 +133,7 @@ def test_a_fetch_that_outlasts_its_time_is_no_reason_to_stop_everybody(
     state = SharedState({"x": np.zeros(1000)})
     newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0}, patience_s=0.3)
     monkeypatch.setattr(joining, "Receiver", Slow)
-    monkeypatch.setattr(newcomer, "_holds", lambda _: False)
+    monkeypatch.setattr(newcomer, "_survey", lambda: None)
     with pytest.raises(CannotCatchUp, match="4000 of 8000 bytes"):
         newcomer.fetch(Deadline(20))
     assert newcomer._came_in_all == 4000
@@ -156,7 +147,7 @@ def test_newcomers_whose_members_have_all_died_do_not_wait_for_them(
 
     state = SharedState({"x": np.zeros(1000)})
     newcomer = joining_of(monkeypatch, state, {b"a" * 16: 0.0, b"b" * 16: 0.0}, patience_s=5.0)
-    monkeypatch.setattr(joining, "open_source", waits_itself)
+    monkeypatch.setattr(asking, "open_source", waits_itself)
     began_s = time.monotonic()
     assert newcomer.complete(cast(Any, Step())) and not state.synced
     assert time.monotonic() - began_s < 5

@@ -13,7 +13,8 @@ from pccl.base.clock import Deadline
 from pccl.base.errors import StepFailed
 from pccl.state import messages as m
 from pccl.state import receiver
-from pccl.state.receiver import Opened, Receiver, Target
+from pccl.state.election import Target
+from pccl.state.receiver import Opened, Receiver
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
