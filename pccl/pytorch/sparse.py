@@ -38,25 +38,27 @@ def sparse_all_reduce(
     tensor = tensors[0]
     mine = tensor.detach().coalesce()
     counts = _counts(group, mine, opts)
-    indices, values = mine.indices(), mine.values()
-    all_indices = [_room(indices, (indices.size(0), n)) for n in counts]
-    all_values = [_room(values, (n, *values.shape[1:])) for n in counts]
-    group.allgather([all_indices], [indices], opts).wait()
-    group.allgather([all_values], [values], opts).wait()
+    parts = None if counts is None else _gathered(group, mine, counts, opts)
+    work = PcclWork(group.run, "all_reduce", (), [tensor])
+    if parts is None:  # the commit of the training step will say so; nothing is written
+        work.absorbed = True
+        return work
+    indices, values = parts
     total = torch.sparse_coo_tensor(
-        torch.cat(all_indices, dim=1), torch.cat(all_values), tensor.shape
+        torch.cat(indices, dim=1), torch.cat(values), tensor.shape
     ).coalesce()
     with torch.no_grad():
         tensor.copy_(total)
-    return PcclWork(group.run, "all_reduce", (), [tensor])
+    return work
 
 
-def _counts(group: GroupCollectives, mine: Tensor, opts: Any) -> list[int]:
-    """Returns how many elements each rank has, of tensors that are alike."""
+def _counts(group: GroupCollectives, mine: Tensor, opts: Any) -> list[int] | None:
+    """Returns how many elements each rank has, of tensors that are alike; None: not to be had."""
     form = [mine.sparse_dim(), *mine.shape]
     own = torch.tensor([mine._nnz(), *form], device="cpu")
-    rows = torch.zeros((group.run.place.size, len(own)), dtype=torch.int64, device="cpu")
-    group.all_gather_single(rows, own, opts).wait()
+    rows = torch.empty((group.run.place.size, len(own)), dtype=torch.int64, device="cpu")
+    if not _done(group.all_gather_single(rows, own, opts)):
+        return None
     forms = rows[:, 1:].tolist()
     other = next((rank for rank, found in enumerate(forms) if found != forms[0]), None)
     if other is not None:
@@ -67,6 +69,25 @@ def _counts(group: GroupCollectives, mine: Tensor, opts: Any) -> list[int]:
         )
         raise Mismatch(f"{words}; {CALL_ALIKE}", op="all_reduce")
     return [int(count) for count in rows[:, 0]]
+
+
+def _gathered(
+    group: GroupCollectives, mine: Tensor, counts: list[int], opts: Any
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Returns all ranks' coordinates and values; None: not to be had."""
+    indices, values = mine.indices(), mine.values()
+    all_indices = [_room(indices, (indices.size(0), n)) for n in counts]
+    all_values = [_room(values, (n, *values.shape[1:])) for n in counts]
+    both = ((all_indices, indices), (all_values, values))
+    if not all(_done(group.allgather([rows], [own], opts)) for rows, own in both):
+        return None
+    return all_indices, all_values
+
+
+def _done(work: PcclWork) -> bool:
+    """Waits; says whether there is a result, and not a failure that waits for the commit."""
+    work.wait()
+    return not work.absorbed
 
 
 def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:

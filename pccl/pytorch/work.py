@@ -74,6 +74,7 @@ class PcclWork(dist.Work):
         self._trigger: torch.futures.Future[Any] | None = None
         self._future: torch.futures.Future[Any] | None = None
         self._undecided = 0
+        self.absorbed = False  # it has failed, and the commit of the training step says so
         self.deferred = False  # inside a coalescing block, where nothing is waited for yet
 
     @classmethod
@@ -269,6 +270,7 @@ class PcclWork(dist.Work):
                     error = failure
             if error is not None:
                 self._error = self._run.absorb(error, self._op)
+                self.absorbed = self._error is None
                 if self._error is not None and self._error is not error:
                     self._error.__cause__ = error
             self._finishes = ()

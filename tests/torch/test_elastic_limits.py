@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import signal
 import time
@@ -196,6 +197,31 @@ def differ(me: Member, until: int, **options: Any) -> str:
         me.say(state.step)
         time.sleep(0.02)
     return state.digest().hex()
+
+
+def sparse_sums(me: Member, until: int) -> list[tuple[bool, int, float]]:
+    """Sums sparse tensors, which takes several steps; member 1 dies before its third one."""
+    group = enter(me, 1, 3)
+    state = State(model=make_model())
+    seen = []
+    for step in steps(state, until):
+        if me.number == 1 and step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        table, size = torch.eye(3).to_sparse(), group.size()
+        dist.all_reduce(table)
+        done = group.commit()
+        seen.append((done, size, table.to_dense().trace().item()))
+    return seen
+
+
+def test_a_sparse_sum_that_a_member_dies_in_leaves_the_tensor_and_the_step_is_rolled_back() -> None:
+    with Members(sparse_sums, 5) as members:
+        members.start(0, 1, 2)
+        found = [members.result(number) for number in (0, 2)]
+    for seen in found:
+        kept = [total for done, _, total in seen if not done]
+        assert kept == [3.0] and len(seen) == 6, seen
+        assert all(total == 3.0 * size for done, size, total in seen if done), seen
 
 
 # ---- mistakes

@@ -103,6 +103,34 @@ def test_a_stopped_first_rank_ends_the_call_of_every_other(how: str) -> None:
             assert ranks.exit_code(rank) == 0
 
 
+def die_before_a_child(me: Rank, victim: int) -> tuple[str, str, float]:
+    """The victim has forked: a child that outlives it keeps its connections open."""
+    dist.all_reduce(torch.ones(4))
+    if me.rank == victim:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        me.say(child)
+        time.sleep(60)
+    me.say("ready")
+    return told_by(lambda: dist.all_reduce(torch.ones(4)))
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_death_of_a_rank_shows_although_a_process_that_it_forked_lives_on(victim: int) -> None:
+    with started(die_before_a_child, 3, victim) as ranks:
+        said = [ranks.hear(rank) for rank in range(3)]
+        try:
+            ranks.kill(victim)
+            for rank in {0, 1, 2} - {victim}:
+                _, text, seconds = ranks.hear(rank)
+                assert re.search(r"\[pccl:(PEER_LOST|STALE_VIEW)", text), text
+                assert f"rank {victim}" in text and seconds < 30.0, (text, seconds)
+        finally:
+            os.kill(said[victim], signal.SIGKILL)
+
+
 def come_late(me: Rank) -> float:
     if me.rank == 1:
         time.sleep(12.0)

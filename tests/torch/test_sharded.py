@@ -224,20 +224,21 @@ def test_functional_collectives_by_group_and_by_name() -> None:
         assert found[4:] == [[2.0, 4.0], [1.5, 3.0], [3.0, 6.0], [6.0, 12.0], [1.0, 2.0, 2.0, 4.0]]
 
 
-def compiled(me: Rank) -> list[list[float]]:
+def compiled(me: Rank, backend: str) -> list[list[float]]:
     import torch.distributed._functional_collectives as funcol
 
     world = dist.group.WORLD
     assert world is not None
+    options: Any = {"compile_threads": 1} if backend == "inductor" else None
 
-    @torch.compile(backend="aot_eager", fullgraph=True)
+    @torch.compile(backend=backend, fullgraph=True, options=options)
     def body(x: torch.Tensor) -> torch.Tensor:
         doubled = funcol.all_reduce(x * 2, "sum", world)
         gathered = funcol.all_gather_tensor(doubled + 1, 0, world)
         out: torch.Tensor = funcol.reduce_scatter_tensor(gathered, "sum", 0, world)
         return out
 
-    @torch.compile(backend="aot_eager")
+    @torch.compile(backend=backend, options=options)
     def plain(x: torch.Tensor) -> torch.Tensor:
         y = x.clone()
         dist.all_reduce(y)
@@ -247,8 +248,9 @@ def compiled(me: Rank) -> list[list[float]]:
     return [body(x).tolist(), plain(x).tolist()]
 
 
-def test_compiled_functions_communicate_as_written() -> None:
-    assert run_ranks(compiled, 2) == [[[14.0, 26.0], [4.0, 7.0]]] * 2
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_functions_communicate_as_written(backend: str) -> None:
+    assert run_ranks(compiled, 2, backend) == [[[14.0, 26.0], [4.0, 7.0]]] * 2
 
 
 def compiled_ddp(me: Rank) -> bool:

@@ -44,7 +44,9 @@ class ElasticCalls(GroupBase):
             told = isinstance(error, Misused) or self.run.absorb(error, op) is not None
             if told or self._tells_failures:
                 raise
-            return self._noted(PcclWork(self.run, op, (), result))
+            work = PcclWork(self.run, op, (), result)
+            work.absorbed = True
+            return self._noted(work)
 
 
 class ElasticHost(ElasticCalls, HostGroup):
