@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
@@ -39,6 +40,7 @@ DIGEST_BYTES: Final = 8
 CHUNK_BYTES: Final = 1 << 16
 _DECIDING: Final = ("pccl.membership.", "pccl.transport.native_frames", "pccl.base.config")
 _SHELLS: Final = ("pccl.membership.agent", "pccl.membership.journal", "pccl.membership.service")
+_NEVER_WRITTEN: Final = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))  # by `freeze`
 _BUILTINS: Final = frozenset(("set", "frozenset", "bytearray", "complex"))
 
 
@@ -176,6 +178,10 @@ def freeze(machine: object) -> bytes:
 def thaw(state: bytes) -> Any:
     """Returns the machine that was frozen."""
     try:
+        # A numbered place far up makes pickle allocate all places below it.
+        strange = {op.name for op, _, _ in pickletools.genops(state)} & _NEVER_WRITTEN
+        if strange:
+            raise RemoteError(f"the recorded state has {', '.join(sorted(strange))} in it")
         return _Thawing(io.BytesIO(state)).load()
     except RemoteError:
         raise

@@ -5,7 +5,6 @@
 #include "fuzz/pipe.hpp"
 
 #include <linux/sockios.h>
-#include <sanitizer/asan_interface.h>
 #include <sys/epoll.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
@@ -20,6 +19,10 @@
 
 #include "fuzz/pieces.hpp"
 #include "ucx/stream.hpp"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(PCCL_FUZZ_ADDRESS)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace {
 

@@ -250,3 +250,11 @@ def test_a_state_cannot_name_what_opens_files_or_sockets(tmp_path: Path) -> None
         if module.startswith("pccl.membership.") or module == "pccl.transport.engine":
             with pytest.raises(RemoteError, match="no place for"):
                 thaw(f"c{module}\nAnything\n.".encode())
+
+
+def test_a_few_bytes_of_state_cannot_ask_for_gigabytes() -> None:
+    for number in (b"r" + (1 << 31).to_bytes(4, "little"), b"p4000000000\n"):
+        with pytest.raises(RemoteError, match="PUT"):
+            thaw(b"\x80\x05}" + number + b".")
+    with pytest.raises(RemoteError, match="cannot be read"):
+        thaw(b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".")
