@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Protocol
 from pccl.base import forks
 from pccl.base.clock import Deadline
 from pccl.base.config import LAN
-from pccl.base.errors import Closed, DeadlineExceeded, Forked, Left, PcclError, UsageError
+from pccl.base.errors import (
+    Closed,
+    DeadlineExceeded,
+    Excluded,
+    Forked,
+    Left,
+    PcclError,
+    UsageError,
+)
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer
 from pccl.collectives.nonfinite import NonFinite, NonFiniteCounts
@@ -71,6 +79,8 @@ class Session:
         self._next_step = 0
         self.on_close: Callable[[], None] | None = None
         self.keeper: Keeper | None = None
+        self.exclusions = 0
+        """How often this peer was found out of the view that it had been in."""
         self._peers: dict[bytes, Peer] = {bytes(peer_id): peer_id}
         self.nonfinite = NonFiniteCounts()
         self._count_lock = threading.Lock()
@@ -95,6 +105,11 @@ class Session:
         """Takes note of a contribution that held NaN or infinities."""
         with self._count_lock:
             self.nonfinite = self.nonfinite.with_one_more(elements, policy)
+
+    def was_excluded(self) -> None:
+        """Takes note that the others have gone on without this peer."""
+        with self._count_lock:
+            self.exclusions += 1
 
     def check(self) -> None:
         """Raises what every call on this session now raises, if it is over."""
@@ -133,7 +148,11 @@ class Session:
             while True:
                 if self.keeper is not None:
                     self.keeper.before_entry(name, deadline.remaining_s())
-                ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+                try:
+                    ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+                except Excluded:
+                    self.was_excluded()
+                    raise
                 if self.keeper is None or self.keeper.after_entry(ticket):
                     return ticket
         except PcclError:

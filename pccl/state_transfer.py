@@ -30,7 +30,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pccl.base.errors import CorruptResult, StepFailed, UsageError
+from pccl.base.errors import (
+    CannotCatchUp,
+    CorruptResult,
+    DeadlineExceeded,
+    StepFailed,
+    UsageError,
+)
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer, describe_pair
 from pccl.communicator import Communicator
@@ -105,6 +111,8 @@ def bring(
     held: Callable[[], Held],
     *,
     digest: Callable[[], int] = lambda: 0,
+    late: Callable[[], None] = lambda: None,
+    hold_s: float | None = None,
     timeout_s: float | None = None,
 ) -> bool:
     """As `sync_state` of `bulk` and `rest` together, for who may hold the bulk already.
@@ -112,11 +120,14 @@ def bring(
     Args:
         held: called when the first step has begun, so once this peer is in.
         digest: of the bulk, 64 bits; called where some hold no more than the bulk.
+        late: called where this peer is in, and holds less than members that are in already.
+        hold_s: how long these wait for a data step; then they go on, and newcomers have left.
 
     Returns:
         True: this process's bulk was written.
 
-    Raises: as `sync_state`, and CorruptResult if nobody holds more than parts; it has left then.
+    Raises: as `sync_state`; CorruptResult if nobody holds more than parts, and CannotCatchUp if it
+        did not come in `hold_s`; it has left then.
     """
     arrays = {**bulk, **rest}
     if len(arrays) < len(bulk) + len(rest):
@@ -135,6 +146,8 @@ def bring(
                 "all who held the state died while it was fetched, which has left parts of it here "
                 "and nothing whole anywhere; this process has left the run: begin with a new state"
             )
+        if survey.synced and mine is not Held.ALL:
+            late()
         source = mine is Held.ALL if survey.synced else own == survey.elected
         if layout != survey.layout:
             comm.close()
@@ -142,17 +155,44 @@ def bring(
                 "names, dtypes or shapes of this process's state differ from the members'; it has "
                 "left the run"
             )
+        data_s = timeout_s
+        if hold_s is not None and survey.synced:
+            data_s = hold_s if timeout_s is None else min(hold_s, timeout_s)
         all_of_it = survey.newcomers > 0 or not survey.synced
         given = [buffers[name] for name in names if all_of_it or name in rest]
         told = [] if all_of_it else [digest()]
-        came = _transfer(comm, given, source, mine is Held.ALL, told, timeout_s)
-        if came is _Came.OTHER_BULK:
-            _log.warning("a newcomer has fetched another state than this: it is given all of it")
-            all_of_it, given = True, [buffers[name] for name in names]
-            came = _transfer(comm, given, source, mine is Held.ALL, [], timeout_s)
+        try:
+            came = _transfer(comm, given, source, mine is Held.ALL, told, data_s)
+            if came is _Came.OTHER_BULK:
+                _log.warning("a newcomer has fetched another state than this: it is given all")
+                all_of_it, given = True, [buffers[name] for name in names]
+                came = _transfer(comm, given, source, mine is Held.ALL, [], data_s)
+        except DeadlineExceeded as error:
+            if data_s == timeout_s:
+                raise
+            return _too_slow(comm, mine, given, hold_s or 0.0, error)
         if came is _Came.ALL:
             return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
+
+
+def _too_slow(
+    comm: Communicator, mine: Held, given: list[Buffer], hold_s: float, error: DeadlineExceeded
+) -> bool:
+    """The data step has failed on all: members go on, and who was to get the data leaves."""
+    byte_count = sum(buffer.byte_count for buffer in given)
+    if mine is Held.ALL:
+        _log.warning("%d bytes have not come to newcomers in %.3g s", byte_count, hold_s)
+        return False
+    comm.close()
+    needed = byte_count / hold_s
+    raise CannotCatchUp(
+        f"{byte_count} bytes of the members' state have not come here in the {hold_s:.3g} s for "
+        f"which they wait; a pace of {needed / 1e6:.3g} MB/s would do, or a larger hold_s=; this "
+        "process has left the run",
+        pace_bytes_per_s=0.0,
+        needed_bytes_per_s=needed,
+    ) from error
 
 
 def _survey(

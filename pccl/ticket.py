@@ -305,6 +305,8 @@ class Ticket:
         if result is not None and result.state != STEP_OPEN:
             if result.state != STEP_COMMITTED:
                 self._error = failure_of(result.code, result.text, self.begun.step)
+                if result.code == SuspectCode.EXCLUDED:
+                    self.session.was_excluded()
             self._decision = result
         if self._decision is not None and self._waiters == 0 and not self._released:
             self._released = True

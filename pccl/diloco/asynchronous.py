@@ -71,6 +71,7 @@ class AsyncDiLoCo(OuterOptimizer):
         super().__init__(comm, model, inner_steps=inner_steps, outer=outer, **options)
 
     def _joined(self, running: bool) -> None:
+        self._pending = None
         self._reset()
         if running:  # the members start a reduction here
             self._start(torch.zeros_like(self._begin), 0)

@@ -146,6 +146,8 @@ class OuterOptimizer(ABC):
         self._tokens += check_tokens(tokens)
         self._since += 1
         try:
+            if self._synced:
+                self._shared.check_inside()
             if self._entry_due:
                 self._since -= 1  # the schedule stands still until all have passed the entry
                 return self._pass_entry(None)
@@ -239,12 +241,14 @@ class OuterOptimizer(ABC):
         return {**shared, **{name: tensor.clone() for name, tensor in self._own_arrays().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, and gives the model its parameters.
+        """Takes over what `state_dict` returned, and gives the model its parameters; before this
+        peer comes in, so by `state=`: members change their state by reductions only.
 
         Raises:
-            UsageError: it is of another method or model; nothing was changed.
+            UsageError: it is of another method or model, or this peer is in; nothing was changed.
         """
-        self._check_idle()
+        if self._synced:
+            raise UsageError("the run has begun; load a state as it begins, with state=")
         targets = {**self.shared_arrays(), **self._own_arrays()}
         if set(targets) != set(state):
             difference = min(set(targets) ^ set(state))
@@ -336,7 +340,7 @@ class OuterOptimizer(ABC):
 
     def _enter(self) -> None:
         """The entry: joiners come in and get the members' state.  Nothing may be on its way."""
-        assert self._idle()
+        assert self._idle() or not self._synced  # else what was on its way is over here
         rest = {f"extra.{name}": array for name, array in self._extra.items()}
         while True:
             self._shared.bring(rest, self._synced, self._timeout_s)

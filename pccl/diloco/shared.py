@@ -4,24 +4,26 @@ They lie in one place of memory for the life of the optimizer, as a SharedState 
 the reductions: members give them to newcomers beside the run, with what was committed since.
 
 Invariant: the memory changes by `changed` (a committed reduction), by `bring` (a newcomer is given
-all of it), by `overwrite` (a state is loaded), and in no other way; revision r holds r reductions.
+all of it), by `overwrite` (a state is loaded, before this peer comes in), and in no other way;
+revision r holds r reductions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pccl.base.errors import RemoteError, UsageError
+from pccl.base.errors import Excluded, RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.communicator import Communicator
+from pccl.state.catching_up import HOLD_S_MAX
 from pccl.state.keeper import goes_on, lend_keeper, take_back
 from pccl.state.shared import SharedState
-from pccl.state_transfer import Held, bring
+from pccl.state_transfer import ENTRY, Held, bring
 
 OUTER_STEPS = 0  # its place in the counters
 LINEAGE = 1  # members are asked at one step, and their root is believed, not their history
@@ -62,7 +64,8 @@ class SharedParameters:
         kept = {name: array for name, array in self.arrays.items() if array.numel()}
         self.state = SharedState(kept, apply=self._replay, pace=PACE)
         self.state.hold_bytes = sum(values.numel() * 4 for values in theta)
-        self._keeper = lend_keeper(comm.session, self.state)
+        self._keeper = lend_keeper(comm.session, self.state, ENTRY)
+        self._exclusions = comm.session.exclusions  # when this peer held all of it last
 
     def close(self) -> None:
         """Gives to nobody any more."""
@@ -72,6 +75,17 @@ class SharedParameters:
     def outside(self) -> None:
         """The others go on without this peer."""
         self.state.bind()
+
+    def check_inside(self) -> None:
+        """Raises Excluded: the others went on without this peer since it held all of it, whoever
+        was told so; a collective of the program's own, for instance."""
+        if self._was_out():
+            raise Excluded("this peer was put out of the view, by what its program did elsewhere")
+
+    def _was_out(self) -> bool:
+        session = self._comm.session
+        session.in_flight()  # settles what is decided
+        return session.exclusions > self._exclusions
 
     def bring(self, rest: Mapping[str, Any], synced: bool, timeout_s: float | None) -> None:
         """An entry: newcomers come in.  Raises as `sync_state`.
@@ -85,7 +99,7 @@ class SharedParameters:
 
         def held() -> Held:
             if synced:
-                return Held.ALL
+                return Held.NOTHING if self._was_out() else Held.ALL
             if self.state.torn:
                 _log.warning("this peer holds parts of θ only, of a fetch that broke off")
                 return Held.TORN
@@ -98,11 +112,21 @@ class SharedParameters:
         def digest() -> int:
             return int.from_bytes(self.state.root_in_force()[:8], "little")
 
-        everything = {**self.counters, **rest}
-        if bring(self._comm, self.arrays, everything, held, digest=digest, timeout_s=timeout_s):
+        was_written = bring(
+            self._comm,
+            self.arrays,
+            {**self.counters, **rest},
+            held,
+            digest=digest,
+            late=lambda: _refuse_shards(self._comm, self._comm.session.engine.view().groups),
+            hold_s=HOLD_S_MAX,
+            timeout_s=timeout_s,
+        )
+        if was_written:
             with self.state.writing():  # while nobody was given any: say that it has changed
                 pass
         self.state.adopt(int(self._counts[OUTER_STEPS]), LINEAGE)
+        self._exclusions = self._comm.session.exclusions
 
     def changed(self, step: int, section: int, tokens: int, *results: Any) -> None:
         """Applies what a committed step has brought; nothing if nobody had any tokens.  Raises as
@@ -132,6 +156,9 @@ def refuse_late_shards(comm: Communicator) -> None:
     """The parts of a replica may come in at different entries, with different parameters, and would
     wait for one another inside the model for ever.
 
+    Here they disturb nobody yet.  Who the members are may not be known in MEET_S; then it is as the
+    peer comes in (`bring`).
+
     Raises:
         UsageError: this peer comes to a run of several peer groups that has begun; it has left.
     """
@@ -139,7 +166,12 @@ def refuse_late_shards(comm: Communicator) -> None:
     if session.engine.view().rank >= 0 or not goes_on(session):
         return
     session.agent.wait_until(lambda standing: bool(standing.met), MEET_S)
-    if len({session.agent.group, *(member.group for member in session.agent.standing.met)}) > 1:
+    groups = (member.group for member in session.agent.standing.met)
+    _refuse_shards(comm, (session.agent.group, *groups))
+
+
+def _refuse_shards(comm: Communicator, groups: Iterable[int]) -> None:
+    if len(set(groups)) > 1:
         comm.close()
         raise UsageError(
             "replicas cannot join a sharded run (peer_group=) that has begun; this process has left"

@@ -26,6 +26,13 @@ WINDOW_BYTES: Final = 16 << 20  # asked of one source at a time, over all of its
 BATCH_LEAVES_MAX: Final = 64
 BATCH_BYTES: Final = 4 << 20
 STALL_S: Final = 1.0
+STALL_GROWS: Final = 4.0  # with each fetch in vain: a busy machine stops its processes for a second
+
+
+def stall_after(failures: int) -> float:
+    """Returns how long a source may move nothing, after so many fetches of the same in vain: once
+    nobody else is left to be asked, who is slow is better than nobody."""
+    return STALL_S * STALL_GROWS**failures
 
 
 @dataclass(slots=True)

@@ -15,11 +15,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import CannotCatchUp, DeadlineExceeded, StepFailed, UsageError
+from pccl.base.errors import CannotCatchUp, DeadlineExceeded, Excluded, StepFailed, UsageError
 from pccl.base.log import get_logger
 from pccl.state.agreement import Strategy
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
+from pccl.state.holding import STEP_BACK_S, STEP_BACKS
 from pccl.state.joining import Joining
 from pccl.state.shared import SharedState
 from pccl.state.sync import Sync, SyncResult
@@ -40,7 +41,8 @@ class StateKeeper:
     Args:
         automatic: bring the state up to date at entries; else only `sync` does.
         lent: it belongs to a front end of the library, which has its own way to bring a state to
-            founders, and to newcomers that cannot fetch it.
+            founders, and to newcomers that cannot fetch it; they come in at the entries whose names
+            begin so.  "": it is the program's.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class StateKeeper:
         checkpoints: Checkpoints | None = None,
         *,
         automatic: bool,
-        lent: bool = False,
+        lent: str = "",
     ) -> None:
         self.state = state
         self.donor = Donor(session, state)
@@ -58,6 +60,7 @@ class StateKeeper:
         self._session = session
         self._automatic = automatic
         self.lent = lent
+        self._exclusions = session.exclusions  # when the state was complete last
         self._joining: Joining | None = None  # until the state is complete at an entry
         self._busy = threading.local()
         state.bind()
@@ -98,6 +101,9 @@ class StateKeeper:
             return
         if self.state.synced and self._session.engine.view().rank >= 0:
             return
+        if self.lent and not name.startswith(self.lent):
+            self._refuse_to_enter(name)
+            return
         self._busy.inside = True
         try:
             if self.lent:
@@ -106,6 +112,14 @@ class StateKeeper:
                 self._bring_up_to_date(Deadline(timeout_s))
         finally:
             self._busy.inside = False
+
+    def _refuse_to_enter(self, name: str) -> None:
+        """Raises Excluded: who comes in between a front end's entries misses what is on its way."""
+        if self._session.engine.view().rank < 0 and goes_on(self._session):
+            raise Excluded(
+                f"this peer is in no view, and does not come in at {name!r}: call step() of its "
+                "outer optimizer, by which it comes in again"
+            )
 
     def _bring_up_to_date(self, deadline: Deadline) -> None:
         while True:
@@ -119,6 +133,7 @@ class StateKeeper:
                 return  # its first step has failed on all: it is completed in the next
             try:
                 self._sync(Strategy.POPULAR, deadline.remaining_s(), GATE_S)
+                self._exclusions = self._session.exclusions
                 return
             except DeadlineExceeded:
                 if deadline.passed():
@@ -145,6 +160,8 @@ class StateKeeper:
 
         False: not in time, or they did not wait; the step is over here.
         """
+        if self._joining is None and self._was_out(ticket):
+            self._joining = Joining(self._session, self.state)
         if self._joining is None:
             return True
         try:
@@ -154,7 +171,33 @@ class StateKeeper:
             self._session.leave_after(error)
             raise
         self._joining = None
+        self._exclusions = self._session.exclusions
         return True
+
+    def _was_out(self, ticket: Ticket) -> bool:
+        """Says whether this peer was put out, and has come in again, since the state was complete:
+        as it waited at the gate, or a step of which nobody has looked what became.
+
+        Raises:
+            Excluded: so it was, and not at an entry of its front end; it has stepped back.
+        """
+        session = self._session
+        if not self._automatic or getattr(self._busy, "inside", False):
+            return False
+        session.in_flight()  # settles what is decided
+        was_out, self._exclusions = session.exclusions > self._exclusions, session.exclusions
+        if not was_out or not self.state.synced:
+            return False
+        if self.lent and not ticket.name.startswith(self.lent):
+            for _ in range(STEP_BACKS):
+                ticket.step_back("it was out, and has come in between two entries")
+                if ticket.wait(STEP_BACK_S):
+                    break
+            error = Excluded(f"this peer was out, and cannot take part in {ticket.name!r}")
+            if not ticket.decided:
+                session.leave_after(error)
+            raise error
+        return not self.lent  # else who has lent it asks
 
 
 def goes_on(session: Session) -> bool:
@@ -187,8 +230,9 @@ def keep_state(
         session.keeper = StateKeeper(session, state, checkpoints, automatic=True)
 
 
-def lend_keeper(session: Session, state: SharedState) -> StateKeeper | None:
-    """Has newcomers fetch this state beside the run; None if that cannot be done.
+def lend_keeper(session: Session, state: SharedState, entry: str) -> StateKeeper | None:
+    """Has newcomers fetch this state beside the run, and come in at entries whose names begin with
+    `entry` only; None if that cannot be done.
 
     A session has one keeper, the program's own before ours, of ours the newest.  Peers of several
     groups hold states of their own, and a newcomer would not know whose is whose.
@@ -198,7 +242,7 @@ def lend_keeper(session: Session, state: SharedState) -> StateKeeper | None:
         take_back(session, former)
     if session.keeper is not None or session.agent.group != 0:
         return None
-    keeper = StateKeeper(session, state, automatic=True, lent=True)
+    keeper = StateKeeper(session, state, automatic=True, lent=entry)
     session.keeper = keeper
     return keeper
 

@@ -230,6 +230,7 @@ class Receiver:
         peer = Peer(member.peer_id)
         try:
             waits: dict[str, Any] = {"stall_s": self._stall_s, "deadline": self._deadline}
+            waits["describe_s"] = self._stall_s
             one = open_source(member, self._identity, self._state, **waits)
         except StreamLost as error:
             self.transfer.lost[peer] = str(error)

@@ -34,6 +34,7 @@ from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agre
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
 from pccl.state.election import Target
+from pccl.state.fetch import stall_after
 from pccl.state.layout import Layout
 from pccl.state.receiver import Receiver, Transfer, difference
 from pccl.state.restore import Restored, Restoring
@@ -142,7 +143,7 @@ class Sync:
                     self._give_up_torn()
                 if not agreement.receivers:
                     return self._agreed(table, agreement, Transfer(), ())
-                transfer, failure = self._transfer(table, agreement, deadline)
+                transfer, failure = self._transfer(table, agreement, deadline, failures)
                 failed, struck = self._done(table, transfer, failure, deadline)
             except ViewChanged:
                 continue
@@ -247,7 +248,7 @@ class Sync:
     # ---- what is moved
 
     def _transfer(
-        self, table: _Table, agreement: Agreement, deadline: Deadline
+        self, table: _Table, agreement: Agreement, deadline: Deadline, failures: int
     ) -> tuple[Transfer, PcclError | None]:
         me = table.peers.index(self._session.peer_id)
         if me not in agreement.receivers:
@@ -260,7 +261,8 @@ class Sync:
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
         target = Target(right.revision, right.lineage, root)
         identity = identity_of(self._session, self._donor.tls)
-        receiver = Receiver(self._state, target, members, identity, ours=self._digests)
+        stall_s, ours = stall_after(failures), self._digests
+        receiver = Receiver(self._state, target, members, identity, stall_s=stall_s, ours=ours)
         try:
             return receiver.run(deadline), None
         except (StepFailed, DeadlineExceeded) as error:

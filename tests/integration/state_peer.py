@@ -84,15 +84,18 @@ class Throttled(pccl.SharedState):
 
 
 class Liar(Throttled):
-    """Claims a revision that nobody else has reached, and gives nothing of it."""
+    """Once the run has begun, claims a revision of its own, and gives nothing of it."""
 
     def pin(self, *, precious: bool = False) -> Pin:
-        return dataclasses.replace(super().pin(precious=precious), revision=10**9)
+        pin = super().pin(precious=precious)
+        return dataclasses.replace(pin, revision=10**9) if pin.revision else pin
 
     def unpin(self, pin: Pin) -> None:
         pass
 
     def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
+        if pin.revision == 0:
+            return super().read(pin, leaf, scratch)
         time.sleep(3600)
         return None
 
@@ -116,8 +119,14 @@ class Told(logging.Handler):
         tell(warning=record.getMessage())
 
 
+telling = threading.Lock()
+
+
 def tell(**facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
+    """One line, also where donors' threads tell at the same time."""
+    with telling:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
 
 
 def fresh(seed: int, size: int = SIZE) -> dict[str, Any]:

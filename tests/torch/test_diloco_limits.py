@@ -178,6 +178,42 @@ def test_arguments_that_make_no_sense_are_refused_with_what_they_may_be() -> Non
     assert all(word in text for word, text in zip(words, texts, strict=True)), texts
 
 
+def put_out(me: Member, method: str) -> Any:
+    """Member 2 is late for a collective of the program's own, and is told that it is out there."""
+    model, out = make_model(), False
+    with pccl.connect(me.address, min_world=2, straggler=1.0) as comm:
+        comm.wait_for(3)
+        outer = make(method, comm, model)
+        asked, fewer, last = False, False, 10_000
+        while outer.outer_step < last:
+            learn(me.number, outer.inner_step, model)
+            report = outer.step(tokens=3)
+            if report is not None:
+                fewer = fewer or out or len(report.contributors) == 2
+                if fewer and len(report.contributors) == 3:
+                    last = min(last, report.outer_step + 4)
+            if outer.outer_step == 4 and not asked:
+                asked = True
+                time.sleep(4.0 if me.number == 2 else 0.0)
+                try:
+                    comm.all_reduce(np.ones(4, np.float32))
+                except pccl.Excluded:
+                    out = True
+            time.sleep(0.02)
+        outer.finish()
+        outer.verify()
+    return out, outer.outer_step, hex(outer.digest())
+
+
+@pytest.mark.parametrize("method", ["diloco", "async"])
+def test_who_was_put_out_by_a_collective_of_its_program_comes_in_as_a_joiner(method: str) -> None:
+    with Members(put_out, method) as members:
+        members.start(0, 1, 2)
+        found = [members.result(number) for number in range(3)]
+    assert [out for out, *_ in found] == [False, False, True]
+    assert len({told[1:] for told in found}) == 1
+
+
 # ---- FSDP2: a peer group for each shard
 
 PARTS = 2

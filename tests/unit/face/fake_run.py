@@ -303,6 +303,8 @@ class FakeAgent:
             admitted=m.Admitted(b"r" * 16, 1, 1, 1, b"s" * 16, 1, 0.25, 3.0, 0, 1)
         )
         self.credentials = None  # the run is not secured
+        self.group = 0
+        self.on_stream: Callable[[int, bytes], None] | None = None
         self.steps_decided = 0
         self.wanted: list[int] = []
         self.stopped: list[str] = []

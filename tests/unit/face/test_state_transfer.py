@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,49 @@ def test_if_there_are_only_parts_it_is_an_error_that_says_so() -> None:
     with pytest.raises(pccl.CorruptResult, match="begin with a new state"):
         bring(one, {}, state(1.0), lambda: Held.TORN)
     assert one.closed
+
+
+def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_they_said() -> None:
+    run = FakeRun()
+    peers = [sit(run, name) for name in (b"one", b"two", b"new")]
+    arrays = [state(5.0), state(5.0), state(-1.0)]
+    _, engine, _ = peers[2]
+    post, took_s = engine.post_all_reduce, [0.0] * 3
+
+    def is_slow_at_the_data_step(step: int, *what: Any) -> None:
+        if step == 1:
+            time.sleep(2.0)
+        post(step, *what)
+
+    setattr(engine, "post_all_reduce", is_slow_at_the_data_step)  # noqa: B010
+
+    def enter(i: int) -> bool:
+        began_s, held = time.monotonic(), Held.ALL if i < 2 else Held.NOTHING
+        try:
+            return bring(peers[i][0], {}, arrays[i], lambda: held, hold_s=0.3)
+        finally:
+            took_s[i] = time.monotonic() - began_s
+
+    results = at_once(*(lambda i=i: enter(i) for i in range(3)))
+    assert results[:2] == [False, False] and max(took_s[:2]) < 1.5
+    assert isinstance(results[2], pccl.CannotCatchUp) and peers[2][0].closed
+    byte_count = sum(array.nbytes for array in arrays[2].values())
+    assert results[2].needed_bytes_per_s == pytest.approx(byte_count / 0.3)
+    assert bits(arrays[2]) == bits(state(-1.0)), "nothing of it was written"
+    assert not peers[0][0].closed and not peers[1][0].closed
+
+
+def test_who_comes_to_members_that_are_in_already_is_told_so_once_it_is_in() -> None:
+    run = FakeRun()
+    peers = [sit(run, name)[0] for name in (b"one", b"new")]
+    told: list[int] = []
+
+    def enter(i: int) -> bool:
+        held = Held.NOTHING if i else Held.ALL
+        return bring(peers[i], {}, state(float(i)), lambda: held, late=lambda: told.append(i))
+
+    assert at_once(*(lambda i=i: enter(i) for i in range(2))) == [False, True]
+    assert told == [1]
 
 
 def test_a_newcomer_of_another_layout_leaves_and_the_members_go_on() -> None:

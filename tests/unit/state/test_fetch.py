@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pccl.state.fetch import STRIKES_MAX, Fetching
+from pccl.state.fetch import STRIKES_MAX, Fetching, stall_after
 
 A, B, C = b"aaaa", b"bbbb", b"cccc"
 MIB = 1 << 20
@@ -132,3 +132,7 @@ def test_whatever_happens_every_piece_comes_or_it_is_known_that_it_cannot(
             under_way[key] = asked
     assert fetching.done or fetching.hopeless
     assert fetching.done == (sorted(written) == list(range(len(sizes))))
+
+
+def test_after_a_fetch_in_vain_a_source_may_be_slower() -> None:
+    assert [stall_after(failures) for failures in range(3)] == [1.0, 4.0, 16.0]
