@@ -188,8 +188,8 @@ def _too_slow(
     needed = byte_count / hold_s
     raise CannotCatchUp(
         f"{byte_count} bytes of the members' state have not come here in the {hold_s:.3g} s for "
-        f"which they wait; a pace of {needed / 1e6:.3g} MB/s would do, or a larger hold_s=; this "
-        "process has left the run",
+        f"which they wait; a pace of {needed / 1e6:.3g} MB/s would do; this process has left the "
+        "run",
         pace_bytes_per_s=0.0,
         needed_bytes_per_s=needed,
     ) from error

@@ -23,6 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+HOLD_S: Final = 1.0
+HASHINGS: Final = 4.0  # and so many passes over the memory: members make one in that step, too
 MARGIN: Final = 2.0  # the rest has to fit into hold_s so many times
 GATE_S: Final = 0.5  # from the last replay to the entry, until one was tried
 HOLD_S_MAX: Final = 60.0  # members wait no longer for one newcomer, however much a step brings
@@ -62,7 +64,7 @@ class CatchingUp:
     Args:
         state_bytes: of all of the state.
         pace: the part of their time in which donors send beside the run.
-        hold_s: how long members may wait for the rest.
+        hold_s: how long members may wait for the rest; None: HOLD_S and HASHINGS passes of hashing.
         hold_bytes: what they wait for all the same, if it takes longer (and not longer than
             HOLD_S_MAX): as much as a step brings.
         replays: whether what is left is replayed, not fetched.
@@ -72,7 +74,7 @@ class CatchingUp:
         self,
         state_bytes: int,
         pace: float,
-        hold_s: float,
+        hold_s: float | None,
         hold_bytes: int = 0,
         *,
         replays: bool = False,
@@ -160,10 +162,11 @@ class CatchingUp:
         By the best rate that was seen: a round that brought little says little of the ways, and who
         was not in time once, or has ever slower ways, must not stop the others for longer.
         """
+        least = self._hold_s
+        if least is None:
+            least = min(HOLD_S_MAX, HOLD_S + HASHINGS * self._hash_s)
         best = self._best
-        if not best:
-            return self._hold_s
-        return max(self._hold_s, min(HOLD_S_MAX, MARGIN * self._hold_bytes / best))
+        return max(least, min(HOLD_S_MAX, MARGIN * self._hold_bytes / best)) if best else least
 
     @property
     def fits(self) -> bool:

@@ -32,7 +32,6 @@ from pccl.work import Work
 
 PIN_COPIES_MAX: Final = 4  # revisions copied for newcomers at a time; others begin anew meanwhile
 PACE: Final = 0.2  # of the time in which a donor could send, while training goes on
-HOLD_S: Final = 1.0
 _log = get_logger("state")
 
 
@@ -49,8 +48,9 @@ class SharedState:
         hashing: "xxh3-128" finds chance, at memory speed; "blake3" also malice.
         pace: the part of its time in which a donor sends while training goes on; 1 does not wait.
         hold_s: how long, in seconds, members may wait in a newcomer's first step for what it lacks
-            then.  A newcomer asks to come in when that is expected to take half as long, and is out
-            again after it (`progress`, CannotCatchUp).
+            then; None: 1 s, and as long as it takes the newcomer to hash the state four times.  A
+            newcomer asks to come in when that is expected to take half as long, and is out again
+            after it (`progress`, CannotCatchUp).
         results_bytes_max: committed results that are kept for newcomers under way; None four times
             as many as the state has bytes.
 
@@ -65,18 +65,18 @@ class SharedState:
         apply: Callable[..., None] | None = None,
         hashing: str = "xxh3-128",
         pace: float = PACE,
-        hold_s: float = HOLD_S,
+        hold_s: float | None = None,
         results_bytes_max: int | None = None,
     ) -> None:
         if not 0 < pace <= 1:
             raise UsageError(f"pace is above 0 and at most 1, not {pace!r}")
-        if not 0 < hold_s < float("inf"):
+        if hold_s is not None and not 0 < hold_s < float("inf"):
             raise UsageError(f"hold_s is a number of seconds above 0, not {hold_s!r}")
         self.tensors = tensors
         self.apply = apply
         self.hashing = hashing_named(hashing)
         self.pace = pace
-        self.hold_s = float(hold_s)
+        self.hold_s = None if hold_s is None else float(hold_s)
         self.hold_bytes = 0  # members wait longer than hold_s for so much, at the way's pace
         self.progress: Progress | None = None
         """How far this process is on its way to the members' state; None if it is on none."""

@@ -61,3 +61,15 @@ def test_where_steps_bring_much_members_wait_for_as_much_at_the_way_s_own_pace()
     assert newcomer.hold_s == 20.0, "the others do not wait longer for who was too slow"
     newcomer.round(3, 100, took_s=1.0)
     assert newcomer.hold_s == 20.0, "a few bytes say nothing of the way"
+
+
+def test_the_default_hold_leaves_time_to_hash_a_large_state() -> None:
+    newcomer = CatchingUp(100 * MB, pace=0.2, hold_s=None, replays=True)
+    assert newcomer.hold_s == 1.0
+    newcomer.hashed(3.0)
+    assert newcomer.hold_s == 13.0
+    newcomer.hashed(30.0)
+    assert newcomer.hold_s == 60.0
+    strict = CatchingUp(100 * MB, pace=0.2, hold_s=1.0, replays=True)
+    strict.hashed(3.0)
+    assert strict.hold_s == 1.0
