@@ -108,3 +108,18 @@ def test_what_ucx_moves_a_peers_bytes_by_is_shown_where_a_peer_uses_it() -> None
     a.say(CarriedBy("tcp/eth0"))
     assert hub.status()["members"][0]["ucx"] == "tcp/eth0"
     assert b.peer_id  # it says nothing, and nothing is said of it
+
+
+def test_within_which_tls_each_peers_lanes_are_is_shown() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    assert "lanes within" not in shown(hub)
+    a.say(CarriedBy("TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3"))
+    b.say(CarriedBy("TLS 1.3, OpenSSL 3.5.1, /opt/libcrypto.so.3"))
+    rows = hub.status()["members"]
+    assert [row["tls"] for row in rows] == [
+        "TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3",
+        "TLS 1.3, OpenSSL 3.5.1, /opt/libcrypto.so.3",
+    ]
+    assert [row["ucx"] for row in rows] == [None, None]
+    assert "lanes within" in shown(hub) and "3.5.1" in shown(hub)
