@@ -115,11 +115,11 @@ def test_within_which_tls_each_peers_lanes_are_is_shown() -> None:
     a, b = hub.members(2)
     assert "lanes within" not in shown(hub)
     a.say(CarriedBy("TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3"))
-    b.say(CarriedBy("TLS 1.3, OpenSSL 3.5.1, /opt/libcrypto.so.3"))
+    b.say(CarriedBy("TLS 1.3, OpenSSL 3.5.1, /lib64/libcrypto.so.3"))
     rows = hub.status()["members"]
     assert [row["tls"] for row in rows] == [
         "TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3",
-        "TLS 1.3, OpenSSL 3.5.1, /opt/libcrypto.so.3",
+        "TLS 1.3, OpenSSL 3.5.1, /lib64/libcrypto.so.3",
     ]
     assert [row["ucx"] for row in rows] == [None, None]
     assert "lanes within" in shown(hub) and "3.5.1" in shown(hub)
