@@ -257,6 +257,7 @@ class MemberAgent:
             straggler_s=config.straggler_s,
             hostname=socket.gethostname()[:255],
             pid=os.getpid(),
+            carried_by=seat.carried_by[: m.TEXT_CHARACTERS_MAX],
         )
         return Member(
             identity,

@@ -44,6 +44,7 @@ class Seat:
     data_host: str
     data_port: int
     renewed: Callable[[TlsMaterial], None] | None = None  # told each new certificate
+    carried_by: str = ""  # what moves its lanes' bytes, for people
     home: Address | None = None  # where this process itself reaches its port, if others do, too
 
 

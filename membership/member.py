@@ -82,7 +82,7 @@ class Member:
         self.views = Views(self._witness)
         self._entry: m.AtEntry | None = None
         self._wanted = 0
-        self._carried: m.CarriedBy | None = None
+        self._carried = m.CarriedBy(identity.carried_by) if identity.carried_by else None
         self._coordinator = ("", 0)
         self._leaving = False
         self._drain_reason: str | None = None  # this peer asked to be planned out

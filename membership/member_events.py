@@ -46,6 +46,7 @@ class Identity:
     run_id: bytes = b""  # b"" = whatever run the coordinator has
     hostname: str = ""
     pid: int = 0
+    carried_by: str = ""  # what moves its lanes' bytes, in words for people; "": nothing special
 
     def hello(self, admitted: m.Admitted | None, generation: int, epoch: int) -> m.Hello:
         """Returns what opens a connection: the greeting of a newcomer or of one that comes back."""

@@ -221,7 +221,8 @@ class Testimony:
 @message(13)
 @dataclass(frozen=True, slots=True)
 class CarriedBy:
-    """UCX moves this peer's lanes' bytes by these transports; for people.  Repeated."""
+    """By which transports of UCX this peer's lanes' bytes move, or within which TLS; for people.
+    Repeated."""
 
     transports: str
 

@@ -13,6 +13,8 @@ from pccl.membership.messages import STATUS_BYTES_MAX
 from pccl.membership.planning import Planning
 from pccl.membership.progress import Progress
 
+TLS: Final = "TLS"  # what CarriedBy begins with where lanes are secured
+
 PEERS_SHOWN_MAX: Final = 256  # members first; each takes some 400 bytes; links and waits too
 
 
@@ -103,7 +105,9 @@ def _peer(core: Core, peer: Peer, now_s: float) -> dict[str, Any]:
         "next_step": peer.next_step,
         "waiting": peer.waiting,
         "entry": peer.entry,
-        "ucx": peer.carried_by or None,  # null: its lanes are sockets or memory
+        # Both null: its lanes are sockets or memory.
+        "tls": peer.carried_by if peer.carried_by.startswith(TLS) else None,
+        "ucx": None if peer.carried_by.startswith(TLS) else peer.carried_by or None,
         "lag_ms": peer.lag_ms,
         "rtt_ms": round(peer.rtt_us / 1000, 3),
     }

@@ -49,10 +49,13 @@ from pccl.transport.address import (
 )
 from pccl.transport.engine import Engine, error_of
 from pccl.transport.engine_api import EngineLike
+from pccl.transport.engine_tls import in_words
 from pccl.transport.join_ticket import JoinTicket
+from pccl.transport.native_core import load_native
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 
 _log = get_logger("face")
 STEP_TIMEOUT_S = 300.0
@@ -309,7 +312,8 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
     )
     seat = seat_of(engine, at.host, where.advertised) if where.reachable else Seat(engine, "", 0)
     home = Address(literal_to_dial(at.host), engine.port) if where.reachable else None
-    return replace(seat, renewed=engine.set_tls, home=home)
+    secured = "" if material is None else in_words(load_native())
+    return replace(seat, renewed=engine.set_tls, home=home, carried_by=secured)
 
 
 def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:

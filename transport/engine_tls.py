@@ -36,6 +36,15 @@ def library(module: Any) -> Library | None:
     return None if problem else Library(version, path, is_recent(version) and _has_vaes())
 
 
+def in_words(module: Any) -> str:
+    """Says for people within what lanes of a secured run are here; "" if this core has no TLS."""
+    found = library(module)
+    if found is None:
+        return ""
+    version = " ".join(found.version.split()[:2])  # without its date
+    return f"TLS 1.3, {version}, {found.path}"
+
+
 def is_recent(version: str) -> bool:
     """Says whether an OpenSSL of this version has the wide kernels for AES-GCM."""
     number = re.search(r"(\d+)\.(\d+)", version)

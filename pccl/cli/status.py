@@ -60,6 +60,7 @@ COLUMNS: Final = {
     "watermark": "committed",
     "next_step": "next",
     "entry": "waits at",
+    "tls": "lanes within",
     "ucx": "UCX by",
 }
 """What people see of a peer; --json has it all."""

@@ -70,6 +70,7 @@ class Result:
     )
     turns_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_TURNS, 0.0))
     made: dict[str, int] = field(default_factory=dict)  # here
+    from_members: int = 0  # of these, from the members' own address
     unconnected: int = 0
     join_s: dict[str, float] = field(default_factory=dict)  # of a newcomer with a ticket
     grown: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes, descriptors
@@ -277,6 +278,7 @@ def _note(kind: str, told: dict[str, Any], result: Result) -> None:
     if kind == "here":
         for name, count in told["made"].items():
             result.made[name] = result.made.get(name, 0) + count
+        result.from_members += told["from_members"]
         result.unconnected += told["unconnected"]
         result.violations += [f"somebody got in: {text}" for text in told["breaches"]]
 
@@ -349,7 +351,11 @@ def show(console: Console, result: Result) -> None:
     steps = {kind: len(found) for kind, found in result.steps_s.items()}
     console.print(f"steps {steps} in {result.turns_s} s; joins {joins}")
     made = ", ".join(f"{count} {kind}" for kind, count in sorted(result.made.items()))
-    console.print(f"{sum(result.made.values())} hostile connections here: {made}", soft_wrap=True)
+    console.print(
+        f"{sum(result.made.values())} hostile connections here, {result.from_members} of them from "
+        f"the members' own address: {made}",
+        soft_wrap=True,
+    )
     console.print(f"{result.unconnected} more came to no connection", highlight=False)
     grown = {name: f"{more[0] >> 10} KiB, {more[1]} fd" for name, more in result.grown.items()}
     console.print(f"grown by: {grown}; coordinator: {result.connections}", highlight=False)

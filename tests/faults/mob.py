@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import random
 import ssl
@@ -49,7 +50,8 @@ from pccl.transport.identity import TlsMaterial
 from pccl.transport.tls import client_context, enrolling_context
 from pccl.transport.tls_session import TlsSession, handshake
 
-ADDRESSES = tuple(f"127.0.0.{number}" for number in range(2, 10))  # none of a member
+MEMBERS = "127.0.0.1"  # where members are, too: whoever comes from there passes for one of them
+ADDRESSES = (*(f"127.0.0.{number}" for number in range(2, 10)), MEMBERS)
 AT_ONCE = 400
 STAYS_S = 6.0
 DRIP_S = 0.4
@@ -69,6 +71,7 @@ class Told:
 
     made: Counter[str] = field(default_factory=Counter)
     refused: int = 0  # not even connected
+    from_members: int = 0  # of those made, from an address of members
     breaches: list[str] = field(default_factory=list)
 
 
@@ -107,14 +110,18 @@ class Mob:
         target = next(self._whom)
         if self._dice.randrange(len(self._targets)) == 0:  # or kinds and targets go in step
             target = next(self._whom)
+        source = next(self._sources)
+        if self._dice.randrange(len(ADDRESSES)) == 0:  # nor kinds and sources
+            source = next(self._sources)
         connected = False
         try:
             async with asyncio.timeout(STAYS_S):
                 reader, writer = await asyncio.open_connection(
-                    target.host, target.port, local_addr=(next(self._sources), 0)
+                    target.host, target.port, local_addr=(source, 0)
                 )
                 connected = True
                 told.made[name] += 1
+                told.from_members += source == MEMBERS
                 try:
                     if await kind(self, target, reader, writer):
                         told.breaches.append(f"{name} at {target.host}:{target.port}")
@@ -340,6 +347,7 @@ def _welcomes(body: bytes) -> bool:
 
 def main() -> None:
     os.nice(19)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # that others hang up is the rule here
     mob = Mob(json.loads(sys.stdin.readline()))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -347,7 +355,12 @@ def main() -> None:
         asyncio.run(mob.attack(int(line), told))
         print(
             json.dumps(
-                {"made": told.made, "unconnected": told.refused, "breaches": told.breaches[:20]}
+                {
+                    "made": told.made,
+                    "unconnected": told.refused,
+                    "from_members": told.from_members,
+                    "breaches": told.breaches[:20],
+                }
             ),
             flush=True,
         )

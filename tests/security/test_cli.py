@@ -44,6 +44,7 @@ def test_a_run_from_its_first_command_to_a_revocation(
             assert document["tls"]["native"].startswith("OpenSSL ")
             peer = comm.peer_id.hex()
             assert [row["peer_id"] for row in document["members"]] == [peer]
+            assert document["members"][0]["tls"].startswith("TLS 1.3, OpenSSL ")
 
             assert main(["ca", "revoke", *folder, peer]) == 0
             eventually(lambda: _is_out(comm))

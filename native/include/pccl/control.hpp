@@ -93,11 +93,13 @@ class ControlHost {
   ~ControlHost() = default;
 };
 
+inline constexpr double handshake_timeout_s_usual = 5.0;
+
 struct ControlConfig {
   PeerId peer_id;
   std::string listen_host = "127.0.0.1";  // literal IPv4 or IPv6 address, or "" for all
   std::uint16_t listen_port = 0;          // 0: any
-  double handshake_timeout_s = 5.0;
+  double handshake_timeout_s = handshake_timeout_s_usual;
   std::uint32_t half_open_max = 64;       // handshakes under way, of those who are no members
   double peer_beat_s = 0.5;
   double peer_silence_s = 1.5;            // without a beat: the way is cut; at least 20 round trips

@@ -96,7 +96,13 @@ class Strangers {
   // A fifth of a core at a millisecond each, whoever asks; the bursts are a few peers that begin
   // together, and a view of some hundred that meets a newcomer.
   HandshakePace pace_{200, 32};
-  HandshakePace expected_pace_{400, 512};
+  static constexpr double expected_rate_per_s = 400;
+  static constexpr double expected_burst = 512;
+  // All of the largest view that meet a newcomer, each by a lane and by peer control, have their
+  // turn before they give up; of strangers no more wait than have places.
+  static_assert(expected_burst + expected_rate_per_s * handshake_timeout_s_usual >=
+                2.0 * frames::peers_max);
+  HandshakePace expected_pace_{expected_rate_per_s, expected_burst};
   double turns_due_s_ = no_deadline;  // of who waits for a handshake
   KnownOrigins known_;
   std::unordered_map<std::uint64_t, Stranger> strangers_;

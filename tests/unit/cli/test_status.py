@@ -130,3 +130,18 @@ def test_whatever_words_a_status_uses_they_are_shown_and_are_no_markup() -> None
     show(document_of(StatusReply(body)), Console(file=text, width=200))
     assert "run [/]" in text.getvalue() and "profile [bold" in text.getvalue()
     assert "of min_world [/x] members" in text.getvalue() and "straggler soon" in text.getvalue()
+
+
+def test_within_which_tls_each_peers_lanes_are_is_shown() -> None:
+    hub = Hub()
+    a, b = hub.members(2)
+    assert "lanes within" not in shown(hub)
+    a.say(CarriedBy("TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3"))
+    b.say(CarriedBy("TLS 1.3, OpenSSL 3.5.1, /lib64/libcrypto.so.3"))
+    rows = hub.status()["members"]
+    assert [row["tls"] for row in rows] == [
+        "TLS 1.3, OpenSSL 3.0.19, /lib/libcrypto.so.3",
+        "TLS 1.3, OpenSSL 3.5.1, /lib64/libcrypto.so.3",
+    ]
+    assert [row["ucx"] for row in rows] == [None, None]
+    assert "lanes within" in shown(hub) and "3.5.1" in shown(hub)
