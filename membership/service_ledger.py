@@ -188,7 +188,8 @@ class Ledger:
             if again.rowcount:
                 return False
             if self._uses(token_id) >= uses_max:
-                text = f"it was used {uses_max} times, as often as it may be; ask for another"
+                times = "once" if uses_max == 1 else f"{uses_max} times"
+                text = f"it was used {times}, as often as it may be; ask for another"
                 raise Refusal("used", text)
             self._db.execute(
                 "INSERT INTO enrolments VALUES (?, ?, ?, ?)", (token_id, peer_id, now, now)

@@ -39,7 +39,8 @@ class StatusRefused(ConnectError):
     """A coordinator does not tell its status; so it lives."""
 
     def __init__(self, address: Address, refused: Refused) -> None:
-        super().__init__(f"{address} does not tell its status: {refused.text}")
+        how = "; `pccl status` takes it by --ticket" if refused.code == "secured" else ""
+        super().__init__(f"{address} does not tell its status: {refused.text}{how}")
         self.for_now = refused.code in REFUSALS_FOR_NOW
 
 

@@ -47,6 +47,8 @@ def why_it_waits(member: Member) -> str:
     if world.members == 0:
         return (
             f"no view has begun yet: {world.admitted} peers are admitted, of which at least "
-            f"{world.min_world or admitted.min_world} must be at the same entry (min_world)"
+            f"{world.min_world or admitted.min_world} must be at the same entry (min_world); "
+            "`pccl status` shows at which each waits; a call of another shape, dtype or op is "
+            "another entry"
         )
     return f"the {world.members} members have not come to an entry of that name since"

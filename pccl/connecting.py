@@ -207,7 +207,8 @@ def admit(
     try:
         quiet_s = min(WAIT_QUIET_S, config.connect_timeout_s)
         if not agent.wait_until(lambda now: now.admitted is not None, quiet_s):
-            _log.warning("not admitted for %g s: %s", quiet_s, agent.standing.waits or "no answer")
+            why = agent.standing.waits or f"no answer from {', '.join(map(str, config.addresses))}"
+            _log.warning("not admitted for %g s: %s", quiet_s, why)
         # The agent keeps the time itself; the margin lets its own, better text come first.
         left_s = config.connect_timeout_s - quiet_s + 1.0
         agent.wait_until(lambda now: now.admitted is not None, left_s)

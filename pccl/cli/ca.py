@@ -18,8 +18,9 @@ from pccl.membership.service_ca import CaFolder, init_ca, open_ca
 from pccl.membership.service_ledger import LedgerError
 from pccl.transport.address import parse_addresses
 from pccl.transport.identity import Role
-from pccl.transport.join_ticket import USES_MAX
+from pccl.transport.join_ticket import PREFIX, USES_MAX, parse_ticket
 
+COLUMNS_MAX: Final = 1000  # lines are whole, whatever the terminal's width
 DEFAULT_DIR: Final = "pccl-ca"
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -134,12 +135,15 @@ def ticket(
 def revoke(identity: str, folder: Path, reason: str) -> None:
     """Puts a peer out of the run, or a ticket and all who came by it, and keeps them out.
 
-    PEER|TICKET is the beginning of an id that `pccl ca list` shows.  A coordinator that runs on the
-    folder heeds it at once.
+    PEER|TICKET is the beginning of an id that `pccl ca list` shows, or the ticket itself.  A
+    coordinator that runs on the folder heeds it at once.
     """
+    identity = identity.strip()
+    if identity.startswith(PREFIX):
+        identity = parse_ticket(identity).token_id.hex()
     ca = open_ca(folder)
     try:
-        kind, peers = ca.ledger.revoke(identity.strip(), int(time.time()), reason)
+        kind, peers = ca.ledger.revoke(identity, int(time.time()), reason)
     except LedgerError as error:
         raise UsageError(str(error)) from error
     finally:
@@ -147,7 +151,7 @@ def revoke(identity: str, folder: Path, reason: str) -> None:
     if kind == "peer":
         click.echo(f"revoked peer {peers[0].hex()}")
     else:
-        click.echo(f"revoked the ticket, and the {len(peers)} peers that came by it")
+        click.echo(f"revoked the ticket, and all peers that came by it: {len(peers)}")
 
 
 @command.command("list")
@@ -163,7 +167,7 @@ def list_command(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=COLUMNS_MAX)
     console.print(f"run {document['run_id']}")
     console.print(_table(document["tickets"], "ticket"))
     console.print(_table(document["peers"], "peer"))

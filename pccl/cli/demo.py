@@ -25,7 +25,7 @@ LOG_COLUMNS = 120  # a pipe has no width; more than rich then assumes, for whole
 
 
 @click.command("demo")
-@click.option("--steps", default=200, show_default=True, help="Training steps.")
+@click.option("--steps", default=200, show_default=True, help="Training steps, of any method.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -75,9 +75,9 @@ def command(
 
     A coordinator and a few peer processes on this machine train a byte-level GPT on the Python
     standard library's own sources and average gradients with pccl. Takes one to three minutes.
-    With another method than ddp they average what they have learnt instead, once in ten steps (a
-    fragment of it in five); what is shown and counted as a step, by --kill-at too, is then one such
-    reduction.
+    With another method than ddp they average what they have learnt instead, once in five steps
+    (async-diloco: in ten; streaming: a fragment of it in five); what is shown and counted as a
+    step, by --kill-at and --join-at too, is then one such reduction.
     """
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -27,8 +27,7 @@ def is_plain(tensor: Tensor) -> bool:
 def require_dense(tensor: Tensor, name: str = "the tensor") -> None:
     if not tensor.is_cpu:
         raise Misused(
-            f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and, on "
-            "groups of a fixed world, of CUDA"
+            f"{name} is on {tensor.device}; the pccl backend takes tensors of the CPU and of CUDA"
         )
     if tensor.layout is not torch.strided:
         raise Misused(f"{name} has layout {tensor.layout}; dense tensors only")

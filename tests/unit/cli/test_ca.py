@@ -138,6 +138,21 @@ def test_who_is_revoked_is_named_and_with_a_ticket_all_who_came_by_it(ca: Ca) ->
     assert all(row["denied"] for row in document["peers"])
 
 
+def test_a_ticket_is_revoked_by_its_text_too_which_no_message_repeats(ca: Ca) -> None:
+    ticket = ca("ticket")[1].strip()
+    code, output, errors = ca("revoke", ticket[:-2])
+    assert (code, output) == (2, "") and "no join ticket" in errors and ticket[:40] not in errors
+    assert ca.listed()["tickets"][0]["state"] == ""
+    assert ca("revoke", ticket)[0] == 0
+    assert ca.listed()["tickets"][0]["state"] == "revoked"
+
+
+def test_the_list_has_whole_lines(ca: Ca, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    enrolled(ca, ca("ticket")[1].strip(), PEER)
+    assert [line.split()[0] for line in ca("list")[1].splitlines()][3:] == ["peer", PEER.hex()[:8]]
+
+
 def test_a_key_with_any_bit_flipped_is_told_as_a_damaged_folder(ca: Ca) -> None:
     file = ca.folder / "ca.key"
     good, refused = file.read_bytes(), 0
