@@ -229,7 +229,7 @@ def test_a_newcomer_that_cannot_catch_up_stays_outside_and_says_which_pace_would
         (fact,) = [fact for fact in facts if "gave_up" in fact]
         assert (fact["rank"], fact["entries"]) == (-1, 0) and fact["rounds"] >= 2
         assert 4 * MB < fact["pace"] < 9 * MB, "two members, each at 4 MB/s"
-        assert 2 * SIZE_BYTES < fact["needed"] < 2.2 * SIZE_BYTES
+        assert 1.8 * SIZE_BYTES < fact["needed"] < 2.2 * SIZE_BYTES, "in some more than a second"
         assert f"{fact['needed'] / MB:.3g} MB/s would do" in fact["gave_up"]
         assert max(together(peers)) < 0.7  # that of a busy machine
 
