@@ -245,7 +245,7 @@ def hopeless(address: str, index: int, count: int) -> None:
     """A newcomer that gives up after a few seconds, says why, and that it is no worse for it."""
     size, pace = int(os.environ["PCCL_TEST_SIZE"]), float(os.environ["PCCL_TEST_PACE"])
     state = pccl.SharedState(fresh(77, size), pace=pace)
-    with pccl.connect(address, state=state, step_timeout_s=10.0) as comm:
+    with pccl.connect(address, state=state, step_timeout_s=15.0) as comm:
         tell(peer=str(comm.peer_id))
         try:
             with comm.step("outer") as step:
