@@ -1,7 +1,7 @@
 // native/fuzz/door.hpp — a listening port for strangers, and a host that counts whom it is given.
 //
 // Ownership: a Door owns all it is made of; one serves all inputs, for none leaves anything behind.
-// Threads:   one; no tunnel is ever opened, so no relay thread starts.
+// Threads:   one; the relay has ended, so it opens no tunnel and starts no thread.
 // Errors:    none.
 #pragma once
 
@@ -43,7 +43,9 @@ class Host final : public ControlHost {
 };
 
 struct Door {
-  explicit Door(std::shared_ptr<const TlsContext> tls = {}) : tls_context(std::move(tls)) {}
+  explicit Door(std::shared_ptr<const TlsContext> tls = {}) : tls_context(std::move(tls)) {
+    relay.stop();  // it takes nobody then: a member that says whom it answers begins a tunnel
+  }
   std::shared_ptr<const TlsContext> tls_context;
   Host host;
   ControlConfig config;
