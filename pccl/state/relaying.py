@@ -20,7 +20,14 @@ from collections.abc import Sequence
 from pccl.base.clock import Deadline
 from pccl.base.errors import RemoteError
 from pccl.membership.messages import MemberInfo
-from pccl.state.stream import HELLO_BYTES_MAX, Identity, Stream, StreamLost, Unreachable
+from pccl.state.stream import (
+    HELLO_BYTES_MAX,
+    Identity,
+    Stream,
+    StreamLost,
+    Unreachable,
+    why_unwelcome,
+)
 from pccl.state.stream_tls import HANDSHAKE_S
 from pccl.transport import native_frames as nf
 from pccl.transport.identity import Name, Role
@@ -96,19 +103,11 @@ def _through(relay: MemberInfo, member: MemberInfo, identity: Identity) -> socke
     talk = Stream(sock, max(0.001, deadline.remaining_s()))
     try:
         talk.until(deadline)
-        hello = nf.NativeHello(
-            purpose=nf.Purpose.RELAY,
-            run_id=identity.run_id,
-            peer_id=identity.peer_id,
-            incarnation=identity.incarnation,
-            secret=relay.secret,
-        )
-        talk.send(nf.encode(hello))
+        talk.send(identity.hello(nf.Purpose.RELAY, relay.secret))
         call = secrets.randbits(63) | 1
         talk.send(nf.encode(nf.RelayFrame(member.peer_id, member.incarnation, call)))
-        answer = nf.decode(talk.receive(HELLO_BYTES_MAX))
-        if not isinstance(answer, nf.Welcome):
-            raise StreamLost(answer.text if isinstance(answer, nf.RefusedFrame) else str(answer))
+        if (text := why_unwelcome(talk.receive(HELLO_BYTES_MAX))) is not None:
+            raise StreamLost(text)
         return talk.bare()
     except BaseException:
         with contextlib.suppress(OSError):

@@ -51,6 +51,26 @@ class Identity:
     tls: StreamTls | None = None  # None: the run is not secured
     relays: Callable[[], Sequence[MemberInfo]] = tuple  # to meet at who cannot be dialled
 
+    def hello(self, purpose: nf.Purpose, secret: bytes) -> bytes:
+        """Returns the first frame of a connection to whoever knows that secret."""
+        return nf.encode(
+            nf.NativeHello(
+                purpose=purpose,
+                run_id=self.run_id,
+                peer_id=self.peer_id,
+                incarnation=self.incarnation,
+                secret=secret,
+            )
+        )
+
+
+def why_unwelcome(answer: bytes) -> str | None:
+    """Says what the answer to a hello is, if no WELCOME.  Raises RemoteError: it is no frame."""
+    said = nf.decode(answer)
+    if isinstance(said, nf.Welcome):
+        return None
+    return said.text if isinstance(said, nf.RefusedFrame) else str(said)
+
 
 def stream_tls_of(session: Session) -> StreamTls | None:
     """Returns what a session's streams are secured with; None if its run is not secured."""
@@ -148,17 +168,8 @@ class Stream:
         stream = cls(sock, timeout_s)
         stream.until(deadline)
         try:
-            hello = nf.NativeHello(
-                purpose=nf.Purpose.STREAM,
-                run_id=identity.run_id,
-                peer_id=identity.peer_id,
-                incarnation=identity.incarnation,
-                secret=member.secret,
-            )
-            stream.send(nf.encode(hello))
-            answer = nf.decode(stream.receive())
-            if not isinstance(answer, nf.Welcome):
-                text = answer.text if isinstance(answer, nf.RefusedFrame) else str(answer)
+            stream.send(identity.hello(nf.Purpose.STREAM, member.secret))
+            if (text := why_unwelcome(stream.receive())) is not None:
                 raise StreamLost(f"refuses a stream: {text}")
         except BaseException:
             stream.close()
