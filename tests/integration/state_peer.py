@@ -76,7 +76,7 @@ class Throttled(pccl.SharedState):
             if self.asked == 5:
                 tell(giving=True)
         time.sleep(left_s)
-        if scratch is None:
+        if scratch is None and pin.revision > 0:  # founders wait for each other, too
             self.waited_for += 1
             if self.waited_for == 3:
                 tell(holding=True)
