@@ -1,6 +1,6 @@
 """The torch backend against gloo: latency, DDP and FSDP2 steps, in turns on the same machine.
 
-    ./dev run python benchmarks/torch_backend.py [--ranks 2,4] [--quick] [--json FILE]
+    ./dev run python benchmarks/torch_backend.py [--ranks 2,4] [--quick] [--threads]
 
 Each contender's ranks are started once per world size and stay; they take turns, so that a
 machine's good and bad seconds fall on all alike, and between its turns a contender sleeps in a
@@ -17,6 +17,7 @@ of fresh gradients would be most of the computing, and more of them for who free
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -60,6 +62,8 @@ class Contender:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.backend = backend
+        self.spent_s: Counter[str] = Counter()
+        self.on_cpu_s: defaultdict[str, Counter[int]] = defaultdict(Counter)  # by thread
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world):
@@ -72,7 +76,10 @@ class Contender:
             self.processes.append(process)
 
     def turn(self, case: str, iterations: int) -> list[float]:
-        """Returns the slowest rank's seconds, iteration by iteration."""
+        """Returns the slowest rank's seconds, iteration by iteration.
+
+        What the threads of rank 0 have been on a processor meanwhile is added to `on_cpu_s`.
+        """
         for pipe in self.pipes:
             pipe.send((case, iterations))
         answers = []
@@ -80,7 +87,16 @@ class Contender:
             if not pipe.poll(WAIT_S):
                 raise SystemExit(f"{self.backend} gives no answer for {WAIT_S:g} s")
             answers.append(pipe.recv())
-        return [max(times) for times in zip(*answers, strict=True)]
+        self.spent_s[case] += sum(answers[0][0])
+        self.on_cpu_s[case] += answers[0][1]
+        return [max(times) for times in zip(*(one for one, _ in answers), strict=True)]
+
+    def busy(self, case: str) -> str:
+        """Says how busy rank 0's threads were in all turns: 100 % is one of them that never slept,
+        all the time."""
+        shares = [s / self.spent_s[case] for _, s in self.on_cpu_s[case].most_common()]
+        first = ", ".join(f"{share:.0%}" for share in shares[:3])
+        return f"{self.backend}: {first} of {sum(shares):.0%} in all"
 
     def end(self) -> None:
         for pipe in self.pipes:
@@ -104,13 +120,22 @@ def serve(backend: str, rank: int, world: int, store: str, pipe: Connection) -> 
         if name not in steps:
             steps[name] = MAKERS[name](backend)
         steps[name]()  # untimed: brings the ranks together
-        times = []
+        times, before_s = [], threads_on_cpu_s()
         for _ in range(iterations):
             began_s = time.perf_counter()
             steps[name]()
             times.append(time.perf_counter() - began_s)
-        pipe.send(times)
+        pipe.send((times, threads_on_cpu_s() - before_s))
     dist.destroy_process_group()
+
+
+def threads_on_cpu_s() -> Counter[int]:
+    """Returns for how many seconds each thread of this process has been on a processor."""
+    found: Counter[int] = Counter()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
 
 
 def make_latency(_: str) -> Callable[[], None]:
@@ -158,8 +183,6 @@ def _rows() -> Any:
 
 
 def _ddp(synchronize: bool) -> Callable[[], None]:
-    import contextlib
-
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -204,7 +227,7 @@ MAKERS: dict[str, Callable[[str], Callable[[], None]]] = {
 
 
 def measure(world: int, turns: int, cases: list[Case]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         contenders = [Contender(backend, world, folder) for backend in BACKENDS]
         try:
@@ -215,7 +238,8 @@ def measure(world: int, turns: int, cases: list[Case]) -> list[dict[str, Any]]:
                         times[contender.backend] += contender.turn(case.name, case.iterations)
                 medians = {name: statistics.median(found) for name, found in times.items()}
                 means = {f"{name} mean": statistics.mean(found) for name, found in times.items()}
-                rows.append({"case": case.name, "world": world, **medians, **means})
+                busy = {f"{one.backend} threads": one.busy(case.name) for one in contenders}
+                rows.append({"case": case.name, "world": world, **medians, **means, **busy})
         finally:
             for contender in contenders:
                 contender.end()
@@ -240,6 +264,9 @@ def main() -> int:
     parser.add_argument("--ranks", default="2,4", help="world sizes (2,4)")
     parser.add_argument("--cases", default=",".join(BARS), help="of latency, ddp, fsdp2 (all)")
     parser.add_argument("--quick", action="store_true", help="two turns instead of seven")
+    parser.add_argument(
+        "--threads", action="store_true", help="say how busy rank 0's threads were, too"
+    )
     parser.add_argument("--json", type=Path, help="write the medians, in seconds, here")
     given = parser.parse_args()
     names = given.cases.split(",") + (["compute"] if "ddp" in given.cases else [])
@@ -249,6 +276,12 @@ def main() -> int:
         found = measure(world, 2 if given.quick else 7, wanted)
         for row in found:
             print(told(row, found), flush=True)
+            if given.threads:
+                print(
+                    f"{'':8} busiest threads of rank 0: {row['gloo threads']}; "
+                    f"{row['pccl threads']}",
+                    flush=True,
+                )
         rows += found
     if given.json is not None:
         given.json.write_text(json.dumps(rows, indent=1))
