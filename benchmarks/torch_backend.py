@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -62,8 +62,8 @@ class Contender:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.backend = backend
-        self.spent_s: Counter[str] = Counter()
-        self.on_cpu_s: defaultdict[str, Counter[int]] = defaultdict(Counter)  # by thread
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        self.on_cpu_s: defaultdict[tuple[str, int], float] = defaultdict(float)  # by thread
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world):
@@ -87,14 +87,17 @@ class Contender:
             if not pipe.poll(WAIT_S):
                 raise SystemExit(f"{self.backend} gives no answer for {WAIT_S:g} s")
             answers.append(pipe.recv())
-        self.spent_s[case] += sum(answers[0][0])
-        self.on_cpu_s[case] += answers[0][1]
-        return [max(times) for times in zip(*(one for one, _ in answers), strict=True)]
+        times, before_s, after_s = answers[0]
+        self.spent_s[case] += sum(times)
+        for thread, spent_s in after_s.items():
+            self.on_cpu_s[case, thread] += spent_s - before_s.get(thread, 0.0)
+        return [max(times) for times in zip(*(one[0] for one in answers), strict=True)]
 
     def busy(self, case: str) -> str:
         """Says how busy rank 0's threads were in all turns: 100 % is one of them that never slept,
         all the time."""
-        shares = [s / self.spent_s[case] for _, s in self.on_cpu_s[case].most_common()]
+        mine = (s for (of, _), s in self.on_cpu_s.items() if of == case)
+        shares = sorted((s / self.spent_s[case] for s in mine), reverse=True)
         first = ", ".join(f"{share:.0%}" for share in shares[:3])
         return f"{self.backend}: {first} of {sum(shares):.0%} in all"
 
@@ -125,13 +128,13 @@ def serve(backend: str, rank: int, world: int, store: str, pipe: Connection) -> 
             began_s = time.perf_counter()
             steps[name]()
             times.append(time.perf_counter() - began_s)
-        pipe.send((times, threads_on_cpu_s() - before_s))
+        pipe.send((times, before_s, threads_on_cpu_s()))
     dist.destroy_process_group()
 
 
-def threads_on_cpu_s() -> Counter[int]:
+def threads_on_cpu_s() -> dict[int, float]:
     """Returns for how many seconds each thread of this process has been on a processor."""
-    found: Counter[int] = Counter()
+    found: dict[int, float] = {}
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # a thread that has just ended
             found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
