@@ -32,6 +32,7 @@ SHELLS = (
     "pccl.transport.dial",
     "pccl.transport.doors",
     "pccl.transport.engine",
+    "pccl.transport.keep_alive",
     "pccl.transport.probe",
     "pccl.transport.server",
     "pccl.transport.tls*",

@@ -10,16 +10,15 @@ Invariant: after `close` or any error nothing more is sent, and `receive` return
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 
 from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded
 from pccl.transport.framing import Framer, frame
+from pccl.transport.keep_alive import keep_alive
 from pccl.transport.tls_session import TlsSession
 
 READ_BYTES = 1 << 16
-UNACKNOWLEDGED_MS_MAX = 10_000  # as the engine's sockets have it
 CLOSE_LINGER_S = 2.0  # a last word is worth a retransmission or two, not more
 
 
@@ -60,7 +59,7 @@ class Channel:
         self._tls = tls
         self.secured = None if tls is None else tls.proved(own_certificate)
         self._framer.feed(said)
-        _keep_alive(writer)
+        keep_alive(writer.get_extra_info("socket"))
 
     @property
     def closed(self) -> bool:
@@ -168,24 +167,3 @@ class Channel:
                 await self._writer.wait_closed()
         except (OSError, TimeoutError):
             self._writer.transport.abort()
-
-
-def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """Lets the kernel notice a machine that vanished, where no heartbeat runs."""
-    connection = writer.get_extra_info("socket")
-    if connection is None:
-        return
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Bytes under way stop the probes above, and are sent again for a quarter of an hour.
-            connection.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX
-            )
-    except OSError:
-        return  # it was closed meanwhile, or is no TCP socket

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from pccl.transport.channel import UNACKNOWLEDGED_MS_MAX, Channel
+from pccl.transport.channel import Channel
+from pccl.transport.keep_alive import UNACKNOWLEDGED_MS_MAX
 
 
 def test_a_channel_asks_the_kernel_to_give_up_on_bytes_that_nobody_acknowledges() -> None:
