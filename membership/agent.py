@@ -109,6 +109,11 @@ class MemberAgent:
                 lambda: self._over() or holds(self.standing), timeout=timeout_s
             )
 
+    def look_again(self) -> None:
+        """Makes those in `wait_until` ask once more whether it holds."""
+        with self._changed:
+            self._changed.notify_all()
+
     def want_world(self, world_size: int) -> None:
         """Tells the coordinator what this peer waits for; 0 = it stopped waiting."""
         self._post_from_thread(e.WantWorld(world_size))

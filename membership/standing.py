@@ -22,6 +22,7 @@ class Standing:
     failure: BaseException | None = None  # the agent itself could not go on
     met: tuple[m.MemberInfo, ...] = ()  # whom it can reach, as it was told last
     waits: str = ""  # what a peer waits for that is in no view
+    attached: bool = False  # the coordinator has this peer, and its connection is up
 
 
 def standing_of(member: Member) -> Standing:
@@ -31,6 +32,7 @@ def standing_of(member: Member) -> Standing:
         member.ended,
         met=member.views.met,
         waits=why_it_waits(member),
+        attached=member.phase is Phase.ATTACHED,
     )
 
 

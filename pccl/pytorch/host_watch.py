@@ -1,19 +1,22 @@
 """Whether the process of rank 0, which runs the coordinator of a static group, still runs.
 
     QUIET --an operation takes long--> ASKING --no answer, several times--> rank 0 is lost
-      ^                                  │
-      └─────── an answer, any at all ────┘
+     ^ └─ the connection ends, and the host says that nobody listens ─────> rank 0 is lost
+     └──────── an answer, any at all ────┘
 
-A process that has ended is noticed by its connections.  One that is stopped keeps them, and the
-only one that could tell the others is stopped with it; so when an operation takes long, each rank
-asks the coordinator how the run is.
+A process that has ended is noticed by its connections: its coordinator does not come back, as one
+that runs by itself may, so nobody waits for that.  One that is stopped keeps them, and the only one
+that could tell the others is stopped with it; so when an operation takes long, each rank asks the
+coordinator how the run is.
 
 Invariant: nobody is asked while operations get done; a group is given up only when what it waits
-for has not been decided for the whole time, and no question was answered.
+for has not been decided for the whole time, and no question was answered, or on the word of rank
+0's own host.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -25,8 +28,10 @@ from pccl.base.errors import PcclError
 from pccl.base.log import get_logger
 from pccl.membership.enrolment import EnrolmentRefused
 from pccl.membership.service_status import StatusRefused, fetch_status_now
+from pccl.membership.standing import Standing
 from pccl.session import Session
 from pccl.transport.address import Address
+from pccl.transport.dial import probe
 from pccl.transport.join_ticket import JoinTicket
 
 LOOK_S: Final = (2.5, 3.5)  # an operation that is in flight at two looks takes long
@@ -40,8 +45,11 @@ _log = get_logger("pytorch")
 class Watched(Protocol):
     """The run of a group."""
 
-    def lose_host(self, reason: str) -> None:
-        """Ends the run, since rank 0 is lost."""
+    def lose_host(self, what: str, reason: str) -> None:
+        """Ends the run, since rank 0 is lost: it is `what`."""
+
+    def host_is_in(self) -> bool:
+        """False once rank 0 has left, after which its process may end as it likes."""
 
 
 class HostWatch:
@@ -68,6 +76,7 @@ class HostWatch:
 
     def close(self) -> None:
         self._over.set()
+        self._session.agent.look_again()
         if self._thread is not threading.current_thread() and os.getpid() == self._process_id:
             self._thread.join(JOIN_S)
 
@@ -77,16 +86,45 @@ class HostWatch:
 
     def _look(self) -> None:
         before: frozenset[object] = frozenset()
-        while not self._over.wait(random.uniform(*LOOK_S)) and not self._session.closed:
+        while self._rest(random.uniform(*LOOK_S)):
             now = self._session.in_flight()
             if before & now and not self._answers():
-                break
+                text = f"no answer for {SILENCE_S:g} s while an operation waits"
+                return self._lose("is stopped", text)
             before = now
-        else:
-            return
-        text = f"no answer for {SILENCE_S:g} s while an operation waits"
-        _log.warning("the process of rank 0, which runs the coordinator, gives %s", text)
-        self._run.lose_host(text)
+        return None
+
+    def _rest(self, rest_s: float) -> bool:
+        """False: there is nothing to watch any more, or rank 0 was lost meanwhile."""
+        agent, deadline = self._session.agent, Deadline(rest_s)
+        while not self._over.is_set() and not self._session.closed:
+            if deadline.passed():
+                return True
+            if not agent.wait_until(self._is_detached, deadline.remaining_s()):
+                continue
+            standing = agent.standing
+            if standing.ended is not None or standing.failure is not None:
+                return False
+            if not standing.attached and self._run.host_is_in() and self._nobody_listens():
+                self._lose("has ended", "nobody listens at the coordinator's port any more")
+                return False
+            self._over.wait(min(random.uniform(*AGAIN_S), deadline.remaining_s()))
+        return False
+
+    def _is_detached(self, standing: Standing) -> bool:
+        return self._over.is_set() or not standing.attached
+
+    def _nobody_listens(self) -> bool:
+        """Whether the hosts of all addresses say so, each of them twice."""
+        for _ in range(2):
+            for address in self._addresses:
+                if asyncio.run(probe(address.host, address.port, timeout_s=ANSWER_S)):
+                    return False
+        return True
+
+    def _lose(self, what: str, reason: str) -> None:
+        _log.warning("the process of rank 0, which runs the coordinator, %s: %s", what, reason)
+        self._run.lose_host(what, reason)
 
     def _answers(self) -> bool:
         """Says whether the coordinator lives; True also when that does not matter any more."""

@@ -185,11 +185,15 @@ class Run:
         why = in_torchs_terms(str(error), self._members)
         return kind(f"{who}: {why}; {GROUP_OVER}", op=op, epoch=self._epoch(), ranks=ranks)
 
-    def lose_host(self, reason: str) -> None:
-        """Ends the run: the process of rank 0 is there, but does not run."""
-        text = f"rank 0, whose process runs the coordinator, is stopped: {reason}; {GROUP_OVER}"
+    def lose_host(self, what: str, reason: str) -> None:
+        """Ends the run: the process of rank 0 has ended, or is there, but does not run."""
+        text = f"rank 0, whose process ran the coordinator, {what}: {reason}; {GROUP_OVER}"
         self._end(PeerLost(text, ranks=(0,)))
         self.communicator.session.close(reason)
+
+    def host_is_in(self) -> bool:
+        """False once rank 0 has left."""
+        return 0 not in self._missing()
 
     def _missing(self) -> tuple[int, ...]:
         with contextlib.suppress(PcclError):

@@ -36,6 +36,7 @@ class Setting:
     store: str
     backend: str = "pccl"
     timeout_s: float = 60.0
+    options: Any = None
 
 
 Program = Callable[..., Any]
@@ -151,6 +152,7 @@ def _main(
             rank=rank,
             world_size=setting.world,
             timeout=timedelta(seconds=setting.timeout_s),
+            pg_options=setting.options,
         )
         result = program(Rank(rank, setting, pipe), *args)
         if dist.is_initialized():

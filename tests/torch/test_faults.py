@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from pccl.pytorch import Aborted, Mismatch, PcclDistError, PeerLost, StaleView, TimedOut
+from pccl.pytorch import Aborted, Mismatch, Options, PcclDistError, PeerLost, StaleView, TimedOut
 from tests.torch import exact
 from tests.torch.ranks import Rank, run_ranks, started
 from tests.torch.told import SOON_S, told_by
@@ -86,6 +86,20 @@ def test_a_killed_rank_ends_the_call_of_every_survivor(how: str, victim: int) ->
                 assert later[0] == "StaleView" and later[2] < 1.0, later
             assert kept[1] == "True"
             assert ranks.exit_code(rank) == 0
+
+
+def test_the_end_of_the_first_rank_s_process_shows_long_before_a_coordinator_s_grace_is_over() -> (
+    None
+):
+    options = Options(coordinator_grace_s=300.0)
+    with started(wait_for_end, 3, "all_reduce", 0, options=options) as ranks:
+        for rank in range(3):
+            assert ranks.hear(rank) == "ready"
+        ranks.kill(0)
+        for rank in (1, 2):
+            first = ranks.hear(rank)[0]
+            assert re.search(r"\[pccl:(PEER_LOST|STALE_VIEW)", first[1]) and "rank 0" in first[1]
+            assert "whose process ran the coordinator" in first[1] and first[2] < SOON_S, first
 
 
 @pytest.mark.parametrize("how", ["all_reduce", "future"])

@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import pytest
 
 from pccl.base.config import ControlLimits
 from pccl.membership.agent_security import open_for_status
+from pccl.membership.standing import Standing
 from pccl.pytorch import host_watch, hosting
 from pccl.pytorch.host_watch import HostWatch
 from pccl.session import Session
@@ -32,19 +33,35 @@ class Waiting:
 
     closed = False
 
-    def __init__(self) -> None:
+    def __init__(self, attached: bool = True) -> None:
         self.lost: list[str] = []
+        self.standing = Standing(attached=attached)
+        self.agent = self
+        self.left = False
+
+    def wait_until(self, holds: Callable[[Standing], bool], timeout_s: float) -> bool:
+        begin_s = time.monotonic()
+        while not (found := holds(self.standing)) and time.monotonic() < begin_s + timeout_s:
+            time.sleep(0.01)
+        return found
+
+    def look_again(self) -> None: ...
 
     def in_flight(self) -> frozenset[object]:
         return frozenset([1])
 
-    def lose_host(self, reason: str) -> None:
-        self.lost.append(reason)
+    def lose_host(self, what: str, reason: str) -> None:
+        self.lost.append(f"{what}: {reason}")
+
+    def host_is_in(self) -> bool:
+        return not self.left
 
 
 @contextmanager
-def watching(address: Address, ticket: JoinTicket | None = None) -> Iterator[list[str]]:
-    waiting = Waiting()
+def watching(
+    address: Address, ticket: JoinTicket | None = None, waiting: Waiting | None = None
+) -> Iterator[list[str]]:
+    waiting = waiting or Waiting()
     watch = HostWatch(waiting, cast(Session, waiting), (address,), "a group", ticket)
     try:
         yield waiting.lost
@@ -125,7 +142,29 @@ def test_one_that_says_nothing_is_given_up_in_time(quick: None) -> None:
         address = Address("127.0.0.1", silent.getsockname()[1])
         with watching(address) as lost:
             eventually(lambda: bool(lost), 10)
-            assert len(lost) == 1 and "no answer for 1.5 s" in lost[0]
+            assert len(lost) == 1 and "is stopped: no answer for 1.5 s" in lost[0]
+
+
+def test_one_whose_connection_ends_and_whose_port_refuses_is_given_up_at_once() -> None:
+    waiting = Waiting(attached=False)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        address = Address("127.0.0.1", port.getsockname()[1])
+        with watching(address, waiting=waiting) as lost:
+            time.sleep(1.5)
+            assert not lost, "somebody listens: it may be about to answer"
+            port.close()
+            eventually(lambda: bool(lost), 2)
+            assert len(lost) == 1 and "has ended: nobody listens" in lost[0]
+
+
+def test_one_that_has_left_may_end() -> None:
+    waiting = Waiting(attached=False)
+    waiting.left = True
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        address = Address("127.0.0.1", port.getsockname()[1])
+    with watching(address, waiting=waiting) as lost:
+        time.sleep(1.5)
+        assert not lost
 
 
 def test_a_coordinator_that_retires_and_refuses_to_say_who_is_in_stays_for_its_time(
