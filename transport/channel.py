@@ -60,7 +60,7 @@ class Channel:
         self._tls = tls
         self.secured = None if tls is None else tls.proved(own_certificate)
         self._framer.feed(said)
-        _keep_alive(writer)
+        keep_alive(writer)
 
     @property
     def closed(self) -> bool:
@@ -170,7 +170,7 @@ class Channel:
             self._writer.transport.abort()
 
 
-def _keep_alive(writer: asyncio.StreamWriter) -> None:
+def keep_alive(writer: asyncio.StreamWriter) -> None:
     """Lets the kernel notice a machine that vanished, where no heartbeat runs."""
     connection = writer.get_extra_info("socket")
     if connection is None:

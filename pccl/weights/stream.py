@@ -11,7 +11,6 @@ and DeadlineExceeded leave this module.
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
 import zlib
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError
 from pccl.transport.address import Address
+from pccl.transport.channel import keep_alive
 from pccl.transport.framing import HEAD_BYTES, frame
 from pccl.weights.channels import PLAIN, Way
 from pccl.weights.frames import Message, codec
@@ -28,7 +28,6 @@ FRAME_BYTES_MAX: Final = 300 << 10  # a manifest with all its digests
 FIRST_FRAME_BYTES_MAX: Final = _LIMITS.first_frame_bytes_max
 QUEUE_BYTES_MAX: Final = 8 << 20  # manifests and answers that a receiver does not read
 READ_BYTES: Final = 1 << 20
-UNACKNOWLEDGED_MS_MAX: Final = 10_000
 _HEAD: Final = struct.Struct("<III")
 _CHECKED: Final = struct.Struct("<II")
 
@@ -51,7 +50,7 @@ class Stream:
         self._writer = writer
         self._frame_bytes_max = frame_bytes_max
         self._sending = asyncio.Lock()  # a chunk follows its head, and nothing comes between
-        _set_options(writer)
+        keep_alive(writer)
 
     @property
     def remote_host(self) -> str:
@@ -173,19 +172,3 @@ async def open_stream(address: Address, *, timeout_s: float, way: Way = PLAIN) -
             stream.close()
             raise
     return stream
-
-
-def _set_options(writer: asyncio.StreamWriter) -> None:
-    """Lets the kernel notice a machine that vanished, and send small messages at once."""
-    connection = writer.get_extra_info("socket")
-    if connection is None:
-        return
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX
-            )
-    except OSError:
-        return  # it was closed meanwhile
