@@ -19,7 +19,7 @@ from pccl.base.log import get_logger
 _log = get_logger("membership")
 
 
-class Denials:
+class Denied:
     """Of one process; its methods may be called from any thread."""
 
     def __init__(self) -> None:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
 from pccl.base.log import get_logger
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.membership.enrolment import (
     DENIALS_MAX,
     ENROLMENT_VERSION,
+    Denials,
     Enrolled,
     EnrolmentMessage,
     EnrolmentRefused,
@@ -41,7 +42,6 @@ from pccl.membership.enrolment import (
     status_mac,
     take_certificate,
 )
-from pccl.membership.enrolment import Denials as DenialsMessage
 from pccl.transport.address import Address
 from pccl.transport.authority import key_pem, make_request, pem
 from pccl.transport.channel import Channel
@@ -82,7 +82,7 @@ class Credentials:
         self._ca_der = b""
         self._context: Any = None
         self._renew_at_s = self._expires_at_s = 0.0
-        self.denials = Denials()
+        self.denials = Denied()
 
     @property
     def peer_id(self) -> bytes:
@@ -184,7 +184,7 @@ class Credentials:
             _say(channel, Watch(ENROLMENT_VERSION))
             while True:
                 match await _answer(channel, TOUCH_S):
-                    case DenialsMessage(peers):
+                    case Denials(peers):
                         self.denials.add(peers)
                         self.denials.heard |= len(peers) < DENIALS_MAX
                         backoff.reset()

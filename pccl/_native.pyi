@@ -159,8 +159,13 @@ class Engine:
     def release_step(self, step: int) -> None:
         """Forgets a decided step: its buffers may go."""
 
-    def propose_failure(self, step: int, code: int, text: str) -> None:
-        """Tells the coordinator of a passed deadline or a local error."""
+    def propose_failure(self, step: int, code: int, text: str, after_s: float = 0.0) -> None:
+        """Tells the coordinator of a passed deadline or a local error.
+
+        With `after_s` the control thread does so then, and with each heartbeat while the step is
+        open, whether this process runs Python or not; the newest such call counts, and one of code
+        0 takes it back.
+        """
 
     def set_notify(self, step: int) -> None:
         """Queues a ("decided", step) event when the step is decided."""

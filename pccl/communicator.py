@@ -299,7 +299,9 @@ class Communicator(Collectives, SparseCollectives, Messaging):
             UsageError: keys, shapes or dtypes are not the others' (named: the first difference;
                 this process has left the run, and the others go on); nobody may give; or senders
                 differ.  Nothing was written.
-            StepFailed: nobody is left who could give it; what has come is in memory.
+            StepFailed: this process could not be given what others were, or holds a newer state
+                than they go on from and nobody could fetch it: it has left the run, and the others
+                go on.  Or nobody is left who could give one: on all; what has come is in memory.
             DeadlineExceeded: likewise, for time.
 
         Cost: a pass over the state at memory speed, two small steps, and the pieces that differ.

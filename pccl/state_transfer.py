@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -33,7 +34,8 @@ import numpy.typing as npt
 from pccl.base.errors import (
     CannotCatchUp,
     CorruptResult,
-    DeadlineExceeded,
+    Excluded,
+    PcclError,
     StepFailed,
     UsageError,
 )
@@ -121,7 +123,8 @@ def bring(
         held: called when the first step has begun, so once this peer is in.
         digest: of the bulk, 64 bits; called where some hold no more than the bulk.
         late: called where this peer is in, and holds less than members that are in already.
-        hold_s: how long these wait for a data step; then they go on, and newcomers have left.
+        hold_s: how long these wait for a newcomer in a data step; then it steps back, whatever its
+            program is at, and they go on.
 
     Returns:
         True: this process's bulk was written.
@@ -155,44 +158,42 @@ def bring(
                 "names, dtypes or shapes of this process's state differ from the members'; it has "
                 "left the run"
             )
-        data_s = timeout_s
-        if hold_s is not None and survey.synced:
-            data_s = hold_s if timeout_s is None else min(hold_s, timeout_s)
+        held_s = hold_s if survey.synced and mine is not Held.ALL else None
         all_of_it = survey.newcomers > 0 or not survey.synced
         given = [buffers[name] for name in names if all_of_it or name in rest]
         told = [] if all_of_it else [digest()]
+        ours = source, mine is Held.ALL
+        began_s = time.monotonic()
         try:
-            came = _transfer(comm, given, source, mine is Held.ALL, told, data_s)
+            came = _transfer(comm, given, *ours, told, timeout_s, held_s)
             if came is _Came.OTHER_BULK:
                 _log.warning("a newcomer has fetched another state than this: it is given all")
                 all_of_it, given = True, [buffers[name] for name in names]
-                came = _transfer(comm, given, source, mine is Held.ALL, [], data_s)
-        except DeadlineExceeded as error:
-            if data_s == timeout_s:
+                began_s = time.monotonic()
+                came = _transfer(comm, given, *ours, [], timeout_s, held_s)
+        except Excluded as error:
+            if held_s is None or time.monotonic() < began_s + held_s:
                 raise
-            return _too_slow(comm, mine, given, hold_s or 0.0, error)
+            raise _too_slow(comm, given, held_s, error) from error
         if came is _Came.ALL:
             return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
 
 
 def _too_slow(
-    comm: Communicator, mine: Held, given: list[Buffer], hold_s: float, error: DeadlineExceeded
-) -> bool:
-    """The data step has failed on all: members go on, and who was to get the data leaves."""
-    byte_count = sum(buffer.byte_count for buffer in given)
-    if mine is Held.ALL:
-        _log.warning("%d bytes have not come to newcomers in %.3g s", byte_count, hold_s)
-        return False
+    comm: Communicator, given: list[Buffer], hold_s: float, error: PcclError
+) -> CannotCatchUp:
+    """What a newcomer is told that has stepped back; it has left then."""
     comm.close()
+    byte_count = sum(buffer.byte_count for buffer in given)
     needed = byte_count / hold_s
-    raise CannotCatchUp(
+    return CannotCatchUp(
         f"{byte_count} bytes of the members' state have not come here in the {hold_s:.3g} s for "
-        f"which they wait; a pace of {needed / 1e6:.3g} MB/s would do; this process has left the "
-        "run",
+        f"which they wait ({error}); a pace of {needed / 1e6:.3g} MB/s would do; this process has "
+        "left the run",
         pace_bytes_per_s=0.0,
         needed_bytes_per_s=needed,
-    ) from error
+    )
 
 
 def _survey(
@@ -235,8 +236,14 @@ def _transfer(
     synced: bool,
     bulk: list[int],
     timeout_s: float | None,
+    held_s: float | None,
 ) -> _Came:
-    """Runs the data step.  `bulk`: a digest of what all have, as far as is known; or none."""
+    """Runs the data step.
+
+    Args:
+        bulk: a digest of what all have, as far as is known; or none.
+        held_s: for so long the members wait for this peer; None: it is one of them.
+    """
     state = [_bytes_of(buffer) for buffer in buffers]
     content = _content_hash(state) if source else 0
     sources = np.array([source], np.uint64)
@@ -244,6 +251,9 @@ def _transfer(
     bulk_words = np.array([[word, ~word & KEY_MASK] for word in bulk], np.uint64)
     received = [np.zeros(part.size, np.uint8) for part in state]
     with comm.step(f"{ENTRY}.data", timeout_s) as step:
+        if held_s is not None:
+            why = f"the state has not come to it in {held_s:.3g} s"
+            step.ticket.step_back_after(why, held_s)
         step.all_reduce(sources, op="sum")
         step.all_reduce(content_words, op="max")
         if bulk:

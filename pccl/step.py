@@ -124,6 +124,11 @@ class Step(StepCollectives):
         return self._outcome
 
     @property
+    def ticket(self) -> Ticket:
+        """Within the library: what it shares with its works."""
+        return self._begun()
+
+    @property
     def number(self) -> int:
         """Its number in program order, the same on all members."""
         return self._begun().begun.step
@@ -216,6 +221,24 @@ class Step(StepCollectives):
         if self._ticket is None:
             raise UsageError("enter the step first: with comm.step() as step: ...")
         return self._ticket
+
+
+def number_of_committed(committed: Step | Work) -> int:
+    """Returns the number of a step that has committed, given itself or by a work of it.
+
+    Raises:
+        UsageError: it is neither, or not decided yet.
+        PcclError: it has failed.
+    """
+    if isinstance(committed, Step):
+        _ = committed.outcome
+        return committed.number
+    if isinstance(committed, Work):
+        _ = committed.outcome
+        return committed.ticket.begun.step
+    raise UsageError(
+        f"a revision is made by a committed step or work, not by a {type(committed).__name__}"
+    )
 
 
 class CheckedAllReduce:

@@ -183,6 +183,16 @@ class Ticket:
         text = why[:TEXT_CHARACTERS_MAX]
         self.session.engine.propose_failure(self.begun.step, int(SuspectCode.EXCLUDED), text)
 
+    def step_back_after(self, why: str, after_s: float) -> None:
+        """As `step_back`, then, by a thread that needs no Python; the newest call counts."""
+        text = why[:TEXT_CHARACTERS_MAX]
+        code = int(SuspectCode.EXCLUDED)
+        self.session.engine.propose_failure(self.begun.step, code, text, after_s)
+
+    def stay(self) -> None:
+        """Takes `step_back_after` back."""
+        self.session.engine.propose_failure(self.begun.step, 0, "", 1.0)
+
     def _doom(self, code: SuspectCode, text: str) -> None:
         self._doomed = True
         self._proposed = True

@@ -317,8 +317,8 @@ class Engine(LetterCalls):
         except self._error_type as error:
             raise self._mapped(error, deciding=False) from error
 
-    def propose_failure(self, step: int, code: int, text: str) -> None:
-        self._call(self._native.propose_failure, step, code, text)
+    def propose_failure(self, step: int, code: int, text: str, after_s: float = 0.0) -> None:
+        self._call(self._native.propose_failure, step, code, text, after_s)
 
     def set_notify(self, step: int) -> None:
         self._call(self._native.set_notify, step)

@@ -334,9 +334,10 @@ void bind_steps(nb::class_<Engine>& engine) {
       .def("step_result", &step_result, "step"_a)
       .def("release_step", &Engine::release, "step"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("propose_failure",
-           [](Engine& self, StepId step, int code, const std::string& text) {
-             self.propose_failure(step, static_cast<SuspectCode>(code), text);
-           }, "step"_a, "code"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
+           [](Engine& self, StepId step, int code, const std::string& text, double after_s) {
+             self.propose_failure(step, static_cast<SuspectCode>(code), text, after_s);
+           }, "step"_a, "code"_a, "text"_a, "after_s"_a = 0.0,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("set_notify", &Engine::notify_when_decided, "step"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("stats", &stats)

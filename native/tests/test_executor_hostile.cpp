@@ -372,3 +372,28 @@ TEST(what_goes_wrong_in_a_step_is_told_to_the_coordinator) {
   CHECK(engine.result(step).state == StepState::failed && engine.result(step).text == "b");
   CHECK(data == ones());
 }
+
+TEST(what_is_to_be_said_later_is_said_while_the_step_is_open_unless_it_was_taken_back) {
+  rig::Gate gate;
+  auto data = ones();
+  World world(1, 1, gate.port());
+  rig::Wire coordinator = gate.accept();
+  CHECK(coordinator.next<frames::Hello>().has_value());
+  coordinator.write(frames::Frame{frames::Welcome{1}});
+  install_with_raw(world, 1);
+  Engine& engine = *world.engines[0];
+  const StepId step = post_step(engine, data);
+  engine.propose_failure(step, SuspectCode::excluded, "never said", 0.01);
+  engine.propose_failure(step, SuspectCode::none, "", 0.01);
+  for (int beats = 0; beats < 3;) {
+    const auto frame = coordinator.read_frame();
+    CHECK(frame && !std::holds_alternative<Suspect>(*frame));
+    if (!frame || std::holds_alternative<frames::Heartbeat>(*frame)) ++beats;
+  }
+  engine.propose_failure(step, SuspectCode::excluded, "runs no Python", 0.01);
+  for (int times = 0; times < 2; ++times) {
+    const Suspect overdue = coordinator.next<Suspect>().value_or(Suspect{});
+    CHECK(overdue.code == SuspectCode::excluded && overdue.step == step && overdue.epoch == 1);
+    CHECK(overdue.text == "runs no Python");
+  }
+}

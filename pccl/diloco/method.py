@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pccl.arguments import check_number, optional_seconds
+from pccl.arguments import check_number, check_seconds, optional_seconds
 from pccl.base.errors import CorruptResult, Excluded, PcclError, UsageError
 from pccl.collectives.nonfinite import parse_policy
 from pccl.communicator import Communicator
@@ -41,6 +41,7 @@ from pccl.diloco.parameters import FlatParameters, Model
 from pccl.diloco.report import OuterStep
 from pccl.diloco.shared import OUTER_STEPS, SharedParameters, as_tensor, refuse_late_shards
 from pccl.outcome import Outcome
+from pccl.state.catching_up import HOLD_S_MAX
 
 INNER_STEPS, TOKENS, ENTRIES = range(OUTER_STEPS + 1, 4)  # places in the counters
 
@@ -67,6 +68,7 @@ class OuterOptimizer(ABC):
         nonfinite: str = "drop_contributor",
         hold: Callable[[OuterOptimizer], bool] | None = None,
         timeout_s: float | None = None,
+        join_timeout_s: float = HOLD_S_MAX,
     ) -> None:
         """Enters the run: a collective call, which brings a joiner the members' state.
 
@@ -82,9 +84,10 @@ class OuterOptimizer(ABC):
             codec, deterministic: as in `Step.all_reduce`, for pseudo-gradients; alike on all peers.
             parity: whether each outer step compares a digest of the members' states.
             nonfinite: raise (on all members), drop_contributor (and count it) or allow.
-            hold: called with this object at each entry; while it says True on all members, they
-                stay there, for newcomers to come in.
+            hold: called at each entry; while it says True on all members, they stay for newcomers.
             timeout_s: of each step; None takes the communicator's.
+            join_timeout_s: how long members wait for one joiner to receive parameters and momentum,
+                at most; then they go on, and it fetches on or has left with CannotCatchUp.
 
         Raises:
             UsageError: an argument is not as described, or this model is not the members'.
@@ -101,17 +104,15 @@ class OuterOptimizer(ABC):
         self._timeout_s = optional_seconds("timeout_s", timeout_s)
         self._wire = Wire(codec, bool(deterministic), self._timeout_s)
         self._theta = [self._parameters.read(s) for s in range(len(self._parameters))]
-        kept = bool(outer.momentum)  # without momentum there is nothing to keep, or to bring
-        self._momentum = [torch.zeros_like(t if kept else t[:0]) for t in self._theta]
+        has = bool(outer.momentum)  # without momentum there is nothing to keep, or to bring
+        self._momentum = [torch.zeros_like(t if has else t[:0]) for t in self._theta]
         self._counters = np.zeros(4, np.int64)
-        self._synced = False
-        self._entry_due = False  # all have come to an entry, which failed on all or here
+        self._synced = self._entry_due = False  # due: an entry failed, on all or here
         self._unreported: OuterStep | None = None  # applied just before that
-        self._since = 0  # inner steps since the last entry or outer step
-        self._tokens = 0
-        self._shared = SharedParameters(
-            comm, self._theta, self._momentum, self._counters, self._change
-        )
+        self._since = self._tokens = 0  # inner steps since the last entry or outer step
+        kept = self._theta, self._momentum, self._counters
+        join_s = check_seconds("join_timeout_s", join_timeout_s)
+        self._shared = SharedParameters(comm, *kept, self._change, join_s)
         try:
             self._prepare()
             if state is not None:
@@ -249,21 +250,7 @@ class OuterOptimizer(ABC):
         """
         if self._synced:
             raise UsageError("the run has begun; load a state as it begins, with state=")
-        targets = {**self.shared_arrays(), **self._own_arrays()}
-        if set(targets) != set(state):
-            difference = min(set(targets) ^ set(state))
-            raise UsageError(f"the state is of another method or model: {difference!r}")
-        for name, target in targets.items():
-            if tuple(torch.as_tensor(state[name], device="cpu").shape) != tuple(target.shape):
-                raise UsageError(f"{name!r} has another shape in the state than in this model")
-
-        def write() -> None:
-            for name, target in targets.items():
-                torch.as_tensor(target, device="cpu").copy_(
-                    torch.as_tensor(state[name], device="cpu")
-                )
-
-        self._shared.overwrite(write)
+        self._shared.load(state, self._own_arrays())
         self._since = self._tokens = 0
         self._write_all()
         self._reset()

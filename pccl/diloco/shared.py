@@ -4,7 +4,7 @@ They lie in one place of memory for the life of the optimizer, as a SharedState 
 the reductions: members give them to newcomers beside the run, with what was committed since.
 
 Invariant: the memory changes by `changed` (a committed reduction), by `bring` (a newcomer is given
-all of it), by `overwrite` (a state is loaded, before this peer comes in), and in no other way;
+all of it), by `load` (a state is loaded, before this peer comes in), and in no other way;
 revision r holds r reductions.
 """
 
@@ -43,6 +43,7 @@ class SharedParameters:
         counters: int64, of which OUTER_STEPS counts reductions; borrowed.
         change: `change(section, *results)` applies the results of a reduction to them, as NumPy
             arrays or tensors; it writes nothing before it can raise no more.
+        join_timeout_s: how long members wait for one newcomer, at most.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SharedParameters:
         momentum: Sequence[Tensor],
         counters: Any,
         change: Change,
+        join_timeout_s: float = HOLD_S_MAX,
     ) -> None:
         self.arrays: dict[str, Tensor] = {}
         for section, (values, velocity) in enumerate(zip(theta, momentum, strict=True)):
@@ -64,6 +66,7 @@ class SharedParameters:
         kept = {name: array for name, array in self.arrays.items() if array.numel()}
         self.state = SharedState(kept, apply=self._replay, pace=PACE)
         self.state.hold_bytes = sum(values.numel() * 4 for values in theta)
+        self.state.hold_s_max = self._join_timeout_s = join_timeout_s
         self._keeper = lend_keeper(comm.session, self.state, ENTRY)
         self._exclusions = comm.session.exclusions  # when this peer held all of it last
 
@@ -119,7 +122,7 @@ class SharedParameters:
             held,
             digest=digest,
             late=lambda: _refuse_shards(self._comm, self._comm.session.engine.view().groups),
-            hold_s=HOLD_S_MAX,
+            hold_s=self._join_timeout_s,
             timeout_s=timeout_s,
         )
         if was_written:
@@ -146,10 +149,22 @@ class SharedParameters:
         if results:
             self._change(int(header[0]), *results)
 
-    def overwrite(self, write: Callable[[], None]) -> None:
-        """Lets `write` change the memory otherwise, with nobody reading it meanwhile."""
+    def load(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Copies over all of it, and over a peer's `own` arrays, what `state` has by their names.
+
+        Raises:
+            UsageError: it has others, or of other shapes; nothing was changed.
+        """
+        targets = {**self.arrays, **self.counters, **own}
+        if set(targets) != set(state):
+            difference = min(set(targets) ^ set(state))
+            raise UsageError(f"the state is of another method or model: {difference!r}")
+        for name, target in targets.items():
+            if tuple(as_tensor(state[name]).shape) != tuple(target.shape):
+                raise UsageError(f"{name!r} has another shape in the state than in this model")
         with self.state.writing():
-            write()
+            for name, target in targets.items():
+                as_tensor(target).copy_(as_tensor(state[name]))
 
 
 def refuse_late_shards(comm: Communicator) -> None:

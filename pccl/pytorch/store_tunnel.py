@@ -24,7 +24,7 @@ from pccl.base.config import ControlLimits
 from pccl.base.errors import PcclError, RemoteError, UsageError
 from pccl.base.event_loop import new_event_loop
 from pccl.base.log import get_logger
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.transport import doors
 from pccl.transport.handshake_pace import FairPlaces, KnownHosts
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
@@ -100,7 +100,7 @@ def serve(
     store_port: int,
     run_id: bytes,
     material: Callable[[], TlsMaterial],
-    denials: Denials | None = None,
+    denials: Denied | None = None,
 ) -> StoreTunnel:
     """Rank 0's end: listens on `host` and passes on, to the store, what trainers of the run say.
     Of those that are in `denials` nothing is passed on any more.
@@ -154,7 +154,7 @@ def serve(
         with known.ends(name.peer_id, end):
             await _pass_on(reader, writer, LOOPBACK, store_port)
 
-    known = Denials() if denials is None else denials
+    known = Denied() if denials is None else denials
     try:
         listener = socket.create_server((host, 0), family=_family(host))
     except OSError as error:

@@ -12,7 +12,10 @@ whose memory is torn, by a fetch or a restore that broke off, gives while there 
 Ties go to the higher revision, then to the lowest rank; so in a world of two that have been in
 agreement, where neither is the minority.
 
-Invariant: the answer depends on the committed table alone.
+Where what was elected does not come, somebody is left out, and the others go on: those who hold it,
+if nobody at all has got it and they are fewer; else those who have not got it (`at_fault`).
+
+Invariant: the answer depends on what was committed alone.
 """
 
 from __future__ import annotations
@@ -136,6 +139,26 @@ def agree(table: Sequence[Record]) -> Agreement:
             if table[rank].synced and table[rank].revision >= right.revision
         ),
     )
+
+
+def at_fault(
+    table: Sequence[Record], agreement: Agreement, failed: Sequence[int]
+) -> tuple[int, ...]:
+    """Returns whom the others go on without, where `failed` have tried often enough and not got the
+    state.
+
+    Those who hold it (`Agreement.sources`), if all have failed and are more than they are, or as
+    many where the run begins and nobody is known to be right: so a founder that nobody can reach
+    stops nobody.  They have no voice from then on.  Else `failed`, who cannot be helped.  Nobody,
+    if those who hold it have said that they are right, or nobody else has a voice.
+    """
+    others = [rank for rank in agreement.receivers if rank not in agreement.other_layout]
+    begins = not any(record.synced for record in table)
+    if set(failed) != set(others) or len(failed) < len(agreement.sources) + (not begins):
+        return tuple(failed)
+    if any(table[rank].strategy is Strategy.SEND_ONLY for rank in agreement.sources):
+        return ()
+    return agreement.sources if any(table[r].strategy is Strategy.POPULAR for r in others) else ()
 
 
 def _givers(table: Sequence[Record], ranks: Sequence[int]) -> tuple[list[int], list[int]]:

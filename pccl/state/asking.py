@@ -163,10 +163,12 @@ class Inquiry:
         start = int.from_bytes(self._session.peer_id[:4], "little") % len(members)
         count = min(SOURCES_MAX, len(members))
         chosen = [members[(start + i) % len(members)] for i in range(count)]
-        answers = Answers(len(chosen), answered)
+        answers = Answers([member.peer_id for member in chosen], answered)
         for member in chosen:
             name = f"pccl-ask-{member.peer_id.hex()[:8]}"
-            work = partial(answers.put, partial(self._open, member, at_step, hold_s))
+            work = partial(
+                answers.put, partial(self._open, member, at_step, hold_s), member.peer_id
+            )
             threading.Thread(target=work, name=name, daemon=True).start()
         meanwhile()
         if hold_s is None:
@@ -174,8 +176,11 @@ class Inquiry:
         else:
             others_s = min(OTHERS_S, OTHERS_PART * hold_s)
             found = answers.take(deadline, others_s, None, _confirmed, CONFIRM_PART * hold_s)
+        for member in chosen:
+            if member.peer_id in answers.silent:
+                self._whys[member.peer_id] = "has not said in time what it holds"
         opened = [one for one in found if isinstance(one, Opened)]
-        self.asked = len(opened) + answers.pending
+        self.asked = len(opened) + len(answers.silent)
         return opened, [one for one in found if isinstance(one, PcclError)]
 
     def _open(
@@ -210,18 +215,26 @@ class Inquiry:
 class Answers:
     """Answers as they come.  Nobody waits long for a stopped member once another has answered."""
 
-    def __init__(self, count: int, answered: Callable[[Opened], None] = lambda _: None) -> None:
+    def __init__(
+        self, asked: Sequence[bytes], answered: Callable[[Opened], None] = lambda _: None
+    ) -> None:
         """`answered` is called with each state that is told, on the thread that has heard it."""
         self._turn = threading.Condition()
         self._answered = answered
-        self._open = count
+        self._silent = set(asked)
         self._accepted = 0  # streams to members that find out what they hold, which may take long
         self._found: list[Opened | PcclError | None] = []
         self._over = False
-        self.pending = count
-        """How many had not answered when `take` returned."""
+        self.silent = frozenset(asked)
+        """Who had not answered when `take` returned."""
 
-    def put(self, ask: Callable[[Callable[[], None]], Opened | PcclError | None]) -> None:
+    @property
+    def _open(self) -> int:
+        return len(self._silent)
+
+    def put(
+        self, ask: Callable[[Callable[[], None]], Opened | PcclError | None], peer: bytes
+    ) -> None:
         mine = 0
 
         def accepted() -> None:
@@ -235,7 +248,7 @@ class Answers:
         if isinstance(answer, Opened):
             self._answered(answer)
         with self._turn:
-            self._open -= 1
+            self._silent.discard(peer)
             self._accepted -= mine
             late = self._over
             self._found.append(answer)
@@ -272,7 +285,7 @@ class Answers:
                 self._turn.wait_for(
                     lambda: not self._open or enough(self._found, self._open), more.remaining_s()
                 )
-            self._over, self.pending = True, self._open
+            self._over, self.silent = True, frozenset(self._silent)
             return list(self._found)
 
 

@@ -54,7 +54,7 @@ class Progress:
     def __str__(self) -> str:
         return (
             f"revision {self.revision} after {self.rounds} rounds; some {self.rest_bytes} bytes "
-            f"will differ again when this peer comes in, and {_rate(self.pace_bytes_per_s)} come"
+            f"will differ again when this peer comes in, and {words_of(self.pace_bytes_per_s)} come"
         )
 
 
@@ -66,7 +66,8 @@ class CatchingUp:
         pace: the part of their time in which donors send beside the run.
         hold_s: how long members may wait for the rest; None: HOLD_S and HASHINGS passes of hashing.
         hold_bytes: what they wait for all the same, if it takes longer (and not longer than
-            HOLD_S_MAX): as much as a step brings.
+            `hold_s_max`): as much as a step brings.
+        hold_s_max: limits what is not given, but follows from what was measured.
         replays: whether what is left is replayed, not fetched.
     """
 
@@ -77,11 +78,13 @@ class CatchingUp:
         hold_s: float | None,
         hold_bytes: int = 0,
         *,
+        hold_s_max: float = HOLD_S_MAX,
         replays: bool = False,
     ) -> None:
         self._pace = pace
         self._hold_s = hold_s
         self._hold_bytes = hold_bytes
+        self._hold_s_max = hold_s_max
         self._state_bytes = self._rest_bytes = state_bytes
         self._guess = 0.0  # bytes per second of what the ways carry, from rounds
         self._best = 0.0  # of these guesses
@@ -164,9 +167,10 @@ class CatchingUp:
         """
         least = self._hold_s
         if least is None:
-            least = min(HOLD_S_MAX, HOLD_S + HASHINGS * self._hash_s)
+            least = min(self._hold_s_max, HOLD_S + HASHINGS * self._hash_s)
         best = self._best
-        return max(least, min(HOLD_S_MAX, MARGIN * self._hold_bytes / best)) if best else least
+        as_much_s = MARGIN * self._hold_bytes / best if best else 0.0
+        return max(least, min(self._hold_s_max, as_much_s))
 
     @property
     def fits(self) -> bool:
@@ -230,19 +234,20 @@ class CatchingUp:
                 f"{self._made_per_s:.3g} revisions a second, each takes {self._replay_s:.3g} s "
                 f"here, some {self._backlog_revisions:.3g} are due as this peer comes in, hashing "
                 f"takes {self._hash_s:.3g} s, and members wait {self.hold_s:.3g} s at most; a pace "
-                f"of {_rate(found.needed_bytes_per_s)} of updates would do (it is "
-                f"{_rate(found.pace_bytes_per_s)}), or hold_s={would_do_s:.2g}, or fewer steps"
+                f"of {words_of(found.needed_bytes_per_s)} of updates would do (it is "
+                f"{words_of(found.pace_bytes_per_s)}), or hold_s={would_do_s:.2g}, or fewer steps"
             )
         passed = self._revisions[1] - self._revisions[0]
         rate = max(found.pace_bytes_per_s, 1.0)
         would_do_s = MARGIN * found.rest_bytes / rate
         return (
             f"the state changes faster than it comes: {found.rest_bytes} bytes differ again after "
-            f"{passed} revisions, {_rate(rate)} come, and members wait {self.hold_s:.3g} s at "
-            f"most; a pace of {_rate(found.needed_bytes_per_s)} would do, or hold_s="
+            f"{passed} revisions, {words_of(rate)} come, and members wait {self.hold_s:.3g} s at "
+            f"most; a pace of {words_of(found.needed_bytes_per_s)} would do, or hold_s="
             f"{would_do_s:.2g}, or apply= on all members"
         )
 
 
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e6:.3g} MB/s"
+def words_of(bytes_per_s: float) -> str:
+    """Says a rate to people."""
+    return f"{bytes_per_s / 1e6:.3g} MB/s" if bytes_per_s >= 1e3 else f"{bytes_per_s:.3g} bytes/s"

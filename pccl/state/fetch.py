@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pccl.outcome import Peer
+
 STRIKES_MAX: Final = 3
 WINDOW_BYTES: Final = 16 << 20  # asked of one source at a time, over all of its streams
 BATCH_LEAVES_MAX: Final = 64
@@ -29,10 +31,34 @@ STALL_S: Final = 1.0
 STALL_GROWS: Final = 4.0  # with each fetch in vain: a busy machine stops its processes for a second
 
 
-def stall_after(failures: int) -> float:
+def stall_after(failures: int, left_s: float) -> float:
     """Returns how long a source may move nothing, after so many fetches of the same in vain: once
-    nobody else is left to be asked, who is slow is better than nobody."""
-    return STALL_S * STALL_GROWS**failures
+    nobody else is left to be asked, who is slow is better than nobody; but half of the time that
+    there is for this fetch must be left to ask others."""
+    return min(STALL_S * STALL_GROWS**failures, max(STALL_S / 4, left_s / 2))
+
+
+@dataclass(slots=True)
+class Transfer:
+    """What a fetch has cost, and who failed in it.
+
+    Attributes:
+        byte_count: of contents received, right or wrong.
+        broken_bytes: received of pieces that have not come whole.
+        leaf_count: leaves written.
+        tensors: names of those that were changed.
+        struck: sources that sent wrong bytes, with what they did.
+        lost: sources that went silent or away.
+        by_source: bytes of right contents from each.
+    """
+
+    byte_count: int = 0
+    broken_bytes: int = 0
+    leaf_count: int = 0
+    tensors: tuple[str, ...] = ()
+    struck: dict[Peer, str] = field(default_factory=dict)
+    lost: dict[Peer, str] = field(default_factory=dict)
+    by_source: dict[Peer, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

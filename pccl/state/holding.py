@@ -5,8 +5,9 @@
 Theory.  Members wait in that step for whatever the newcomer still does: to fetch, to replay, to
 hash.  None of these can be broken off by a look at a clock between two of its parts, so the clock
 is another thread's, which asks at the end of the time that this peer be left out, whatever the
-program's thread is at.  It holds as long as this process runs Python at all; of one that does not,
-the coordinator's detectors and the run's `straggler=` get rid.
+program's thread is at.  Where this process runs no Python at all (something keeps the GIL) the
+engine's control thread asks, OVERDUE_S later; of one that is stopped the coordinator's detectors
+get rid.
 
 Invariant: once `release` has said True this peer is not put out by this; until then members wait
 `hold_s` from the first answer, or `first_s` if nobody answers, and once more only if they asked for
@@ -24,6 +25,7 @@ from pccl.base.errors import PcclError
 
 STEP_BACK_S = 0.25  # then it is asked for again: it may not have been heard
 STEP_BACKS = 4  # then this peer is needed, and goes on where it is
+OVERDUE_S = 0.5  # for this process's own thread, which can say what has happened
 
 
 class Ended(Protocol):
@@ -32,6 +34,10 @@ class Ended(Protocol):
     def wait(self, timeout_s: float) -> bool: ...
 
     def step_back(self, why: str) -> None: ...
+
+    def step_back_after(self, why: str, after_s: float) -> None: ...
+
+    def stay(self) -> None: ...
 
 
 class Hold:
@@ -53,6 +59,7 @@ class Hold:
         name = "pccl-hold"
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
         self._thread.start()
+        self._arm()
 
     def answered(self, said_s: float) -> None:
         """A member has answered, at that time of the clock, and waits since."""
@@ -61,7 +68,18 @@ class Hold:
                 self._answered = True
                 self.deadline = Deadline(self._hold_s)
                 self.deadline.at_s = said_s + self._hold_s
+                self._arm()
                 self._turn.notify_all()
+
+    def _arm(self) -> None:
+        """Has the engine watch this process, until a while after the deadline."""
+        with contextlib.suppress(PcclError):  # as in _watch
+            left_s = max(0.0, self.deadline.remaining_s()) + OVERDUE_S
+            self._ticket.step_back_after("it runs no Python any more", left_s)
+
+    def _disarm(self) -> None:
+        with contextlib.suppress(PcclError):
+            self._ticket.stay()
 
     @property
     def spent(self) -> int:
@@ -79,12 +97,15 @@ class Hold:
         self.settle()
         with self._turn:
             self._closed = not self._asking and not self._out
+            if self._closed:
+                self._disarm()
             self._turn.notify_all()
             return self._closed
 
     def close(self) -> None:
         with self._turn:
             self._closed = True
+            self._disarm()
             self._turn.notify_all()
 
     def _watch(self) -> None:
@@ -115,4 +136,6 @@ class Hold:
         with self._turn:
             self._asking, self._out = False, decided
             self.deadline = Deadline(self._hold_s)
+            if not decided and not self._closed:
+                self._arm()
             self._turn.notify_all()

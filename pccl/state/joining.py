@@ -25,7 +25,7 @@ from pccl.base.clock import Deadline
 from pccl.base.errors import CannotCatchUp, DeadlineExceeded, RemoteError, StepFailed
 from pccl.base.log import get_logger
 from pccl.state.asking import DESCRIBE_S, Inquiry, claims_of, close_all
-from pccl.state.catching_up import CatchingUp
+from pccl.state.catching_up import CatchingUp, words_of
 from pccl.state.election import Target, at_a_step, beside_the_run, confirmed
 from pccl.state.holding import Hold
 from pccl.state.receiver import Opened, Receiver
@@ -60,11 +60,13 @@ class Joining:
         self._digests = self._root = b""  # of the memory, as surveyed last
         self._came = 0  # bytes of the last fetch, whatever became of it
         self._came_in_all = 0  # since `fetch` was called
+        self._from = "nobody"  # the last sources, for people
         self._pace = CatchingUp(
             state.layout.byte_count,
             state.pace,
             state.hold_s,
             state.hold_bytes,
+            hold_s_max=state.hold_s_max,
             replays=state.apply is not None,
         )
 
@@ -152,7 +154,8 @@ class Joining:
             rate, whole = self._came_in_all / took_s, self._state.layout.byte_count
             return CannotCatchUp(
                 f"{self._came_in_all} of {whole} bytes of the members' state have come in "
-                f"{took_s:.3g} s; what has come is kept: go on, or give it more time (timeout_s)",
+                f"{took_s:.3g} s, {words_of(rate)}, of {self._from}; what has come is kept: "
+                "go on, give it more time (timeout_s), or more or faster donors",
                 pace_bytes_per_s=rate,
                 needed_bytes_per_s=whole / took_s,
             )
@@ -278,6 +281,7 @@ class Joining:
     ) -> bool:
         """Fetches what differs, as surveyed; False if none could give it all.  All of it was
         checked piece by piece when this is True."""
+        self._from = "peer " + ", ".join(_id(one).hex()[:8] for one in opened)
         receiver = Receiver(
             self._state,
             target,
@@ -296,7 +300,7 @@ class Joining:
             return False
         finally:
             self._came = receiver.transfer.byte_count
-            self._came_in_all += self._came
+            self._came_in_all += self._came + receiver.transfer.broken_bytes
             for peer, why in receiver.transfer.struck.items():
                 self._inquiry.bar(bytes(peer), why)
         return True

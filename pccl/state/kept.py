@@ -1,12 +1,16 @@
 """What a member keeps for newcomers under way: revisions, and the results that led from one to the
 next.  `shared` makes and frees them.
+
+Invariant: copies are made only where they leave as much memory free as they take.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pccl.state.layout import Layout
+from pccl.state.memory import available_bytes
 from pccl.state.tensors import Bytes
 
 
@@ -35,3 +39,10 @@ class Results:
     @property
     def byte_count(self) -> int:
         return self.layout.byte_count
+
+
+def copies_of(parts: Sequence[Bytes]) -> list[Bytes] | None:
+    """Copies these, in order; None if that would take more than half of the memory that is left."""
+    if sum(map(len, parts)) > available_bytes() // 2:
+        return None
+    return [part.copy() for part in parts]

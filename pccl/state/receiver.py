@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pccl.membership.messages import MemberInfo
 from pccl.outcome import Peer
 from pccl.state import messages as m
 from pccl.state.election import Target
-from pccl.state.fetch import STALL_S, Fetching
+from pccl.state.fetch import STALL_S, Fetching, Transfer
 from pccl.state.layout import ENCODED_BYTES_MAX, LEAF_BYTES, Layout
 from pccl.state.relaying import reach
 from pccl.state.shared import SharedState
@@ -33,27 +33,6 @@ IDLE_LOOK_S = 0.01
 DEPTH = 2  # questions under way on one stream, so that it never runs dry
 STREAMS_PER_SOURCE = 2  # one is read while what the other brought is hashed and copied
 _log = get_logger("state")
-
-
-@dataclass(slots=True)
-class Transfer:
-    """What a fetch has cost, and who failed in it.
-
-    Attributes:
-        byte_count: of contents received, right or wrong.
-        leaf_count: leaves written.
-        tensors: names of those that were changed.
-        struck: sources that sent wrong bytes, with what they did.
-        lost: sources that went silent or away.
-        by_source: bytes of right contents from each.
-    """
-
-    byte_count: int = 0
-    leaf_count: int = 0
-    tensors: tuple[str, ...] = ()
-    struck: dict[Peer, str] = field(default_factory=dict)
-    lost: dict[Peer, str] = field(default_factory=dict)
-    by_source: dict[Peer, int] = field(default_factory=dict)
 
 
 class Wrong(RemoteError):
@@ -95,6 +74,8 @@ def open_source(
     try:
         accepted()
         stream.patience(describe_s)
+        if deadline is None:  # it may find out for as long, and then must not drip
+            stream.until(Deadline(2 * describe_s))
         stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
         answer = m.answer_codec.decode(stream.receive())
         said_s = time.monotonic()
@@ -369,7 +350,13 @@ class Receiver:
             raise Wrong("answered what was not asked")
         view = staging.data
         for index, leaf in zip(batch, leaves, strict=True):
-            stream.receive_into(view[: leaf.byte_count])
+            before = stream.received
+            try:
+                stream.receive_into(view[: leaf.byte_count])
+            except StreamLost:
+                with self._turn:
+                    self.transfer.broken_bytes += stream.received - before
+                raise
             right = self._is_right(index, leaf.byte_count, staging)
             with self._turn:
                 writes = not self._over and fetching.arrived(key, index, right)

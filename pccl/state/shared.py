@@ -20,13 +20,12 @@ from typing import Any, Final
 
 from pccl.base.errors import UsageError
 from pccl.base.log import get_logger
-from pccl.state.catching_up import Progress
-from pccl.state.kept import Pin, Results
+from pccl.state.catching_up import HOLD_S_MAX, Progress
+from pccl.state.kept import Pin, Results, copies_of
 from pccl.state.layout import Layout, Leaf
-from pccl.state.memory import available_bytes
 from pccl.state.tensors import Bytes, cells_of
 from pccl.state.tree import hashing_named, root_of
-from pccl.step import Step
+from pccl.step import Step, number_of_committed
 from pccl.transport.digests import xxh3
 from pccl.work import Work
 
@@ -78,6 +77,7 @@ class SharedState:
         self.pace = pace
         self.hold_s = None if hold_s is None else float(hold_s)
         self.hold_bytes = 0  # members wait longer than hold_s for so much, at the way's pace
+        self.hold_s_max = HOLD_S_MAX  # but not longer than this
         self.progress: Progress | None = None
         """How far this process is on its way to the members' state; None if it is on none."""
         cells, self._holders = cells_of(tensors)
@@ -131,7 +131,7 @@ class SharedState:
                 already; nothing has changed.  What the block raises goes through, and the revision
                 stays: the memory is then for a sync to repair.
         """
-        with self._updating(_number_of(committed)):
+        with self._updating(number_of_committed(committed)):
             yield
 
     @contextlib.contextmanager
@@ -160,7 +160,9 @@ class SharedState:
         if self.apply is None:
             raise UsageError("this state has no apply=; change it inside `with state.update(step)`")
         apply = self.apply
-        self.advance_by(_number_of(committed), lambda: apply(self.tensors, *results), results)
+        self.advance_by(
+            number_of_committed(committed), lambda: apply(self.tensors, *results), results
+        )
 
     def advance_by(self, step: int, change: Callable[[], None], results: tuple[Any, ...]) -> None:
         """As `advance`, for the library's own front ends: `change` does to the memory what `apply`
@@ -181,9 +183,10 @@ class SharedState:
                 self._results.clear()
                 return None
         cells, _ = cells_of({f"{i:06}": result for i, result in enumerate(results)})
-        if sum(len(cell.memory) for cell in cells) > available_bytes() // 2:
+        content = copies_of([cell.memory for cell in cells])
+        if content is None:
             return None  # newcomers fetch what differs instead
-        return Results(Layout.of(c.entry for c in cells), [c.memory.copy() for c in cells])
+        return Results(Layout.of(cell.entry for cell in cells), content)
 
     def root(self) -> bytes:
         """Returns the root of the hash tree over the memory as it is now.
@@ -197,10 +200,14 @@ class SharedState:
     def root_in_force(self) -> bytes:
         """As `root`, which was hashed already if the memory was not written to since."""
         with self._writer, self._lock:
-            if self._known is None or self._known[0] != self._sequence:
-                self._survey()
-            assert self._known is not None
-            return self._known[2]
+            return self._in_force()[2]
+
+    def _in_force(self) -> tuple[int, bytes, bytes]:
+        """Sequence, digests and root of the memory as it is; the caller holds both locks."""
+        if self._known is None or self._known[0] != self._sequence:
+            self.survey()
+        assert self._known is not None
+        return self._known
 
     def bind(self) -> None:
         """A new run counts its steps anew."""
@@ -228,17 +235,33 @@ class SharedState:
         """
         kept: list[bool] = []
         with self.writing():
-            self.pull()
-            fits = self.layout.byte_count <= available_bytes() // 2
-            before = [cell.memory.copy() for cell in self._cells] if fits else None
+            put_back = self.copied()
             try:
                 yield lambda: kept.append(True)
             finally:
-                self.torn = not kept and (self.torn or before is None)
-                if not kept and before is not None:
-                    for cell, content in zip(self._cells, before, strict=True):
-                        cell.memory[:] = content
-                    self.push()
+                self.torn = not kept and (self.torn or put_back is None)
+                if not kept and put_back is not None:
+                    put_back()
+
+    def copied(self) -> Callable[[], None] | None:
+        """Copies the memory; returns what puts it back, with its revision; None without room."""
+        self.pull()
+        before = copies_of(self.memories)
+        known = self.torn, self._revision, self._lineage
+
+        def put_back() -> None:
+            with self.writing():
+                for memory, content in zip(self.memories, before or (), strict=True):
+                    memory[:] = content
+                self.push()
+                self.torn, self._revision, self._lineage = known
+
+        return None if before is None else put_back
+
+    @property
+    def memories(self) -> list[Bytes]:
+        """Of all tensors, in the layout's order; written to inside `writing` only."""
+        return [cell.memory for cell in self._cells]
 
     def _save_pins(self) -> None:
         copied = sum(pin.copies is not None and not pin.precious for pin in self._pins)
@@ -249,11 +272,10 @@ class SharedState:
                 pin.lost = True  # not an older one: so those before it come to their end
                 continue
             copied += not pin.precious
-            if self.layout.byte_count > available_bytes() // 2:
+            pin.copies = copies_of(self.memories)
+            if pin.copies is None:
                 pin.lost = True  # who fetches it begins anew, with what has changed
                 _log.warning("no memory to keep revision %d for a newcomer", pin.revision)
-                continue
-            pin.copies = [cell.memory.copy() for cell in self._cells]
 
     def survey(self) -> tuple[bytes, bytes]:
         """Hashes the memory as it is; returns the leaves' digests and the root."""
@@ -322,12 +344,7 @@ class SharedState:
     def pin(self, *, precious: bool = False) -> Pin:
         """Returns the revision in force, kept until `unpin`.  Waits while it is being written."""
         with self._writer, self._lock:
-            known = self._known
-            if known is None or known[0] != self._sequence:
-                self._survey()
-                known = self._known
-            assert known is not None
-            sequence, digests, root = known
+            sequence, digests, root = self._in_force()
             for pin in self._pins:
                 if (pin.revision, pin.root) == (self._revision, root) and not pin.lost:
                     pin.users += 1
@@ -337,11 +354,6 @@ class SharedState:
             pin.precious = precious
             self._pins.append(pin)
             return pin
-
-    def _survey(self) -> None:
-        self.pull()
-        digests = self.hash()
-        self._known = (self._sequence, digests, root_of(self.layout, digests, self.hashing))
 
     def unpin(self, pin: Pin) -> None:
         with self._lock:
@@ -386,15 +398,3 @@ class SharedState:
     def results_of(self, revision: int) -> Results | None:
         with self._lock:
             return self._results.get(revision)
-
-
-def _number_of(committed: Step | Work) -> int:
-    if isinstance(committed, Step):
-        _ = committed.outcome
-        return committed.number
-    if isinstance(committed, Work):
-        _ = committed.outcome
-        return committed.ticket.begun.step
-    raise UsageError(
-        f"a revision is made by a committed step or work, not by a {type(committed).__name__}"
-    )

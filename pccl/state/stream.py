@@ -116,6 +116,7 @@ class Stream:
 
     Attributes:
         by_third: a third peer carries it.
+        received: bytes that have come.
         proved: the peer id that who has dialled it has proved; b"" in a run that is not secured.
     """
 
@@ -126,6 +127,7 @@ class Stream:
         self._short = False
         self._deadline: Deadline | None = None
         self.by_third = False
+        self.received = 0
         self.proved = b""
         self._send_bytes_max = SEALED_BYTES_MAX if isinstance(sock, ssl.SSLSocket) else 1 << 30
         sock.settimeout(timeout_s)
@@ -282,6 +284,7 @@ class Stream:
                 count = self._socket.recv_into(view)
                 if count == 0:
                     raise StreamLost("has closed the stream")
+                self.received += count
                 view = view[count:]
                 if len(view) and self._deadline is not None and self._deadline.passed():
                     raise StreamLost("was too slow for the time there was")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from pccl.base.clock import Deadline
 from pccl.base.errors import RemoteError
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.transport import native_frames as nf
 from pccl.transport.identity import Name, Role, name_in
 from pccl.transport.tls import client_context, server_context
@@ -41,8 +41,8 @@ class StreamTls:
         denials: who is not let in although its certificate is in force.
     """
 
-    def __init__(self, material: Callable[[], TlsMaterial], denials: Denials | None = None) -> None:
-        self.denials = Denials() if denials is None else denials
+    def __init__(self, material: Callable[[], TlsMaterial], denials: Denied | None = None) -> None:
+        self.denials = Denied() if denials is None else denials
         self._material = material
         self._lock = threading.Lock()
         self._made_of: TlsMaterial | None = None

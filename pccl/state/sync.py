@@ -9,11 +9,16 @@ Theory.  What is decided is decided from the committed table, so every member de
 who give wait in the last step, where their memory cannot change; a thread of theirs gives
 meanwhile.  A death among them is a new view for the steps and a lost source for the streams.
 
-Invariant: when `sync` returns, this process holds the agreed state, and so does every member.
+Who is elected and gives nothing in FAILURES_MAX rounds has no voice any more in this sync, and the
+next ones are asked; who cannot be given what others have got leaves.
+
+Invariants: when `sync` returns, this process holds the agreed state, and so does every member; a
+newer state than the one that is agreed on is not written over, its holder leaves with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,13 +35,13 @@ from pccl.base.errors import (
 )
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
-from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree
+from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree, at_fault
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
 from pccl.state.election import Target
-from pccl.state.fetch import stall_after
+from pccl.state.fetch import Transfer, stall_after
 from pccl.state.layout import Layout
-from pccl.state.receiver import Receiver, Transfer, difference
+from pccl.state.receiver import Receiver, difference
 from pccl.state.restore import Restored, Restoring
 from pccl.state.shared import SharedState
 from pccl.state.stream import identity_of
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 
 ENTRY = "pccl.state"
 ROUNDS_MAX = 16  # each further one means that the members changed, or that all givers were lost
-FAILURES_MAX = 3  # of one transfer, with givers that stay
+FAILURES_MAX = 3  # of one content, with givers that stay; then somebody is left out
 _log = get_logger("state")
 
 
@@ -67,6 +72,7 @@ class SyncResult:
         byte_count: bytes of contents that came here.
         tensors: the names of what was changed here.
         lost: sources that went silent or away while this peer fetched, and how.
+        passed_over: members whose state was elected first, and could not be had.
         restored: what was found on the disks, if nobody held the run's state.
     """
 
@@ -80,6 +86,7 @@ class SyncResult:
     tensors: tuple[str, ...] = ()
     lost: tuple[tuple[Peer, str], ...] = ()
     restored: Restored | None = None
+    passed_over: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,15 @@ class _Table:
     rows: tuple[Record, ...]
     peers: tuple[Peer, ...]
     history: int  # a number for a history that begins here
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The committed answers of all to how a round went."""
+
+    failed: tuple[int, ...]  # ranks that have not got the state
+    struck: tuple[Peer, ...]
+    all_there: bool  # nobody of the table is gone
 
 
 class Sync:
@@ -104,7 +120,10 @@ class Sync:
         self._checkpoints = checkpoints
         self._restored: Restored | None = None
         self._looked = False  # for checkpoints
-        self._digests = b""  # of this peer's memory, as surveyed
+        self._digests = self._root = b""  # of this peer's memory, as surveyed
+        self._tried: tuple[object, int] = (None, 0)  # what was elected, and how often in vain
+        self._passed_over: list[Peer] = []
+        self._put_back: Callable[[], None] | None = None  # a founder's memory as it was
         self._session = session
         self._state = state
         self._donor = donor
@@ -115,7 +134,8 @@ class Sync:
         Raises:
             UsageError: layouts differ (this process has left the run, the text names the first
                 difference), nobody may give, or those who only send differ.
-            StepFailed: the state could not be brought to everybody.
+            StepFailed: the state could not be brought here, or a newer one not from here: this
+                process has left the run.  Or nobody is left who could give one: on all, who stay.
             CorruptResult: all that could give hold parts of a revision; this process has left.
             DeadlineExceeded: it was not done in time.
         """
@@ -127,7 +147,6 @@ class Sync:
             self._donor.in_collective = False
 
     def _rounds(self, strategy: Strategy, deadline: Deadline, gate_s: float | None) -> SyncResult:
-        failures = 0
         for _ in range(ROUNDS_MAX):
             try:
                 table = self._survey(strategy, deadline, gate_s)
@@ -143,29 +162,31 @@ class Sync:
                     self._give_up_torn()
                 if not agreement.receivers:
                     return self._agreed(table, agreement, Transfer(), ())
-                transfer, failure = self._transfer(table, agreement, deadline, failures)
-                failed, struck = self._done(table, transfer, failure, deadline)
+                transfer, failure = self._transfer(table, agreement, deadline)
+                told = self._done(table, agreement, transfer, failure, deadline)
             except ViewChanged:
                 continue
-            if not failed:
-                return self._agreed(table, agreement, transfer, struck)
-            failures += 1
-            if failures >= FAILURES_MAX:
-                why = "on another member" if failure is None else str(failure)
-                raise StepFailed(f"the state could not be brought to all: {why}") from failure
+            if not told.failed:
+                return self._agreed(table, agreement, transfer, told.struck)
+            if told.all_there:  # else whoever is gone may have been the trouble
+                self._tried = self._tried[0], self._tried[1] + 1
+            if self._tried[1] >= FAILURES_MAX:
+                self._leave_out(table, agreement, told.failed, failure)
         raise StepFailed(f"the members changed in {ROUNDS_MAX} rounds, one after another")
 
     # ---- what is agreed
 
     def _survey(self, strategy: Strategy, deadline: Deadline, gate_s: float | None) -> _Table:
         state = self._state
-        self._digests, root = state.survey()
+        self._digests, self._root = state.survey()
+        if self._session.peer_id in self._passed_over:
+            strategy = Strategy.RECEIVE_ONLY
         record = Record(
             strategy=strategy,
             synced=state.synced,
             looked=self._looked,
             layout=state.kind,
-            root=root,
+            root=self._root,
             revision=state.revision,
             lineage=state.lineage,
             layout_bytes=len(state.layout.encoded),
@@ -214,6 +235,7 @@ class Sync:
             tensors=transfer.tensors,
             lost=tuple(transfer.lost.items()),
             restored=self._restored,
+            passed_over=tuple(self._passed_over),
         )
         if result.repaired:
             _log.warning(
@@ -245,23 +267,98 @@ class Sync:
         self._session.close(text)
         raise CorruptResult(text)
 
+    # ---- what does not come
+
+    def _leave_out(
+        self,
+        table: _Table,
+        agreement: Agreement,
+        failed: tuple[int, ...],
+        failure: PcclError | None,
+    ) -> None:
+        """Goes on without those whose fault it is that what was elected has not come, alike on all.
+
+        Raises:
+            StepFailed: it is this peer's, which has left; or nobody can go on, and all stay.
+        """
+        why = "on another member" if failure is None else str(failure)
+        out = at_fault(table.rows, agreement, failed)
+        if not out:
+            raise StepFailed(f"the state could not be brought to all: {why}") from failure
+        peers = [table.peers[rank] for rank in out]
+        names = ", ".join(map(str, peers))
+        revision = table.rows[agreement.chosen].revision
+        if out == agreement.sources:
+            self._passed_over += peers
+            if self._put_back is not None:  # what parts have come are of no use any more
+                self._put_back()
+            _log.warning(
+                "nobody has got revision %d from peer %s, which says that it holds it: what others "
+                "hold counts instead (%s)",
+                revision,
+                names,
+                why,
+            )
+        elif self._session.peer_id in peers:
+            self._leave(f"revision {revision} of the state could not be brought here: {why}")
+        else:
+            _log.warning(
+                "the state could not be brought to peer %s: the others go on without it", names
+            )
+        self._tried = None, 0
+
+    def _leave_if_newer(self, right: Record) -> None:
+        """Who holds the last copy of more than was agreed on does not have it written over."""
+        if self._session.peer_id in self._passed_over and self._state.revision > right.revision:
+            self._leave(
+                f"nobody could fetch revision {self._state.revision} from this process, and the "
+                f"others go on from revision {right.revision}: its memory is as it was"
+            )
+
+    def _leave(self, text: str) -> NoReturn:
+        text += "; this process has left the run"
+        self._session.close(text)
+        raise StepFailed(text)
+
     # ---- what is moved
 
     def _transfer(
-        self, table: _Table, agreement: Agreement, deadline: Deadline, failures: int
+        self, table: _Table, agreement: Agreement, deadline: Deadline
     ) -> tuple[Transfer, PcclError | None]:
+        right = table.rows[agreement.chosen]
+        if self._tried[0] != right.content:
+            self._tried = right.content, 0
         me = table.peers.index(self._session.peer_id)
         if me not in agreement.receivers:
             return Transfer(), None
-        right = table.rows[agreement.chosen]
+        self._leave_if_newer(right)
+        if not right.synced and self._put_back is None:
+            self._put_back = self._state.copied()
         root = right.root[: self._state.hashing.digest_bytes]
+        transfer, failure = self._receive(table, agreement, right, root, deadline)
+        if failure is None:  # it may give it from the next round on, should there be one
+            known = right.synced or self._state.synced
+            hold = self._state.adopt if known else self._state.restored
+            hold(right.revision, right.lineage)
+        return transfer, failure
+
+    def _receive(
+        self,
+        table: _Table,
+        agreement: Agreement,
+        right: Record,
+        root: bytes,
+        deadline: Deadline,
+    ) -> tuple[Transfer, PcclError | None]:
+        me, failures = table.peers.index(self._session.peer_id), self._tried[1]
         known = {member.peer_id: member for member in self._session.agent.standing.met}
         count = len(agreement.sources)
         order = [agreement.sources[(me + i) % count] for i in range(count)]  # not all to the first
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
         target = Target(right.revision, right.lineage, root)
         identity = identity_of(self._session, self._donor.tls)
-        stall_s, ours = stall_after(failures), self._digests
+        left_s = deadline.remaining_s() / (FAILURES_MAX - failures)
+        stall_s, ours = stall_after(failures, left_s), self._digests
         receiver = Receiver(self._state, target, members, identity, stall_s=stall_s, ours=ours)
         try:
             return receiver.run(deadline), None
@@ -274,19 +371,27 @@ class Sync:
     def _done(
         self,
         table: _Table,
+        agreement: Agreement,
         transfer: Transfer,
         failure: PcclError | None,
         deadline: Deadline,
-    ) -> tuple[bool, tuple[Peer, ...]]:
-        """Says how it went, and hears it of all: whether somebody failed, and who was struck."""
-        counts = np.zeros(1 + len(table.peers), np.uint64)
-        counts[0] = failure is not None
+    ) -> _Told:
+        """Says how it went, and hears it of all."""
+        counts = np.zeros((2, len(table.peers)), np.uint64)
         for rank, peer in enumerate(table.peers):
-            counts[1 + rank] = peer in transfer.struck
+            counts[0, rank] = failure is not None and peer == self._session.peer_id
+            counts[1, rank] = peer in transfer.struck
         with self._step(f"{ENTRY}.done", deadline) as step:
             step.all_reduce(counts, op="sum")
-        struck = tuple(p for rank, p in enumerate(table.peers) if counts[1 + rank])
-        return bool(counts[0]), struck
+        there = step.outcome.contributors
+        return _Told(
+            failed=tuple(rank for rank in range(len(table.peers)) if counts[0, rank]),
+            struck=tuple(peer for rank, peer in enumerate(table.peers) if counts[1, rank]),
+            all_there=all(
+                peer in there or rank in agreement.other_layout
+                for rank, peer in enumerate(table.peers)
+            ),
+        )
 
     def _step(self, name: str, deadline: Deadline, gate_s: float | None = None) -> Step:
         left_s = deadline.remaining_s()

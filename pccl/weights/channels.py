@@ -29,7 +29,7 @@ from pccl.transport.identity import Name, Role, name_in, parse_certificate
 from pccl.transport.tls import client_context, server_context
 
 if TYPE_CHECKING:
-    from pccl.membership.agent_denials import Denials
+    from pccl.membership.agent_denials import Denied
     from pccl.transport.address import Address
     from pccl.transport.identity import TlsMaterial
     from pccl.weights.stream import Stream
@@ -60,7 +60,7 @@ class Way:
 
     context: ssl.SSLContext | None = None
     check: Check | None = None
-    denials: Denials | None = None
+    denials: Denied | None = None
 
     @contextlib.contextmanager
     def bound(self, stream: Stream) -> Iterator[None]:

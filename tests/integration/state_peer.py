@@ -7,14 +7,11 @@ differ begin with contents of their own seed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import logging
 import os
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,110 +20,22 @@ from typing import Any
 import numpy as np
 
 import pccl
-from pccl.state.kept import Pin
-from pccl.state.layout import Leaf
-from pccl.state.tensors import Bytes
+from tests.integration.state_kinds import (
+    Halting,
+    Liar,
+    Odd,
+    Slow,
+    Throttled,
+    Told,
+    drip,
+    halt,
+    keep_the_gil,
+    tell,
+)
 
 SIZE = 3 << 20  # of int32, in one tensor: 12 leaves
 LARGE = 48 << 20  # 192 MiB
 STEPS = 40
-HALT_S = 5.0
-
-
-class Odd(pccl.SharedState):
-    """Sends other bytes than it has hashed, as faulty memory would."""
-
-    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
-        content = super().read(pin, leaf, scratch)
-        if content is None:
-            return None
-        wrong = content.copy()
-        wrong[len(wrong) // 2] ^= 1
-        return wrong
-
-
-class Slow(pccl.SharedState):
-    """Takes its time, and says so when it is in the middle of giving."""
-
-    asked = 0
-
-    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
-        self.asked += 1
-        if self.asked == 10:
-            tell(giving=True)
-        time.sleep(0.01)
-        return super().read(pin, leaf, scratch)
-
-
-class Throttled(pccl.SharedState):
-    """Gives as over a slow way of its own, which steps do not go; says when it is in the middle of
-    giving, and when it is so to a newcomer for which the members wait."""
-
-    rate = float(os.environ.get("PCCL_TEST_RATE", "inf"))
-    gives = threading.Lock()
-    free_s = 0.0  # when what was asked for before is through
-    asked = waited_for = 0
-
-    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
-        with self.gives:
-            now_s = time.monotonic()
-            self.free_s = max(now_s, self.free_s) + leaf.byte_count / self.rate
-            left_s = self.free_s - now_s
-            self.asked += 1
-            if self.asked == 5:
-                tell(giving=True)
-        time.sleep(left_s)
-        if scratch is None and pin.revision > 0:  # founders wait for each other, too
-            self.waited_for += 1
-            if self.waited_for == 3:
-                tell(holding=True)
-        return super().read(pin, leaf, scratch)
-
-
-class Liar(Throttled):
-    """Once the run has begun, claims a revision of its own, and gives nothing of it."""
-
-    def pin(self, *, precious: bool = False) -> Pin:
-        pin = super().pin(precious=precious)
-        return dataclasses.replace(pin, revision=10**9) if pin.revision else pin
-
-    def unpin(self, pin: Pin) -> None:
-        pass
-
-    def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
-        if pin.revision == 0:
-            return super().read(pin, leaf, scratch)
-        time.sleep(3600)
-        return None
-
-
-class Halting(Throttled):
-    """Once, as members wait for it, it takes its time to hash."""
-
-    halts = False
-
-    def hash(self) -> bytes:
-        if self.halts:
-            self.halts = False
-            time.sleep(HALT_S)
-        return super().hash()
-
-
-class Told(logging.Handler):
-    """Tells warnings, which are for people, as facts."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tell(warning=record.getMessage())
-
-
-telling = threading.Lock()
-
-
-def tell(**facts: Any) -> None:
-    """One line, also where donors' threads tell at the same time."""
-    with telling:
-        sys.stdout.write(json.dumps(facts) + "\n")
-        sys.stdout.flush()
 
 
 def fresh(seed: int, size: int = SIZE) -> dict[str, Any]:
@@ -147,15 +56,15 @@ def hashed(tensors: Any) -> str:
 applied = 0  # how often this process has made a revision, its own steps' and replayed ones
 
 
-halts_in_apply = False  # once, of what is replayed
+halts_in_apply: Callable[[], None] | None = None  # once, of what is replayed
 
 
 def add(tensors: Any, total: Any) -> None:
     global applied, halts_in_apply
     applied += 1
-    if halts_in_apply:
-        halts_in_apply = False
-        time.sleep(HALT_S)
+    if halts_in_apply is not None:
+        halts, halts_in_apply = halts_in_apply, None
+        halts()
     tensors["model"][: total.size] += total.astype(np.int32)
     tensors["moments"]["count"] += 1
 
@@ -185,12 +94,14 @@ def train(
         delta = np.ones(SIZE, np.int32)
         with comm.step("outer") as step:
             step.all_reduce(delta)
-        halts_in_apply = False  # not of what is replayed
+        halts_in_apply = None  # not of what is replayed
         if state.apply is None:
             with state.update(step):
                 add(state.tensors, delta)
         else:
             state.advance(step, delta)
+        if os.environ.get("PCCL_TEST_DRIPS") and state.revision == 1:
+            drip()
         if joined and len(step.outcome.contributors) == joined:
             joined, steps = 0, state.revision + 5
         tell(
@@ -277,7 +188,7 @@ def dawdle(comm: pccl.Communicator, state: pccl.SharedState) -> None:
         global halts_in_apply
         tell(fetched=state.revision)
         line = sys.stdin.readline()
-        halts_in_apply = "halt in apply" in line
+        halts_in_apply = {"halt in apply\n": halt, "keep the GIL\n": keep_the_gil}.get(line)
         if isinstance(state, Halting):
             state.halts = "halt as it hashes" in line
         setattr(session, "_pass_gate", pass_gate)  # noqa: B010  once

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.integration.peer_processes import PeerProcess, Run
+from tests.integration.state_facts import delay_s, longest_s
 from tests.integration.state_peer import SIZE, add, fresh, hashed
 
 PROGRAM = Path(__file__).with_name("state_peer.py")
@@ -161,8 +162,9 @@ def test_a_newcomer_whose_sources_keep_a_slow_pace_delays_nobody(
         assert peer
         joined = newcomer.fact_with("revision")
         assert joined["contributors"] == 3 and joined["revision"] > 10
-        facts = [revisions(peer)[1] for peer in (*peers, newcomer)]
-        assert len({end["end"] for end in facts}) == 1
+        facts = [revisions(peer) for peer in (*peers, newcomer)]
+        assert len({end["end"] for _, end in facts}) == 1
+        assert max(delay_s(of) for of, _ in facts[:2]) < 1.0, "hold_s at most"
 
 
 def test_a_member_that_dies_while_it_gives_is_replaced_as_a_source(
@@ -196,13 +198,8 @@ def throttled(
         monkeypatch.setenv(f"PCCL_TEST_{name}", str(value))
 
 
-def longest_s(facts: list[dict[str, Any]]) -> float:
-    """Of the members' steps, but for the first, to which they come one after the other."""
-    return float(max(fact["took_s"] for fact in facts if fact["revision"] > 1))
-
-
-def together(peers: list[PeerProcess]) -> list[float]:
-    """Ends members that went on by themselves and hold the same; returns their longest steps."""
+def together(peers: list[PeerProcess]) -> list[list[dict[str, Any]]]:
+    """Ends members that went on by themselves and hold the same; returns what each has told."""
     for peer in peers:
         peer.send(signal.SIGKILL)
     facts = [[fact for fact in peer.rest() if "revision" in fact] for peer in peers]
@@ -210,7 +207,7 @@ def together(peers: list[PeerProcess]) -> list[float]:
     first, second = ({fact["revision"]: fact["now"] for fact in of} for of in facts)
     common = set(first) & set(second)
     assert len(common) > 20 and all(first[r] == second[r] for r in common)
-    return [longest_s(of) for of in facts]
+    return facts
 
 
 def test_a_newcomer_that_cannot_catch_up_stays_outside_and_says_which_pace_would_do(
@@ -227,11 +224,11 @@ def test_a_newcomer_that_cannot_catch_up_stays_outside_and_says_which_pace_would
         assert "the state changes faster than it comes" in told and "apply=" in told, facts
         (fact,) = [fact for fact in facts if "gave_up" in fact]
         assert (fact["rank"], fact["entries"]) == (-1, 0) and fact["rounds"] >= 2
-        assert 4 * MB < fact["pace"] < 9 * MB, "two members, each at 4 MB/s"
+        assert 1 * MB < fact["pace"] < 9 * MB, "two members, each at 4 MB/s at most"
         # Twice what a step changes, in some more than a second; all of it where a round began anew.
         assert 1.8 * SIZE_BYTES < fact["needed"] < 3 * SIZE_BYTES
         assert f"{fact['needed'] / MB:.3g} MB/s would do" in fact["gave_up"]
-        assert max(together(peers)) < 0.7
+        assert max(delay_s(of) for of in together(peers)) < 0.5, "nobody waits for it"
 
 
 def test_members_wait_for_a_newcomer_s_last_difference_no_longer_than_hold_s(
@@ -248,7 +245,9 @@ def test_members_wait_for_a_newcomer_s_last_difference_no_longer_than_hold_s(
         fact = newcomer.fact_with("gave_up")
         assert fact["entries"] >= 1 and fact["rank"] == -1
         assert newcomer.end() == 0, newcomer.errors()
-        assert 0.9 < max(together(peers)) < 2.0, "hold_s, and what it takes to leave it out again"
+        facts = together(peers)
+        assert max(longest_s(of) for of in facts) > 0.9
+        assert max(delay_s(of) for of in facts) < 1.9, "hold_s, and what leaving it out takes"
 
 
 def test_a_donor_that_dies_as_it_gives_the_last_difference_costs_less_than_two_seconds(
@@ -266,7 +265,7 @@ def test_a_donor_that_dies_as_it_gives_the_last_difference_costs_less_than_two_s
         assert joined["contributors"] == 3
         facts = [revisions(peer) for peer in (peers[0], peers[2], newcomer)]
     assert len({end["end"] for _, end in facts}) == 1
-    assert max(longest_s(of) for of, _ in facts[:2]) < 2.0
+    assert max(delay_s(of) for of, _ in facts[:2]) < 2.0
 
 
 def checkpointed(

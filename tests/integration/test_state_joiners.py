@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from tests.integration.peer_processes import PeerProcess, Run
-from tests.integration.state_peer import HALT_S, SIZE
+from tests.integration.state_facts import delay_s, longest_s
+from tests.integration.state_kinds import HALT_S
+from tests.integration.state_peer import SIZE
 
 PROGRAM = Path(__file__).with_name("state_peer.py")
 MB = 1_000_000
+LEASE_S = 3.0  # of a run on one machine
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, **named: Any) -> None:
@@ -27,11 +30,6 @@ def ended(peers: list[PeerProcess]) -> list[list[dict[str, Any]]]:
     assert [peer.end() for peer in peers] == [0] * len(peers), [p.errors() for p in peers]
     assert len({of[-1]["end"] for of in facts}) == 1
     return facts
-
-
-def longest_s(facts: list[dict[str, Any]]) -> float:
-    """Of a member's steps, but for the first, to which they come one after the other."""
-    return float(max(fact["took_s"] for fact in facts if fact.get("revision", 0) > 1))
 
 
 def test_a_member_that_claims_a_revision_of_its_own_is_named_and_neither_fetched_nor_waited_for(
@@ -52,11 +50,11 @@ def test_a_member_that_claims_a_revision_of_its_own_is_named_and_neither_fetched
         ended([*peers, newcomer])
 
 
-@pytest.mark.parametrize("where", ["halt in apply", "halt as it hashes"])
+@pytest.mark.parametrize("where", ["halt in apply", "halt as it hashes", "keep the GIL"])
 def test_members_wait_no_longer_than_hold_s_whatever_a_newcomer_is_at(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    settings(monkeypatch, HALTS=78)
+    settings(monkeypatch, HALTS=78, RATE=3 * MB)  # so replaying takes less time than fetching
     with Run(PROGRAM) as run:
         peers = run.start("trains", 2)
         peers[0].until("revision", 3)
@@ -65,10 +63,31 @@ def test_members_wait_no_longer_than_hold_s_whatever_a_newcomer_is_at(
         facts = [peers[0].until("revision", fetched + 2)]
         newcomer.say(where)
         told = ended([*peers, newcomer])
-    held_s = max(longest_s([*facts, *of]) for of in told[:2])
+    assert any("halting" in fact for fact in told[2])
+    held_s = max(delay_s([*facts, *of]) for of in told[:2])
     assert held_s < 1.0 + HALT_S / 2, "hold_s, and what it takes to leave it out again"
     joined = next(fact for fact in told[2] if "revision" in fact)
     assert joined["contributors"] == 3, "it came in later"
+
+
+def test_members_wait_for_a_newcomer_that_is_stopped_in_its_first_step_no_longer_than_its_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings(monkeypatch, HALTS=78)
+    with Run(PROGRAM) as run:
+        peers = run.start("trains", 2)
+        peers[0].until("revision", 3)
+        stopped = run.start_newcomer("dawdler")
+        fetched = stopped.fact_with("fetched")["fetched"]
+        facts = [peers[0].until("revision", fetched + 2)]
+        stopped.say("halt as it hashes")
+        stopped.fact_with("halting")
+        stopped.send(signal.SIGSTOP)  # no thread of its own can look at a clock any more
+        newcomer = run.start_newcomer("newcomer")
+        told = ended([*peers, newcomer])
+    assert max(longest_s([*facts, *of]) for of in told[:2]) > 0.5, "they have waited for it"
+    assert max(delay_s([*facts, *of]) for of in told[:2]) < LEASE_S + 1.0
+    assert next(f for f in told[2] if "revision" in f)["contributors"] == 3
 
 
 def in_the_middle(run: Run, program: str, donors: int) -> tuple[list[PeerProcess], PeerProcess]:
@@ -109,7 +128,7 @@ def test_a_newcomer_whose_donors_are_all_gone_for_good_says_so_within_its_time(
         for peer in peers:
             peer.send(number)
         told = newcomer.fact_with("gave_up")
-        assert time.monotonic() - began_s < 15, "it has ten seconds from its first question on"
+        assert time.monotonic() - began_s < 30, "it has fifteen from its first question on"
         assert "what has come is kept" in told["gave_up"] and told["rounds"] == 0
         assert newcomer.end() == 0, newcomer.errors()
 
@@ -127,3 +146,21 @@ def test_a_newcomer_whose_only_donor_is_stopped_in_the_middle_goes_on_when_it_do
         joined = newcomer.fact_with("revision")
         assert joined["contributors"] == 2
         ended([peer, newcomer])
+
+
+def test_a_newcomer_whose_only_donor_gives_a_byte_a_second_says_so_within_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings(monkeypatch, PACE=1, REPLAY="no", DRIPS=1)
+    with Run(PROGRAM) as run:
+        (peer,) = run.start("trains", 1)
+        facts = [peer.until("revision", 3)]
+        began_s = time.monotonic()
+        newcomer = run.start_newcomer("hopeless")
+        told = newcomer.fact_with("gave_up")
+        assert time.monotonic() - began_s < 30, "it has fifteen seconds from its first question on"
+        assert 0 < told["pace"] < 10 and told["needed"] > SIZE * 4 / 20
+        assert "of peer" in told["gave_up"] and "bytes/s" in told["gave_up"], told
+        assert newcomer.end() == 0, newcomer.errors()
+        peer.send(signal.SIGKILL)
+        assert delay_s([*facts, *peer.rest()]) < 1.0, "nobody has waited for it"

@@ -14,7 +14,7 @@ import pytest
 
 import pccl
 from pccl.base.errors import DeadlineExceeded
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.membership.service import CoordinatorThread
 from pccl.state import messages as sm
 from pccl.state.fetch import STALL_S
@@ -165,7 +165,7 @@ def test_a_trainer_that_is_revoked_is_given_no_more_of_the_state(laboratory: Lab
 
 
 def test_what_is_served_to_a_denied_peer_ends_and_a_mistake_in_one_end_costs_no_other() -> None:
-    denials, ended = Denials(), list[str]()
+    denials, ended = Denied(), list[str]()
 
     def fails() -> None:
         ended.append("fails")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -121,6 +122,14 @@ class Members:
         process_id = self._started[number].process.pid
         assert process_id is not None
         os.kill(process_id, which)
+
+    def await_stop(self, number: int) -> None:
+        """Waits until a member's process has been stopped by a signal."""
+        until = time.monotonic() + WAIT_S
+        status = Path(f"/proc/{self._started[number].process.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < until, f"member {number} is not stopped"
+            time.sleep(0.01)
 
     def hear(self, number: int, timeout_s: float = WAIT_S) -> Any:
         """Returns the next thing that a member says, its result at last."""

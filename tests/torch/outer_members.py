@@ -37,6 +37,7 @@ LAYERS = 4
 TOKENS = (1, 2, 1, 3, 2)  # of each member, per inner step
 H = {"diloco": 3, "async": 3, "eager": 3, "streaming": 8, "sparse": 3}
 FRAGMENTS, OVERLAP, ALPHA = 4, 1, 0.5
+LATE_S = 8.0
 OUTER_STEP, SYNC = "pccl.diloco", "pccl.sync"
 
 
@@ -103,6 +104,8 @@ class Trained:
     parameters: list[Any] = field(default_factory=list)
     momentum: list[Any] = field(default_factory=list)
     residual: Any = None
+    gave_up: int = 0  # how often this member has left since its state did not come in time
+    longest_s: float = 0.0  # of its calls of `step`
 
 
 class Doom:
@@ -122,8 +125,9 @@ class Doom:
     entry     joiners have the state; nothing is on its way
     """
 
-    def __init__(self, place: str, at: int) -> None:
-        self._place, self._left = place, at
+    def __init__(self, place: str, at: int, how: str = "killed") -> None:
+        """`how`: killed, stopped (until somebody lets it go on) or late, by LATE_S."""
+        self._place, self._left, self._how = place, at, how
         self.sleeps_in = 0  # entries, until this one is too long for the others
         if place:
             self._watch()
@@ -132,7 +136,11 @@ class Doom:
         if place != self._place:
             return
         self._left -= 1
-        if self._left == 0:
+        if self._left == 0 and self._how == "late":
+            time.sleep(LATE_S)
+        elif self._left == 0 and self._how == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif self._left == 0:
             threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
             if not delay_s:
                 time.sleep(60.0)
@@ -225,6 +233,8 @@ def train(
     start: int = 1,
     doom: str = "",
     doomed_at: int = 3,
+    doomed_how: str = "killed",
+    fetches: bool = True,
     width: int = WIDTH,
     pause_s: float = 0.0,
     spoil_at: int = 0,
@@ -237,7 +247,9 @@ def train(
     **options: Any,
 ) -> Trained:
     """Trains as one member until so many reductions are applied; comes back when evicted."""
-    fate = Doom(doom, doomed_at)
+    fate = Doom(doom, doomed_at, doomed_how)
+    if not fetches:
+        _replace(Joining, "fetch", lambda *_: _raise(pccl.StepFailed("no way leads there")))
     fate.sleeps_in = sleep_entry_at
     if spoil_at:
         spoil(spoil_at, lambda name: name.startswith(OUTER_STEP))
@@ -261,8 +273,15 @@ def train(
                 paces = pause_s, sleep_at, leave_at
                 _train(me, comm, method, until, model, told, fate, paces, options)
             return told
+        except pccl.CannotCatchUp:
+            told.gave_up += 1
+            wait_for = 1
         except pccl.Evicted:
             wait_for = 1
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _train(
@@ -310,8 +329,11 @@ def _train(
             fate.pass_by("flying")
         if outer.outer_step == leave_at and leave_at and not comm.leaving:
             comm.leave()
+        began_s = time.monotonic()
         try:
-            note(outer.step(tokens=TOKENS[me.number]))
+            report = outer.step(tokens=TOKENS[me.number])
+            told.longest_s = max(told.longest_s, time.monotonic() - began_s)
+            note(report)
         except (pccl.StepFailed, pccl.DeadlineExceeded):
             told.failed.append(outer.inner_step)
     note(outer.finish())

@@ -19,6 +19,7 @@ from tests.torch.outer_replay import check
 
 METHODS = ("diloco", "async", "streaming", "sparse")
 UNTIL = 9
+LEASE_S = 3.0  # of a run on one machine
 SLOW = [pytest.mark.slow]
 
 
@@ -220,6 +221,28 @@ def test_a_joiner_that_dies_as_it_comes_in_costs_the_members_nothing(
         assert counted == 1
     else:  # what it had posted counts or not, for all alike
         assert counted <= 2
+
+
+@pytest.mark.parametrize("how", ["late", "stopped"])
+@pytest.mark.parametrize("method", daily("diloco", "async"))
+def test_members_wait_for_a_joiner_that_is_sent_all_no_longer_than_they_said_or_its_lease(
+    method: str, how: str
+) -> None:
+    named: dict[str, Any] = {"pause_s": 0.02, "join_timeout_s": 1.0}
+    with Members(train, method, 400) as members:
+        members.start(0, 1, start=2, **named)
+        members.await_step(0, 4)
+        members.start(2, doom="sync", doomed_at=2, doomed_how=how, fetches=False, **named)
+        if how == "stopped":
+            members.await_stop(2)
+            time.sleep(LEASE_S + 1.0)  # so long the others wait for it at most, and then go on
+            members.signal(2, signal.SIGCONT)
+        found = results(members, 0, 1, 2)
+    allowed_s = named["join_timeout_s"] if how == "late" else LEASE_S
+    assert 0.9 < max(one.longest_s for one in found[:2]) < allowed_s + 2.0
+    assert found[2].gave_up == (how == "late"), "it was told so, and came in the next time"
+    assert len({one.parameters[-1].tobytes() for one in found}) == 1
+    assert not any(one.failed for one in found[:2])
 
 
 @pytest.mark.parametrize("method", daily("streaming"))

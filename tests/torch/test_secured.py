@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from pccl import connecting
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.pytorch import Options, hosting, rendezvous, store_tunnel
 from pccl.pytorch.errors import Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
@@ -89,7 +89,7 @@ def _noted(
     store_port: int,
     run_id: bytes,
     material: Callable[[], TlsMaterial],
-    denials: Denials | None = None,
+    denials: Denied | None = None,
 ) -> store_tunnel.StoreTunnel:
     made = _serve(host, store_port, run_id, material, denials)
     served.append(made.port)

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pccl.base.errors import PcclError
-from pccl.membership.agent_denials import Denials
+from pccl.membership.agent_denials import Denied
 from pccl.pytorch import store_tunnel
 from pccl.transport.authority import key_pem, pem
 from pccl.transport.identity import Name, Role, TlsMaterial, name_in
@@ -87,7 +87,7 @@ def test_trouble_with_a_certificate_ends_a_connection_and_not_more(
 def test_who_is_revoked_is_cut_off_from_the_store_and_does_not_come_again(
     laboratory: Laboratory,
 ) -> None:
-    denials, own = Denials(), material(laboratory, Role.TRAINER)
+    denials, own = Denied(), material(laboratory, Role.TRAINER)
     goes, stays = (material(laboratory, Role.TRAINER) for _ in range(2))
     run_id = laboratory.ca.authority.run_id
     with socket.create_server(("127.0.0.1", 0)) as store, contextlib.ExitStack() as stack:

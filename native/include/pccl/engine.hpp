@@ -145,7 +145,10 @@ class Engine final : private ControlHost, private ExecutorHost {
   bool wait_step(StepId step, double timeout_s);
   StepResult result(StepId step);
   void release(StepId step);
-  void propose_failure(StepId step, SuspectCode code, const std::string& text);
+  /// Tells the coordinator.  With `after_s` the control thread does, then and with each heartbeat
+  /// while the step is open, whatever else this process is at; the newest such call counts, and one
+  /// of SuspectCode::none takes it back.
+  void propose_failure(StepId step, SuspectCode code, const std::string& text, double after_s = 0);
   void notify_when_decided(StepId step);
 
   // --- messages: called by the program ---
@@ -226,6 +229,7 @@ class Engine final : private ControlHost, private ExecutorHost {
   void kick() noexcept;
   void deliver_last_words() noexcept;
   void emit(EngineEvent event);
+  void propose(Suspect suspicion);
   void check_usable() const;
   void expect(const std::vector<MemberEntry>& members);
 
@@ -249,6 +253,8 @@ class Engine final : private ControlHost, private ExecutorHost {
   bool decided_ = false;
   bool at_entry_ = false;            // the coordinator has been told that we wait
   HeartbeatStatus last_status_;      // of the control thread, which alone asks
+  Suspect overdue_;                  // what it says of a step, if that is still open at overdue_s_
+  double overdue_s_ = 0;
   Polling polling_;                  // of the caller that drives
   std::string failed_code_;
   std::string failed_text_;

@@ -62,6 +62,7 @@ HeartbeatStatus Engine::status() {
   last_status_ = {};
   executor_.tell_status(last_status_, monotonic_s());
   if (at_entry_ && last_status_.step == no_step) last_status_.waiting = Waiting::gate;
+  if (overdue_.code != SuspectCode::none && monotonic_s() >= overdue_s_) propose(overdue_);
   return last_status_;
 }
 

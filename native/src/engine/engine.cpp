@@ -235,16 +235,25 @@ void Engine::release(StepId step) {
   executor_.release(step);
 }
 
-void Engine::propose_failure(StepId step, SuspectCode code, const std::string& text) {
+void Engine::propose_failure(StepId step, SuspectCode code, const std::string& text,
+                             double after_s) {
   check_usable();
   Suspect suspicion{0, step, code, {}, text};
-  {
-    const Lock turn = take_turn();
-    const StepRecord* record = executor_.record(step);
-    if (record == nullptr || record->state != StepState::open) return;
-    // A step that waits at the gate has no attempt: what it says concerns the view in force.
-    suspicion.epoch = record->started ? record->epoch : executor_.machine()->view().epoch;
+  const Lock turn = take_turn();
+  if (after_s > 0) {
+    overdue_ = std::move(suspicion);
+    overdue_s_ = monotonic_s() + after_s;
+  } else {
+    propose(std::move(suspicion));
   }
+}
+
+/// With the turn held.
+void Engine::propose(Suspect suspicion) {
+  const StepRecord* record = executor_.record(suspicion.step);
+  if (record == nullptr || record->state != StepState::open) return;
+  // A step that waits at the gate has no attempt: what it says concerns the view in force.
+  suspicion.epoch = record->started ? record->epoch : executor_.machine()->view().epoch;
   control_->suspect(std::move(suspicion));
 }
 

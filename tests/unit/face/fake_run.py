@@ -125,6 +125,7 @@ class FakeEngine:
         self.refusals: list[PcclError] = []  # of the next begin_steps
         self.answers_proposals = True
         self.proposals: list[tuple[int, int, str]] = []
+        self.overdue: list[tuple[int, int, str, float]] = []  # those for later; a story looks
         self.released: list[int] = []
         self.interrupt_next_wait: BaseException | None = None
         self.closed = False
@@ -207,7 +208,10 @@ class FakeEngine:
         assert step not in self.released
         self.released.append(step)
 
-    def propose_failure(self, step: int, code: int, text: str) -> None:
+    def propose_failure(self, step: int, code: int, text: str, after_s: float = 0.0) -> None:
+        if after_s:
+            self.overdue.append((step, code, text, after_s))
+            return
         self.proposals.append((step, code, text))
         if self.answers_proposals:
             with self.run.changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 import pccl
 from pccl.state_transfer import Held, bring
-from pccl.transport.engine_api import BegunStep
+from pccl.transport.engine_api import STEP_FAILED, BegunStep, StepResult
+from pccl.transport.native_frames import SuspectCode
 from tests.unit.face.fake_run import FakeRun, sit
 from tests.unit.face.test_step import at_once
 
@@ -145,7 +147,17 @@ def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_the
             time.sleep(2.0)
         post(step, *what)
 
+    def is_left_out(step: int) -> None:
+        setattr(engine, "step_result", lambda _: excluded)  # noqa: B010
+        run.remove(engine.peer_id)
+
+    def steps_back(step: int, code: int, text: str, after_s: float = 0.0) -> None:
+        assert (step, code) == (1, SuspectCode.EXCLUDED)
+        threading.Timer(after_s, is_left_out, (step,)).start()
+
     setattr(engine, "post_all_reduce", is_slow_at_the_data_step)  # noqa: B010
+    setattr(engine, "propose_failure", steps_back)  # noqa: B010
+    excluded = StepResult(STEP_FAILED, 2, 0, (), (), 0, SuspectCode.EXCLUDED, "it steps back")
 
     def enter(i: int) -> bool:
         began_s, held = time.monotonic(), Held.ALL if i < 2 else Held.NOTHING

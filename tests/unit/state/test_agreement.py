@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pccl.base.errors import RemoteError, UsageError
-from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree
+from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree, at_fault
 
 PLAIN = Record(Strategy.POPULAR, True, False, b"l" * 16, b"r" * 32, 5, 1, 100)
 OTHER = replace(PLAIN, root=b"x" * 32)
@@ -117,3 +118,51 @@ def test_everybody_gives_gets_or_has_it_already(table: list[Record]) -> None:
         if record.strategy is Strategy.RECEIVE_ONLY:
             assert rank not in found.sources
     assert found == agree(list(table))
+
+
+def founder(revision: int, root: bytes = b"r", **named: Any) -> Record:
+    return replace(PLAIN, synced=False, revision=revision, root=root.ljust(32), **named)
+
+
+def fault(table: list[Record], *failed: int) -> tuple[int, ...]:
+    return at_fault(table, agree(table), failed)
+
+
+def test_a_founder_that_nobody_can_fetch_from_is_left_out_and_not_those_who_tried() -> None:
+    assert fault([founder(7), founder(0, b"x")], 1) == (0,), "of two, who does not give"
+    assert fault([founder(0), founder(0, b"x"), founder(0, b"y")], 1, 2) == (0,)
+
+
+def test_who_alone_has_not_got_what_others_hold_is_left_out_itself() -> None:
+    assert fault([founder(7), founder(0, b"x"), founder(0, b"y")], 2) == (2,), "the other has it"
+    assert fault([founder(7), founder(7), founder(0, b"x")], 2) == (2,), "two give, and one tries"
+
+
+def test_among_members_of_a_run_more_must_fail_than_hold_it_before_they_count_no_more() -> None:
+    assert fault([PLAIN, OTHER], 1) == (1,)
+    third = replace(PLAIN, root=b"y" * 32)
+    assert fault([PLAIN, OTHER, third], 1, 2) == (0,)
+
+
+def test_nobody_is_left_out_where_nobody_else_may_give() -> None:
+    receiver = founder(0, b"x", strategy=Strategy.RECEIVE_ONLY)
+    assert fault([founder(0), receiver], 1) == ()
+    sender = founder(0, strategy=Strategy.SEND_ONLY)
+    assert fault([sender, founder(0, b"x")], 1) == ()
+    assert fault([sender, founder(0, b"x"), founder(0, b"y")], 1) == (1,), "the other has got it"
+
+
+@given(st.lists(RECORDS, min_size=2, max_size=8), st.data())
+def test_whoever_is_left_out_somebody_stays(table: list[Record], data: st.DataObject) -> None:
+    try:
+        found = agree(table)
+    except UsageError:
+        return
+    others = [rank for rank in found.receivers if rank not in found.other_layout]
+    if not others:
+        return
+    failed = data.draw(st.lists(st.sampled_from(others), min_size=1, unique=True))
+    out = at_fault(table, found, failed)
+    assert set(out) in (set(), set(failed), set(found.sources)) and set(out) != set(
+        range(len(table))
+    )

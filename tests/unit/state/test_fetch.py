@@ -135,4 +135,13 @@ def test_whatever_happens_every_piece_comes_or_it_is_known_that_it_cannot(
 
 
 def test_after_a_fetch_in_vain_a_source_may_be_slower() -> None:
-    assert [stall_after(failures) for failures in range(3)] == [1.0, 4.0, 16.0]
+    assert [stall_after(failures, 60.0) for failures in range(3)] == [1.0, 4.0, 16.0]
+
+
+def test_a_fetch_in_vain_leaves_time_to_ask_somebody_else() -> None:
+    left_s, waited = 10.0, []
+    for failures in range(3):
+        waited.append(stall_after(failures, left_s / (3 - failures)))
+        left_s -= waited[-1]
+    assert waited == [1.0, 2.25, 3.375] and left_s > 3
+    assert stall_after(0, 0.0) == 0.25, "a way and back takes a while"

@@ -16,15 +16,16 @@ from pccl.membership.messages import MemberInfo
 from pccl.state import asking, joining
 from pccl.state import messages as m
 from pccl.state.asking import Answers
+from pccl.state.fetch import Transfer
 from pccl.state.joining import Joining
-from pccl.state.receiver import Opened, Transfer
+from pccl.state.receiver import Opened
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
 
 def test_members_that_do_not_answer_are_asked_no_longer_than_the_newcomer_has_time() -> None:
     began_s = time.monotonic()
-    assert Answers(3).take(Deadline(0.05)) == []
+    assert Answers([b"a", b"b", b"c"]).take(Deadline(0.05)) == []
     assert time.monotonic() - began_s < 10
 
 
@@ -42,6 +43,12 @@ class Step:
 
     def step_back(self, why: str) -> None:
         self.stepped_back = True
+
+    def step_back_after(self, why: str, after_s: float) -> None:
+        pass
+
+    def stay(self) -> None:
+        pass
 
 
 class Silent:

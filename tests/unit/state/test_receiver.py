@@ -24,6 +24,8 @@ LEAF_BYTES = 1 << 20
 class Dying:
     """A source's stream, which ends after so many leaves."""
 
+    received = 0
+
     def __init__(self, state: SharedState, leaf_count: int) -> None:
         self._state, self._left = state, leaf_count
         self._asked: list[m.Fetch] = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pccl.base.errors import UsageError
-from pccl.state import shared
+from pccl.state import kept
 from pccl.state.shared import SharedState
 from tests.unit.face.fake_run import FakeRun, sit
 
@@ -49,7 +49,7 @@ def test_a_revision_is_hashed_once_for_all_who_ask() -> None:
 def test_without_memory_for_a_copy_the_pin_is_lost_and_nothing_wrong_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shared, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(kept, "available_bytes", lambda: 1000)
     x = np.zeros(100_000)
     state = SharedState({"x": x})
     pin = state.pin()
@@ -181,7 +181,7 @@ def test_memory_that_is_written_all_or_nothing_is_as_it_was_unless_all_was() -> 
 def test_without_memory_for_a_copy_a_state_knows_that_it_is_torn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shared, "available_bytes", lambda: 100)
+    monkeypatch.setattr(kept, "available_bytes", lambda: 100)
     state = SharedState({"x": np.zeros(30)})
     with state.all_or_nothing():
         state.memory_named("x")[:] = 1
