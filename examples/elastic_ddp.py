@@ -4,14 +4,12 @@
     python examples/elastic_ddp.py 127.0.0.1:48148     in as many others as you like, at any time
 
 In a checkout `./dev run` goes before each line; for other machines the coordinator listens on an
-address of the network, with --insecure.
-
-Kill a worker: the others train on.  Start one: it receives the state and joins.  `--local 4` starts
-coordinator and workers, kills one in the middle and lets another one in.  The text is Python's own
-documentation.
+address of the network, with --insecure.  Kill a worker: the others train on.  Start one: it gets
+the state.  `--local 4` starts all, kills one, lets another in.  The text is Python's own docs.
 """
 
 import argparse
+import contextlib
 import os
 import pydoc_data.topics
 import subprocess
@@ -75,7 +73,7 @@ def run_locally(count: int, until: int) -> None:
         command = [sys.executable, __file__, coordinator.address, "--until", str(until)]
         (lines, said), (gate, key) = os.pipe(), os.pipe()
         workers = [subprocess.Popen(command, stdout=said) for _ in range(count)]
-        workers.insert(0, subprocess.Popen([*command, "--spare"], stdin=gate, stdout=said))
+        spare = subprocess.Popen([*command, "--spare"], stdin=gate)
         os.close(said)  # what is read ends with the workers
         for line in os.fdopen(lines):
             print(line, end="", flush=True)
@@ -83,6 +81,9 @@ def run_locally(count: int, until: int) -> None:
                 print("--- one worker is killed, another one comes", flush=True)
                 workers.pop().kill()
                 os.close(key)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            spare.wait(20)  # if it has not come in by now it would wait for others
+        spare.kill()
         assert not any(worker.wait() for worker in workers)
 
 

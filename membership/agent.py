@@ -18,6 +18,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -217,6 +218,7 @@ class MemberAgent:
                 timeout_s=self._config.connect_timeout_s,
                 rng=self._dice,
                 clock=self._clock,
+                on_failure=self._nobody_yet,
                 tls=await self._secure(self._config.connect_timeout_s),
             )
             self.seat = self._make_seat(self._first.local_host)
@@ -239,8 +241,11 @@ class MemberAgent:
         credentials = self._config.credentials
         if credentials is None:
             return None
-        await credentials.enrol(self._addresses, timeout_s)
+        await credentials.enrol(self._addresses, timeout_s, self._nobody_yet)
         return credentials.client_tls()
+
+    def _nobody_yet(self, reasons: str) -> None:
+        self._publish(replace(self.standing, waits=f"no coordinator has answered yet ({reasons})"))
 
     def _keep_certificate(self, seat: Seat) -> None:
         if self._config.credentials is not None:

@@ -97,8 +97,16 @@ class Credentials:
         assert self._context is not None
         return ClientTls(self._context, lambda found: check_coordinator(found, self.ticket.run_id))
 
-    async def enrol(self, addresses: Sequence[Address], timeout_s: float) -> None:
+    async def enrol(
+        self,
+        addresses: Sequence[Address],
+        timeout_s: float,
+        on_failure: Callable[[str], None] = lambda reasons: None,
+    ) -> None:
         """Returns once there is a valid certificate, at once if there is one.
+
+        Args:
+            on_failure: told the reasons whenever none of the addresses gave one.
 
         Raises:
             ConnectError: nobody gave one within `timeout_s`; at once if the ticket is refused, or
@@ -122,6 +130,7 @@ class Credentials:
                     failures.append(f"{address}: {error}")
             if len(wrong) == len(addresses):
                 raise wrong[0]
+            on_failure("; ".join(failures))
             delay_s = backoff.next_delay_s()
             if delay_s >= deadline.remaining_s():
                 raise ConnectError(

@@ -186,6 +186,9 @@ class Engine:
         memory is borrowed until the letter has ended, as it does when `timeout_s` is over.
         """
 
+    def post_nothing(self, sends: bool, peer: int | bytes, tag: int, timeout_s: float) -> int:
+        """Stands for a call that was refused: what the other end posts for it differs from it."""
+
     def wait_letter(self, letter: int, timeout_s: float) -> bool:
         """As `wait_step`: False when the time ran out and it is still open."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -217,10 +218,13 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         """
         session = self._session
         session.check()
-        limit_s = self._timeout(timeout_s)
-        work = check_all_reduce(array, op, weight, out, deterministic, algorithm, codec, nonfinite)
-        session.check_free(work.source, work.target)
-        ticket = session.begin(str(work.descriptor), limit_s)
+        with session.told_if_refused("all_reduce"):
+            limit_s = self._timeout(timeout_s)
+            work = check_all_reduce(
+                array, op, weight, out, deterministic, algorithm, codec, nonfinite
+            )
+            session.check_free(work.source, work.target)
+        ticket = session.begin(str(work.descriptor), limit_s, alike=True)
         try:
             post_all_reduce(ticket, work, 0, last=True)
             if async_op:
@@ -234,10 +238,13 @@ class Communicator(Collectives, SparseCollectives, Messaging):
             session.leave_after(error)
             raise
 
-    def _run(self, request: Request, async_op: bool, timeout_s: float | None) -> Work:
+    def _run(self, make: partial[Request], async_op: bool, timeout_s: float | None) -> Work:
         session = self._session
         session.check()
-        ticket = session.begin(request.name, self._timeout(timeout_s))
+        with session.told_if_refused(make.func.__name__):
+            limit_s = self._timeout(timeout_s)
+            request = make()
+        ticket = session.begin(request.name, limit_s, alike=True)
         try:
             try:
                 placed = request.place(ticket.seat)

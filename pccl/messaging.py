@@ -6,11 +6,13 @@ was lost.  It outlives every change of the view in which both ends stay.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 from pccl.arguments import check_number
-from pccl.base.errors import PcclError
+from pccl.base.errors import PcclError, UsageError
 from pccl.collectives.buffers import describe, require_writable
 from pccl.collectives.placed import NOTHING, check_root
 from pccl.session import Session
@@ -25,7 +27,8 @@ class Messaging(ABC):
 
     Messages of one tag between two peers are received in the order in which they were sent, one by
     each receive, in the order in which those were posted.  Both ends name the same element count
-    and dtype, else both get DescriptorMismatch, naming both.  Either end may be posted first.
+    and dtype, else both get DescriptorMismatch, naming both.  Either end may be posted first.  An
+    end whose array is refused counts as posted: the other end gets DescriptorMismatch for it.
     """
 
     @abstractmethod
@@ -76,7 +79,7 @@ class Messaging(ABC):
 
         Raises:
             UsageError: an argument is not as described, or this peer is no member yet, which its
-                first step makes it; nothing was sent.
+                first step makes it; nothing of the array was sent.
             DescriptorMismatch, PeerLost, DeadlineExceeded and others as `Transfer.wait` says.
 
         Two peers that both send first wait for each other: use `async_op=True`.
@@ -147,22 +150,46 @@ def post(
 ) -> Transfer:
     """Starts one end of a message.  Raises UsageError if an argument is not as described."""
     number = check_number("tag", tag, 0, TAG_MAX)
-    buffer = describe(array)
-    if not sends:
-        require_writable(buffer, "the array", "pass a writable one")
-    reads, writes = (buffer, NOTHING) if sends else (NOTHING, buffer)
-    session.check_free(reads, writes)
-    words = f"{'send to' if sends else 'receive from'} {_name(session, peer)}, tag {number}"
-    transfer = Transfer(session, reads, writes, words, timeout_s)
+    try:
+        buffer = describe(array)
+        if not sends:
+            require_writable(buffer, "the array", "pass a writable one")
+        reads, writes = (buffer, NOTHING) if sends else (NOTHING, buffer)
+        session.check_free(reads, writes)
+    except UsageError:
+        refuse(session, peer, number, sends, timeout_s)
+        raise
+    where = buffer.address, buffer.count, int(buffer.dtype)
+    return _keep(
+        Transfer(session, reads, writes, _words(session, peer, number, sends), timeout_s),
+        lambda: session.engine.post_letter(sends, peer, number, *where, timeout_s),
+    )
+
+
+def refuse(session: Session, peer: int | bytes, tag: int, sends: bool, timeout_s: float) -> None:
+    """Posts what stands for a call that was refused here: the other end's is an error, too, at
+    once.  Raises nothing, and waits for nothing."""
+    words = f"{_words(session, peer, tag, sends)}, which was refused"
+    with contextlib.suppress(PcclError):
+        _keep(
+            Transfer(session, NOTHING, NOTHING, words, timeout_s),
+            lambda: session.engine.post_nothing(sends, peer, tag, timeout_s),
+        )
+
+
+def _keep(transfer: Transfer, post_it: Callable[[], int]) -> Transfer:
+    session = transfer.session
     session.keep_transfer(transfer)  # first: the engine must never outlive its memory
     try:
-        transfer.letter = session.engine.post_letter(
-            sends, peer, number, buffer.address, buffer.count, int(buffer.dtype), timeout_s
-        )
+        transfer.letter = post_it()
     except PcclError:
         session.forget_transfer(transfer)
         raise
     return transfer
+
+
+def _words(session: Session, peer: int | bytes, tag: int, sends: bool) -> str:
+    return f"{'send to' if sends else 'receive from'} {_name(session, peer)}, tag {tag}"
 
 
 def _name(session: Session, peer: int | bytes) -> str:

@@ -10,16 +10,19 @@ nothing of this session runs, and no memory of the caller is touched.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from pccl.apart import Apart
 from pccl.base import forks
-from pccl.base.clock import Deadline
+from pccl.base.clock import Deadline, system_clock
 from pccl.base.config import LAN
 from pccl.base.errors import (
     Closed,
     DeadlineExceeded,
+    DescriptorMismatch,
     Excluded,
     Forked,
     Left,
@@ -29,6 +32,7 @@ from pccl.base.errors import (
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer
 from pccl.collectives.nonfinite import NonFinite, NonFiniteCounts
+from pccl.collectives.placed import NOTHING
 from pccl.membership.agent import MemberAgent
 from pccl.membership.member import GOODBYE_S
 from pccl.outcome import Peer
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from pccl.transfer import Transfer
 
 WAIT_QUIET_S = 5.0  # then a newcomer's log says what it waits for
+REFUSED_S = 10.0  # at the gate, for a call that was refused: what a flush takes, and more
+APART_LOOK_S = 0.5  # between looks at whether newcomers' first calls differ
 OPEN_STEPS_MAX = 16  # the engine holds 64; more in flight than this only costs memory
 TRANSFERS_LOOKED_AT = 64  # so many open ones before those that have ended are looked for
 NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
@@ -128,16 +134,33 @@ class Session:
         """The number after that of the newest step that has begun here."""
         return self._next_step
 
-    def begin(self, name: str, timeout_s: float, gate_s: float | None = None) -> Ticket:
+    @contextlib.contextmanager
+    def told_if_refused(self, op: str) -> Iterator[None]:
+        """A call of all members that is refused in here is a step without operations on this peer,
+        so that those who have posted something are told at once, and all stay at the same step.
+        A newcomer has nobody to tell."""
+        try:
+            yield
+        except (UsageError, ValueError, MemoryError):
+            with contextlib.suppress(PcclError):
+                if self.engine.view().rank >= 0:
+                    self.begin(op, self.step_timeout_s, REFUSED_S).seal()
+            raise
+
+    def begin(
+        self, name: str, timeout_s: float, gate_s: float | None = None, *, alike: bool = False
+    ) -> Ticket:
         """Passes the gate of an entry; returns the step.
 
         Args:
             gate_s: for the gate alone; None as long as for the step.
+            alike: all peers come with the same name, which says what they call.
 
         Raises:
             DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
             Left: this peer has left, as it had asked to; its earlier steps are decided.
             Excluded, WorldTooSmall: as the run's policies say; nothing has begun.
+            DescriptorMismatch: newcomers came with different names; nothing has begun.
             UsageError: the name is empty or too long.
         """
         self.check()
@@ -149,7 +172,8 @@ class Session:
                 if self.keeper is not None:
                     self.keeper.before_entry(name, deadline.remaining_s())
                 try:
-                    ticket = self._begin(name, timeout_s, timeout_s if gate_s is None else gate_s)
+                    own_s = timeout_s if gate_s is None else gate_s
+                    ticket = self._begin(name, timeout_s, own_s, alike)
                 except Excluded:
                     self.was_excluded()
                     raise
@@ -161,7 +185,7 @@ class Session:
             self.leave_after(error)
             raise
 
-    def _begin(self, name: str, timeout_s: float, gate_s: float) -> Ticket:
+    def _begin(self, name: str, timeout_s: float, gate_s: float, alike: bool) -> Ticket:
         deadline = Deadline(gate_s)
         waited = not self._begin_lock.acquire(blocking=False)
         if waited and not self._begin_lock.acquire(timeout=gate_s):
@@ -171,7 +195,7 @@ class Session:
                 self.check()
             if self._open:
                 self._make_room(deadline)
-            begun = self._pass_gate(name, deadline)
+            begun = self._pass_gate(name, deadline, alike)
             self._next_step = begun.step + 1
             own = deadline if gate_s == timeout_s else Deadline(timeout_s)
             ticket = Ticket(self, name, begun, timeout_s, own)
@@ -187,17 +211,25 @@ class Session:
         finally:
             self._begin_lock.release()
 
-    def _pass_gate(self, name: str, deadline: Deadline) -> BegunStep:
-        """A newcomer that waits for long is told once, in the log, what for."""
-        quiet_s = min(WAIT_QUIET_S, deadline.remaining_s())
-        try:
-            return self.engine.begin_step(name, quiet_s)
-        except DeadlineExceeded:
-            if deadline.remaining_s() <= 0:
-                raise
-        if waits := self._waits():
-            _log.warning("step %r has not begun for %g s: %s", name, quiet_s, waits)
-        return self.engine.begin_step(name, deadline.remaining_s())
+    def _pass_gate(self, name: str, deadline: Deadline, alike: bool) -> BegunStep:
+        """A newcomer that waits for long is told once, in the log, what for; and one that others of
+        its group wait for with another call, that they differ, as they are."""
+        apart = Apart() if alike and self.engine.view().rank < 0 else None
+        quiet, told = Deadline(min(WAIT_QUIET_S, deadline.remaining_s())), False
+        while True:
+            most_s = APART_LOOK_S if apart else math.inf if told else quiet.remaining_s()
+            try:
+                return self.engine.begin_step(name, min(deadline.remaining_s(), most_s))
+            except DeadlineExceeded:
+                if deadline.passed() or most_s == math.inf:
+                    raise
+            now, world = self.agent.standing, self.agent.standing.world
+            if apart and world and (text := apart.look(world.apart, now.waits, system_clock())):
+                raise DescriptorMismatch(text)
+            if not told and (quiet.passed() or not apart):
+                told = True
+                if waits := self._waits():
+                    _log.warning("step %r has not begun for %g s: %s", name, WAIT_QUIET_S, waits)
 
     def _waits(self) -> str:
         """Says what this peer waits for, if it is a newcomer."""
@@ -279,7 +311,7 @@ class Session:
         deadline = Deadline(timeout_s)
         self._finish_open(deadline)
         for transfer in list(self._transfers):
-            if not transfer.writes.count:  # what nobody sends may never come
+            if transfer.reads is not NOTHING:  # what nobody sends may never come
                 with contextlib.suppress(PcclError):
                     transfer.wait(deadline.remaining_s())
 

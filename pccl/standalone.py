@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 from pccl.base.errors import PcclError
@@ -26,12 +27,14 @@ class Collectives(ABC):
     What makes an array returns it (None where this peer gets nothing); what works in place returns
     the Outcome, as `all_reduce` does.  A Work has both.
 
-    Raises StepFailed, among them DescriptorMismatch and ViewChanged, and DeadlineExceeded if that
-    is the decision on every member: inputs are as before.
+    Raises UsageError if an argument is not as described: nothing was changed, and members that have
+    posted something get DescriptorMismatch at once.  Raises StepFailed, among them
+    DescriptorMismatch and ViewChanged, and DeadlineExceeded if that is the decision on every
+    member: inputs are as before.  Newcomers whose first calls differ get DescriptorMismatch, too.
     """
 
     @abstractmethod
-    def _run(self, request: Request, async_op: bool, timeout_s: float | None) -> Work: ...
+    def _run(self, make: partial[Request], async_op: bool, timeout_s: float | None) -> Work: ...
 
     def broadcast(
         self,
@@ -42,7 +45,8 @@ class Collectives(ABC):
         timeout_s: float | None = None,
     ) -> Any:
         """Fills every member's `array` with the root's.  Returns the Outcome."""
-        return _outcome(self._run(requests.broadcast(array, root), async_op, timeout_s), async_op)
+        make = partial(requests.broadcast, array, root)
+        return _outcome(self._run(make, async_op, timeout_s), async_op)
 
     def reduce(
         self,
@@ -57,8 +61,8 @@ class Collectives(ABC):
         deterministic: bool = False,
     ) -> Any:
         """Reduces `array` element-wise over the members, at the root.  Returns the Outcome."""
-        request = requests.reduce(array, root, op, weight, out, deterministic)
-        return _outcome(self._run(request, async_op, timeout_s), async_op)
+        make = partial(requests.reduce, array, root, op, weight, out, deterministic)
+        return _outcome(self._run(make, async_op, timeout_s), async_op)
 
     def reduce_scatter(
         self,
@@ -73,8 +77,8 @@ class Collectives(ABC):
         deterministic: bool = False,
     ) -> Any:
         """Reduces `array` element-wise over the members.  Returns this rank's part."""
-        request = requests.reduce_scatter(array, op, weight, out, deterministic, counts)
-        return _result(self._run(request, async_op, timeout_s), async_op)
+        make = partial(requests.reduce_scatter, array, op, weight, out, deterministic, counts)
+        return _result(self._run(make, async_op, timeout_s), async_op)
 
     def all_gather(
         self,
@@ -86,8 +90,8 @@ class Collectives(ABC):
         timeout_s: float | None = None,
     ) -> Any:
         """Returns the members' arrays in rank order, of shape [world, *array.shape]."""
-        request = requests.all_gather(array, out, counts)
-        return _result(self._run(request, async_op, timeout_s), async_op)
+        make = partial(requests.all_gather, array, out, counts)
+        return _result(self._run(make, async_op, timeout_s), async_op)
 
     def gather(
         self,
@@ -100,8 +104,8 @@ class Collectives(ABC):
         timeout_s: float | None = None,
     ) -> Any:
         """Returns the members' arrays in rank order at the root, elsewhere None."""
-        request = requests.gather(array, root, out, counts)
-        return _result(self._run(request, async_op, timeout_s), async_op)
+        make = partial(requests.gather, array, root, out, counts)
+        return _result(self._run(make, async_op, timeout_s), async_op)
 
     def scatter(
         self,
@@ -113,7 +117,8 @@ class Collectives(ABC):
         timeout_s: float | None = None,
     ) -> Any:
         """Returns this rank's part of the root's array, in `out`."""
-        return _result(self._run(requests.scatter(array, root, out), async_op, timeout_s), async_op)
+        make = partial(requests.scatter, array, root, out)
+        return _result(self._run(make, async_op, timeout_s), async_op)
 
     def all_to_all(
         self,
@@ -126,12 +131,12 @@ class Collectives(ABC):
         timeout_s: float | None = None,
     ) -> Any:
         """Sends part q to rank q.  Returns what the members have sent here, in rank order."""
-        request = requests.all_to_all(array, out, send_counts, receive_counts)
-        return _result(self._run(request, async_op, timeout_s), async_op)
+        make = partial(requests.all_to_all, array, out, send_counts, receive_counts)
+        return _result(self._run(make, async_op, timeout_s), async_op)
 
     def barrier(self, *, async_op: bool = False, timeout_s: float | None = None) -> Any:
         """Waits until all members have come here.  Returns the Outcome."""
-        return _outcome(self._run(requests.barrier(), async_op, timeout_s), async_op)
+        return _outcome(self._run(partial(requests.barrier), async_op, timeout_s), async_op)
 
 
 def _outcome(work: Work, async_op: bool) -> Work | Outcome:

@@ -94,6 +94,10 @@ class Transfer:
             raise self._error.with_traceback(None)
 
     @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
     def source(self) -> int:
         """The sender's rank in the view in which the message came.  Raises UsageError before that,
         and what the transfer ended with if it failed."""

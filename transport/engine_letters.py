@@ -61,6 +61,10 @@ class LetterCalls:
             self._call(self._native.post_letter, sends, peer, tag, address, count, dtype, timeout_s)
         )
 
+    def post_nothing(self, sends: bool, peer: int | bytes, tag: int, timeout_s: float) -> int:
+        """Posts what stands for a call that was refused: the other end's differs from it."""
+        return int(self._call(self._native.post_nothing, sends, peer, tag, timeout_s))
+
     def wait_letter(self, letter: int, timeout_s: float) -> bool:
         return bool(self._call(self._native.wait_letter, letter, timeout_s))
 

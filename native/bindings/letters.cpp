@@ -19,16 +19,10 @@ using namespace nb::literals;
 namespace pccl {
 namespace {
 
+using OtherEnd = std::variant<int, nb::bytes>;
+
 /// `peer`: a rank of the view in force, -1 for any, or the name of a member.
-LetterId post_letter(Engine& engine, bool sends, const std::variant<int, nb::bytes>& peer, Tag tag,
-                     std::uintptr_t address, std::uint64_t count, unsigned dtype,
-                     double timeout_s) {
-  if (dtype >= dtype_count) throw nb::value_error("unknown dtype");
-  PostedLetter posted;
-  posted.sends = sends;
-  posted.tag = tag;
-  posted.what = {static_cast<Dtype>(dtype), count};
-  posted.memory = reinterpret_cast<std::byte*>(address);
+LetterId post(Engine& engine, PostedLetter posted, const OtherEnd& peer, double timeout_s) {
   if (const auto* rank = std::get_if<int>(&peer)) {
     posted.rank = *rank;
   } else {
@@ -40,6 +34,27 @@ LetterId post_letter(Engine& engine, bool sends, const std::variant<int, nb::byt
   }
   nb::gil_scoped_release release;
   return engine.post(posted, timeout_s);
+}
+
+LetterId post_letter(Engine& engine, bool sends, const OtherEnd& peer, Tag tag,
+                     std::uintptr_t address, std::uint64_t count, unsigned dtype,
+                     double timeout_s) {
+  if (dtype >= dtype_count) throw nb::value_error("unknown dtype");
+  PostedLetter posted;
+  posted.sends = sends;
+  posted.tag = tag;
+  posted.what = {static_cast<Dtype>(dtype), count};
+  posted.memory = reinterpret_cast<std::byte*>(address);
+  return post(engine, posted, peer, timeout_s);
+}
+
+LetterId post_nothing(Engine& engine, bool sends, const OtherEnd& peer, Tag tag,
+                      double timeout_s) {
+  PostedLetter posted;
+  posted.sends = sends;
+  posted.tag = tag;
+  posted.what.nothing = true;
+  return post(engine, posted, peer, timeout_s);
 }
 
 bool wait_letter(Engine& engine, LetterId letter, double timeout_s) {
@@ -64,6 +79,7 @@ void bind_letters(nb::class_<Engine>& engine) {
   engine
       .def("post_letter", &post_letter, "sends"_a, "peer"_a, "tag"_a, "address"_a, "count"_a,
            "dtype"_a, "timeout_s"_a)
+      .def("post_nothing", &post_nothing, "sends"_a, "peer"_a, "tag"_a, "timeout_s"_a)
       .def("wait_letter", &wait_letter, "letter"_a, "timeout_s"_a)
       .def("letter_result", &letter_result, "letter"_a)
       .def("cancel_letter", &Engine::cancel_letter, "letter"_a,

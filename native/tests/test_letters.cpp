@@ -86,6 +86,39 @@ TEST(what_does_not_fit_fails_on_both_sides_with_the_same_words_and_touches_nothi
   }
 }
 
+TEST(a_call_that_was_refused_counts_as_posted_and_fails_the_other_end_alone) {
+  const Content nothing{.nothing = true};
+  for (const int order : {0, 1, 2, 3}) {
+    const bool sender = order % 2 == 0, refused_first = order < 2;
+    Office office(2, 2, 5);
+    Ends ends;
+    const auto refuse = [&](bool sends) {
+      Peer& peer = *office.peers[sends ? 0 : 1];
+      if (sends) return peer.letters.send(*peer.mail[1], 3, nothing, nullptr, never_s);
+      return peer.letters.receive(nullptr, 3, nothing, nullptr, never_s);
+    };
+    LetterId id = refused_first ? refuse(sender) : 0;
+    if (sender) receive(office, ends, 1, 0, 3, 100);
+    if (!sender) send(office, ends, 0, 1, 3, 2 * chunk, 1);
+    if (!refused_first) id = refuse(sender);
+    office.settle();
+    const std::string not_posted = "nothing (its own error says why)";
+    CHECK(how(*ends[0]) == LetterEnd::differs);
+    CHECK(ends[0]->result->text == "tag 3: peer 01000000 sends " +
+                                       (sender ? not_posted : "u8[524288]") +
+                                       ", peer 02000000 receives " +
+                                       (sender ? "u8[100]" : not_posted));
+    CHECK(office.peers[sender ? 0 : 1]->letters.find(id)->end == LetterEnd::differs);
+    // The next ones are not concerned, and two that were refused are none's concern.
+    for (const bool sends : {true, false}) (void)refuse(sends);
+    send(office, ends, 0, 1, 3, 7, 2);
+    End& next = receive(office, ends, 1, 0, 3, 7);
+    office.settle();
+    CHECK(next.done() && next.holds(2) && office.peers[1]->mail[0]->inbox.refused().empty());
+    CHECK(office.peers[1]->mail[0]->inbox.staged() == 0 && office.peers[0]->budget.used() == 0);
+  }
+}
+
 TEST(what_nobody_receives_is_staged_within_its_budget_and_all_of_it_comes_later) {
   Office office(2, 2, 5);
   Ends ends, got;

@@ -130,6 +130,11 @@ TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
   CHECK(offer_with(1, 1) == Status::ok && offer_with(1, 2) == Status::protocol);
   for (std::size_t at = 2; at < 8; ++at) CHECK(offer_with(at, 1) == Status::protocol);
   CHECK(offer_with(14, 1) == Status::protocol);  // more than a message can have
+  encode(OfferBody{{.nothing = true}, true, 4}, offered);
+  CHECK(hex(offered) == "ff0100000000000000000000000000000400000000000000");
+  CHECK(decode(offered, offer) == Status::ok && offer.what == (Content{.nothing = true}));
+  CHECK(offer.what != Content{} && offer.what.chunks() == 0 && offer.eager && offer.after == 4);
+  CHECK(offer_with(8, 1) == Status::protocol);  // nothing has no elements
   for (const std::uint64_t more : {0, 1}) {
     const Content most{Dtype::f64, message_bytes_max / 8 + more};
     encode(OfferBody{most, false, 0}, offered);
@@ -142,6 +147,9 @@ TEST(offers_and_refusals_survive_the_wire_and_unknown_numbers_are_refused) {
   RefusedBody why;
   CHECK(decode(refused, why) == Status::ok);
   CHECK(why.expected == (Content{Dtype::i16, 7}) && why.code == RefusalCode::given_up);
+  encode(RefusedBody{{.nothing = true}, RefusalCode::differs}, refused);
+  CHECK(hex(refused) == "ff010000000000000000000000000000");
+  CHECK(decode(refused, why) == Status::ok && why.expected == (Content{.nothing = true}));
   for (unsigned code = 0; code < 256; ++code) {
     refused[1] = static_cast<std::byte>(code);
     CHECK((decode(refused, why) == Status::ok) == (code == 1 || code == 2));

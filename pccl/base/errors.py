@@ -196,3 +196,10 @@ class CoordinatorLost(PcclError):
 class OutcomeUnknown(CoordinatorLost):
     """The coordinator was lost while a step had to be decided: other members may hold it as
     committed.  Restore from shared state before going on."""
+
+
+# Tracebacks and help() name them as programs import them.
+for _kind in list(globals().values()):
+    if isinstance(_kind, type) and issubclass(_kind, PcclError):
+        _kind.__module__ = "pccl"
+del _kind

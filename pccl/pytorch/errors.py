@@ -101,3 +101,9 @@ def kind_of(error: BaseException) -> type[PcclDistError]:
         if isinstance(error, theirs):
             return ours
     return PcclDistError
+
+
+# Tracebacks and help() name them as programs import them.
+for _kind in (PcclDistError, *{ours for _, ours in _KINDS}):
+    _kind.__module__ = "pccl.pytorch"
+del _kind

@@ -6,11 +6,14 @@ of a torch group never do.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from pccl.base.errors import PcclError
+from pccl.pytorch.errors import Misused
 from pccl.pytorch.group_base import GroupBase, one
 from pccl.pytorch.layout import Finish, source_of, target_of
 from pccl.pytorch.work import PcclWork
@@ -22,8 +25,9 @@ class GroupMessages(GroupBase):
     """`send` and `recv` under the names that torch calls."""
 
     def send(self, tensors: list[Tensor], dstRank: int, tag: int = 0) -> Any:
-        tensor = one(tensors)
-        source = source_of(tensor)
+        with self._told_if_refused(True, dstRank, tag):
+            tensor = one(tensors)
+            source = source_of(tensor)
         return self._message("send", [tensor], [], source, dstRank, tag)
 
     def recv(self, tensors: list[Tensor], srcRank: int, tag: int = 0) -> Any:
@@ -35,10 +39,21 @@ class GroupMessages(GroupBase):
     recvAnysource = recv_anysource
 
     def _receive(self, op: str, tensors: list[Tensor], source: int | None, tag: int) -> Any:
-        tensor = one(tensors)
         finishes: list[Finish] = []
-        target = target_of(tensor, finishes)
+        with self._told_if_refused(False, source, tag):
+            tensor = one(tensors)
+            target = target_of(tensor, finishes)
         return self._message(op, [tensor], finishes, target, source, tag)
+
+    @contextlib.contextmanager
+    def _told_if_refused(self, sends: bool, other: int | None, tag: int) -> Iterator[None]:
+        """What is refused in here is an error at the other end, too.  (What the library refuses of
+        a message, it says there itself.)"""
+        try:
+            yield
+        except Misused:
+            self.run.refuse_message(sends, other, tag, self._timeout_s)
+            raise
 
     def _message(
         self,

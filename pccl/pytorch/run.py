@@ -18,7 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pccl.base.errors import CoordinatorLost, Evicted, PcclError, UsageError
+from pccl import messaging
+from pccl.base.errors import (
+    CoordinatorLost,
+    Evicted,
+    PcclError,
+    UsageError,
+    ViewChanged,
+    WorldTooSmall,
+)
 from pccl.collectives.placed import Seat
 from pccl.communicator import Communicator
 from pccl.outcome import Peer
@@ -27,7 +35,7 @@ from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, StaleView, Tim
 from pccl.pytorch.hosting import Hosted
 from pccl.pytorch.issue import Issuer, Posting
 from pccl.pytorch.options import Options
-from pccl.pytorch.wording import GROUP_OVER, gone, in_torchs_terms
+from pccl.pytorch.wording import GONE, GROUP_OVER, gone, in_torchs_terms
 from pccl.work import Work
 
 DRAIN_S = 2.0  # for operations that nobody has waited for when the group is shut down
@@ -120,6 +128,16 @@ class Run:
             self.check(op)
             self._issuer.refuse(op, timeout_s)
 
+    def refuse_message(self, sends: bool, other: int | None, tag: int, timeout_s: float) -> None:
+        """Lets the other end of a message know that its call has no counterpart.  Raises nothing.
+
+        Args:
+            other: its rank; None receives from any.
+        """
+        with contextlib.suppress(PcclError):
+            end = messaging.FROM_ANY if other is None else self.peer_of(other)
+            messaging.refuse(self.communicator.session, end, tag, sends, timeout_s)
+
     def check(self, op: str) -> None:
         """Raises what every call raises now, if the group is over."""
         over = self._over
@@ -182,7 +200,9 @@ class Run:
             who = "the coordinator does not answer"
         else:
             who = "a rank is gone"
-        why = in_torchs_terms(str(error), self._members)
+        # How many members a view takes is no concern of who has a group of so many ranks.
+        counted = isinstance(error, (ViewChanged, WorldTooSmall))
+        why = GONE if counted else in_torchs_terms(str(error), self._members)
         return kind(f"{who}: {why}; {GROUP_OVER}", op=op, epoch=self._epoch(), ranks=ranks)
 
     def lose_host(self, what: str, reason: str) -> None:

@@ -13,7 +13,11 @@ from typing import Final
 from pccl.base.ids import short_id
 from pccl.pytorch.meaning import as_called
 
-GROUP_OVER: Final = "the group is over: destroy it and make a new one"
+GROUP_OVER: Final = (
+    "the group is over: destroy it and make a new one, or end this process and have all ranks "
+    "started again, as torchrun --max-restarts does (with Options(elastic=True) the others go on)"
+)
+GONE: Final = "its process has ended, is stopped or cannot be reached"
 CALL_ALIKE: Final = (
     "all ranks must call the same collectives in the same order, with the same shapes and dtypes"
 )
@@ -23,6 +27,7 @@ _PEER: Final = re.compile(
 NAMED_MAX: Final = 8
 SEE_THERE: Final = " (its own error says why)"
 AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
+_STEP: Final = re.compile(r"\bstep \d+: ")  # counted by the library, for its own programs
 _WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
     "; steps run again when enough have come in",
     "; retry under the next view",
@@ -59,9 +64,15 @@ def gone(ranks: Sequence[int], world: int) -> str:
     return f"{named}{more} of {world} are gone"
 
 
+def by_ranks(text: str, members: Sequence[bytes]) -> str:
+    """Returns what an error of the library says, of ranks and of what they called."""
+    text = _STEP.sub("", text.replace(AGREE, CALL_ALIKE))
+    called = as_called(name_ranks(text, members))
+    return called.replace(" posted nothing", f" posted nothing{SEE_THERE}")
+
+
 def in_torchs_terms(text: str, members: Sequence[bytes]) -> str:
-    """Returns what an error of the library says to a program that uses torch."""
+    """As `by_ranks`, without advice that does not fit a group whose world is fixed."""
     for advice in _WRONG:
         text = text.replace(advice, "")
-    called = as_called(name_ranks(text.replace(AGREE, CALL_ALIKE), members))
-    return called.replace(" posted nothing", f" posted nothing{SEE_THERE}")
+    return by_ranks(text, members)

@@ -111,8 +111,9 @@ def all_gather(
     timeout_s: float,
 ) -> SparseGathered:
     """See `Communicator.sparse_all_gather`."""
-    policy = parse_policy(nonfinite)
-    own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
+    with comm.session.told_if_refused("sparse_all_gather"):
+        policy = parse_policy(nonfinite)
+        own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_gather({own.code.digest:016x})"
     deadline = Deadline(timeout_s)
 
@@ -136,8 +137,9 @@ def all_reduce(
     timeout_s: float,
 ) -> SparseReduced:
     """See `Communicator.sparse_all_reduce`."""
-    policy = parse_policy(nonfinite)
-    own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
+    with comm.session.told_if_refused("sparse_all_reduce"):
+        policy = parse_policy(nonfinite)
+        own = _contribution(comm.peer_id, tensors, top_k, value_bits, weight, policy)
     name = f"sparse_all_reduce({own.code.digest:016x})"
     deadline = Deadline(timeout_s)
 

@@ -43,6 +43,20 @@ def fails(address: str, timeout_s: float = TIMEOUT_S) -> str:
     return str(caught.value)
 
 
+def test_what_refuses_is_logged_once_while_connect_still_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pccl.connecting.WAIT_QUIET_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+    text = fails(address)
+    said = [record.getMessage() for record in caplog.records if record.name == "pccl.face"]
+    assert said == [
+        f"not admitted for 0.5 s: no coordinator has answered yet ({address}: connection refused)"
+    ]
+    assert f"{address}: connection refused" in text and "`pccl coordinator` running" in text
+
+
 @contextlib.contextmanager
 def listener(behave: Callable[[socket.socket], None]) -> Iterator[str]:
     """A port that treats every connection by `behave`, and keeps it open until the end."""

@@ -135,13 +135,22 @@ def test_memory_that_overlaps_is_refused(pair: Pair) -> None:
 
 
 def refused_everywhere(pair: Pair, attempt: Callable[[Callable[..., Any]], Any]) -> None:
-    """Stand-alone and within a step it is a UsageError; nothing was sent and no step was begun."""
+    """It is a UsageError here, with nothing of it sent; stand-alone, whoever has called it well is
+    told at once, and both are at the same step again."""
     one = pair[0]
     number, _ = reduce_on_both(pair)
     before = one._session.engine.stats()["payload_bytes"]
-    with pytest.raises(pccl.UsageError):
-        attempt(one.all_reduce)
-    assert one._session.engine.stats()["payload_bytes"] == before
+
+    def refused_alone(comm: pccl.Communicator) -> None:
+        if comm is one:
+            with pytest.raises(pccl.UsageError):
+                attempt(one.all_reduce)
+            return
+        x = np.full(8, 1.0)
+        with pytest.raises(pccl.DescriptorMismatch) as told:
+            comm.all_reduce(x, timeout_s=20)
+        assert f"peer {one.peer_id}" in str(told.value) and "posted nothing" in str(told.value)
+        assert (x == 1).all()
 
     def refused_inside(comm: pccl.Communicator) -> None:
         x = np.full(8, 1.0)
@@ -150,10 +159,12 @@ def refused_everywhere(pair: Pair, attempt: Callable[[Callable[..., Any]], Any])
                 with pytest.raises(pccl.UsageError):
                     attempt(step.all_reduce)
             step.all_reduce(x)
-        assert step.number == number + 1
+        assert step.number == number + 2
         assert (x == 2).all()
 
     with ThreadPoolExecutor(2) as threads:
+        list(threads.map(refused_alone, pair))
+        assert one._session.engine.stats()["payload_bytes"] == before
         list(threads.map(refused_inside, pair))
 
 
@@ -224,10 +235,11 @@ def test_results_cannot_be_waited_for_inside_their_step(pair: Pair) -> None:
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), "1", True])
 def test_a_timeout_that_is_no_time_is_refused(pair: Pair, timeout_s: Any) -> None:
-    one = pair[0]
+    one, two = pair
     for call in (
         lambda: one.step(timeout_s=timeout_s),
         lambda: one.all_reduce(np.ones(4), timeout_s=timeout_s),
+        lambda: two.all_reduce(np.ones(4), timeout_s=timeout_s),
         lambda: one.wait_for(2, timeout_s=timeout_s),
         lambda: pccl.connect("127.0.0.1:1", timeout_s=timeout_s),
     ):

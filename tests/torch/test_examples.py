@@ -46,6 +46,12 @@ def test_the_elastic_example_loses_a_worker_takes_one_in_and_learns() -> None:
     assert len(digests) == 3 and len(set(digests)) == 1, said
 
 
+def test_the_elastic_example_ends_though_its_run_is_over_before_the_spare_worker_comes() -> None:
+    said = run(str(EXAMPLES / "elastic_ddp.py"), "--local=3", "--until=101", timeout_s=100.0)
+    digests = re.findall(r"done at step 101: parameters ([0-9a-f]{12})", said)
+    assert len(digests) in (2, 3) and len(set(digests)) == 1, said
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 

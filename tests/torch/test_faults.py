@@ -179,6 +179,10 @@ def test_a_rank_killed_inside_backward_ends_backward_everywhere(victim: int) -> 
             assert kind == "RuntimeError" or kind == "PeerLost", (kind, text)
             assert "[pccl:PEER_LOST" in text or "[pccl:STALE_VIEW" in text, text
             assert seconds < SOON_S + 5, seconds
+            # What happened and what to do, in words of who trains by torch.
+            assert f"rank {victim}" in text and "torchrun --max-restarts" in text, text
+            assert not re.search(r"min_world|\bstep \d|in epoch|retry", text), text
+            assert victim == 0 or "has ended, is stopped or cannot be reached" in text, text
             assert ranks.exit_code(rank) == 0
         assert ranks.exit_code(victim) == -signal.SIGKILL
 

@@ -11,9 +11,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import pccl.pytorch as pt
 from pccl.membership.service import CoordinatorOptions, CoordinatorThread
-from pccl.pytorch import Misused, Options, PeerLost
+from pccl.pytorch import Misused, Options, PeerLost, errors
 from tests.torch.ranks import Rank, run_ranks, started
+
+
+def test_tracebacks_name_an_error_as_programs_import_it() -> None:
+    kinds = [one for one in vars(errors).values() if isinstance(one, type)]
+    ours = [one for one in kinds if issubclass(one, pt.PcclDistError)]
+    assert len(ours) == 7
+    for error in ours:
+        assert f"{error.__module__}.{error.__qualname__}" == f"pccl.pytorch.{error.__name__}"
+        assert getattr(pt, error.__name__) is error and error.__name__ in pt.__all__
 
 
 def first_slice(me: Rank) -> list[float]:

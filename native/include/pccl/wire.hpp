@@ -112,10 +112,12 @@ struct OpenBody {
   [[nodiscard]] OpenBody mirrored() const noexcept { return {descriptor, receives, sends}; }
 };
 
-/// What a message is made of; both ends must say the same.
+/// What a message is made of; both ends must say the same.  `nothing`: the program's call was
+/// refused where it was made, and this stands for it, so that the other end's is an error, too.
 struct Content {
   Dtype dtype = Dtype::u8;
   std::uint64_t count = 0;
+  bool nothing = false;  // then of u8[0]
 
   friend bool operator==(const Content&, const Content&) = default;
   [[nodiscard]] std::uint64_t bytes() const noexcept { return count * size_of(dtype); }

@@ -118,6 +118,7 @@ std::string describe(const Descriptor& descriptor) {
 }
 
 std::string describe(const Content& what) {
+  if (what.nothing) return "nothing (its own error says why)";
   return std::string(name_of(what.dtype)) + "[" + std::to_string(what.count) + "]";
 }
 

@@ -70,12 +70,23 @@ bool flags_fit(FrameType type, Phase phase, std::uint32_t length, std::uint8_t f
          (contribution && flags == (flag_unhashed | flag_ring));
 }
 
+constexpr std::uint8_t dtype_of_nothing = 255;
+
+void put_content(std::byte* p, const Content& what) noexcept {
+  put(p, 0, what.nothing ? dtype_of_nothing : static_cast<std::uint8_t>(what.dtype));
+  put(p, 8, what.count);
+}
+
 /// Reads and checks what a message is made of.
 Status get_content(const std::byte* p, Content& out) noexcept {
   const auto dtype = get<std::uint8_t>(p, 0);
+  const auto count = get<std::uint64_t>(p, 8);
+  if (dtype == dtype_of_nothing) {
+    out = {.nothing = true};
+    return count == 0 ? Status::ok : Status::protocol;
+  }
   if (dtype >= dtype_count) return Status::protocol;
-  out.dtype = static_cast<Dtype>(dtype);
-  out.count = get<std::uint64_t>(p, 8);
+  out = {static_cast<Dtype>(dtype), count};
   return out.count <= message_bytes_max / size_of(out.dtype) ? Status::ok : Status::protocol;
 }
 
@@ -255,9 +266,8 @@ void decode(std::span<const std::byte, done_bytes> bytes, DoneBody& out) noexcep
 void encode(const OfferBody& body, std::span<std::byte, offer_bytes> out) noexcept {
   std::byte* p = out.data();
   std::memset(p, 0, offer_bytes);
-  put(p, 0, static_cast<std::uint8_t>(body.what.dtype));
+  put_content(p, body.what);
   put(p, 1, static_cast<std::uint8_t>(body.eager ? 1 : 0));
-  put(p, 8, body.what.count);
   put(p, 16, body.after);
 }
 
@@ -273,9 +283,8 @@ Status decode(std::span<const std::byte, offer_bytes> bytes, OfferBody& out) noe
 void encode(const RefusedBody& body, std::span<std::byte, refused_bytes> out) noexcept {
   std::byte* p = out.data();
   std::memset(p, 0, refused_bytes);
-  put(p, 0, static_cast<std::uint8_t>(body.expected.dtype));
+  put_content(p, body.expected);
   put(p, 1, static_cast<std::uint8_t>(body.code));
-  put(p, 8, body.expected.count);
 }
 
 Status decode(std::span<const std::byte, refused_bytes> bytes, RefusedBody& out) noexcept {

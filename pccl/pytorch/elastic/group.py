@@ -36,6 +36,7 @@ from pccl.pytorch.elastic.transaction import Transaction
 from pccl.pytorch.errors import Mismatch, Misused, PcclDistError
 from pccl.pytorch.group import ProcessGroupPccl
 from pccl.pytorch.untraced import untraced
+from pccl.pytorch.wording import by_ranks
 
 EVENTS_KEPT: Final = 1024
 STEP: Final = "torch step"
@@ -288,7 +289,7 @@ class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
                 run.communicator.session.close("one process of this replica was excluded")
             if run.out and not (run.options.rejoin and not self.replica.divided):
                 raise run.translate(error, "commit") from error
-        return self._rolled_back(str(error))
+        return self._rolled_back(by_ranks(str(error), run.members))
 
     def _warn_of_nothing(self, transaction: Transaction) -> None:
         """The likeliest mistake of all is a model that was not wrapped."""

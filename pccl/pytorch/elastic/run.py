@@ -27,7 +27,7 @@ from pccl.pytorch.errors import Aborted, PcclDistError, PeerLost, kind_of
 from pccl.pytorch.issue import Issuer
 from pccl.pytorch.options import Options
 from pccl.pytorch.run import Place, Run
-from pccl.pytorch.wording import AGREE, CALL_ALIKE, name_ranks
+from pccl.pytorch.wording import by_ranks
 
 RETRY_S = 0.5  # between attempts to come in again
 
@@ -164,6 +164,15 @@ class ElasticRun(Run):
 
     # ---- errors
 
+    def refuse(self, op: str, timeout_s: float) -> None:
+        """As for a static group; a member that is by itself has nobody to tell."""
+        if not self.local:
+            super().refuse(op, timeout_s)
+
+    def refuse_message(self, sends: bool, other: int | None, tag: int, timeout_s: float) -> None:
+        if not self.local:
+            super().refuse_message(sends, other, tag, timeout_s)
+
     def check(self, op: str) -> None:
         over = self._over
         if over is not None:
@@ -177,7 +186,7 @@ class ElasticRun(Run):
         over = self._over
         if over is not None:
             return Aborted(over.reason, op=op)
-        text = name_ranks(str(error), self._members).replace(AGREE, CALL_ALIKE)
+        text = by_ranks(str(error), self._members)
         said = kind_of(error)(text, op=op, epoch=self._epoch())
         self._note(said)
         return said
@@ -185,7 +194,7 @@ class ElasticRun(Run):
     def _lost(
         self, kind: type[PcclDistError], error: BaseException | str, op: str
     ) -> PcclDistError:
-        why = name_ranks(str(error), self._members)
+        why = by_ranks(str(error), self._members)
         return kind(f"{why}; the next begin mends the view", op=op, epoch=self._epoch())
 
     def _end(self, said: PcclDistError) -> None:

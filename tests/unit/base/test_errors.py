@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
+import pccl
 from pccl.base import errors
 from pccl.base.errors import (
     CannotCatchUp,
@@ -38,6 +41,13 @@ def test_every_error_is_caught_as_a_pccl_error_and_drawn_in_the_tree(kind: type[
     assert errors.__doc__ is not None
     assert kind.__name__ in errors.__doc__
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_tracebacks_name_an_error_as_programs_import_it(kind: type[Exception]) -> None:
+    assert f"{kind.__module__}.{kind.__qualname__}" == f"pccl.{kind.__name__}"
+    assert getattr(pccl, kind.__name__) is kind
+    assert pickle.loads(pickle.dumps(kind)) is kind
 
 
 def test_exactly_the_errors_that_pass_by_themselves_are_retryable() -> None:

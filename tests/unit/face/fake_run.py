@@ -131,6 +131,7 @@ class FakeEngine:
         self.closed = False
         self.notices: list[int] = []
         self.collectives: list[tuple[Any, ...]] = []  # posted, and not carried out
+        self.refused: list[Any] = []  # calls of which the other end is told that they were
         self.letters: dict[int, LetterResult] = {}  # a story says how they end
         self.posted: list[tuple[Any, ...]] = []
         self.cancelled: list[int] = []
@@ -224,6 +225,13 @@ class FakeEngine:
         self.check()
         self.posted.append(what)
         number = len(self.posted)
+        self.letters[number] = LetterResult(True, LetterEnd.DONE, bytes(16), -1, 0, "")
+        return number
+
+    def post_nothing(self, *what: Any) -> int:
+        self.check()
+        self.refused.append(what)
+        number = -len(self.refused)
         self.letters[number] = LetterResult(True, LetterEnd.DONE, bytes(16), -1, 0, "")
         return number
 

@@ -33,8 +33,8 @@ def test_a_name_that_fits_two_members_is_kept() -> None:
 def test_advice_for_steps_gives_way_to_advice_for_groups() -> None:
     text = "1 member is left, and min_world is 2; steps run again when enough have come in"
     assert in_torchs_terms(text, []) == "1 member is left, and min_world is 2"
-    text = "they differ; make shape, dtype, op, tag and options agree on all peers"
-    assert in_torchs_terms(text, []) == f"they differ; {CALL_ALIKE}"
+    text = "step 37: tag 0: they differ; make shape, dtype, op, tag and options agree on all peers"
+    assert in_torchs_terms(text, []) == f"tag 0: they differ; {CALL_ALIKE}"
 
 
 def test_those_that_are_gone_are_counted_where_they_are_many() -> None:
