@@ -88,6 +88,7 @@ class Liar(Throttled):
     def read(self, pin: Pin, leaf: Leaf, scratch: Bytes | None) -> Bytes | None:
         if pin.revision == 0:
             return super().read(pin, leaf, scratch)
+        tell(asked_to_give=True)
         time.sleep(3600)
         return None
 

@@ -158,10 +158,11 @@ def test_a_newcomer_whose_sources_keep_a_slow_pace_delays_nobody(
         peers = run.start("trains", 2)
         peers[0].until("revision", 3)
         newcomer = run.start_newcomer("newcomer")
-        peer = newcomer.fact_with("peer")
-        assert peer
+        begun = peers[0].fact_with("giving")  # in the middle of it, at this donor
+        began = peers[0].fact_with("revision")["revision"]
         joined = newcomer.fact_with("revision")
-        assert joined["contributors"] == 3 and joined["revision"] > 10
+        assert begun and joined["contributors"] == 3
+        assert joined["revision"] > began + 2, "members go on while they give"
         facts = [revisions(peer) for peer in (*peers, newcomer)]
         assert len({end["end"] for _, end in facts}) == 1
         assert max(delay_s(of) for of, _ in facts[:2]) < 1.0, "hold_s at most"

@@ -47,7 +47,8 @@ def test_a_member_that_claims_a_revision_of_its_own_is_named_and_neither_fetched
         joined = newcomer.fact_with("revision")
         assert joined["contributors"] == 4 and joined["revision"] < 10**6
         assert time.monotonic() - began_s < 30
-        ended([*peers, newcomer])
+        told = ended([*peers, newcomer])
+        assert not any("asked_to_give" in fact for fact in told[0])
 
 
 @pytest.mark.parametrize("where", ["halt in apply", "halt as it hashes", "keep the GIL"])
