@@ -17,7 +17,8 @@ from pccl.state import asking, joining
 from pccl.state import messages as m
 from pccl.state.asking import Answers
 from pccl.state.joining import Joining
-from pccl.state.receiver import Opened, Transfer
+from pccl.state.opening import Opened
+from pccl.state.receiver import Transfer
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 

@@ -14,7 +14,8 @@ from pccl.base.errors import StepFailed
 from pccl.state import messages as m
 from pccl.state import receiver
 from pccl.state.election import Target
-from pccl.state.receiver import Opened, Receiver
+from pccl.state.opening import Opened
+from pccl.state.receiver import Receiver
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
