@@ -250,6 +250,9 @@ class Receiver:
         finally:
             with self._turn:
                 self._at_work.discard(threading.current_thread())
+                if one is not None and one.stream in self._owing:  # nobody reads it any more
+                    self._owing.discard(one.stream)
+                    self._lent.discard(one.stream)
                 if self._over:
                     pass  # what was found belongs to the caller
                 elif one is None and stream > 0:
