@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pccl.base.clock import Clock, Deadline, system_clock
 from pccl.base.errors import ConnectError, PcclError, RemoteError
@@ -190,31 +190,47 @@ class Credentials:
             addresses, timeout_s=ANSWER_S, rng=self._dice, rounds_max=1, tls=self.client_tls()
         )
         try:
-            _say(channel, Watch(ENROLMENT_VERSION))
-            while True:
-                match await _answer(channel, TOUCH_S):
-                    case Denials(peers):
-                        self.denials.add(peers)
-                        self.denials.heard |= len(peers) < DENIALS_MAX
-                        backoff.reset()
-                    case EnrolRefused(code, text):
-                        raise EnrolmentRefused(code, text)
-                    case other:
-                        raise RemoteError(f"{type(other).__name__} instead of denials")
+            await self.listen(channel, backoff.reset)
         finally:
             channel.abort()
+
+    async def listen(self, channel: Channel, heard: Callable[[], None]) -> NoReturn:
+        """Takes note of what a coordinator tells, and calls `heard` each time.
+
+        Raises:
+            EnrolmentRefused, RemoteError, DeadlineExceeded: why nothing more comes here.
+        """
+        _say(channel, Watch(ENROLMENT_VERSION))
+        while True:
+            match await _answer(channel, TOUCH_S):
+                case Denials(peers):
+                    self.denials.add(peers)
+                    self.denials.heard |= len(peers) < DENIALS_MAX
+                    heard()
+                case EnrolRefused(code, text):
+                    raise EnrolmentRefused(code, text)
+                case other:
+                    raise RemoteError(f"{type(other).__name__} instead of denials")
 
     async def _enrol_at(self, address: Address, deadline: Deadline) -> None:
         channel = await _open(address, deadline.remaining_s(), self._dice)
         try:
-            offer, leaf = await ask_offer(channel, self.ticket)
-            request = make_request(self._key)
-            _say(channel, make_proof(self.ticket, offer, leaf, request))
-            answer = await _answer(channel)
-            ca = offer.ca_certificate
-            self._take(take_certificate(answer, self._public, ca, time.time()), ca)
+            await self.enrol_over(channel)
         finally:
             channel.abort()
+
+    async def enrol_over(self, channel: Channel) -> None:
+        """Enrols with whoever is at the other end, if that is a coordinator of the ticket's run.
+
+        Raises:
+            WrongRun, EnrolmentRefused, RemoteError, DeadlineExceeded: nothing has changed.
+        """
+        offer, leaf = await ask_offer(channel, self.ticket)
+        request = make_request(self._key)
+        _say(channel, make_proof(self.ticket, offer, leaf, request))
+        answer = await _answer(channel)
+        ca = offer.ca_certificate
+        self._take(take_certificate(answer, self._public, ca, time.time()), ca)
 
     async def _renew(self, addresses: Sequence[Address]) -> None:
         channel, _ = await dial(

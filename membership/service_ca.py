@@ -17,7 +17,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.base.ids import ID_BYTES
@@ -31,8 +31,17 @@ from pccl.transport.authority import (
     make_ca,
     pem,
 )
-from pccl.transport.identity import Role, ed25519_key, fingerprint, parse_certificate
+from pccl.transport.identity import (
+    Role,
+    ed25519_key,
+    fingerprint,
+    parse_certificate,
+    unreadable,
+)
 from pccl.transport.join_ticket import SECRET_BYTES, TOKEN_ID_BYTES, JoinTicket
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 CERTIFICATE: Final = "ca.pem"
 KEY: Final = "ca.key"
@@ -125,37 +134,48 @@ def open_ca(path: Path) -> CaFolder:
     Raises:
         UsageError: it is no such folder, is damaged, or others can read its key.
     """
-    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-    from cryptography.x509 import load_pem_x509_certificate
-
     advice = "name a folder that `pccl ca init` has made (--ca DIR)"
     try:
         mode = (path / KEY).stat().st_mode
         key_text, certificate_text = (path / KEY).read_bytes(), (path / CERTIFICATE).read_bytes()
-        key = load_pem_private_key(key_text, password=None)
-        certificate = load_pem_x509_certificate(certificate_text).public_bytes(Encoding.DER)
     except OSError as error:
         raise UsageError(f"{path} is no CA: {error.strerror or error}; {advice}") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
-        told = str(error).partition(".")[0]  # the last of them talks of libraries, at length
-        raise UsageError(f"{path} is damaged: {told}; {advice}") from error
     if mode & _READABLE:
         raise UsageError(f"{path / KEY} can be read by others; chmod 600 {path / KEY}")
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} is damaged: its key is not Ed25519; {advice}")
     try:
-        public = ed25519_key(parse_certificate(certificate))
+        key, certificate = parse_ca(key_text, certificate_text)
     except RemoteError as error:
         raise UsageError(f"{path} is damaged: {error.reason}; {advice}") from error
-    if public != key.public_key():
-        raise UsageError(f"{path} is damaged: its key and its certificate do not belong together")
     try:
         ledger = Ledger(path / LEDGER)
     except LedgerError as error:
         raise UsageError(str(error)) from error
     return CaFolder(path, Authority(ledger.run_id, certificate, key), ledger)
+
+
+def parse_ca(key_text: bytes, certificate_text: bytes) -> tuple[Ed25519PrivateKey, bytes]:
+    """Returns a CA's key and certificate (DER), of what lies in its two files.
+
+    Raises:
+        RemoteError: they are not of our kind, or do not belong together.
+    """
+    from cryptography.exceptions import InternalError
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificate
+
+    unusable: tuple[type[Exception], ...] = (*unreadable(), InternalError)
+    try:
+        key = load_pem_private_key(key_text, password=None)
+        certificate = load_pem_x509_certificate(certificate_text).public_bytes(Encoding.DER)
+    except unusable as error:
+        told = str(error).partition(".")[0]  # the last of them talks of libraries, at length
+        raise RemoteError(told) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RemoteError("its key is not Ed25519")
+    if ed25519_key(parse_certificate(certificate)) != key.public_key():
+        raise RemoteError("its key and its certificate do not belong together")
+    return key, certificate
 
 
 def _write_new(file: Path, data: bytes, mode: int) -> None:

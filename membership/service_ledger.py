@@ -16,18 +16,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pccl.base.errors import PcclError
+from pccl.base.errors import PcclError, RemoteError
+from pccl.membership import ledger_rows as rows
 from pccl.membership.enrolment import Token
-from pccl.transport.identity import Role
 from pccl.transport.join_ticket import SECRET_BYTES, TOKEN_ID_BYTES
 
-FORMAT: Final = 1
 WAIT_S: Final = 5.0  # for the other program's transaction
 REASON_CHARACTERS_MAX: Final = 256
 
@@ -60,31 +58,6 @@ class Refusal(PcclError):
         self.code, self.text = code, text
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A ticket as `pccl ca list` shows it; without its secret."""
-
-    token_id: bytes
-    role: Role
-    uses: int
-    uses_max: int
-    made: int
-    expires: int
-    revoked: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerRow:
-    """A key that has enrolled."""
-
-    peer_id: bytes
-    token_id: bytes
-    role: Role
-    first: int
-    last: int
-    denied: str  # why; "" if it is not
-
-
 class Ledger:
     """Opens the file; `Ledger.create` makes it."""
 
@@ -104,14 +77,10 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 row = self._db.execute("SELECT format, run_id, life_s FROM run").fetchone()
+                self.run_id, self.life_s = rows.run_of(row)
         except LedgerError:
             self._db.close()
             raise
-        if row is None or row[0] != FORMAT:
-            self._db.close()
-            raise LedgerError(f"{path} was written by another version of pccl, or is damaged")
-        self.run_id = bytes(row[1])
-        self.life_s = float(row[2])
 
     @classmethod
     def create(cls, path: Path, run_id: bytes, life_s: float, endpoints: str) -> Ledger:
@@ -121,7 +90,7 @@ class Ledger:
             db = sqlite3.connect(path, isolation_level=None)
             try:
                 db.executescript(f"BEGIN EXCLUSIVE;{_SCHEMA}")
-                row = (FORMAT, run_id, life_s, endpoints)
+                row = (rows.FORMAT, run_id, life_s, endpoints)
                 db.execute("INSERT INTO run VALUES (1, ?, ?, ?, ?)", row)
                 db.execute("COMMIT")
             finally:
@@ -144,7 +113,7 @@ class Ledger:
         """Where coordinators listen, as far as anybody has said; for new tickets."""
         with self._guarded():
             (text,) = self._db.execute("SELECT endpoints FROM run").fetchone()
-        return tuple(part for part in str(text).split(",") if part)
+            return tuple(part for part in rows.text_of(text).split(",") if part)
 
     def set_endpoints(self, endpoints: tuple[str, ...]) -> None:
         with self._writing():
@@ -163,7 +132,7 @@ class Ledger:
             row = self._db.execute(
                 "SELECT secret, role FROM tokens WHERE token_id = ?", (token_id,)
             ).fetchone()
-        return None if row is None else Token(token_id, bytes(row[0]), Role(row[1]))
+            return None if row is None else rows.token_of(token_id, row)
 
     def check_token(self, token_id: bytes, now: int) -> None:
         """Raises Refusal if a ticket is revoked or has expired; changes nothing."""
@@ -202,12 +171,12 @@ class Ledger:
         ).fetchone()
         if row is None:
             raise Refusal("ticket", "no such ticket in this run")
-        uses_max, expires, revoked = row
-        if revoked is not None:
+        uses_max, expires, revoked = rows.terms_of(row)
+        if revoked:
             raise Refusal("revoked", "it was revoked; ask who runs `pccl ca` for another")
         if now >= expires:
             raise Refusal("expired", "it has expired; ask who runs `pccl ca` for another")
-        return int(uses_max)
+        return uses_max
 
     def _uses(self, token_id: bytes) -> int:
         (count,) = self._db.execute(
@@ -231,7 +200,7 @@ class Ledger:
     def denied(self) -> frozenset[bytes]:
         """Returns the ids of all peers that are denied."""
         with self._guarded():
-            return frozenset(bytes(row[0]) for row in self._db.execute(_ALL_DENIED))
+            return frozenset(rows.peer_id_of(one) for (one,) in self._db.execute(_ALL_DENIED))
 
     def _denied(self, peer_id: bytes) -> bool:
         row = self._db.execute(f"{_ALL_DENIED} INTERSECT SELECT ?", (peer_id,)).fetchone()
@@ -252,8 +221,10 @@ class Ledger:
         """
         reason = reason[:REASON_CHARACTERS_MAX]
         with self._writing():
-            peers = self._matching("SELECT DISTINCT peer_id FROM enrolments", prefix_hex)
-            tokens = self._matching("SELECT token_id FROM tokens", prefix_hex)
+            peers = self._matching(
+                "SELECT DISTINCT peer_id FROM enrolments", rows.peer_id_of, prefix_hex
+            )
+            tokens = self._matching("SELECT token_id FROM tokens", rows.token_id_of, prefix_hex)
             if not peers and not tokens and len(prefix_hex) == 32:
                 peers = [bytes.fromhex(prefix_hex)]
             if len(peers) + len(tokens) != 1:
@@ -273,33 +244,23 @@ class Ledger:
             by_it = self._db.execute(
                 "SELECT peer_id FROM enrolments WHERE token_id = ?", (tokens[0],)
             )
-            return "ticket", tuple(bytes(row[0]) for row in by_it)
+            return "ticket", tuple(rows.peer_id_of(one) for (one,) in by_it)
 
-    def _matching(self, query: str, prefix_hex: str) -> list[bytes]:
-        ids = [bytes(row[0]) for row in self._db.execute(query)]
+    def _matching(
+        self, query: str, id_of: Callable[[object], bytes], prefix_hex: str
+    ) -> list[bytes]:
+        ids = [id_of(one) for (one,) in self._db.execute(query)]
         return [one for one in ids if prefix_hex and one.hex().startswith(prefix_hex.lower())]
 
     # ------------------------------------------------------------------ for people
 
-    def tokens(self) -> list[TokenRow]:
+    def tokens(self) -> list[rows.TokenRow]:
         with self._guarded():
-            rows = self._db.execute(
-                "SELECT token_id, role, uses_max, made, expires, revoked FROM tokens ORDER BY made"
-            ).fetchall()
-            return [
-                TokenRow(
-                    bytes(i), Role(role), self._uses(bytes(i)), uses_max, made, expires, revoked
-                )
-                for i, role, uses_max, made, expires, revoked in rows
-            ]
+            return [rows.token_row_of(row) for row in self._db.execute(_TOKENS)]
 
-    def peers(self) -> list[PeerRow]:
+    def peers(self) -> list[rows.PeerRow]:
         with self._guarded():
-            rows = self._db.execute(_PEERS).fetchall()
-        return [
-            PeerRow(bytes(peer), bytes(token), Role(role), first, last, reason or "")
-            for peer, token, role, first, last, reason in rows
-        ]
+            return [rows.peer_row_of(row) for row in self._db.execute(_PEERS)]
 
     # ------------------------------------------------------------------ transactions
 
@@ -308,7 +269,7 @@ class Ledger:
         with self._lock:
             try:
                 yield
-            except (sqlite3.Error, ValueError) as error:
+            except (sqlite3.Error, ValueError, RemoteError) as error:
                 raise self._explain(error) from error
 
     @contextmanager
@@ -331,6 +292,12 @@ _ALL_DENIED: Final = """
 SELECT peer_id FROM denied
 UNION
 SELECT peer_id FROM enrolments JOIN tokens USING (token_id) WHERE revoked IS NOT NULL
+"""
+
+_TOKENS: Final = """
+SELECT token_id, role, (SELECT count(*) FROM enrolments e WHERE e.token_id = t.token_id), uses_max,
+    made, expires, revoked
+FROM tokens t ORDER BY made
 """
 
 _PEERS: Final = """

@@ -40,7 +40,9 @@ SHARES = {
     "secured_door": 0.002,
     "outcome": 0.01,
     "ucx": 0.02,
-    "handshake": 0.05,
+    "handshake": 0.03,
+    "dialler": 0.01,
+    "coordinator_link": 0.01,
     "framed_socket": 0.08,
     "codec": 0.10,
     "control_frames": 0.25,
@@ -51,6 +53,8 @@ SHARES = {
 BYTES_MAX = {
     "codec": 400,
     "control_frames": 600,
+    "coordinator_link": 300,
+    "dialler": 300,
     "framed_socket": 300,
     "handshake": 400,
     "lane": 600,
@@ -125,6 +129,12 @@ def seeds(name: str) -> list[bytes]:
             whole = in_pieces(hello) + in_pieces(b"\x14\x03\x03\x00\x01\x01")
             others = (b"PCCLSTR1" + hello, b"PCCLSTR", b"GET / HTTP/1.1\r\n", bodies[0])
             return [whole, in_pieces(hello[:90]), *map(in_pieces, others)]
+        case "dialler":  # as it opens a lane, through a relay, by meeting there, and when called
+            said = ([10], [10, 10], [10, 6, 0], [10, 6, 5])
+            return [bytes((shape, *steps)) for shape in (0, 3, 6, 14, 250) for steps in said]
+        case "coordinator_link":
+            up = bytes((13, 1))
+            return [up, *(up + bytes((kind, 1, 2)) for kind in range(16))]
         case _:
             dice = random.Random(1)
             return [dice.randbytes(size) for size in (20, 60, 200, 400)] * 8

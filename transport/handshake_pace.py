@@ -2,10 +2,12 @@
 
 A handshake costs about a millisecond of processor time, and anybody may ask for one.  So only so
 many begin per second, whoever asks; addresses take turns, so that a crowd behind one of them delays
-nobody behind another; and addresses that the caller prefers, those of members, come before all.
+nobody behind another; and addresses that the caller prefers, those of members, come before all
+others, but for every fourth turn: a crowd behind a member's address shall not keep newcomers out.
 
 Invariant: `burst` handshakes begin at once and `rate_per_s` in the long run; each address that
-waits is granted one before any other of its kind is granted a second.
+waits is granted one before any other of its kind is granted a second; so n that wait are gone after
+4 n / `rate_per_s`, whatever else comes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 HOSTS_MAX: Final = 1024
+PREFERRED_IN_A_ROW: Final = 3  # while others wait
 IPV6_NETWORK_BITS: Final = 64  # one customer's; it may use any address in it
 
 Key = TypeVar("Key")
@@ -31,6 +34,7 @@ class HandshakePace:
         self._tokens, self._at_s = burst, now_s
         self._waiting: dict[str, deque[int]] = {}  # by address, in the order of their turns
         self._group_of: dict[int, str] = {}
+        self._in_a_row = 0  # turns of preferred ones, while others waited
 
     def __len__(self) -> int:
         return len(self._group_of)
@@ -54,7 +58,7 @@ class HandshakePace:
         self._refill(now_s)
         if not self._waiting or self._tokens < 1:
             return None
-        group = next((g for g in self._waiting if prefer(g)), next(iter(self._waiting)))
+        group = self._next(prefer)
         queue = self._waiting.pop(group)
         ticket = queue.popleft()
         del self._group_of[ticket]
@@ -62,6 +66,18 @@ class HandshakePace:
             self._waiting[group] = queue  # behind all others
         self._tokens -= 1
         return ticket
+
+    def _next(self, prefer: Prefer) -> str:
+        preferred = next((g for g in self._waiting if prefer(g)), None)
+        other = next((g for g in self._waiting if not prefer(g)), None)
+        if other is None or preferred is None:
+            self._in_a_row = 0
+            return next(iter(self._waiting))
+        if self._in_a_row < PREFERRED_IN_A_ROW:
+            self._in_a_row += 1
+            return preferred
+        self._in_a_row = 0
+        return other
 
     def wait_s(self, now_s: float) -> float | None:
         """Returns how long until `grant` may return a ticket; None while nobody waits."""
@@ -101,6 +117,36 @@ class FairPlaces(Generic[Key]):
     def leave(self, key: Key) -> None:
         """It has proved who it is, or ended."""
         self._groups.pop(key, None)
+
+
+class SilentPlaces(Generic[Key]):
+    """The same where nothing is secured: who is of good will has spoken when it comes, and who only
+    wants to fill the places says nothing."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._spoken: dict[Key, bool] = {}  # in order of arrival
+
+    def __len__(self) -> int:
+        return len(self._spoken)
+
+    def has_room(self, *, spoken: bool) -> bool:
+        """Says whether one more may enter that has spoken already, or has not."""
+        return len(self._spoken) < self._most or (spoken and not all(self._spoken.values()))
+
+    def enter(self, key: Key, *, spoken: bool) -> Key | None:
+        """Takes one in for whom there is room; returns whose place that was, if none was free: that
+        of the longest silence."""
+        victim = None
+        if len(self._spoken) >= self._most:
+            victim = next(one for one, has_spoken in self._spoken.items() if not has_spoken)
+            del self._spoken[victim]
+        self._spoken[key] = spoken
+        return victim
+
+    def leave(self, key: Key) -> None:
+        """It has said who it is, or ended."""
+        self._spoken.pop(key, None)
 
 
 class KnownHosts:

@@ -32,7 +32,7 @@ from pccl.transport.address import Address
 from pccl.transport.channel import Channel
 from pccl.transport.doors import Doors, serve
 from pccl.transport.framing import Framer
-from pccl.transport.handshake_pace import address_group
+from pccl.transport.handshake_pace import FairPlaces, SilentPlaces
 from pccl.transport.tls_door import BadHandshake, NotTls, TlsDoor, open_streams
 from pccl.transport.tls_turns import remote_host
 from pccl.transport.token_bucket import TokenBucket
@@ -67,10 +67,11 @@ class FrameServer:
         self._serve = serve
         self._on_misfit = on_misfit
         self._tls = tls
-        self._hosts: dict[asyncio.Task[None], str] = {}  # of those that are half open, if secured
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._half_open: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
+        most = self.limits.half_open_max
+        self._unproven: FairPlaces[asyncio.Task[None]] = FairPlaces(most)  # if it is secured
+        self._silent: SilentPlaces[asyncio.Task[None]] = SilentPlaces(most)  # if not
         self._logged = TokenBucket(
             burst=MISFITS_LOGGED_PER_S, rate_per_s=MISFITS_LOGGED_PER_S, now_s=clock()
         )
@@ -78,7 +79,7 @@ class FrameServer:
     @property
     def half_open(self) -> int:
         """Connections that have not yet said who they are."""
-        return len(self._half_open)
+        return len(self._unproven) + len(self._silent)
 
     def bucket(self, *, native: bool) -> TokenBucket:
         """Returns what holds a new connection to its rate of messages."""
@@ -121,9 +122,13 @@ class FrameServer:
             return False
         task = serve(connection, self._run)
         self._tasks.add(task)
-        if self._tls is not None:
-            self._hosts[task] = address_group(remote_host(connection))
-        self._half_open[task] = said is not None
+        if self._tls is None:
+            victim = self._silent.enter(task, spoken=said is not None)
+        else:
+            victim = self._unproven.enter(task, remote_host(connection))
+        if victim is not None:
+            self.drops["half_open"] += 1
+            victim.cancel()
         task.add_done_callback(self._forget)
         return True
 
@@ -138,11 +143,9 @@ class FrameServer:
         if len(self._tasks) >= self.limits.connections_max:
             self.drops["connections"] += 1
             return False
-        if len(self._half_open) >= self.limits.half_open_max:
+        if plain and not self._silent.has_room(spoken=said is not None):
             self.drops["half_open"] += 1
-            if not plain:
-                return self._end_the_oldest_of_most()
-            return said is not None and self._end_the_longest_silence()
+            return False
         return True
 
     def _not_a_frame(self, said: bytes) -> str | None:
@@ -154,22 +157,6 @@ class FrameServer:
         except RemoteError as error:
             return str(error)
         return None
-
-    def _end_the_longest_silence(self) -> bool:
-        for task, spoken in self._half_open.items():
-            if not spoken:
-                del self._half_open[task]
-                task.cancel()
-                return True
-        return False
-
-    def _end_the_oldest_of_most(self) -> bool:
-        counts = Counter(self._hosts[task] for task in self._half_open)
-        fullest = max(counts.values())
-        victim = next(t for t in self._half_open if counts[self._hosts[t]] == fullest)
-        del self._half_open[victim]
-        victim.cancel()
-        return True
 
     # ------------------------------------------------------------------ one connection
 
@@ -224,14 +211,16 @@ class FrameServer:
         first = await channel.receive(self.limits.first_frame_timeout_s)
         task = asyncio.current_task()
         assert task is not None
-        self._half_open.pop(task, None)
-        self._hosts.pop(task, None)
+        self._has_spoken(task)
         return first
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._half_open.pop(task, None)
-        self._hosts.pop(task, None)
+        self._has_spoken(task)
+
+    def _has_spoken(self, task: asyncio.Task[None]) -> None:
+        self._silent.leave(task)
+        self._unproven.leave(task)
 
     def _drop(self, remote: str, reason: str, text: str) -> None:
         self.drops[reason] += 1

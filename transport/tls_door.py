@@ -6,7 +6,8 @@ Until a connection has sent its first byte it costs a socket and a task, and no 
 does not begin TLS is told once, in the plain protocol, what the listener wants, and is closed.
 
 Invariant: no byte of a connection that is not TLS 1.3 is ever handed on, but for engines without
-TLS where a test has said so; a handshake has `first_frame_timeout_s` from its turn on.
+TLS where a test has said so; the first byte, the turn and the handshake have
+`first_frame_timeout_s` each.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class TlsDoor:
 
         Raises:
             NotTls, BadHandshake: see there.
-            DeadlineExceeded: it said nothing, or did not finish, in time.
+            DeadlineExceeded: it said nothing, had no turn, or did not finish, in time.
             OSError: it broke.
         """
         try:
@@ -120,7 +121,7 @@ class TlsDoor:
                 clock=clock,
                 prefer=self._prefer,
             )
-        return self._turns.take(host)
+        return self._turns.take(host, limits.first_frame_timeout_s)
 
 
 async def open_streams(

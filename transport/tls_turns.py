@@ -1,9 +1,11 @@
 """What comes before a TLS handshake at any door of Python's: a first byte, and one's turn.
 
 Until a connection has said something it costs a socket and a task; then it waits for its turn among
-all that do (`HandshakePace` decides), and only then a processor's time is spent on it.
+all that do (`HandshakePace` decides), and only then a processor's time is spent on it.  At no door
+more wait than have places, so a turn comes long before who dials gives this try up: after 3 s
+(`transport/dial.py`), or by the time-out its caller gave; it tries again until its own deadline.
 
-Invariant: who stops waiting gives up its turn.
+Invariant: who stops waiting gives up its turn; nobody waits longer than it was given.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import socket
 from typing import Final
 
 from pccl.base.clock import Clock
+from pccl.base.errors import DeadlineExceeded
 from pccl.transport.handshake_pace import HandshakePace, Prefer
 
 PEEK_BYTES: Final = 8192
@@ -31,14 +34,21 @@ class HandshakeTurns:
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
 
-    async def take(self, host: str) -> None:
-        """Returns when one that comes from `host` may begin."""
+    async def take(self, host: str, patience_s: float) -> None:
+        """Returns when one that comes from `host` may begin.
+
+        Raises:
+            DeadlineExceeded: not within its patience.
+        """
         ticket = next(self._tickets)
         turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
         self._pace.ask(ticket, host)
         self._heed()
         try:
-            await turn
+            async with asyncio.timeout(patience_s):
+                await turn
+        except TimeoutError as error:
+            raise DeadlineExceeded("too many wait for a handshake here") from error
         finally:
             self._turns.pop(ticket, None)
             self._pace.forget(ticket)

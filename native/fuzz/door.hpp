@@ -1,4 +1,4 @@
-// native/fuzz/door.hpp — a listening port for strangers, and a host that counts whom it is given.
+// native/fuzz/door.hpp — the parts of a control thread, and a host that counts what it is given.
 //
 // Ownership: a Door owns all it is made of; one serves all inputs, for none leaves anything behind.
 // Threads:   one; the relay has ended, so it opens no tunnel and starts no thread.
@@ -23,13 +23,13 @@ Id id(std::uint8_t fill) {
   return value;
 }
 
-class Host final : public ControlHost {
+class Host : public ControlHost {
  public:
   Report fence(Generation, Epoch) noexcept override { return {}; }
   HeartbeatStatus status() noexcept override { return {}; }
   void adopt_lane(const LaneHello&, std::unique_ptr<Conduit>) noexcept override { ++lanes; }
   void adopt_stream(PeerId, Fd) noexcept override { ++streams; }
-  void connect_failed(PeerId, Incarnation, bool) noexcept override {}
+  void connect_failed(PeerId, Incarnation, bool) noexcept override { ++failed; }
   void evicted(std::string) noexcept override {}
   void refused(std::uint8_t, std::string) noexcept override {}
   void coordinator_connected(bool, Generation) noexcept override {}
@@ -37,9 +37,16 @@ class Host final : public ControlHost {
   void peer_beat(PeerId, Epoch, StepId) noexcept override {}
   void peer_silent(PeerId, Incarnation) noexcept override {}
   void routes(Generation, const std::vector<Route>&) noexcept override {}
-  bool endpoint_of(PeerId, Incarnation, PeerEndpoint&) noexcept override { return false; }
+  /// Every second peer is known, and cannot be dialled.
+  bool endpoint_of(PeerId peer, Incarnation, PeerEndpoint& out) noexcept override {
+    out = {};
+    out.peer = peer;
+    return (peer.bytes[0] & 1) == 0;
+  }
   int lanes = 0;
   int streams = 0;
+  int failed = 0;
+  virtual ~Host() = default;
 };
 
 struct Door {

@@ -23,10 +23,7 @@ using fuzz::require;
 
 namespace {
 
-constexpr std::size_t page_bytes = 4096;
-constexpr std::size_t produced_at = 64;
-constexpr std::size_t consumed_at = 128;
-constexpr std::size_t waits_at = 192;
+using namespace ring_layout;
 constexpr std::size_t steps_max = 48;
 
 /// Both ends, and the counters.
@@ -35,7 +32,7 @@ struct Ring {
     require(writer != nullptr);
     reader = PayloadRing::open(writer->name());
     require(reader != nullptr);
-    page = static_cast<std::byte*>(::mmap(nullptr, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+    page = static_cast<std::byte*>(::mmap(nullptr, payloads_at, PROT_READ | PROT_WRITE, MAP_SHARED,
                                           static_cast<int>(writer->name().descriptor), 0));
     require(page != MAP_FAILED);
     written = writer->reserve(1);  // of a ring that is empty: its front

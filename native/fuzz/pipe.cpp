@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdarg>
@@ -27,7 +28,7 @@
 namespace {
 
 constexpr int first_descriptor = 1 << 24;  // far above what a process may have open
-constexpr std::size_t pipes_max = 16;
+constexpr std::size_t pipes_max = fuzz::Pipe::count_max;
 constexpr std::size_t unread_bytes_max = 208 * 1024;  // Linux's default for a socket
 
 struct Stream {
@@ -39,8 +40,10 @@ struct Stream {
   bool near_open = false;
   bool far_open = false;
   bool shut = false;
+  std::uint64_t token = 0;  // with which the near end is watched
 };
 std::array<Stream, pipes_max> streams;
+fuzz::Dialled* dialled = nullptr;  // takes what is dialled, if anybody does
 
 /// What a stream of UCX's messages maps; one such block is kept with its pages.
 constexpr std::size_t spared_bytes = 2 * pccl::UcxStream::messages_max *
@@ -61,6 +64,7 @@ void mark_places([[maybe_unused]] void* memory, [[maybe_unused]] bool there) {
 #endif
 }
 
+bool is_free(const Stream& stream) { return !stream.near_open && !stream.far_open; }
 bool ours(int fd) { return fd >= first_descriptor; }
 bool is_far(int fd) { return (fd & 1) != 0; }
 
@@ -128,21 +132,25 @@ int loopback(sockaddr* address, socklen_t* bytes) {
 namespace fuzz {
 
 Pipe::Pipe(bool keeps) {
-  for (std::size_t i = 0; i < pipes_max; ++i) {
-    Stream& stream = streams[i];
-    if (stream.near_open || stream.far_open) continue;
-    stream.said.clear();
-    stream.kept.clear();
-    stream.read = stream.heard = 0;
-    stream.keeps = keeps;
-    stream.shut = false;
-    stream.near_open = stream.far_open = true;
-    near = pccl::Fd(first_descriptor + 2 * static_cast<int>(i));
-    far = pccl::Fd(near.get() + 1);
-    return;
-  }
-  require(false);
+  const auto found = std::find_if(streams.begin(), streams.end(), is_free);
+  require(found != streams.end());
+  found->said.clear();
+  found->kept.clear();
+  found->read = found->heard = 0;
+  found->keeps = keeps;
+  found->shut = false;
+  found->token = 0;
+  found->near_open = found->far_open = true;
+  near = pccl::Fd(first_descriptor + 2 * static_cast<int>(found - streams.begin()));
+  far = pccl::Fd(near.get() + 1);
 }
+
+Dialled::Dialled() {
+  require(dialled == nullptr);
+  dialled = this;
+}
+
+Dialled::~Dialled() { dialled = nullptr; }
 
 void Pipe::say(std::span<const std::byte> bytes) const {
   Stream& stream = of(far.get());
@@ -160,6 +168,8 @@ std::vector<std::byte> Pipe::hear() const {
   return std::exchange(stream.kept, {});
 }
 
+std::uint64_t Pipe::token() const { return of(far.get()).token; }
+
 }  // namespace fuzz
 
 extern "C" {
@@ -175,6 +185,8 @@ int __real_shutdown(int fd, int how);
 int __real_ioctl(int fd, unsigned long request, ...);
 int __real_epoll_ctl(int epoll, int operation, int fd, epoll_event* event);
 int __real_close(int fd);
+int __real_socket(int family, int kind, int protocol);
+int __real_connect(int fd, const sockaddr* address, socklen_t bytes);
 void* __real_mmap(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset);
 int __real_munmap(void* memory, std::size_t bytes);
 
@@ -202,7 +214,21 @@ int __wrap_setsockopt(int fd, int level, int name, const void* value, socklen_t 
   return level == SOL_SOCKET ? 0 : fail(EOPNOTSUPP);  // no more TCP than a pair of sockets is
 }
 int __wrap_getsockopt(int fd, int level, int name, void* value, socklen_t* bytes) {
-  return ours(fd) ? fail(EOPNOTSUPP) : __real_getsockopt(fd, level, name, value, bytes);
+  if (!ours(fd)) return __real_getsockopt(fd, level, name, value, bytes);
+  if (level != SOL_SOCKET || name != SO_ERROR) return fail(EOPNOTSUPP);
+  const Stream& stream = of(fd);
+  const int error = stream.far_open ? 0 : ECONNREFUSED;
+  std::memcpy(value, &error, std::min<std::size_t>(*bytes, sizeof error));
+  return 0;
+}
+int __wrap_socket(int family, int kind, int protocol) {
+  if (dialled == nullptr) return __real_socket(family, kind, protocol);
+  if (std::none_of(streams.begin(), streams.end(), is_free)) return fail(EMFILE);
+  dialled->pipes.emplace_back(true);
+  return dialled->pipes.back().near.release();
+}
+int __wrap_connect(int fd, const sockaddr* address, socklen_t bytes) {
+  return ours(fd) ? fail(EINPROGRESS) : __real_connect(fd, address, bytes);
 }
 int __wrap_getsockname(int fd, sockaddr* address, socklen_t* bytes) {
   return ours(fd) ? loopback(address, bytes) : __real_getsockname(fd, address, bytes);
@@ -226,7 +252,9 @@ int __wrap_ioctl(int fd, unsigned long request, ...) {
   return 0;
 }
 int __wrap_epoll_ctl(int epoll, int operation, int fd, epoll_event* event) {
-  return ours(fd) ? 0 : __real_epoll_ctl(epoll, operation, fd, event);
+  if (!ours(fd)) return __real_epoll_ctl(epoll, operation, fd, event);
+  of(fd).token = operation == EPOLL_CTL_DEL ? 0 : event->data.u64;
+  return 0;
 }
 int __wrap_posix_fallocate(int fd, off_t offset, off_t bytes) {
   return ::ftruncate(fd, offset + bytes) == 0 ? 0 : errno;

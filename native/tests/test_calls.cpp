@@ -28,7 +28,8 @@ ControlConfig hasty() {
 /// Rank 3, hidden, which has dialled the relay; its caller is whoever says hello() there.
 struct Hidden {
   explicit Hidden(bool knows_caller = true) : relay(2, hasty()), peer(3, hasty()) {
-    relay.host.met = {{id<PeerId>(3), 3, {}, "127.0.0.1", 0}};
+    relay.host.met = {{id<PeerId>(3), 3, {}, "127.0.0.1", 0},
+                      {id<PeerId>(77), 70, {}, "127.0.0.1", 0}};
     peer.host.met = {relay.endpoint()};
     if (knows_caller) peer.host.met.push_back({id<PeerId>(77), 70, {}, "127.0.0.1", 0});
     relay.admit(nobody);

@@ -7,81 +7,12 @@
 #include <thread>
 #include <vector>
 
-#include "engine_world.hpp"
 #include "lane_proxy.hpp"
-#include "listener.hpp"
+#include "relay_world.hpp"
 
 namespace {
 
 using namespace world;
-using rig::eventually;
-
-constexpr std::size_t count = check::sanitized ? 100'000 : 400'000;
-constexpr std::uint16_t nobody = 9;
-
-/// Every peer's own idea of where the others are: rank 0 does not reach the last one.
-struct WithCoordinator {
-  Listener coordinator;  // before the engines that dial it
-};
-struct BrokenWorld : WithCoordinator, World {
-  explicit BrokenWorld(std::size_t size) : World(size, 1, coordinator.port()) {
-    directory.assign(size, members);
-    last = size - 1;
-    directory[0][last].endpoint.port = nobody;
-    coordinator.greet(peer_id(0));
-    coordinator.greet(peer_id(last));
-  }
-  void install_all(Epoch epoch, const std::vector<Decision>& decisions = {}) {
-    for (const std::size_t rank : everybody()) {
-      const View view = view_of(epoch, everybody(), Pause::none);
-      engines[rank]->install(view, directory[rank], 0, decisions);
-    }
-  }
-  /// What a coordinator does: waits for the report, and says through whom.
-  void route_through(std::size_t via) {
-    for (const std::size_t end : {std::size_t{0}, last}) {
-      const PeerId other = peer_id(end == 0 ? last : 0);
-      CHECK(coordinator.until(peer_id(end), [&](const HeartbeatStatus& status) {
-        return status.down == std::vector<PeerId>{other};
-      }));
-    }
-    for (const std::size_t end : {std::size_t{0}, last}) {
-      const PeerId other = peer_id(end == 0 ? last : 0);
-      coordinator.say(peer_id(end), frames::Routes{1, 1, {{other, peer_id(via)}}});
-    }
-  }
-  bool relayed(bool expected) {
-    bool all = true;
-    for (const std::size_t end : {std::size_t{0}, last}) {
-      const PeerId other = peer_id(end == 0 ? last : 0);
-      all = all && coordinator.until(peer_id(end), [&](const HeartbeatStatus& status) {
-        return status.down.empty() &&
-               (status.relayed == std::vector<PeerId>{other}) == expected;
-      });
-    }
-    return all;
-  }
-  /// All take part in so many steps, and every sum is exact.
-  void sum(int steps, const std::vector<Algorithm>& algorithms) {
-    all(everybody(), [&](std::size_t rank) {
-      for (int i = 0; i < steps; ++i) {
-        const Algorithm algorithm = algorithms[static_cast<std::size_t>(i) % algorithms.size()];
-        std::vector<float> data(count, static_cast<float>(rank + 1));
-        const bool committed = sum_step(*engines[rank], data, algorithm, 30);
-        CHECK(committed);
-        if (!committed) std::abort();  // else the others wait for ever
-        const auto whole = static_cast<float>(engines.size() * (engines.size() + 1) / 2);
-        CHECK(std::all_of(data.begin(), data.end(), [&](float x) { return x == whole; }));
-      }
-    });
-  }
-
-  std::vector<std::vector<MemberEntry>> directory;  // by who looks
-  std::size_t last = 0;
-};
-
-const std::vector<Algorithm> algorithms = {Algorithm::direct, Algorithm::ring,
-                                           Algorithm::exchange};
 
 TEST(a_third_member_carries_the_lane_and_every_sum_is_exact) {
   BrokenWorld world(3);
@@ -114,45 +45,6 @@ TEST(a_tunnel_that_dies_in_mid_transfer_is_dialled_again_and_nothing_is_lost) {
   }
   std::printf("  %d cuts\n", proxy.cuts());
   CHECK(proxy.cuts() >= wanted);
-}
-
-/// Nobody can dial these: as all others know, before anything is opened.
-struct HiddenWorld : BrokenWorld {
-  HiddenWorld(std::size_t size, const std::vector<std::size_t>& hidden) : BrokenWorld(size) {
-    directory.assign(size, members);
-    for (std::vector<MemberEntry>& entries : directory) {
-      for (const std::size_t rank : hidden) entries[rank].endpoint.port = 0;
-    }
-  }
-};
-
-TEST(who_cannot_be_dialled_dials_and_nobody_relays) {
-  for (const std::size_t hidden : {std::size_t{0}, std::size_t{2}}) {
-    HiddenWorld world(3, {hidden});
-    world.install_all(1);
-    world.sum(6, algorithms);
-    for (const std::size_t rank : world.everybody()) {
-      CHECK(world.engines[rank]->stats().control.tunnels == 0);
-    }
-  }
-}
-
-TEST(two_that_cannot_be_dialled_meet_at_the_third_without_being_told_to) {
-  HiddenWorld world(3, {0, 2});
-  world.install_all(1);
-  world.sum(6, algorithms);
-  const EngineStats via = world.engines[1]->stats();
-  CHECK(via.control.tunnels == 1 && via.control.relayed_bytes > 6 * count);
-}
-
-TEST(of_a_few_that_cannot_be_dialled_each_pair_meets_and_at_another_place_if_one_is_closed) {
-  HiddenWorld world(5, {0, 2, 4});
-  for (const std::size_t rank : {std::size_t{0}, std::size_t{2}, std::size_t{4}}) {
-    world.directory[rank][1].endpoint.port = nobody;  // and rank 1 cannot dial them
-  }
-  world.install_all(1);
-  const auto met = [&] { return world.engines[3]->stats().control.tunnels == 3; };
-  CHECK(eventually(met));
 }
 
 TEST(when_the_relay_goes_the_link_is_down_again_until_another_one_carries) {
@@ -251,6 +143,7 @@ ControlConfig hasty() {
 struct Carrier : Peer {
   explicit Carrier(std::uint16_t port) : Peer(2, hasty()) {
     host.carried = {id<PeerId>(3), 30, {}, "127.0.0.1", port};
+    host.met = {{id<PeerId>(77), 70, {}, "127.0.0.1", 0}};
     admit(nobody);
     CHECK(eventually([&] {
       Wire wire = Wire::dial(control.port());
@@ -323,6 +216,19 @@ TEST(a_stranger_gets_no_tunnel_and_silence_after_a_hello_is_not_waited_for) {
   confused.write(relay.hello(Purpose::relay));
   confused.write(frames::Pong{1, 2});
   CHECK(confused.ends());
+  CHECK(!target.rings(20) && relay.control.counters().tunnels == 0);
+}
+
+TEST(who_is_not_of_the_view_any_more_is_carried_nowhere_though_it_knows_the_secret) {
+  Gate target;
+  Carrier relay(target.port());
+  Wire wire = Wire::dial(relay.control.port());
+  frames::Hello hello = relay.hello(Purpose::relay);
+  hello.incarnation = 71;  // another life of a peer that is known
+  wire.write(hello);
+  wire.write(frames::Relay{id<PeerId>(3), 30});
+  const auto refusal = wire.next<frames::Refused>();
+  CHECK(refusal && refusal->code == 7);
   CHECK(!target.rings(20) && relay.control.counters().tunnels == 0);
 }
 

@@ -6,7 +6,8 @@ torch's store encrypts nothing and believes everybody, so in a secured group tha
 reach it listens on the loopback address alone.  What the other ranks say to it comes through here.
 
 Invariant: a connection reaches the store only from this machine, or from who has proved to be a
-trainer of the run; no more than HALF_OPEN_MAX have not yet, none for longer than HANDSHAKE_S.
+trainer of the run; no more than HALF_OPEN_MAX have not yet, which have HANDSHAKE_S each for the
+first byte, their turn and the handshake.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def serve(
                 said = await first_bytes(connection)
             if said[:1] != bytes((HANDSHAKE_RECORD,)):
                 raise RemoteError("it does not speak TLS, and torch's store is secured")
-            await turns.take(remote)
+            await turns.take(remote, HANDSHAKE_S)
             async with asyncio.timeout(HANDSHAKE_S):
                 context = server_context(material(), strangers=False)
                 reader, writer = await _open(connection, context)

@@ -18,7 +18,7 @@ from pccl.membership.messages import MemberInfo
 from pccl.outcome import Peer
 from pccl.state import messages as m
 from pccl.state.election import Election, Target, confirmed
-from pccl.state.receiver import Opened, Wrong, open_source
+from pccl.state.opening import Opened, Wrong, open_source
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost, identity_of, stream_tls_of
 

@@ -28,7 +28,8 @@ from pccl.state.asking import DESCRIBE_S, Inquiry, claims_of, close_all
 from pccl.state.catching_up import CatchingUp, words_of
 from pccl.state.election import Target, at_a_step, beside_the_run, confirmed
 from pccl.state.holding import Hold
-from pccl.state.receiver import Opened, Receiver
+from pccl.state.opening import Opened
+from pccl.state.receiver import Receiver
 from pccl.state.replay import Tally, replay
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost

@@ -7,110 +7,29 @@ that belongs to the target's root; nobody else writes meanwhile.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from pccl.base.clock import Deadline
-from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, StepFailed, UsageError
+from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError, StepFailed
 from pccl.base.log import get_logger
 from pccl.membership.messages import MemberInfo
 from pccl.outcome import Peer
 from pccl.state import messages as m
 from pccl.state.election import Target
 from pccl.state.fetch import STALL_S, Fetching, Transfer
-from pccl.state.layout import ENCODED_BYTES_MAX, LEAF_BYTES, Layout
-from pccl.state.relaying import reach
+from pccl.state.layout import LEAF_BYTES
+from pccl.state.opening import Opened, Wrong, open_source
 from pccl.state.shared import SharedState
 from pccl.state.stream import Identity, Stream, StreamLost
 from pccl.state.tensors import Bytes
-from pccl.state.tree import differing, root_of
+from pccl.state.tree import differing
 
 IDLE_LOOK_S = 0.01
 DEPTH = 2  # questions under way on one stream, so that it never runs dry
 STREAMS_PER_SOURCE = 2  # one is read while what the other brought is hashed and copied
 _log = get_logger("state")
-
-
-class Wrong(RemoteError):
-    """A source that has said something false, not something late."""
-
-
-@dataclass(slots=True)
-class Opened:
-    """A stream to a source, and what it has said of its state."""
-
-    member: MemberInfo
-    stream: Stream
-    described: m.Described
-    digests: bytes
-    said_s: float = 0.0  # when it began to say it, by the monotonic clock
-
-
-def open_source(
-    member: MemberInfo,
-    identity: Identity,
-    state: SharedState,
-    *,
-    at_step: int = m.CURRENT,
-    stall_s: float = STALL_S,
-    describe_s: float = STALL_S,
-    deadline: Deadline | None = None,
-    said_within_s: float | None = None,
-    accepted: Callable[[], None] = lambda: None,
-) -> Opened:
-    """Dials a source (then calls `accepted`) and asks what it holds: `describe_s` to find out,
-    `said_within_s` to say it.
-
-    Raises:
-        StreamLost: it is not there, or has nothing to give.
-        Wrong: its digests do not fit its root, or its answer is none.
-        UsageError: its layout or hash is another one; names the first difference.
-    """
-    stream = reach(member, identity, stall_s, deadline)
-    try:
-        accepted()
-        stream.patience(describe_s)
-        if deadline is None:  # it may find out for as long, and then must not drip
-            stream.until(Deadline(2 * describe_s))
-        stream.send(m.question_codec.encode(m.Describe(m.PROTOCOL, at_step)))
-        answer = m.answer_codec.decode(stream.receive())
-        said_s = time.monotonic()
-        stream.patience(stall_s)
-        if said_within_s is not None:
-            stream.until(Deadline(said_within_s))
-        if isinstance(answer, m.Sorry):
-            raise StreamLost(answer.text)
-        if not isinstance(answer, m.Described) or answer.layout_bytes > ENCODED_BYTES_MAX:
-            raise Wrong("answered what was not asked")
-        layout = stream.receive_bytes(answer.layout_bytes)
-        if layout != state.layout.encoded:
-            raise UsageError(difference(state, Layout.decode(layout), member.peer_id))
-        if answer.hashing != state.hashing.name:
-            raise UsageError(
-                f"peer {Peer(member.peer_id)} hashes its state with {answer.hashing}, this process "
-                f"with {state.hashing.name}; choose one"
-            )
-        size = state.hashing.digest_bytes * len(state.layout.leaves)
-        if answer.digests_bytes != size:
-            raise Wrong("sent a wrong number of digests")
-        digests = stream.receive_bytes(size)
-        if root_of(state.layout, digests, state.hashing) != answer.root:
-            raise Wrong("sent digests that do not belong to its root")
-        stream.until(deadline)
-        return Opened(member, stream, answer, digests, said_s)
-    except BaseException:
-        stream.close()
-        raise
-
-
-def difference(state: SharedState, theirs: Layout, peer_id: bytes) -> str:
-    """Says what differs first between this process's state and a peer's."""
-    first = state.layout.first_difference(theirs) or f"it is hashed with {state.hashing.name} here"
-    return f"the state of this process is not that of peer {Peer(peer_id)}: {first}"
 
 
 class Receiver:
@@ -142,7 +61,7 @@ class Receiver:
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._digests = b""
-        self._threads: list[threading.Thread] = []
+        self._at_work: set[threading.Thread] = set()  # those that may write; others only dial
         self._lent = {one.stream for one in opened}  # stay open if nothing is owed on them
         self._streams: set[Stream] = set(self._lent)
         self._owing: set[Stream] = set()
@@ -210,19 +129,28 @@ class Receiver:
     def _open(self, member: MemberInfo) -> Opened | None:
         peer = Peer(member.peer_id)
         try:
-            waits: dict[str, Any] = {"stall_s": self._stall_s, "deadline": self._deadline}
-            waits["describe_s"] = self._stall_s
-            one = open_source(member, self._identity, self._state, **waits)
-        except StreamLost as error:
-            self.transfer.lost[peer] = str(error)
-            return None
-        except RemoteError as error:
-            self._strike(peer, str(error))
+            one = open_source(
+                member,
+                self._identity,
+                self._state,
+                stall_s=self._stall_s,
+                describe_s=self._stall_s,
+                deadline=self._deadline,
+            )
+        except (StreamLost, RemoteError) as error:
+            with self._lock:
+                if not self._over and isinstance(error, RemoteError):
+                    self._strike(peer, str(error))
+                elif not self._over:
+                    self.transfer.lost[peer] = str(error)
             return None
         said = one.described
         if (said.revision, said.root) != (self._target.revision, self._target.root):
             one.stream.close()
-            self.transfer.lost[peer] = f"holds revision {said.revision} with another root"
+            with self._lock:
+                if not self._over:
+                    why = f"holds revision {said.revision} with another root"
+                    self.transfer.lost[peer] = why
             return None
         with self._lock:
             self._opened.setdefault(member.peer_id, one)
@@ -241,9 +169,7 @@ class Receiver:
             for stream in range(STREAMS_PER_SOURCE):
                 name = f"pccl-fetch-{member.peer_id.hex()[:8]}-{stream}"
                 args = member, fetching, stream
-                self._threads.append(threading.Thread(None, self._fetch_from, name, args))
-                self._threads[-1].daemon = True
-                self._threads[-1].start()
+                threading.Thread(None, self._fetch_from, name, args, daemon=True).start()
 
     def _wait(self, fetching: Fetching, deadline: Deadline) -> None:
         with self._turn:
@@ -272,9 +198,10 @@ class Receiver:
             self._turn.notify_all()
             self._turn.wait_for(lambda: not self._owing & self._lent, self._drain_s)
             streams = [s for s in self._streams if s not in self._lent or s in self._owing]
+            threads = list(self._at_work)
         for stream in streams:
             stream.close()
-        for thread in self._threads:
+        for thread in threads:  # who still dials, perhaps a relay that has stopped, finds it over
             thread.join()
 
     # ---- one source's thread
@@ -285,7 +212,7 @@ class Receiver:
         try:
             first = self._opened.get(key) if stream == 0 else None
             one = first or self._open(member)
-            if one is not None:
+            if one is not None and self._begins():
                 self._ask_all(one, fetching)
             why = self.transfer.lost.get(Peer(key), "is not asked any more")
         except StreamLost as error:
@@ -300,15 +227,28 @@ class Receiver:
             _log.exception("fetching the state failed")
         finally:
             with self._turn:
-                if one is None and stream > 0:
+                self._at_work.discard(threading.current_thread())
+                if one is not None and one.stream in self._owing:  # nobody reads it any more
+                    self._owing.discard(one.stream)
+                    self._lent.discard(one.stream)
+                if self._over:
+                    pass  # what was found belongs to the caller
+                elif one is None and stream > 0:
                     self.transfer.lost.pop(Peer(key), None)  # it does without a second stream
-                elif not self._over and not fetching.done:
+                elif not fetching.done:
                     source = fetching.sources[key]
                     if not source.excluded:
                         self.transfer.lost.setdefault(Peer(key), why)
                         _log.info("peer %s as a source of state: %s", Peer(key), why)
                     fetching.lose(key, why)
                 self._turn.notify_all()
+
+    def _begins(self) -> bool:
+        """Says whether this thread may begin to fetch; then it is waited for in the end."""
+        with self._lock:
+            if not self._over:
+                self._at_work.add(threading.current_thread())
+            return not self._over
 
     def _ask_all(self, one: Opened, fetching: Fetching) -> None:
         key, stream = one.member.peer_id, one.stream

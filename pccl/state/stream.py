@@ -38,6 +38,7 @@ BURST_S = 0.05  # a burst that takes longer is halved, so that pauses stay short
 PAUSE_S_MAX = 0.5  # below the patience of a receiver
 SEALED_BYTES_MAX = 64 << 10  # TLS counts a whole send against one timeout, so sends stay small
 HELLO_BYTES_MAX = 4096
+TOO_SLOW = "was too slow for the time there was"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Identity:
     secret: bytes = field(default=b"", repr=False)  # of this incarnation: what diallers must know
     tls: StreamTls | None = None  # None: the run is not secured
     relays: Callable[[], Sequence[MemberInfo]] = tuple  # to meet at who cannot be dialled
+    in_vain: dict[bytes, None] = field(default_factory=dict, repr=False, compare=False)
+    """Relays that led nowhere when they were asked last, the last one last."""
 
     def hello(self, purpose: nf.Purpose, secret: bytes) -> bytes:
         """Returns the first frame of a connection to whoever knows that secret."""
@@ -126,6 +129,7 @@ class Stream:
         self._burst_bytes = BURST_BYTES_MAX
         self._short = False
         self._deadline: Deadline | None = None
+        self._shortened = False  # the socket's own timeout, by the deadline
         self.by_third = False
         self.received = 0
         self.proved = b""
@@ -144,7 +148,7 @@ class Stream:
     ) -> Self:
         """Raises StreamLost if it does not answer in time, or refuses."""
         try:
-            sock = socket.create_connection((member.host, member.port), timeout_s)
+            sock = socket.create_connection((member.host, member.port), _least(timeout_s, deadline))
         except ConnectionRefusedError as error:
             raise StreamLost(f"cannot be reached: {error}") from error
         except OSError as error:
@@ -164,7 +168,8 @@ class Stream:
         if identity.tls is not None:
             expected = Name(identity.run_id, member.peer_id, Role.TRAINER)
             try:
-                sock = identity.tls.dial(sock, expected, min(timeout_s, HANDSHAKE_S))
+                wait_s = _least(min(timeout_s, HANDSHAKE_S), deadline)
+                sock = identity.tls.dial(sock, expected, wait_s)
             except (OSError, RemoteError) as error:
                 raise StreamLost(f"cannot be spoken with in secret: {error}") from error
         stream = cls(sock, timeout_s)
@@ -214,12 +219,15 @@ class Stream:
     def patience(self, timeout_s: float) -> None:
         """How long the other end may move nothing from now on."""
         self._timeout_s = timeout_s
+        self._shortened = False
         with contextlib.suppress(OSError):  # closed by another thread: the next call says so
             self._socket.settimeout(timeout_s)
 
     def until(self, deadline: Deadline | None) -> None:
         """Nothing is received after this, however steadily it drips."""
         self._deadline = deadline
+        if self._shortened:
+            self.patience(self._timeout_s)
 
     def send(self, body: bytes) -> None:
         self._send(memoryview(frame(body)))
@@ -281,15 +289,30 @@ class Stream:
         """Fills `view` with bare bytes."""
         try:
             while len(view):
+                self._heed_deadline()
                 count = self._socket.recv_into(view)
                 if count == 0:
                     raise StreamLost("has closed the stream")
                 self.received += count
                 view = view[count:]
                 if len(view) and self._deadline is not None and self._deadline.passed():
-                    raise StreamLost("was too slow for the time there was")
+                    raise StreamLost(TOO_SLOW)
+        except TimeoutError as error:
+            if self._deadline is not None and self._deadline.passed():
+                raise StreamLost(TOO_SLOW) from error
+            raise StreamLost(_words(error, self._timeout_s)) from error
         except (OSError, ValueError) as error:
             raise StreamLost(_words(error, self._timeout_s)) from error
+
+    def _heed_deadline(self) -> None:
+        """Has the socket wait no longer than there is time, where that is less than its patience.
+        What has come already is taken even then."""
+        if self._deadline is None:
+            return
+        left_s = self._deadline.remaining_s()
+        if left_s < self._timeout_s or self._shortened:
+            self._shortened = True
+            self._socket.settimeout(min(self._timeout_s, max(0.001, left_s)))
 
     def receive_bytes(self, count: int) -> bytes:
         """Returns that many bare bytes; the caller has checked the number."""
@@ -307,6 +330,10 @@ class Stream:
             # may be sending.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         self._socket.close()
+
+
+def _least(timeout_s: float, deadline: Deadline | None) -> float:
+    return timeout_s if deadline is None else max(0.001, min(timeout_s, deadline.remaining_s()))
 
 
 def _words(error: OSError | ValueError, timeout_s: float) -> str:

@@ -23,8 +23,10 @@ from pccl.base.clock import Deadline
 from pccl.base.errors import RemoteError
 from pccl.membership.agent_denials import Denied
 from pccl.transport import native_frames as nf
+from pccl.transport.handshake_pace import FairPlaces
 from pccl.transport.identity import Name, Role, name_in
 from pccl.transport.tls import client_context, server_context
+from pccl.transport.tls_turns import remote_host
 
 if TYPE_CHECKING:
     from pccl.transport.identity import TlsMaterial
@@ -150,14 +152,14 @@ def _shake(
 class HalfOpen:
     """Streams whose diallers have not yet said who they are.  Any thread.
 
-    Who comes when there are too many ends the eldest: a member says who it is within
-    milliseconds, so whoever dawdles is most likely none.
+    Who comes when there are too many ends the eldest of the address that has the most: a member
+    says who it is within round trips, and a crowd behind one address ends none behind another.
     """
 
     def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
+        self._places: FairPlaces[int] = FairPlaces(count_max)
         self._lock = threading.Lock()
-        self._handles: dict[int, socket.socket] = {}  # the eldest first
+        self._handles: dict[int, socket.socket] = {}
         self._serial = 0
 
     def __len__(self) -> int:
@@ -166,16 +168,18 @@ class HalfOpen:
     def enter(self, sock: socket.socket) -> int:
         """Takes note of one; returns what `leave` is to be told once its dialler is known."""
         handle = sock.dup()  # `sock` itself becomes another object's within the handshake
+        host = remote_host(sock)
         with self._lock:
             self._serial += 1
             self._handles[self._serial] = handle
-            if len(self._handles) > self._count_max:
-                _end(self._handles.pop(next(iter(self._handles))))
+            if (victim := self._places.enter(self._serial, host)) is not None:
+                _end(self._handles.pop(victim))
             return self._serial
 
     def leave(self, serial: int) -> None:
         """Forgets it, if it is not forgotten already; the connection itself stays as it is."""
         with self._lock:
+            self._places.leave(serial)
             handle = self._handles.pop(serial, None)
         if handle is not None:
             handle.close()
@@ -184,7 +188,9 @@ class HalfOpen:
         """Ends all."""
         with self._lock:
             while self._handles:
-                _end(self._handles.popitem()[1])
+                serial, handle = self._handles.popitem()
+                self._places.leave(serial)
+                _end(handle)
 
 
 def _end(handle: socket.socket) -> None:

@@ -41,7 +41,8 @@ from pccl.state.donor import Donor
 from pccl.state.election import Target
 from pccl.state.fetch import Transfer, stall_after
 from pccl.state.layout import Layout
-from pccl.state.receiver import Receiver, difference
+from pccl.state.opening import difference
+from pccl.state.receiver import Receiver
 from pccl.state.restore import Restored, Restoring
 from pccl.state.shared import SharedState
 from pccl.state.stream import identity_of
@@ -127,6 +128,7 @@ class Sync:
         self._session = session
         self._state = state
         self._donor = donor
+        self._identity = identity_of(session, donor.tls)  # remembers which relays led nowhere
 
     def run(self, strategy: Strategy, timeout_s: float, gate_s: float | None = None) -> SyncResult:
         """Does it; `gate_s` limits how long this peer waits to be let in.
@@ -356,10 +358,11 @@ class Sync:
         order = [agreement.sources[(me + i) % count] for i in range(count)]  # not all to the first
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
         target = Target(right.revision, right.lineage, root)
-        identity = identity_of(self._session, self._donor.tls)
         left_s = deadline.remaining_s() / (FAILURES_MAX - failures)
         stall_s, ours = stall_after(failures, left_s), self._digests
-        receiver = Receiver(self._state, target, members, identity, stall_s=stall_s, ours=ours)
+        receiver = Receiver(
+            self._state, target, members, self._identity, stall_s=stall_s, ours=ours
+        )
         try:
             return receiver.run(deadline), None
         except (StepFailed, DeadlineExceeded) as error:

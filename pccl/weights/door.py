@@ -23,7 +23,7 @@ from pccl.base.errors import DeadlineExceeded, RemoteError, UsageError
 from pccl.base.log import get_logger
 from pccl.transport.address import Address, is_loopback
 from pccl.transport.doors import Doors, serve
-from pccl.transport.handshake_pace import FairPlaces, KnownHosts
+from pccl.transport.handshake_pace import FairPlaces, KnownHosts, SilentPlaces
 from pccl.transport.tls import HANDSHAKE_RECORD
 from pccl.transport.tls_turns import HandshakeTurns, first_bytes, remote_host
 from pccl.weights.frames import Message
@@ -72,7 +72,7 @@ class Door:
         )
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent: dict[asyncio.Task[None], bool] = {}  # in order of arrival: has it spoken?
+        self._silent: SilentPlaces[asyncio.Task[None]] = SilentPlaces(HALF_OPEN_MAX)
 
     async def open(self, address: Address) -> Address:
         """Listens; returns the address with the port it got.
@@ -91,37 +91,30 @@ class Door:
 
     def _take(self, connection: socket.socket, said: bytes | None) -> bool:
         full = len(self._tasks) >= CONNECTIONS_MAX
-        if not self._encrypts and not full and len(self._silent) >= HALF_OPEN_MAX:
-            # Who only wants to fill the places says nothing.
-            full = said is None or not self._end_the_longest_silence()
+        if not self._encrypts:
+            full = full or not self._silent.has_room(spoken=said is not None)
         if said == b"" or full:
             self.drops["left" if said == b"" else "full"] += 1
             connection.close()
             return False
         task = serve(connection, self._run)
         self._tasks.add(task)
-        if not self._encrypts:
-            self._silent[task] = said is not None
-        elif (victim := self._half_open.enter(task, remote_host(connection))) is not None:
+        if self._encrypts:
+            victim = self._half_open.enter(task, remote_host(connection))
+        else:
+            victim = self._silent.enter(task, spoken=said is not None)
+        if victim is not None:
             self.drops["full"] += 1
             victim.cancel()
         task.add_done_callback(self._forget)
         return True
-
-    def _end_the_longest_silence(self) -> bool:
-        for task, spoken in self._silent.items():
-            if not spoken:
-                del self._silent[task]
-                task.cancel()
-                return True
-        return False
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._has_spoken(task)
 
     def _has_spoken(self, task: asyncio.Task[None]) -> None:
-        self._silent.pop(task, None)
+        self._silent.leave(task)
         self._half_open.leave(task)
 
     async def _run(self, connection: socket.socket) -> None:
@@ -162,7 +155,7 @@ class Door:
             raise StreamEnded("it ended before it said anything")
         if said[0] != HANDSHAKE_RECORD:
             raise RemoteError("it does not speak TLS, and this door is secured")
-        await self._turns.take(host)
+        await self._turns.take(host, FIRST_WORD_S)
 
     async def _accept(self, connection: socket.socket) -> Stream:
         loop = asyncio.get_running_loop()

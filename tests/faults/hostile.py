@@ -1,4 +1,5 @@
-"""A secured run that trains while enemies of every kind come, by the thousand, to all its ports.
+"""A secured run that trains, and publishes weights, while enemies of every kind come, by the
+thousand, to all its ports.
 
 Three kinds of turns alternate: calm, enemies at another run's ports (*elsewhere*), and enemies
 *here*.  On one machine they take processor time from the members wherever they go, with this
@@ -8,8 +9,9 @@ here than elsewhere is what they do to the run.
     ./dev hostile [--connections 10000] [--turns 6] [--calm S] [--quick] [--json FILE]
 
 Exits with 1 if somebody got in, a sum was wrong, a member was put out or a step was retried, a
-quantile of the members' step time here is above RATIO_MAX times that elsewhere, or if memory or
-descriptors of anybody grew and did not shrink again.
+quantile of the members' step time here is above RATIO_MAX times that elsewhere, if weights that
+were published came wrong, or not for PULLS_S_MAX, or if memory or descriptors of anybody grew and
+did not shrink again.
 """
 
 from __future__ import annotations
@@ -17,18 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
@@ -37,15 +38,13 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind an installed
 import itertools
 
 import pccl
-from pccl.membership.service_ca import CaFolder, init_ca
-from pccl.transport.authority import Authority, key_pem, pem
-from pccl.transport.identity import Role, peer_id_of_raw
-from tests.faults import scenarios
+from pccl.membership.service_ca import CaFolder
+from tests.faults import scenarios, weigher
+from tests.faults.enemies import Mob, order_for
 from tests.faults.history import check
 from tests.faults.report import quantile
-from tests.faults.world import Peer, Trouble, World
+from tests.faults.world import Peer, Trouble, World, environment
 
-MOB = Path(__file__).with_name("mob.py")
 PEERS, COUNT = 4, 1 << 16
 CONNECTIONS, TURNS, CALM_S = 10_000, 6, 10.0
 QUICK = {"connections": 360, "turns": 1, "calm_s": 3.0}
@@ -56,6 +55,7 @@ JOIN_CONNECTIONS = 1000  # while one joins
 QUIET_S = 8.0  # after the last enemy: everything half open has ended
 WAIT_S = 60.0
 TURN_S_MAX = 300.0
+PULLS_S_MAX = 10.0  # from one pull of weights to the next
 BYTES_GROWN_MAX = 64 << 20
 DESCRIPTORS_GROWN_MAX = 8
 KINDS_OF_TURNS = ("calm", "elsewhere", "here")
@@ -73,6 +73,9 @@ class Result:
     from_members: int = 0  # of these, from the members' own address
     unconnected: int = 0
     join_s: dict[str, float] = field(default_factory=dict)  # of a newcomer with a ticket
+    fetch_s: dict[str, float] = field(default_factory=dict)  # of a new receiver of weights
+    pulls: Counter[str] = field(default_factory=Counter)  # of weights
+    pause_s: dict[str, float] = field(default_factory=dict)  # the longest between two of these
     grown: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes, descriptors
     connections: dict[str, Any] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
@@ -89,91 +92,8 @@ class Result:
         )
 
 
-# ---------------------------------------------------------------------- the enemies
-
-
-def order_for(address: str, peers: list[str], ca: CaFolder) -> dict[str, Any]:
-    """What a mob is told: whom to attack, and with what certificates."""
-    targets = [_target(address, coordinator=True)]
-    targets += [_target(peer, coordinator=False) for peer in peers]
-    now_s = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        foreign = init_ca(Path(folder) / "foreign")
-        authorities = {"foreign": foreign.authority}
-        foreign.close()
-    ours, kinds = ca.authority, ("expired", "revoked", "receiver", "outsider")
-    authorities |= dict.fromkeys(kinds, ours)
-    materials, ids = {}, {}
-    for name, authority in authorities.items():
-        key = Ed25519PrivateKey.generate()
-        ids[name] = peer_id_of_raw(key.public_key().public_bytes_raw())
-        leaf = _leaf(authority, key, name, now_s)
-        parts = (pem(leaf), key_pem(key), pem(ours.certificate_der))
-        materials[name] = [part.decode() for part in parts]
-    ticket = ca.make_ticket(Role.TRAINER, uses=1, expires_in_s=3600, endpoints=(address,))
-    ca.ledger.enrol(ticket.token_id, ids["revoked"], int(now_s))
-    ca.ledger.revoke(ids["revoked"].hex(), int(now_s), "an enemy")
-    return {
-        "targets": targets,
-        "materials": materials,
-        "token_id": ticket.token_id.hex(),
-        "run_id": ours.run_id.hex(),
-        "outsider": ids["outsider"].hex(),
-    }
-
-
-def _target(address: str, *, coordinator: bool) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-    return {"host": host, "port": int(port), "coordinator": coordinator}
-
-
-def _leaf(authority: Authority, key: Ed25519PrivateKey, name: str, now_s: float) -> bytes:
-    role = Role.RECEIVER if name == "receiver" else Role.TRAINER
-    since_s = now_s - 7200 if name == "expired" else now_s
-    serial = secrets.token_bytes(16)
-    return authority.issue_peer(key.public_key(), role, serial, since_s, 3600.0)
-
-
-class Mob:
-    """A process that attacks one run when it is told to."""
-
-    def __init__(self, order: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(MOB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._say(json.dumps(order))
-        assert self._hear() == {"ready": True}
-
-    def begin(self, count: int) -> None:
-        self._say(str(count))
-
-    def end(self) -> dict[str, Any]:
-        """Waits until it is through with it; bounded by how long one connection stays."""
-        return self._hear()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait(WAIT_S)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise Trouble("the mob has ended by itself")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-
 @contextmanager
-def bystander(folder: Path) -> Iterator[tuple[str, list[str], CaFolder]]:
+def bystander(folder: Path) -> Iterator[tuple[str, list[str], list[str], CaFolder]]:
     """Another secured run, with as many peers, who do nothing; gives its addresses and its CA."""
     world = World(folder, size=0, min_world=1, count=1, secured=True)
     with ExitStack() as stack:
@@ -185,7 +105,8 @@ def bystander(folder: Path) -> Iterator[tuple[str, list[str], CaFolder]]:
             for _ in range(PEERS)
         ]
         assert world.ca is not None and peers
-        yield world.address, addresses_of(world), world.ca
+        pair = stack.enter_context(weigher.pair(world.address, environment(world.ticket)))
+        yield world.address, addresses_of(world), pair.addresses, world.ca
 
 
 def addresses_of(world: World) -> list[str]:
@@ -212,24 +133,25 @@ def measure(
         with ExitStack() as stack:
             stack.enter_context(world)
             assert world.ca is not None
-            here = Mob(order_for(world.address, addresses_of(world), world.ca))
+            pair = stack.enter_context(weigher.pair(world.address, environment(world.ticket)))
+            here = Mob(order_for(world.address, addresses_of(world), pair.addresses, world.ca))
             stack.callback(here.close)
             elsewhere = Mob(order_for(*stack.enter_context(bystander(folder / "other"))))
             stack.callback(elsewhere.close)
             founders = list(world.peers)
-            before = _sizes(world)
+            before = _sizes(world, pair)
             share = -(-connections // turns)
             for _ in range(turns):
-                _turn(world, "calm", None, 0, calm_s, result)
-                _turn(world, "elsewhere", elsewhere, share, calm_s, result)
-                _turn(world, "here", here, share, calm_s, result)
+                for kind, mob in (("calm", None), ("elsewhere", elsewhere), ("here", here)):
+                    _turn(world, pair, kind, mob, share if mob else 0, calm_s, result)
             turns_ended_s = time.monotonic()
             for kind, mob in (("calm", None), ("elsewhere", elsewhere), ("here", here)) * joins:
                 _join(world, kind, mob, min(share, JOIN_CONNECTIONS), result)
             time.sleep(QUIET_S)
-            result.grown = _grown(before, _sizes(world), result)
+            result.grown = _grown(before, _sizes(world, pair), result)
+            result.violations += pair.wrong()
             result.connections = json.loads(world.status(30.0).stdout)["connections"]
-            _check_membership(world, founders, turns_ended_s, result)
+            _check_membership(world, pair, founders, turns_ended_s, result)
             world.end(WAIT_S)
     except (Trouble, ValueError, KeyError, subprocess.TimeoutExpired) as trouble:
         result.violations.append(f"{type(trouble).__name__}: {trouble}")
@@ -242,18 +164,32 @@ def measure(
 
 
 def _turn(
-    world: World, kind: str, mob: Mob | None, count: int, calm_s: float, result: Result
+    world: World,
+    pair: weigher.Pair,
+    kind: str,
+    mob: Mob | None,
+    count: int,
+    calm_s: float,
+    result: Result,
 ) -> None:
     began_s = time.monotonic()
+    if mob is not None:
+        mob.begin(count)
+    took_s = pair.fetch_once(world.ticket)
+    result.fetch_s[kind] = max(took_s, result.fetch_s.get(kind, 0.0))
     if mob is None:
         time.sleep(calm_s)
     else:
-        mob.begin(count)
         _note(kind, mob.end(), result)
     ended_s = time.monotonic()
     result.turns_s[kind] += ended_s - began_s
     if ended_s - began_s > TURN_S_MAX:
         result.violations.append(f"a turn took {ended_s - began_s:.0f} s")
+    pauses_s = pair.pauses_s(began_s, ended_s)
+    result.pulls[kind] += len(pauses_s) - 1
+    result.pause_s[kind] = max(result.pause_s.get(kind, 0.0), *pauses_s)
+    if max(pauses_s) > PULLS_S_MAX:
+        result.violations.append(f"no weights came for {max(pauses_s):.1f} s, enemies {kind}")
     world.wait_whole()
     for peer in world.peers:
         times = [c.at for c in peer.history.commits if began_s <= c.at <= ended_s]
@@ -286,9 +222,9 @@ def _note(kind: str, told: dict[str, Any], result: Result) -> None:
 # ---------------------------------------------------------------------- what must not have happened
 
 
-def _sizes(world: World) -> dict[str, tuple[int, int]]:
+def _sizes(world: World, pair: weigher.Pair) -> dict[str, tuple[int, int]]:
     """Resident bytes and open descriptors of everybody."""
-    pids = {"coordinator": world.coordinator_pid}
+    pids = {"coordinator": world.coordinator_pid, **pair.pids()}
     pids |= {peer.name: peer.process.pid for peer in world.peers}
     sizes = {}
     for name, pid in pids.items():
@@ -313,10 +249,10 @@ def _grown(
 
 
 def _check_membership(
-    world: World, founders: list[Peer], turns_ended_s: float, result: Result
+    world: World, pair: weigher.Pair, founders: list[Peer], turns_ended_s: float, result: Result
 ) -> None:
     assert world.ca is not None
-    ours = {peer.history.peer for peer in world.all_peers}
+    ours = {peer.history.peer for peer in world.all_peers} | set(pair.peers)
     members = {peer.history.peer for peer in founders}
     log = (world.ca.path / "audit.log").read_text().splitlines()
     for entry in map(json.loads, log):
@@ -350,6 +286,9 @@ def show(console: Console, result: Result) -> None:
     joins = {kind: f"{took_s:.2f} s" for kind, took_s in result.join_s.items()}
     steps = {kind: len(found) for kind, found in result.steps_s.items()}
     console.print(f"steps {steps} in {result.turns_s} s; joins {joins}")
+    fetched = {kind: f"{took_s:.2f} s" for kind, took_s in result.fetch_s.items()}
+    pauses = {kind: f"{took_s:.2f} s" for kind, took_s in result.pause_s.items()}
+    console.print(f"pulls {dict(result.pulls)}; longest pauses {pauses}; new receivers {fetched}")
     made = ", ".join(f"{count} {kind}" for kind, count in sorted(result.made.items()))
     console.print(
         f"{sum(result.made.values())} hostile connections here, {result.from_members} of them from "
@@ -360,7 +299,9 @@ def show(console: Console, result: Result) -> None:
     grown = {name: f"{more[0] >> 10} KiB, {more[1]} fd" for name, more in result.grown.items()}
     console.print(f"grown by: {grown}; coordinator: {result.connections}", highlight=False)
     if not result.violations:
-        console.print("nobody got in, nobody was put out, every sum exact, no step retried")
+        console.print(
+            "nobody got in, nobody was put out, every sum and weight exact, no step retried"
+        )
     for violation in result.violations[:20]:
         console.print(f"[red]violation[/] {violation}", highlight=False, soft_wrap=True)
 

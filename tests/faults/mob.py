@@ -49,6 +49,9 @@ from pccl.transport.framing import Framer, frame
 from pccl.transport.identity import TlsMaterial
 from pccl.transport.tls import client_context, enrolling_context
 from pccl.transport.tls_session import TlsSession, handshake
+from pccl.weights.frames import PROTOCOL as WEIGHTS_PROTOCOL
+from pccl.weights.frames import Fetch, Join
+from pccl.weights.frames import codec as weights_codec
 
 MEMBERS = "127.0.0.1"  # where members are, too: whoever comes from there passes for one of them
 ADDRESSES = (*(f"127.0.0.{number}" for number in range(2, 10)), MEMBERS)
@@ -63,6 +66,7 @@ class Target:
     host: str
     port: int
     coordinator: bool
+    weights: bool  # a publisher's port, or a receiver's
 
 
 @dataclass
@@ -174,8 +178,9 @@ class Mob:
     async def plain_frames(self, target: Target, reader: Any, writer: Any) -> bool:
         """An unsecured peer, and a length of four gigabytes."""
         native = frame(nf.encode(self._native_hello()))
-        writer.write(self._dice.choice((frame(self._hello()), native, b"\xff" * 16)))
-        return await _hears_welcome(reader)
+        weights = frame(self._weights_word())
+        writer.write(self._dice.choice((frame(self._hello()), native, weights, b"\xff" * 16)))
+        return await _hears_welcome(target, reader)
 
     async def stream_preface(self, _: Target, reader: Any, writer: Any) -> bool:
         writer.write(STREAM_PREFACE + self._dice.choice((b"", self._greeting, b"\xff" * 99)))
@@ -197,7 +202,7 @@ class Mob:
         return await self._with_certificate("revoked", target, reader, writer)
 
     async def receiver(self, target: Target, reader: Any, writer: Any) -> bool:
-        """A valid certificate that makes no member."""
+        """A valid certificate that makes no member; where weights are, in another's name."""
         return await self._with_certificate("receiver", target, reader, writer)
 
     async def outside_the_view(self, target: Target, reader: Any, writer: Any) -> bool:
@@ -253,6 +258,8 @@ class Mob:
         session = await self._secure(who, reader, writer)
         if target.coordinator:
             body = self._hello(peer_id or self._dice.randbytes(16))
+        elif target.weights:
+            body = self._weights_word()
         else:
             body = nf.encode(self._native_hello(peer_id or self._dice.randbytes(16)))
         writer.write(session.seal(frame(body)))
@@ -260,7 +267,7 @@ class Mob:
         with contextlib.suppress(ssl.SSLError):
             while sealed := await reader.read(1 << 14):
                 heard += session.feed(sealed)
-        return _is_welcome(heard)
+        return _is_welcome(target, heard)
 
     def _hello(self, peer_id: bytes = bytes(16)) -> bytes:
         return peer_codec.encode(
@@ -279,6 +286,14 @@ class Mob:
                 pid=1,
             )
         )
+
+    def _weights_word(self) -> bytes:
+        """What a receiver says first to a publisher, or to another receiver; of somebody else."""
+        words = (
+            Join(WEIGHTS_PROTOCOL, self._dice.randbytes(16), "", 0),
+            Fetch(WEIGHTS_PROTOCOL, self._dice.randbytes(16), 1, 0),
+        )
+        return weights_codec.encode(self._dice.choice(words))
 
     def _native_hello(self, peer_id: bytes = bytes(16)) -> nf.NativeHello:
         return nf.NativeHello(
@@ -319,24 +334,28 @@ async def _until_closed(reader: Any) -> None:
         pass
 
 
-async def _hears_welcome(reader: Any) -> bool:
+async def _hears_welcome(target: Target, reader: Any) -> bool:
     heard = b""
     while data := await reader.read(1 << 14):
         heard += data
-    return _is_welcome(heard)
+    return _is_welcome(target, heard)
 
 
-def _is_welcome(heard: bytes) -> bool:
+def _is_welcome(target: Target, heard: bytes) -> bool:
     framer = Framer()
     framer.feed(heard)
     with contextlib.suppress(RemoteError):
         while (body := framer.next_message()) is not None:
-            if _welcomes(body):
+            if _welcomes(target, body):
                 return True
     return False
 
 
-def _welcomes(body: bytes) -> bool:
+def _welcomes(target: Target, body: bytes) -> bool:
+    if target.weights:  # there any answer is one too many
+        with contextlib.suppress(RemoteError):
+            return bool(weights_codec.decode(body))
+        return False
     with contextlib.suppress(RemoteError):
         if isinstance(coordinator_codec.decode(body), Admitted):
             return True

@@ -27,7 +27,7 @@ from pccl.transport.framing import FIRST_FRAME_BYTES_MAX, HEAD_BYTES, Framer, fr
 from pccl.transport.identity import name_in
 from pccl.transport.join_ticket import parse_ticket
 from pccl.weights.frames import codec as weight_codec
-from tests.fuzz import doors, gathered, streams, told, weights
+from tests.fuzz import diallers, doors, folders, gathered, streams, told, weights
 from tests.fuzz.drawing import Source
 
 Target = Callable[[bytes], None]
@@ -218,7 +218,11 @@ DECODERS: dict[str, Target] = {
     "state_stream": streams.stream,
     "tensor_file": streams.tensor_file,
     "elastic_reports": streams.elastic_reports,
+    "stream_dial": diallers.stream_dial,
+    "enrolling": diallers.enrolling,
+    "denials": diallers.denials,
     "tls_handshake": doors.handshake,
+    "tls_answers": diallers.tls_answers,
     "enrolment": doors.enrolment,
     "weight_messages": _codec(weight_codec),
     "weight_update": weights.update,
@@ -228,6 +232,8 @@ DECODERS: dict[str, Target] = {
     "state_records": gathered.state_records,
     "status_reply": told.status_reply,
     "frozen_machine": told.frozen_machine,
-    "ca_folder": told.ca_folder,
+    "ca_files": folders.ca_files,
+    "ca_folder": folders.ca_folder,
+    "ledger_rows": folders.ledger_rows,
     "meeting_places": told.meeting_places,
 }

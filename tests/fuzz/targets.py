@@ -27,7 +27,7 @@ from pccl.transport.identity import Role
 from pccl.transport.join_ticket import JoinTicket
 from pccl.weights.frames import Message as WeightMessage
 from pccl.weights.frames import codec as weight_codec
-from tests.fuzz import doors, gathered, streams, told
+from tests.fuzz import diallers, doors, folders, gathered, streams, told
 from tests.fuzz.coordinator_story import coordinator
 from tests.fuzz.decoders import DECODERS, Target
 from tests.fuzz.drawing import Known, Source, draw_or_none
@@ -100,7 +100,19 @@ def seeds(name: str) -> list[bytes]:
         case "frozen_machine":
             return [b"", *told.machine_seeds()]
         case "ca_folder":
-            return told.ca_seeds()
+            return folders.ca_seeds()
+        case "ca_files":
+            return folders.ca_file_seeds()
+        case "ledger_rows":
+            return [b"", *folders.row_seeds()]
+        case "stream_dial":
+            return [b"", *diallers.dial_seeds(), *noise]
+        case "enrolling":
+            return [b"", *diallers.enrolling_seeds(), *noise]
+        case "denials":
+            return [b"", *diallers.denial_seeds(), *noise]
+        case "tls_answers":
+            return [b"", *diallers.tls_seeds(), *noise]
         case "meeting_places":
             return told.place_seeds()
         case "native":

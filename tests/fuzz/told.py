@@ -1,23 +1,19 @@
 """Fuzz targets of what is told by whoever answers, or lies on a disk: status replies as `pccl
-status` shows them, frozen machines, a CA's folder, and texts that name a place to meet."""
+status` shows them, frozen machines, and texts that name a place to meet."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import json
 import random
-import shutil
 import sys
-import tempfile
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pccl.base.errors import RemoteError, UsageError
+from pccl.base.errors import RemoteError
 from pccl.cli.status import COLUMNS, COLUMNS_MAX, RULES, show
 from pccl.membership import flight
 from pccl.membership.coordinator import Coordinator
@@ -25,7 +21,6 @@ from pccl.membership.core import CoordinatorConfig
 from pccl.membership.dice import Dice
 from pccl.membership.events import ConnUp, PeerMessage
 from pccl.membership.messages import PROTOCOL_VERSION, AtEntry, Hello, StatusReply
-from pccl.membership.service_ca import CERTIFICATE, KEY, LEDGER, init_ca, open_ca
 from pccl.membership.service_status import document_of
 from pccl.pytorch.errors import Misused
 from pccl.pytorch.quorum import parse_store_address
@@ -148,40 +143,6 @@ def machine_seeds() -> list[bytes]:
     strange = ("membership.service_ledger\nLedger", "membership.journal_sqlite\nSqliteJournal")
     named = [f"cpccl.{name}\n(V/nowhere/at/all\ntR.".encode() for name in strange]
     return [flight.freeze(machine), flight.freeze(dice), flight.freeze({"a": (1, 2.0)}), *named]
-
-
-@cache
-def _folder() -> tuple[Path, dict[str, bytes]]:
-    """A CA that is as it should be, and its three files."""
-    path = Path(tempfile.mkdtemp(prefix="pccl-fuzz-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    init_ca(path / "ca", endpoints=("10.0.0.1:1",)).close()
-    files = {name: (path / "ca" / name).read_bytes() for name in (KEY, CERTIFICATE, LEDGER)}
-    return path / "ca", files
-
-
-def ca_folder(data: bytes) -> None:
-    """A CA one of whose files was damaged: it opens, or says so."""
-    folder, files = _folder()
-    source = Source(data)
-    name = (KEY, CERTIFICATE, CERTIFICATE, LEDGER)[source.below(4)]
-    content = bytearray(files[name]) if source.chance(2) else bytearray(source.rest())
-    while source and content:
-        at = int.from_bytes(source.take(2), "big") % len(content)
-        content[at] ^= source.byte() or 1
-        if source.chance(8):
-            del content[at:]
-    (folder / name).write_bytes(content)
-    try:
-        open_ca(folder).close()
-    except UsageError as error:
-        assert str(error)
-    finally:
-        (folder / name).write_bytes(files[name])
-
-
-def ca_seeds() -> list[bytes]:
-    return [b"", *(bytes((n, 1, at, 9, 4, 0)) for n in range(4) for at in range(3))]
 
 
 def meeting_places(data: bytes) -> None:

@@ -222,3 +222,22 @@ def test_strangers_that_dawdle_at_the_handshake_keep_no_member_out(laboratory: L
         finally:
             for one in dawdlers:
                 one.close()
+
+
+def test_a_crowd_at_the_handshake_from_one_address_ends_nobody_of_another(
+    laboratory: Laboratory,
+) -> None:
+    def stranger(host: str) -> socket.socket:
+        one = socket.create_connection(here.where, STALL_S, (host, 0))
+        one.sendall(PREFACE)
+        return one
+
+    with member(laboratory) as here, contextlib.ExitStack() as stack:
+        slow = stack.enter_context(stranger("127.0.0.3"))  # a member, over a long way
+        time.sleep(0.2)
+        crowd = [stack.enter_context(stranger("127.0.0.66")) for _ in range(2 * HALF_OPEN_MAX)]
+        crowd[0].settimeout(HANDSHAKE_S / 2)
+        assert crowd[0].recv(1) == b"", "of a crowd the eldest goes before its time"
+        slow.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            slow.recv(1)

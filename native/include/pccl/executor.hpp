@@ -232,6 +232,8 @@ class Executor final : public FrameSink, private LettersHost {
   void dial(Link& link, double now_s);
   void dial_relay(Link& link, double now_s);
   [[nodiscard]] const Link* meeting_place(const Link& link) const;
+  [[nodiscard]] std::optional<PeerId> carrier(const Link& link) const;
+  void lose_tunnels(double now_s);
   void keep_company(Link& link, double now_s);
   void look_after(Link& link, double now_s, bool expecting);
   void lose(Link& link, Lane& lane, Status why, double now_s);

@@ -85,6 +85,7 @@ class Link final : public FrameSource {
   PeerEndpoint endpoint;            // empty host: not known yet
   std::uint16_t dialling = 0;       // direct lanes this side has asked for that are not here yet
   double relay_dialling_s = 0;      // a relayed one is asked for, until then
+  PeerId relay_dialled{};           // through whom
   std::uint32_t meeting_turn = 0;   // meetings at relays that came to nothing
   std::uint32_t series = 0;         // of the lanes that live, or that died last
   double direct_again_s = 0;        // while relayed: when to try the direct way again

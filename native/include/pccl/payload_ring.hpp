@@ -6,9 +6,9 @@
 // wake-ups, silence and death are the socket's matter, and where there is no ring payloads go that
 // way, too.
 //
-//   byte 0 token, 64 produced, 128 consumed (both only grow), 192 whether the writer waits for
-//   room, 4096 the payloads, each in one piece: what does not fit before the end begins at the
-//   front again
+//   token, produced, consumed (both only grow), whether the writer waits for room, the payloads,
+//   each in one piece: what does not fit before the end begins at the front again; bytes:
+//   ring_layout
 //
 // The two trust each other's payloads (they take them into their sums), not each other's counters:
 // whatever those say, no access is out of bounds.  The file cannot shrink (it is sealed), so no
@@ -34,6 +34,15 @@ inline constexpr std::uint32_t ring_payload_min = 16384;
 // Who waits has room when half of the ring is free, whatever is lost at its end; and all that one
 // lane holds back behind a parked frame fits into the other half, so it is read without that room.
 static_assert(ring_bytes / 2 >= 2 * slice_bytes_max && slice_bytes_max >= chunk_bytes_max);
+
+/// Where it is in the file; counters have cache lines of their own, payloads their own pages.
+namespace ring_layout {
+inline constexpr std::size_t token_at = 0;
+inline constexpr std::size_t produced_at = 64;
+inline constexpr std::size_t consumed_at = 128;
+inline constexpr std::size_t waits_at = 192;
+inline constexpr std::size_t payloads_at = 4096;
+}  // namespace ring_layout
 
 class PayloadRing {
  public:

@@ -279,6 +279,15 @@ void Strangers::judge(std::uint64_t serial, std::span<const std::byte> body, Str
   if (answer.code != 0) static_cast<void>(socket.send(answer));
 }
 
+/// Only for who is in the view, or about to be: whoever was put out may still know the secret.  And
+/// for the own program, which meets here who cannot be dialled.
+bool Strangers::carries_for(const Asker& asker) {
+  PeerEndpoint known;
+  const bool own = asker.peer == context_.config.peer_id &&
+                   asker.incarnation == context_.identity->incarnation;
+  return own || context_.host.endpoint_of(asker.peer, asker.incarnation, known);
+}
+
 void Strangers::carry(std::span<const std::byte> body, const Asker& asker, FramedSocket socket) {
   const auto& [from, incarnation] = asker;
   frames::Frame frame;
@@ -290,7 +299,9 @@ void Strangers::carry(std::span<const std::byte> body, const Asker& asker, Frame
     ++context_.counters.dropped;
     return;
   }
-  if (!order->answers && !context_.host.endpoint_of(order->peer, order->incarnation, target)) {
+  if (!carries_for(asker)) {
+    answer = refused(frames::Refusal::unreachable, "the relay does not know you");
+  } else if (!order->answers && !context_.host.endpoint_of(order->peer, order->incarnation, target)) {
     answer = refused(frames::Refusal::unreachable, "the relay does not know that peer");
   } else if (!relay_.has_room(from)) {
     answer = refused(frames::Refusal::limit, "the relay has too many tunnels");

@@ -84,6 +84,7 @@ class Strangers {
   bool hear(std::uint64_t serial, std::uint32_t bits, double now_s);
   void judge(std::uint64_t serial, std::span<const std::byte> body, Stranger stranger,
              double now_s);
+  [[nodiscard]] bool carries_for(const Asker& asker);
   void carry(std::span<const std::byte> body, const Asker& asker, FramedSocket socket);
   void welcome(const frames::Hello& hello, FramedSocket socket, double now_s);
 

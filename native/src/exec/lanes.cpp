@@ -3,6 +3,7 @@
 // Threads:   under the engine's turn.
 // Errors:    a lane that fails is taken out; its link asks again for what was lost.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "pccl/executor.hpp"
@@ -49,7 +50,7 @@ void Executor::dial(Link& link, double now_s) {
 }
 
 void Executor::dial_relay(Link& link, double now_s) {
-  if (now_s < link.relay_dialling_s || link.endpoint.host.empty() || !machine_) return;
+  if (link.endpoint.host.empty() || !machine_) return;
   const bool meets = !dialable_ && !link.endpoint.dialable();
   if (!meets && !dials(link)) return;
   const Link* via = nullptr;
@@ -62,7 +63,11 @@ void Executor::dial_relay(Link& link, double now_s) {
     via = meeting_place(link);
   }
   if (via == nullptr || !via->endpoint.dialable()) return;
+  // To wait at one that has died, or that nobody is sent to any more, would be to miss the other
+  // end where it goes now, for longer than it and the coordinator have patience.
+  if (now_s < link.relay_dialling_s && link.relay_dialled == via->peer) return;
   link.relay_dialling_s = now_s + relay_patience_s;
+  link.relay_dialled = via->peer;
   DialRequest request;
   request.peer = link.endpoint;
   request.via = via->endpoint;
@@ -141,12 +146,34 @@ void Executor::look_after(Link& link, double now_s, bool expecting) {
   });
 }
 
+/// Through whom the lanes of a link go that has no direct ones; none: that is not known here.
+std::optional<PeerId> Executor::carrier(const Link& link) const {
+  if (!link.relayed()) return std::nullopt;
+  if (link.relay_dialled != PeerId{}) return link.relay_dialled;
+  const auto route = routes_.find(link.peer);
+  return route == routes_.end() ? std::nullopt : std::optional(route->second);
+}
+
+/// A process that was stopped goes on to acknowledge what it was to carry, and one that was put out
+/// may carry it: neither shows at the ends.
+void Executor::lose_tunnels(double now_s) {
+  const std::vector<Member>& members = machine_->view().members;
+  for (auto& [name, link] : links_) {
+    if (!link->relayed()) continue;
+    const std::optional<PeerId> via = carrier(*link);
+    const bool here = std::any_of(members.begin(), members.end(),
+                                  [&](const Member& member) { return member.peer == via; });
+    const bool planned = std::any_of(prepared_.begin(), prepared_.end(),
+                                     [&](const Link* other) { return other->peer == via; });
+    if (!here && !planned) lose_silent(*link, now_s, [](const Lane& lane) { return lane.relayed; });
+  }
+}
+
 void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
   for (auto& [name, owned] : links_) {
     Link& link = *owned;
-    const auto route = routes_.find(link.peer);
     const bool direct = link.peer == peer && link.incarnation == incarnation;
-    const bool through = !direct && route != routes_.end() && route->second == peer;
+    const bool through = !direct && carrier(link) == peer;
     if (!link.up() || !(direct || through)) continue;
     // A peer's beats come by the direct way: they say nothing of a tunnel to it.
     lose_silent(link, now_s, [&](const Lane& lane) { return lane.relayed == through; });

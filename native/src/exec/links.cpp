@@ -134,6 +134,7 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
   tell_letters();
   purge_early();
   drop_strangers(now_s);
+  lose_tunnels(now_s);
   return status;
 }
 

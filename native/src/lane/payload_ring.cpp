@@ -23,11 +23,8 @@
 namespace pccl {
 namespace {
 
-constexpr std::size_t token_at = 0;
-constexpr std::size_t produced_at = 64;
-constexpr std::size_t consumed_at = 128;
-constexpr std::size_t waits_at = 192;
-constexpr std::size_t payloads_at = 4096;
+using namespace ring_layout;
+
 // Who has waited for room is told when there is room for several payloads, not for each.
 constexpr std::uint64_t room_told = ring_bytes / 2;
 constexpr std::size_t file_bytes = payloads_at + ring_bytes;

@@ -18,7 +18,7 @@ from pccl.state import messages as m
 from pccl.state.asking import Answers
 from pccl.state.fetch import Transfer
 from pccl.state.joining import Joining
-from pccl.state.receiver import Opened
+from pccl.state.opening import Opened
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 

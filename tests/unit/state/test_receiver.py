@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,11 +16,15 @@ from pccl.base.errors import StepFailed
 from pccl.state import messages as m
 from pccl.state import receiver
 from pccl.state.election import Target
-from pccl.state.receiver import Opened, Receiver
+from pccl.state.opening import Opened
+from pccl.state.receiver import Receiver
 from pccl.state.shared import SharedState
 from pccl.state.stream import StreamLost
 
 LEAF_BYTES = 1 << 20
+
+
+LONG_S = 8.0
 
 
 class Dying:
@@ -51,17 +57,27 @@ class Dying:
         pass
 
 
-def fetch(mine: SharedState, theirs: SharedState, leaf_count: int, mp: pytest.MonkeyPatch) -> None:
-    def no_second_stream(*_: Any, **__: Any) -> Opened:
-        raise StreamLost("full")
+def no_second_stream(*_: Any, **__: Any) -> Opened:
+    raise StreamLost("full")
 
-    mp.setattr(receiver, "open_source", no_second_stream)
+
+def fetch(
+    mine: SharedState,
+    theirs: SharedState,
+    leaf_count: int,
+    mp: pytest.MonkeyPatch,
+    second: Callable[..., Opened] = no_second_stream,
+) -> None:
+    mp.setattr(receiver, "open_source", second)
     digests, root = theirs.survey()
     said = m.Described(3, 1, "xxh3-128", root, 10, len(digests))
     member = cast(Any, SimpleNamespace(peer_id=b"d" * 16))
     stream = cast(Any, Dying(theirs, leaf_count))
     opened = [Opened(member, stream, said, digests, time.monotonic())]
-    Receiver(mine, Target(3, 1, root), [member], cast(Any, None), opened=opened).run(Deadline(20))
+    made = Receiver(
+        mine, Target(3, 1, root), [member], cast(Any, None), opened=opened, drain_s=LONG_S
+    )
+    made.run(Deadline(20))
 
 
 def test_a_state_knows_that_a_fetch_has_left_parts_in_it_until_one_is_complete(
@@ -80,3 +96,29 @@ def test_a_state_knows_that_a_fetch_has_left_parts_in_it_until_one_is_complete(
     assert mine.torn
     fetch(mine, theirs, 1, monkeypatch)
     assert not mine.torn and mine.root() == theirs.root()
+
+
+def test_for_what_a_source_owes_that_has_died_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = SharedState({"x": np.zeros(2 * LEAF_BYTES, np.uint8)})
+    theirs = SharedState({"x": np.ones(2 * LEAF_BYTES, np.uint8)})
+    began_s = time.monotonic()
+    with pytest.raises(StepFailed, match="went away"):
+        fetch(mine, theirs, 1, monkeypatch)
+    assert time.monotonic() - began_s < LONG_S / 2
+
+
+def test_a_stream_that_is_still_dialled_when_all_is_here_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = SharedState({"x": np.zeros(2 * LEAF_BYTES, np.uint8)})
+    theirs = SharedState({"x": np.ones(2 * LEAF_BYTES, np.uint8)})
+    over = threading.Event()
+
+    def by_a_relay_that_has_stopped(*_: Any, **__: Any) -> Opened:
+        over.wait(LONG_S)
+        raise StreamLost("no answer")
+
+    began_s = time.monotonic()
+    fetch(mine, theirs, 2, monkeypatch, by_a_relay_that_has_stopped)
+    assert time.monotonic() - began_s < LONG_S / 2 and mine.root() == theirs.root()
+    over.set()

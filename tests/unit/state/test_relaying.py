@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from pccl.base.clock import Deadline
 from pccl.membership.messages import MemberInfo
 from pccl.state.relaying import RELAY_S, reach
 from pccl.state.stream import Identity, Stream, StreamLost
@@ -88,6 +89,12 @@ def leads_nowhere(stream: Stream) -> None:
     stream.close()
 
 
+def leads_to_nonsense(stream: Stream) -> None:
+    stream.send(nf.encode(nf.Welcome()))
+    stream.receive()
+    stream.send(b"\xc1 is no frame of ours")
+
+
 def is_mute(_: Stream) -> None:
     pass
 
@@ -110,6 +117,40 @@ def test_a_relay_that_says_nothing_costs_its_own_time_and_no_more() -> None:
         assert stream.receive() == b"the member"
         stream.close()
         assert dialled == [0, 1]
+
+
+def test_a_relay_that_said_nothing_is_asked_last_from_then_on() -> None:
+    with relays(is_mute, leads_there, leads_there) as (identity, dialled):
+        reach(HIDDEN, identity, STALL_S).close()
+        began_s = time.monotonic()
+        reach(HIDDEN, identity, STALL_S).close()
+        assert time.monotonic() - began_s < RELAY_S / 2
+        assert dialled == [0, 1, 1]
+
+
+def test_however_many_relays_lead_nowhere_one_that_works_is_come_to() -> None:
+    with relays(*[refuses] * 4, leads_there) as (identity, dialled):
+        with pytest.raises(StreamLost):
+            reach(HIDDEN, identity, STALL_S)
+        reach(HIDDEN, identity, STALL_S).close()
+        assert dialled == [0, 1, 2, 3, 4]
+        reach(HIDDEN, identity, STALL_S).close()
+        assert dialled[-1] == 4, "and it is remembered"
+
+
+def test_nothing_is_waited_for_beyond_the_deadline() -> None:
+    with relays(is_mute, is_mute, leads_there) as (identity, dialled):
+        began_s = time.monotonic()
+        with pytest.raises(StreamLost, match="too slow for the time there was"):
+            reach(HIDDEN, identity, STALL_S, Deadline(0.5))
+        assert 0.4 < time.monotonic() - began_s < 1.5
+        assert dialled == [0]
+
+
+def test_a_relay_that_answers_nonsense_for_the_member_costs_its_tries_alone() -> None:
+    with relays(leads_to_nonsense, leads_there) as (identity, dialled):
+        reach(HIDDEN, identity, STALL_S).close()
+        assert dialled == [0, 0, 1]
 
 
 def test_a_way_that_ends_before_it_leads_there_is_tried_once_more() -> None:
