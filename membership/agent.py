@@ -190,14 +190,8 @@ class MemberAgent:
                 self.seat.engine.fail("internal", f"the member agent failed: {failure}")
         with self._changed:
             self._loop = self._task = None
-            self._publish(
-                Standing(
-                    admitted=self.standing.admitted,
-                    world=self.standing.world,
-                    ended=None if machine is None else machine.ended,
-                    failure=failure,
-                )
-            )
+            ended = None if machine is None else machine.ended
+            self._publish(Standing(self.standing.admitted, self.standing.world, ended, failure))
         self._notices.end()
 
     def _publish(self, standing: Standing) -> None:

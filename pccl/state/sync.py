@@ -345,12 +345,7 @@ class Sync:
         return transfer, failure
 
     def _receive(
-        self,
-        table: _Table,
-        agreement: Agreement,
-        right: Record,
-        root: bytes,
-        deadline: Deadline,
+        self, table: _Table, agreement: Agreement, right: Record, root: bytes, deadline: Deadline
     ) -> tuple[Transfer, PcclError | None]:
         me, failures = table.peers.index(self._session.peer_id), self._tried[1]
         known = {member.peer_id: member for member in self._session.agent.standing.met}
@@ -360,9 +355,8 @@ class Sync:
         target = Target(right.revision, right.lineage, root)
         left_s = deadline.remaining_s() / (FAILURES_MAX - failures)
         stall_s, ours = stall_after(failures, left_s), self._digests
-        receiver = Receiver(
-            self._state, target, members, self._identity, stall_s=stall_s, ours=ours
-        )
+        own = self._identity
+        receiver = Receiver(self._state, target, members, own, stall_s=stall_s, ours=ours)
         try:
             return receiver.run(deadline), None
         except (StepFailed, DeadlineExceeded) as error:
