@@ -164,11 +164,11 @@ def parse_ca(key_text: bytes, certificate_text: bytes) -> tuple[Ed25519PrivateKe
     from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
     from cryptography.x509 import load_pem_x509_certificate
 
-    unusable: tuple[type[Exception], ...] = (*unreadable(), InternalError)
+    refusals: tuple[type[BaseException], ...] = (*unreadable(), InternalError)
     try:
         key = load_pem_private_key(key_text, password=None)
         certificate = load_pem_x509_certificate(certificate_text).public_bytes(Encoding.DER)
-    except unusable as error:
+    except refusals as error:
         told = str(error).partition(".")[0]  # the last of them talks of libraries, at length
         raise RemoteError(told) from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -1,4 +1,4 @@
-// native/fuzz/fuzz_dialler.cpp — whoever answers a dial, directly or through a relay, says anything.
+// native/fuzz/fuzz_dialler.cpp — whoever answers a dial, also through a relay, says anything.
 //
 // Whatever that is: a lane is adopted only where WELCOME came first, and of as many as were asked
 // for; a peer's secret is told to the peer, and a relay hears only its own before it has said that

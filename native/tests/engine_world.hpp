@@ -82,6 +82,18 @@ class World {
     for (std::thread& thread : threads) thread.join();
   }
 
+  /// No lane ended but those that an end gave up for silence, as on a machine that is too busy to
+  /// run the other one; each has two ends.
+  [[nodiscard]] bool lanes_ended_by_silence_alone() const {
+    std::uint64_t lost = 0;
+    std::uint64_t silent = 0;
+    for (const auto& engine : engines) {
+      lost += engine->stats().executor.lanes_lost;
+      silent += engine->stats().executor.lanes_silent;
+    }
+    return lost <= 2 * silent;
+  }
+
   std::vector<std::unique_ptr<Engine>> engines;
   std::vector<MemberEntry> members;
 };

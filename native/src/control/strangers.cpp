@@ -301,7 +301,8 @@ void Strangers::carry(std::span<const std::byte> body, const Asker& asker, Frame
   }
   if (!carries_for(asker)) {
     answer = refused(frames::Refusal::unreachable, "the relay does not know you");
-  } else if (!order->answers && !context_.host.endpoint_of(order->peer, order->incarnation, target)) {
+  } else if (!order->answers &&
+             !context_.host.endpoint_of(order->peer, order->incarnation, target)) {
     answer = refused(frames::Refusal::unreachable, "the relay does not know that peer");
   } else if (!relay_.has_room(from)) {
     answer = refused(frames::Refusal::limit, "the relay has too many tunnels");
