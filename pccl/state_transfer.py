@@ -144,11 +144,7 @@ def bring(
         if survey.newcomers + survey.halves == 0:
             return False
         if not survey.synced and not survey.elected & (KEY_OF_BULK | KEY_OF_WHOLE):
-            comm.close()
-            raise CorruptResult(
-                "all who held the state died while it was fetched, which has left parts of it here "
-                "and nothing whole anywhere; this process has left the run: begin with a new state"
-            )
+            raise _only_parts(comm)
         if survey.synced and mine is not Held.ALL:
             late()
         source = mine is Held.ALL if survey.synced else own == survey.elected
@@ -178,6 +174,14 @@ def bring(
         if came is _Came.ALL:
             return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
+
+
+def _only_parts(comm: Communicator) -> CorruptResult:
+    comm.close()
+    return CorruptResult(
+        "all who held the state died while it was fetched, which has left parts of it here and "
+        "nothing whole anywhere; this process has left the run: begin with a new state"
+    )
 
 
 def _too_slow(
