@@ -10,6 +10,7 @@ changed nothing.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,9 +77,13 @@ def check_root(root: Any, name: str = "root") -> int | bytes:
                 f"{name} must be a rank or a peer id of 16 bytes, not {short_id(root)}"
             )
         return bytes(root)
-    if isinstance(root, bool) or not hasattr(root, "__index__") or int(root.__index__()) < 0:
+    try:
+        rank = -1 if isinstance(root, bool) else operator.index(root)
+    except TypeError:  # also of an array, which has an index only if it is one integer
+        rank = -1
+    if rank < 0:
         raise UsageError(f"{name} must be a rank (0, 1, ...) or a peer id, not {root!r}")
-    return int(root.__index__())
+    return rank
 
 
 def check_counts(counts: Any, name: str) -> tuple[int, ...]:

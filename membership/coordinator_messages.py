@@ -180,7 +180,6 @@ class World:
     epoch: int
     waits: str = ""  # why the receiver is not let in, if it is not for members to come to its entry
     min_world: int = 0  # of the run, as far as it has been decided
-    apart: bool = False  # no view has begun, and the receiver's group waits at different entries
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)

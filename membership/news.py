@@ -36,13 +36,11 @@ class News:
 
     def tell_why(self, peer: Peer, now_s: float) -> None:
         """Tells a newcomer at an entry why it is not let in, when that has changed."""
-        why = apart = ""
+        why = ""
         if not self._core.is_member(peer.incarnation):
-            apart = self._apart(peer, now_s)
-            why = self._flushing.why_wait(now_s) or peer.misfit() or apart
-        why = why[:TEXT_CHARACTERS_MAX]
-        if (why, bool(apart)) != (peer.told_why, peer.told_apart):
-            peer.told_why, peer.told_apart = why, bool(apart)
+            why = self._flushing.why_wait(now_s) or peer.misfit() or self._apart(peer, now_s)
+        if why[:TEXT_CHARACTERS_MAX] != peer.told_why:
+            peer.told_why = why[:TEXT_CHARACTERS_MAX]
             self._tell(peer)
 
     def _apart(self, peer: Peer, now_s: float) -> str:
@@ -51,24 +49,18 @@ class News:
         if core.current() is not None:
             return ""
         since_s = now_s - FRESH_BEATS * core.config.profile.heartbeat_s
-        waiting = [
-            p
-            for p in core.learners()
-            if p.present() and p.entry is not None and p.entry_seen_s > since_s
-        ]
-        here = sum(p.entry == peer.entry for p in waiting)
-        elsewhere = [p for p in waiting if p.entry != peer.entry and p.group == peer.group]
-        least = core.effective_min_world()
-        if here >= least or not elsewhere:
+        waiting = [p for p in core.learners() if p.present() and p.entry_seen_s > since_s]
+        others = (p for p in waiting if p.entry not in (None, peer.entry) and p.group == peer.group)
+        other, least = next(others, None), core.effective_min_world()
+        if other is None or sum(p.entry == peer.entry for p in waiting) >= least:
             return ""
-        other = elsewhere[0]
         return (
             f"waits at '{peer.entry}', and peer {name(other)} at '{other.entry}'; the first view "
             f"takes {least} at the same entry"
         )
 
     def _tell(self, peer: Peer) -> None:
-        self._core.send(peer, replace(self._told, waits=peer.told_why, apart=peer.told_apart))
+        self._core.send(peer, replace(self._told, waits=peer.told_why))
 
     def _now(self) -> World:
         view = self._core.current()

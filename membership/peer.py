@@ -58,7 +58,6 @@ class Peer:
     carried_by: str = ""  # what UCX moves its lanes' bytes by; no UCX: empty
     told_world: bool = False  # since its native connection has been there
     told_why: str = ""  # it is not let in
-    told_apart: bool = False  # that it waits elsewhere than others before a first view
     gone: str | None = None  # dead, evicted: why; it cannot come back
     leaving_s: float | None = None  # since when it is on its way out, by the next flush
     drain_cut_s: float | None = None  # it asked to be planned out; until then there is time for it

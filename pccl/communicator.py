@@ -224,7 +224,7 @@ class Communicator(Collectives, SparseCollectives, Messaging):
                 array, op, weight, out, deterministic, algorithm, codec, nonfinite
             )
             session.check_free(work.source, work.target)
-        ticket = session.begin(str(work.descriptor), limit_s, alike=True)
+        ticket = session.begin(str(work.descriptor), limit_s)
         try:
             post_all_reduce(ticket, work, 0, last=True)
             if async_op:
@@ -244,7 +244,7 @@ class Communicator(Collectives, SparseCollectives, Messaging):
         with session.told_if_refused(make.func.__name__):
             limit_s = self._timeout(timeout_s)
             request = make()
-        ticket = session.begin(request.name, limit_s, alike=True)
+        ticket = session.begin(request.name, limit_s)
         try:
             try:
                 placed = request.place(ticket.seat)

@@ -10,19 +10,16 @@ nothing of this session runs, and no memory of the caller is touched.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from pccl.apart import Apart
 from pccl.base import forks
-from pccl.base.clock import Deadline, system_clock
+from pccl.base.clock import Deadline
 from pccl.base.config import LAN
 from pccl.base.errors import (
     Closed,
     DeadlineExceeded,
-    DescriptorMismatch,
     Excluded,
     Forked,
     Left,
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
 
 WAIT_QUIET_S = 5.0  # then a newcomer's log says what it waits for
 REFUSED_S = 10.0  # at the gate, for a call that was refused: what a flush takes, and more
-APART_LOOK_S = 0.5  # between looks at whether newcomers' first calls differ
 OPEN_STEPS_MAX = 16  # the engine holds 64; more in flight than this only costs memory
 TRANSFERS_LOOKED_AT = 64  # so many open ones before those that have ended are looked for
 NAME_CHARACTERS_MAX = 256  # what the coordinator accepts as an entry's name
@@ -141,26 +137,22 @@ class Session:
         A newcomer has nobody to tell."""
         try:
             yield
-        except (UsageError, ValueError, MemoryError):
+        except Exception:
             with contextlib.suppress(PcclError):
                 if self.engine.view().rank >= 0:
                     self.begin(op, self.step_timeout_s, REFUSED_S).seal()
             raise
 
-    def begin(
-        self, name: str, timeout_s: float, gate_s: float | None = None, *, alike: bool = False
-    ) -> Ticket:
+    def begin(self, name: str, timeout_s: float, gate_s: float | None = None) -> Ticket:
         """Passes the gate of an entry; returns the step.
 
         Args:
             gate_s: for the gate alone; None as long as for the step.
-            alike: all peers come with the same name, which says what they call.
 
         Raises:
             DeadlineExceeded: no view let this peer in within `timeout_s`; nothing has begun.
             Left: this peer has left, as it had asked to; its earlier steps are decided.
             Excluded, WorldTooSmall: as the run's policies say; nothing has begun.
-            DescriptorMismatch: newcomers came with different names; nothing has begun.
             UsageError: the name is empty or too long.
         """
         self.check()
@@ -173,7 +165,7 @@ class Session:
                     self.keeper.before_entry(name, deadline.remaining_s())
                 try:
                     own_s = timeout_s if gate_s is None else gate_s
-                    ticket = self._begin(name, timeout_s, own_s, alike)
+                    ticket = self._begin(name, timeout_s, own_s)
                 except Excluded:
                     self.was_excluded()
                     raise
@@ -185,7 +177,7 @@ class Session:
             self.leave_after(error)
             raise
 
-    def _begin(self, name: str, timeout_s: float, gate_s: float, alike: bool) -> Ticket:
+    def _begin(self, name: str, timeout_s: float, gate_s: float) -> Ticket:
         deadline = Deadline(gate_s)
         waited = not self._begin_lock.acquire(blocking=False)
         if waited and not self._begin_lock.acquire(timeout=gate_s):
@@ -195,7 +187,7 @@ class Session:
                 self.check()
             if self._open:
                 self._make_room(deadline)
-            begun = self._pass_gate(name, deadline, alike)
+            begun = self._pass_gate(name, deadline)
             self._next_step = begun.step + 1
             own = deadline if gate_s == timeout_s else Deadline(timeout_s)
             ticket = Ticket(self, name, begun, timeout_s, own)
@@ -211,25 +203,17 @@ class Session:
         finally:
             self._begin_lock.release()
 
-    def _pass_gate(self, name: str, deadline: Deadline, alike: bool) -> BegunStep:
-        """A newcomer that waits for long is told once, in the log, what for; and one that others of
-        its group wait for with another call, that they differ, as they are."""
-        apart = Apart() if alike and self.engine.view().rank < 0 else None
-        quiet, told = Deadline(min(WAIT_QUIET_S, deadline.remaining_s())), False
-        while True:
-            most_s = APART_LOOK_S if apart else math.inf if told else quiet.remaining_s()
-            try:
-                return self.engine.begin_step(name, min(deadline.remaining_s(), most_s))
-            except DeadlineExceeded:
-                if deadline.passed() or most_s == math.inf:
-                    raise
-            now, world = self.agent.standing, self.agent.standing.world
-            if apart and world and (text := apart.look(world.apart, now.waits, system_clock())):
-                raise DescriptorMismatch(text)
-            if not told and (quiet.passed() or not apart):
-                told = True
-                if waits := self._waits():
-                    _log.warning("step %r has not begun for %g s: %s", name, WAIT_QUIET_S, waits)
+    def _pass_gate(self, name: str, deadline: Deadline) -> BegunStep:
+        """A newcomer that waits for long is told once, in the log, what for."""
+        quiet_s = min(WAIT_QUIET_S, deadline.remaining_s())
+        try:
+            return self.engine.begin_step(name, quiet_s)
+        except DeadlineExceeded:
+            if deadline.remaining_s() <= 0:
+                raise
+        if waits := self._waits():
+            _log.warning("step %r has not begun for %g s: %s", name, quiet_s, waits)
+        return self.engine.begin_step(name, deadline.remaining_s())
 
     def _waits(self) -> str:
         """Says what this peer waits for, if it is a newcomer."""

@@ -56,14 +56,17 @@ class SparseCollectives(ABC):
         """
         from pccl.sparse import exchange  # numpy is loaded when it is needed
 
+        comm = cast("Communicator", self)
+        with comm.session.told_if_refused("sparse_all_reduce"):
+            limit_s = self._timeout(timeout_s)
         return exchange.all_reduce(
-            cast("Communicator", self),
+            comm,
             tensors,
             top_k=top_k,
             value_bits=value_bits,
             weight=weight,
             nonfinite=nonfinite,
-            timeout_s=self._timeout(timeout_s),
+            timeout_s=limit_s,
         )
 
     def sparse_all_gather(
@@ -82,12 +85,15 @@ class SparseCollectives(ABC):
         """
         from pccl.sparse import exchange
 
+        comm = cast("Communicator", self)
+        with comm.session.told_if_refused("sparse_all_gather"):
+            limit_s = self._timeout(timeout_s)
         return exchange.all_gather(
-            cast("Communicator", self),
+            comm,
             tensors,
             top_k=top_k,
             value_bits=value_bits,
             weight=weight,
             nonfinite=nonfinite,
-            timeout_s=self._timeout(timeout_s),
+            timeout_s=limit_s,
         )

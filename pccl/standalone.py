@@ -30,7 +30,7 @@ class Collectives(ABC):
     Raises UsageError if an argument is not as described: nothing was changed, and members that have
     posted something get DescriptorMismatch at once.  Raises StepFailed, among them
     DescriptorMismatch and ViewChanged, and DeadlineExceeded if that is the decision on every
-    member: inputs are as before.  Newcomers whose first calls differ get DescriptorMismatch, too.
+    member: inputs are as before.
     """
 
     @abstractmethod

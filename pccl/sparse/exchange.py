@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pccl.arguments import check_number
 from pccl.base.clock import Deadline
 from pccl.base.errors import (
     CorruptResult,
@@ -32,9 +33,10 @@ from pccl.base.errors import (
 from pccl.collectives.buffers import describe
 from pccl.collectives.dtypes import Dtype
 from pccl.collectives.nonfinite import NonFinite, count_not_finite, parse_policy
+from pccl.collectives.ops import ReduceOp, check_weight
 from pccl.communicator import Communicator
 from pccl.outcome import Outcome, Peer
-from pccl.sparse.blocks import Floats
+from pccl.sparse.blocks import BLOCK_MAX, Floats
 from pccl.sparse.code import Sparse, SparseCode, divided
 from pccl.sparse.packing import Bytes
 from pccl.step import Step
@@ -234,8 +236,9 @@ def _contribution(
 ) -> _Contribution:
     if hasattr(tensors, "shape"):  # its rows would be taken for tensors
         raise UsageError("tensors is a list of tensors; for a single one pass [tensor]")
-    if not (math.isfinite(weight) and weight >= 0):
-        raise UsageError(f"weight must be finite and not negative, not {weight!r}")
+    weight = check_weight(weight, ReduceOp.AVG)
+    top_k = check_number("top_k", top_k, 1, BLOCK_MAX)
+    value_bits = check_number("value_bits", value_bits, 1)
     flats, shapes, found = [], [], 0
     for number, tensor in enumerate(tensors):
         buffer = describe(tensor, name=f"tensor {number}")

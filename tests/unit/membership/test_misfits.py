@@ -215,12 +215,12 @@ def test_newcomers_at_different_entries_before_a_first_view_are_told_of_each_oth
     a.say(AtEntry("sum", 0))
     for peer, here, other, there in ((a, "sum", b, "max"), (b, "max", a, "sum")):
         told = peer.got(World)
-        assert told.apart and f"waits at '{here}', and peer {other.peer_id.hex()[:8]}" in told.waits
+        assert f"waits at '{here}', and peer {other.peer_id.hex()[:8]}" in told.waits
         assert f"at '{there}'" in told.waits and "takes 2 at the same entry" in told.waits
     a.say(AtEntry("sum", 0))
     assert a.last(World) is None, "once"
     a.say(AtEntry("max", 0))
-    assert a.last(World) is None or a.got(World).apart is False
+    assert a.last(World) is None or "waits at" not in a.got(World).waits
     assert len(b.got(ViewPlan).members) == 2, "and they meet where both are"
 
 
@@ -230,7 +230,7 @@ def test_who_waits_elsewhere_counts_only_while_it_does_so() -> None:
     b.say(AtEntry("max", 0))
     hub.pass_time(1.0, beating=[a, b])  # it is at no entry any more, but on its way to another
     a.say(AtEntry("sum", 0))
-    assert a.last(World) is None or not a.got(World).apart
+    assert a.last(World) is None or "waits at" not in a.got(World).waits
 
 
 def test_who_is_of_another_group_or_not_needed_for_a_view_differs_from_nobody() -> None:
@@ -238,9 +238,9 @@ def test_who_is_of_another_group_or_not_needed_for_a_view_differs_from_nobody() 
     a, b = hub.learner(group=0), hub.learner(group=1)
     a.say(AtEntry("sum", 0))
     b.say(AtEntry("max", 0))
-    assert b.last(World) is None or not b.got(World).apart
+    assert b.last(World) is None or "waits at" not in b.got(World).waits
     hub = Hub(min_world=1)
     a, b = hub.learner(), hub.learner()
     a.say(AtEntry("sum", 0))
     b.say(AtEntry("max", 0))
-    assert b.last(World) is None or not b.got(World).apart
+    assert b.last(World) is None or "waits at" not in b.got(World).waits
