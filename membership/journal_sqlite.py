@@ -19,6 +19,7 @@ A settling that finds the file held or the disk full has lost nothing, and is No
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import zlib
@@ -79,6 +80,9 @@ class SqliteJournal:
         self._broken: str | None = None
         self._settled = 0
         self._refuse_what_looks_new()
+        with contextlib.suppress(OSError):  # it is there, or SQLite says what is wrong
+            # What opens lanes is in it; its log takes over who may read it.
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             # The shell moves calls between threads but never makes two at once.
             self._db = sqlite3.connect(

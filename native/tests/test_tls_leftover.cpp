@@ -21,12 +21,12 @@ namespace {
 class Leftover {
  public:
   Leftover(World& world, std::size_t to, std::size_t from,
-           const std::shared_ptr<const TlsContext>& tls)
+           const std::shared_ptr<const TlsContext>& tls, Incarnation incarnation = 0)
       : conduit_(dialled(world.engines[to]->port(), tls)) {
     frames::Hello hello;
     hello.purpose = Purpose::data_lane;
     hello.peer = world.members[from].member.peer;
-    hello.incarnation = from + 1;
+    hello.incarnation = incarnation == 0 ? from + 1 : incarnation;
     hello.secret = world.members[to].endpoint.secret;
     hello.series = 1000;  // newer than all that it had
     std::vector<std::byte> bytes;
@@ -169,4 +169,32 @@ TEST(who_is_put_out_has_no_lane_no_byte_and_no_say_in_the_next_view) {
   CHECK(world.engines[2]->stats().executor.frames_received == heard);
   CHECK(world.engines[1]->stats().executor.lanes_lost == 0);
   world.engines[2]->fail("closed", "the test is over");
+}
+
+TEST(who_is_put_out_gets_the_room_of_two_however_many_incarnations_it_makes_up) {
+  const rig_tls::Authority authority;
+  std::vector<std::shared_ptr<const TlsContext>> contexts;
+  for (int i = 0; i < 3; ++i) contexts.push_back(authority.context());
+  World world(3, 1, 9, false, [&](std::size_t rank) { return contexts[rank]; });
+  world.install(1, world.everybody());
+  sums(world, world.everybody(), 2);
+  const std::vector<std::size_t> left = {0, 1};
+  Report report;
+  for (const std::size_t rank : left) fenced(*world.engines[rank], 2, report);
+  world.install(2, left, {}, 2);
+  const std::size_t before = world.engines[0]->stats().lanes;
+  std::vector<std::unique_ptr<Leftover>> crowd;
+  for (Incarnation made_up = 1000; made_up < 1040; ++made_up) {
+    crowd.push_back(std::make_unique<Leftover>(world, 0, 2, contexts[2], made_up));
+  }
+  CHECK(crowd.back()->welcomed);
+  CHECK(world.engines[0]->stats().lanes <= before + 2);
+  sums(world, left, 4);
+  // Without another view, too, they end: nobody needs them.
+  for (int i = 0; i < 25 && world.engines[0]->stats().lanes > before - 1; ++i) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    sums(world, left, 2);
+  }
+  CHECK(world.engines[0]->stats().lanes == before - 1);  // the lane between the two
+  CHECK(world.engines[1]->stats().executor.lanes_lost == 0);
 }

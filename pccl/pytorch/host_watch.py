@@ -37,6 +37,7 @@ from pccl.transport.join_ticket import JoinTicket
 LOOK_S: Final = (2.5, 3.5)  # an operation that is in flight at two looks takes long
 ANSWER_S: Final = 3.0
 SILENCE_S: Final = 9.0
+LAST_WORDS_S: Final = 1.0  # for what rank 0 has sent before its end to be taken in
 AGAIN_S: Final = (0.1, 0.6)  # so that hundreds of ranks do not crowd its port all the time
 JOIN_S: Final = ANSWER_S + 2.0
 _log = get_logger("pytorch")
@@ -106,9 +107,18 @@ class HostWatch:
             if standing.ended is not None or standing.failure is not None:
                 return False
             if not standing.attached and self._run.host_is_in() and self._nobody_listens():
-                self._lose("has ended", "nobody listens at the coordinator's port any more")
-                return False
+                return self._host_has_ended()
             self._over.wait(min(random.uniform(*AGAIN_S), deadline.remaining_s()))
+        return False
+
+    def _host_has_ended(self) -> bool:
+        """Rank 0 may have ended well, and what is in flight here have come whole already."""
+        last_words = Deadline(LAST_WORDS_S)
+        while self._session.in_flight() and not last_words.passed():
+            if self._over.wait(0.05):
+                return False
+        if self._run.host_is_in():
+            self._lose("has ended", "nobody listens at the coordinator's port any more")
         return False
 
     def _is_detached(self, standing: Standing) -> bool:

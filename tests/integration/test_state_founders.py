@@ -19,7 +19,7 @@ import pytest
 
 import pccl
 from pccl.membership.service import CoordinatorThread
-from pccl.state import receiver
+from pccl.state import opening
 from pccl.state.kept import Pin
 from pccl.state.layout import Leaf
 from pccl.state.stream import Identity, StreamLost
@@ -184,7 +184,7 @@ def test_who_alone_cannot_be_given_what_most_hold_leaves_and_the_others_go_on(
         cut_off.add(identity.peer_id)
         raise StreamLost("cannot be reached: there is a wall")
 
-    monkeypatch.setattr(receiver, "reach", reach_unless_cut_off)
+    monkeypatch.setattr(opening, "reach", reach_unless_cut_off)
     founders = found(address, seeds={0: 5, 1: 5})
     odd, others = founders[2], founders[:2]
     assert isinstance(odd.error, pccl.StepFailed) and odd.closed and "a wall" in str(odd.error)

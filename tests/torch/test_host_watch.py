@@ -153,7 +153,7 @@ def test_one_whose_connection_ends_and_whose_port_refuses_is_given_up_at_once() 
             time.sleep(1.5)
             assert not lost, "somebody listens: it may be about to answer"
             port.close()
-            eventually(lambda: bool(lost), 2)
+            eventually(lambda: bool(lost), 5)
             assert len(lost) == 1 and "has ended: nobody listens" in lost[0]
 
 

@@ -227,7 +227,15 @@ class Executor final : public FrameSink, private LettersHost {
   void dial_all(const std::vector<MemberEntry>& members, double now_s);
   void dial_planned(double now_s);
   void mark_needed(double now_s);
+  using Links = std::map<std::pair<PeerId, Incarnation>, std::unique_ptr<Link>>;
+
+  /// Of no member and nobody in the plan: nobody needs it.
+  [[nodiscard]] bool is_strange(const Link& link) const;
   void drop_strangers(double now_s);
+  /// Before a link to another incarnation of a peer: whoever has its certificate and has been put
+  /// out may make up as many as it likes, and gets the room of a few.
+  void make_room_for(PeerId peer, double now_s);
+  Links::iterator drop(Links::iterator link);
   [[nodiscard]] bool dials(const Link& link) const noexcept;
   void dial(Link& link, double now_s);
   void dial_relay(Link& link, double now_s);
@@ -264,7 +272,7 @@ class Executor final : public FrameSink, private LettersHost {
   ExecutorCounters counters_;
   std::optional<OutcomeMachine> machine_;
   Letters letters_;
-  std::map<std::pair<PeerId, Incarnation>, std::unique_ptr<Link>> links_;
+  Links links_;
   std::unordered_map<std::uint32_t, Link*> lane_links_;
   std::uint32_t next_lane_ = 1;
   std::map<StepId, StepRecord> steps_;
@@ -278,6 +286,7 @@ class Executor final : public FrameSink, private LettersHost {
   Epoch preparing_ = 0;  // the same, until all of them have been up at once; 0: none
   std::vector<Link*> prepared_;
   double next_tick_s_ = 0;
+  double next_strangers_s_ = 0;
   std::pair<PeerId, Incarnation> pumped_last_;  // so that each link comes first in its turn
   bool abandoned_ = false;  // callers have their memory back: nothing may touch it again
 };

@@ -12,6 +12,7 @@ namespace pccl {
 namespace {
 
 constexpr double tick_s = 0.1;
+constexpr double strangers_s = 1.0;  // between looks for links that nobody needs
 constexpr double company_s = 1.0;   // how often peer control connections are looked after
 // Without an acknowledgement that long, and 20 round trips, a lane is given up.
 constexpr double lane_patience_s = 1.5;
@@ -183,7 +184,10 @@ void Executor::silent(PeerId peer, Incarnation incarnation, double now_s) {
 
 void Executor::adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit,
                      double now_s) {
-  if (links_.size() >= links_max && !links_.contains({hello.peer, hello.incarnation})) return;
+  if (!links_.contains({hello.peer, hello.incarnation})) {
+    if (machine_) make_room_for(hello.peer, now_s);
+    if (links_.size() >= links_max) return;
+  }
   Link& link = link_to(hello.peer, hello.incarnation, now_s);
   if (link.lanes.size() >= lanes_per_link_max) return;
   link.undialled = false;
@@ -318,6 +322,12 @@ void Executor::tick(double now_s) {
     link.needed_s = now_s;
     keep_company(link, now_s);
     dial(link, now_s);
+  }
+  // To itself a member has no link.
+  if (links_.size() >= machine_->view().members.size() + prepared_.size() &&
+      now_s >= next_strangers_s_) {
+    next_strangers_s_ = now_s + strangers_s;
+    drop_strangers(now_s);
   }
 }
 

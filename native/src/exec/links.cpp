@@ -11,6 +11,8 @@ namespace {
 
 // A newcomer's lanes may arrive before the view that names it; one that no view names goes.
 constexpr double stranger_age_s = 15.0;
+// A peer that comes back has a new incarnation, and its lanes may be quicker than the plan.
+constexpr std::size_t strange_incarnations_max = 2;
 
 }  // namespace
 
@@ -174,41 +176,58 @@ void Executor::mark_needed(double now_s) {
   }
 }
 
-void Executor::drop_strangers(double now_s) {
+bool Executor::is_strange(const Link& link) const {
   const auto& members = machine_->view().members;
+  const bool member = std::any_of(members.begin(), members.end(), [&](const Member& m) {
+    return m.peer == link.peer && m.incarnation == link.incarnation;
+  });
+  // Until the next plan: a newcomer is in no view yet while its activation is pending.
+  return !member && std::find(prepared_.begin(), prepared_.end(), &link) == prepared_.end();
+}
+
+void Executor::drop_strangers(double now_s) {
   mark_needed(now_s);
   for (auto it = links_.begin(); it != links_.end();) {
     Link& link = *it->second;
-    const bool member = std::any_of(members.begin(), members.end(), [&](const Member& m) {
-      return m.peer == link.peer && m.incarnation == link.incarnation;
-    });
-    // Until the next plan: a newcomer is in no view yet while its activation is pending.
-    const bool planned = std::find(prepared_.begin(), prepared_.end(), &link) != prepared_.end();
-    if (member || planned) link.needed_s = now_s;
-    if (now_s - link.needed_s < stranger_age_s) {
-      ++it;
-      continue;
-    }
-    for (const auto& lane : link.lanes) {
-      host_.unwatch(*lane);
-      lane_links_.erase(lane->id());
-    }
-    for (auto& [key, early] : early_) {
-      std::erase_if(early.frames, [&](const EarlyFrame& frame) { return frame.link == &link; });
-      std::erase_if(early.opens, [&](const auto& open) { return open.first == &link; });
-    }
-    for (auto& [key, seals] : seals_) {
-      std::erase_if(seals, [&](const EarlySeal& seal) { return seal.link == &link; });
-    }
-    for (auto& [id, step] : steps_) {
-      std::replace(step.peers.begin(), step.peers.end(), &link, static_cast<Link*>(nullptr));
-      std::erase(step.everyone, &link);
-    }
-    std::erase(prepared_, &link);
-    letters_.forget(*link.mail);
-    host_.forget(link.peer, link.incarnation);
-    it = links_.erase(it);
+    if (!is_strange(link)) link.needed_s = now_s;
+    it = now_s - link.needed_s < stranger_age_s ? std::next(it) : drop(it);
   }
+}
+
+void Executor::make_room_for(PeerId peer, double now_s) {
+  mark_needed(now_s);
+  auto eldest = links_.end();
+  std::size_t strange = 0;
+  for (auto it = links_.lower_bound({peer, 0}); it != links_.end() && it->first.first == peer;
+       ++it) {
+    if (!is_strange(*it->second) || it->second->needed_s >= now_s) continue;
+    ++strange;
+    if (eldest == links_.end() || it->second->needed_s < eldest->second->needed_s) eldest = it;
+  }
+  if (strange >= strange_incarnations_max) drop(eldest);
+}
+
+Executor::Links::iterator Executor::drop(Links::iterator it) {
+  Link& link = *it->second;
+  for (const auto& lane : link.lanes) {
+    host_.unwatch(*lane);
+    lane_links_.erase(lane->id());
+  }
+  for (auto& [key, early] : early_) {
+    std::erase_if(early.frames, [&](const EarlyFrame& frame) { return frame.link == &link; });
+    std::erase_if(early.opens, [&](const auto& open) { return open.first == &link; });
+  }
+  for (auto& [key, seals] : seals_) {
+    std::erase_if(seals, [&](const EarlySeal& seal) { return seal.link == &link; });
+  }
+  for (auto& [id, step] : steps_) {
+    std::replace(step.peers.begin(), step.peers.end(), &link, static_cast<Link*>(nullptr));
+    std::erase(step.everyone, &link);
+  }
+  std::erase(prepared_, &link);
+  letters_.forget(*link.mail);
+  host_.forget(link.peer, link.incarnation);
+  return links_.erase(it);
 }
 
 Epoch Executor::lacks(PeerId peer, Incarnation incarnation) noexcept {

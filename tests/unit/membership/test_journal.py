@@ -349,3 +349,12 @@ def test_a_taken_over_journal_refuses_the_older_generation(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="failed before"):
         journal.save(RECORD)
     journal.close()
+
+
+def test_nobody_else_can_read_a_new_journal(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.journal")
+    try:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        journal.close()
+    assert "run.journal" in modes and set(modes.values()) == {0o600}, modes
