@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pccl.outcome import Outcome, Peer
     from pccl.state.checkpoint import Checkpoints
     from pccl.state.shared import SharedState
-    from pccl.state.sync import SyncResult
+    from pccl.state.told import SyncResult
     from pccl.state_transfer import sync_state
     from pccl.step import Step
     from pccl.transfer import Transfer

@@ -24,7 +24,7 @@ from pccl.standalone import Collectives, end_empty
 from pccl.state.agreement import Strategy
 from pccl.state.keeper import StateKeeper, keeper_of
 from pccl.state.shared import SharedState
-from pccl.state.sync import SyncResult
+from pccl.state.told import SyncResult
 from pccl.step import Step, check_all_reduce, post_all_reduce
 from pccl.transfer import Transfer
 from pccl.view import View

@@ -42,6 +42,7 @@ from pccl.base.errors import (
 from pccl.base.log import get_logger
 from pccl.collectives.buffers import Buffer, describe_pair
 from pccl.communicator import Communicator
+from pccl.state.catching_up import HOLD_PART
 
 ENTRY = "pccl.sync"
 ROUNDS_MAX = 16  # every further round means that all sources died within one step
@@ -123,8 +124,9 @@ def bring(
         held: called when the first step has begun, so once this peer is in.
         digest: of the bulk, 64 bits; called where some hold no more than the bulk.
         late: called where this peer is in, and holds less than members that are in already.
-        hold_s: how long these wait for a newcomer in a data step; then it steps back, whatever its
-            program is at, and they go on.
+        hold_s: how long these wait for this peer, if it is a newcomer, in a data step, of whose
+            time-out it is HOLD_PART at most; then it steps back, whatever its program is at, and
+            they go on.  What they say themselves counts only when they come so.
 
     Returns:
         True: this process's bulk was written.
@@ -138,6 +140,9 @@ def bring(
     names = sorted(arrays)
     buffers = {name: describe_pair(arrays[name], None)[0] for name in names}
     layout = _layout_hash(names, list(buffers.values()))
+    if hold_s is not None:
+        step_s = comm.session.step_timeout_s if timeout_s is None else timeout_s
+        hold_s = min(hold_s, HOLD_PART * step_s)
     key = int.from_bytes(bytes(comm.peer_id)[:8], "little") & (KEY_OF_WHOLE - 1) | 1
     for _ in range(ROUNDS_MAX):
         survey, mine, own = _survey(comm, layout, key, held, timeout_s)

@@ -86,8 +86,9 @@ class OuterOptimizer(ABC):
             nonfinite: raise (on all members), drop_contributor (and count it) or allow.
             hold: called at each entry; while it says True on all members, they stay for newcomers.
             timeout_s: of each step; None takes the communicator's.
-            join_timeout_s: how long members wait for one joiner to receive parameters and momentum,
-                at most; then they go on, and it fetches on or has left with CannotCatchUp.
+            join_timeout_s: how long members wait for this peer, whenever it is a joiner, to receive
+                parameters and momentum: half of the step's time-out at most.  Then they go on, and
+                it fetches on or has left with CannotCatchUp.  For others their own setting counts.
 
         Raises:
             UsageError: an argument is not as described, or this model is not the members'.

@@ -43,7 +43,7 @@ class SharedParameters:
         counters: int64, of which OUTER_STEPS counts reductions; borrowed.
         change: `change(section, *results)` applies the results of a reduction to them, as NumPy
             arrays or tensors; it writes nothing before it can raise no more.
-        join_timeout_s: how long members wait for one newcomer, at most.
+        join_timeout_s: how long members wait for this peer, as a newcomer, at most.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ Ties go to the higher revision, then to the lowest rank; so in a world of two th
 agreement, where neither is the minority.
 
 Where what was elected does not come, somebody is left out, and the others go on: those who hold it,
-if nobody at all has got it and they are fewer; else those who have not got it (`at_fault`).
+if nobody at all has got it, they are fewer, and what the others go on from is no older and, in a
+run that has begun, this run's; else those who have not got it (`at_fault`).
 
 Invariant: the answer depends on what was committed alone.
 """
@@ -23,14 +24,14 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.state.layout import ENCODED_BYTES_MAX
 
-_RECORD: Final = struct.Struct("<B???16s32sQQQ")
+_RECORD: Final = struct.Struct("<B????16s32sQQQ")
 RECORD_BYTES: Final = _RECORD.size
 
 
@@ -64,6 +65,7 @@ class Record:
     lineage: int
     layout_bytes: int
     torn: bool = False  # holds parts of a revision only
+    passed_over: bool = False  # it was elected in this sync, and nobody has got it
 
     def pack(self) -> bytes:
         return _RECORD.pack(
@@ -71,6 +73,7 @@ class Record:
             self.synced,
             self.looked,
             self.torn,
+            self.passed_over,
             self.layout,
             self.root,
             self.revision,
@@ -81,12 +84,14 @@ class Record:
     @classmethod
     def unpack(cls, data: bytes) -> Record:
         """Raises RemoteError for a record that no member of this version can have made."""
-        strategy, synced, looked, torn, layout, root, revision, lineage, size = _RECORD.unpack(data)
+        strategy, synced, looked, torn, passed_over, *rest = _RECORD.unpack(data)
+        layout, root, revision, lineage, size = rest
         if strategy not in list(Strategy) or size > ENCODED_BYTES_MAX:
             raise RemoteError(
                 f"a member's record has strategy {strategy}, a layout of {size} bytes"
             )
-        return cls(Strategy(strategy), synced, looked, layout, root, revision, lineage, size, torn)
+        held = layout, root, revision, lineage, size
+        return cls(Strategy(strategy), synced, looked, *held, torn, passed_over)
 
     @property
     def content(self) -> tuple[bytes, bytes, int, int]:
@@ -142,15 +147,19 @@ def agree(table: Sequence[Record]) -> Agreement:
 
 
 def at_fault(
-    table: Sequence[Record], agreement: Agreement, failed: Sequence[int]
+    table: Sequence[Record],
+    agreement: Agreement,
+    failed: Sequence[int],
+    torn: Sequence[int] = (),
 ) -> tuple[int, ...]:
     """Returns whom the others go on without, where `failed` have tried often enough and not got the
-    state.
+    state; of these, `torn` will hold parts, and the memory of the others is whole or is put back.
 
     Those who hold it (`Agreement.sources`), if all have failed and are more than they are, or as
-    many where the run begins and nobody is known to be right: so a founder that nobody can reach
-    stops nobody.  They have no voice from then on.  Else `failed`, who cannot be helped.  Nobody,
-    if those who hold it have said that they are right, or nobody else has a voice.
+    many where the run begins and nobody is known to be right, and if nothing is lost with them: so
+    a founder that nobody can reach stops nobody.  They have no voice from then on.  Else `failed`,
+    who cannot be helped.  Nobody, if those who hold it have said that they are right, or if it is
+    not this run's and nobody else may give, or nothing as new.
     """
     others = [rank for rank in agreement.receivers if rank not in agreement.other_layout]
     begins = not any(record.synced for record in table)
@@ -158,7 +167,43 @@ def at_fault(
         return tuple(failed)
     if any(table[rank].strategy is Strategy.SEND_ONLY for rank in agreement.sources):
         return ()
-    return agreement.sources if any(table[r].strategy is Strategy.POPULAR for r in others) else ()
+    if _nothing_is_lost(table, agreement, failed, torn):
+        return agreement.sources
+    return tuple(failed) if table[agreement.chosen].synced else ()
+
+
+def _nothing_is_lost(
+    table: Sequence[Record], agreement: Agreement, failed: Sequence[int], torn: Sequence[int]
+) -> bool:
+    """Says whether those who are left without the sources elect a whole state that is no older, and
+    that of a member if the run has begun: strangers bring nothing of it."""
+    left = [
+        replace(record, torn=rank in torn)
+        if rank in failed
+        else replace(record, strategy=Strategy.RECEIVE_ONLY)
+        if rank in agreement.sources
+        else record
+        for rank, record in enumerate(table)
+        if rank not in agreement.other_layout
+    ]
+    try:
+        after = left[agree(left).chosen]
+    except UsageError:  # nobody else may give
+        return False
+    newest = after.revision >= table[agreement.chosen].revision
+    ours = after.synced or not any(record.synced for record in table)
+    return newest and not after.torn and ours
+
+
+def withheld(table: Sequence[Record], agreement: Agreement) -> tuple[int, ...]:
+    """Returns who was passed over and holds more than now counts, since whoever held as much is
+    gone: it must not be written over."""
+    right = table[agreement.chosen]
+    return tuple(
+        rank
+        for rank, record in enumerate(table)
+        if record.passed_over and not record.torn and record.revision > right.revision
+    )
 
 
 def _givers(table: Sequence[Record], ranks: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -28,6 +28,7 @@ HASHINGS: Final = 4.0  # and so many passes over the memory: members make one in
 MARGIN: Final = 2.0  # the rest has to fit into hold_s so many times
 GATE_S: Final = 0.5  # from the last replay to the entry, until one was tried
 HOLD_S_MAX: Final = 60.0  # members wait no longer for one newcomer, however much a step brings
+HOLD_PART: Final = 0.5  # of a step's own time, which would else be over for all
 SAY_EVERY: Final = 8  # rounds
 
 

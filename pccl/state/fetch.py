@@ -38,6 +38,12 @@ def stall_after(failures: int, left_s: float) -> float:
     return min(STALL_S * STALL_GROWS**failures, max(STALL_S / 4, left_s / 2))
 
 
+def pause_before(failures: int, since_s: float, left_s: float) -> float:
+    """Returns how long to wait before the next fetch of the same, `since_s` after the last began: a
+    source that refuses at once gets as much time in all as one that is silent."""
+    return max(0.0, stall_after(failures - 1, left_s) - since_s) if failures else 0.0
+
+
 @dataclass(slots=True)
 class Transfer:
     """What a fetch has cost, and who failed in it.

@@ -25,7 +25,7 @@ from pccl.base.clock import Deadline
 from pccl.base.errors import CannotCatchUp, DeadlineExceeded, RemoteError, StepFailed
 from pccl.base.log import get_logger
 from pccl.state.asking import DESCRIBE_S, Inquiry, claims_of, close_all
-from pccl.state.catching_up import CatchingUp, words_of
+from pccl.state.catching_up import HOLD_PART, CatchingUp, words_of
 from pccl.state.election import Target, at_a_step, beside_the_run, confirmed
 from pccl.state.holding import Hold
 from pccl.state.opening import Opened
@@ -42,7 +42,6 @@ ASK_AGAIN_S = 0.2
 DRAIN_S = 5.0  # for what a source still sends, whose stream brings the updates to come
 REST_S_MAX = 5.0  # between two rounds, of which the donors are spared the second half
 FOLLOW_S = 5.0  # of replaying at a time; then it is looked at whether that leads anywhere
-HOLD_PART = 0.5  # of a step's own time, which would else be over for all
 _log = get_logger("state")
 
 

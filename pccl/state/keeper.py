@@ -23,7 +23,8 @@ from pccl.state.donor import Donor
 from pccl.state.holding import STEP_BACK_S, STEP_BACKS
 from pccl.state.joining import Joining
 from pccl.state.shared import SharedState
-from pccl.state.sync import Sync, SyncResult
+from pccl.state.sync import Sync
+from pccl.state.told import SyncResult
 
 if TYPE_CHECKING:
     from pccl.session import Session

@@ -13,14 +13,14 @@ Who is elected and gives nothing in FAILURES_MAX rounds has no voice any more in
 next ones are asked; who cannot be given what others have got leaves.
 
 Invariants: when `sync` returns, this process holds the agreed state, and so does every member; a
-newer state than the one that is agreed on is not written over, its holder leaves with it.
+newer state than what would count in its place is not passed over.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
@@ -35,17 +35,26 @@ from pccl.base.errors import (
 )
 from pccl.base.log import get_logger
 from pccl.outcome import Peer
-from pccl.state.agreement import RECORD_BYTES, Agreement, Record, Strategy, agree, at_fault
+from pccl.state.agreement import (
+    RECORD_BYTES,
+    Agreement,
+    Record,
+    Strategy,
+    agree,
+    at_fault,
+    withheld,
+)
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.donor import Donor
 from pccl.state.election import Target
-from pccl.state.fetch import Transfer, stall_after
+from pccl.state.fetch import Transfer, pause_before, stall_after
 from pccl.state.layout import Layout
 from pccl.state.opening import difference
 from pccl.state.receiver import Receiver
 from pccl.state.restore import Restored, Restoring
 from pccl.state.shared import SharedState
 from pccl.state.stream import identity_of
+from pccl.state.told import SyncResult, Table, Told, heard, words
 from pccl.step import Step
 from pccl.transport.digests import xxh3
 
@@ -54,58 +63,9 @@ if TYPE_CHECKING:
 
 ENTRY = "pccl.state"
 ROUNDS_MAX = 16  # each further one means that the members changed, or that all givers were lost
+LOOK_S: Final = 0.25  # for the end of the session, while nothing is asked
 FAILURES_MAX = 3  # of one content, with givers that stay; then somebody is left out
 _log = get_logger("state")
-
-
-@dataclass(frozen=True, slots=True)
-class SyncResult:
-    """What a sync has found and done; alike on all members but for
-    `byte_count`, `tensors` and `lost`.
-
-    Attributes:
-        revision: of the agreed state.
-        root: of its hash tree.
-        sources: the members that held it.
-        received: the members that did not, and were brought to it.
-        repaired: of these, members whose copy had changed though it was thought to be alike.
-        struck: sources that sent wrong bytes to somebody, and were not asked any more.
-        byte_count: bytes of contents that came here.
-        tensors: the names of what was changed here.
-        lost: sources that went silent or away while this peer fetched, and how.
-        passed_over: members whose state was elected first, and could not be had.
-        restored: what was found on the disks, if nobody held the run's state.
-    """
-
-    revision: int
-    root: bytes
-    sources: tuple[Peer, ...]
-    received: tuple[Peer, ...]
-    repaired: tuple[Peer, ...]
-    struck: tuple[Peer, ...] = ()
-    byte_count: int = 0
-    tensors: tuple[str, ...] = ()
-    lost: tuple[tuple[Peer, str], ...] = ()
-    restored: Restored | None = None
-    passed_over: tuple[Peer, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """The committed answers of one survey."""
-
-    rows: tuple[Record, ...]
-    peers: tuple[Peer, ...]
-    history: int  # a number for a history that begins here
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """The committed answers of all to how a round went."""
-
-    failed: tuple[int, ...]  # ranks that have not got the state
-    struck: tuple[Peer, ...]
-    all_there: bool  # nobody of the table is gone
 
 
 class Sync:
@@ -123,7 +83,8 @@ class Sync:
         self._looked = False  # for checkpoints
         self._digests = self._root = b""  # of this peer's memory, as surveyed
         self._tried: tuple[object, int] = (None, 0)  # what was elected, and how often in vain
-        self._passed_over: list[Peer] = []
+        self._began_s = 0.0  # the last fetch
+        self._passed_over = False  # this peer
         self._put_back: Callable[[], None] | None = None  # a founder's memory as it was
         self._session = session
         self._state = state
@@ -136,8 +97,8 @@ class Sync:
         Raises:
             UsageError: layouts differ (this process has left the run, the text names the first
                 difference), nobody may give, or those who only send differ.
-            StepFailed: the state could not be brought here, or a newer one not from here: this
-                process has left the run.  Or nobody is left who could give one: on all, who stay.
+            StepFailed: the state could not be brought here: this process has left the run.  Or
+                nobody is left who could give one as new: on all, who stay.
             CorruptResult: all that could give hold parts of a revision; this process has left.
             DeadlineExceeded: it was not done in time.
         """
@@ -162,6 +123,8 @@ class Sync:
                     continue
                 if table.rows[agreement.chosen].torn:
                     self._give_up_torn()
+                if kept := withheld(table.rows, agreement):
+                    self._give_up_withheld(table, kept)
                 if not agreement.receivers:
                     return self._agreed(table, agreement, Transfer(), ())
                 transfer, failure = self._transfer(table, agreement, deadline)
@@ -170,21 +133,18 @@ class Sync:
                 continue
             if not told.failed:
                 return self._agreed(table, agreement, transfer, told.struck)
-            if told.all_there:  # else whoever is gone may have been the trouble
-                self._tried = self._tried[0], self._tried[1] + 1
-            if self._tried[1] >= FAILURES_MAX:
-                self._leave_out(table, agreement, told.failed, failure)
+            self._tried = self._tried[0], told.tried
+            if told.tried >= FAILURES_MAX:
+                self._leave_out(table, agreement, told, failure)
         raise StepFailed(f"the members changed in {ROUNDS_MAX} rounds, one after another")
 
     # ---- what is agreed
 
-    def _survey(self, strategy: Strategy, deadline: Deadline, gate_s: float | None) -> _Table:
+    def _survey(self, strategy: Strategy, deadline: Deadline, gate_s: float | None) -> Table:
         state = self._state
         self._digests, self._root = state.survey()
-        if self._session.peer_id in self._passed_over:
-            strategy = Strategy.RECEIVE_ONLY
         record = Record(
-            strategy=strategy,
+            strategy=Strategy.RECEIVE_ONLY if self._passed_over else strategy,
             synced=state.synced,
             looked=self._looked,
             layout=state.kind,
@@ -193,6 +153,7 @@ class Sync:
             lineage=state.lineage,
             layout_bytes=len(state.layout.encoded),
             torn=state.torn,
+            passed_over=self._passed_over,
         )
         if state.torn:
             _log.warning("the state of this process is in parts: it counts only if all others are")
@@ -202,9 +163,9 @@ class Sync:
         rows = tuple(Record.unpack(bytes(row)) for row in work.result.reshape(-1, RECORD_BYTES))
         peers = step.outcome.contributors
         seed = b"".join(peers) + step.number.to_bytes(8, "little") + rows[0].root
-        return _Table(rows, peers, int.from_bytes(xxh3(seed)[:8], "little") | 1)
+        return Table(rows, peers, int.from_bytes(xxh3(seed)[:8], "little") | 1)
 
-    def _show_layout(self, table: _Table, agreement: Agreement, deadline: Deadline) -> None:
+    def _show_layout(self, table: Table, agreement: Agreement, deadline: Deadline) -> None:
         """Tells those whose layout is another one what the first difference is; they leave."""
         right = table.rows[agreement.chosen]
         shown = np.zeros(right.layout_bytes, np.uint8)
@@ -220,7 +181,7 @@ class Sync:
             raise UsageError(f"{text}; this process has left the run")
 
     def _agreed(
-        self, table: _Table, agreement: Agreement, transfer: Transfer, struck: tuple[Peer, ...]
+        self, table: Table, agreement: Agreement, transfer: Transfer, struck: tuple[Peer, ...]
     ) -> SyncResult:
         right, peers = table.rows[agreement.chosen], table.peers
         self._state.adopt(right.revision, right.lineage if right.synced else table.history)
@@ -237,7 +198,7 @@ class Sync:
             tensors=transfer.tensors,
             lost=tuple(transfer.lost.items()),
             restored=self._restored,
-            passed_over=tuple(self._passed_over),
+            passed_over=table.passed_over,
         )
         if result.repaired:
             _log.warning(
@@ -273,9 +234,9 @@ class Sync:
 
     def _leave_out(
         self,
-        table: _Table,
+        table: Table,
         agreement: Agreement,
-        failed: tuple[int, ...],
+        told: Told,
         failure: PcclError | None,
     ) -> None:
         """Goes on without those whose fault it is that what was elected has not come, alike on all.
@@ -284,16 +245,16 @@ class Sync:
             StepFailed: it is this peer's, which has left; or nobody can go on, and all stay.
         """
         why = "on another member" if failure is None else str(failure)
-        out = at_fault(table.rows, agreement, failed)
+        out = at_fault(table.rows, agreement, told.failed, told.torn)
+        if out in ((), agreement.sources) and failure is not None and self._put_back is not None:
+            self._put_back()  # what parts have come are of no use any more
         if not out:
             raise StepFailed(f"the state could not be brought to all: {why}") from failure
         peers = [table.peers[rank] for rank in out]
         names = ", ".join(map(str, peers))
         revision = table.rows[agreement.chosen].revision
         if out == agreement.sources:
-            self._passed_over += peers
-            if self._put_back is not None:  # what parts have come are of no use any more
-                self._put_back()
+            self._passed_over |= self._session.peer_id in peers
             _log.warning(
                 "nobody has got revision %d from peer %s, which says that it holds it: what others "
                 "hold counts instead (%s)",
@@ -309,13 +270,13 @@ class Sync:
             )
         self._tried = None, 0
 
-    def _leave_if_newer(self, right: Record) -> None:
-        """Who holds the last copy of more than was agreed on does not have it written over."""
-        if self._session.peer_id in self._passed_over and self._state.revision > right.revision:
-            self._leave(
-                f"nobody could fetch revision {self._state.revision} from this process, and the "
-                f"others go on from revision {right.revision}: its memory is as it was"
-            )
+    def _give_up_withheld(self, table: Table, kept: tuple[int, ...]) -> NoReturn:
+        newest = max(table.rows[rank].revision for rank in kept)
+        names = ", ".join(str(table.peers[rank]) for rank in kept)
+        raise StepFailed(
+            f"nobody could fetch revision {newest} from peer {names}, and nobody else is left who "
+            "holds as much"
+        )
 
     def _leave(self, text: str) -> NoReturn:
         text += "; this process has left the run"
@@ -325,7 +286,7 @@ class Sync:
     # ---- what is moved
 
     def _transfer(
-        self, table: _Table, agreement: Agreement, deadline: Deadline
+        self, table: Table, agreement: Agreement, deadline: Deadline
     ) -> tuple[Transfer, PcclError | None]:
         right = table.rows[agreement.chosen]
         if self._tried[0] != right.content:
@@ -333,8 +294,7 @@ class Sync:
         me = table.peers.index(self._session.peer_id)
         if me not in agreement.receivers:
             return Transfer(), None
-        self._leave_if_newer(right)
-        if not right.synced and self._put_back is None:
+        if not right.synced and self._put_back is None and not self._state.torn:
             self._put_back = self._state.copied()
         root = right.root[: self._state.hashing.digest_bytes]
         transfer, failure = self._receive(table, agreement, right, root, deadline)
@@ -345,50 +305,56 @@ class Sync:
         return transfer, failure
 
     def _receive(
-        self, table: _Table, agreement: Agreement, right: Record, root: bytes, deadline: Deadline
+        self, table: Table, agreement: Agreement, right: Record, root: bytes, deadline: Deadline
     ) -> tuple[Transfer, PcclError | None]:
         me, failures = table.peers.index(self._session.peer_id), self._tried[1]
         known = {member.peer_id: member for member in self._session.agent.standing.met}
         count = len(agreement.sources)
         order = [agreement.sources[(me + i) % count] for i in range(count)]  # not all to the first
         members = [known[p] for p in (bytes(table.peers[r]) for r in order) if p in known]
-        target = Target(right.revision, right.lineage, root)
-        left_s = deadline.remaining_s() / (FAILURES_MAX - failures)
-        stall_s, ours = stall_after(failures, left_s), self._digests
-        own = self._identity
-        receiver = Receiver(self._state, target, members, own, stall_s=stall_s, ours=ours)
+        target, own = Target(right.revision, right.lineage, root), self._identity
+        transfer = Transfer()
         try:
+            self._pause(failures, deadline)
+            stall_s = stall_after(failures, deadline.remaining_s() / (FAILURES_MAX - failures))
+            ours, self._began_s = self._digests, time.monotonic()
+            receiver = Receiver(self._state, target, members, own, stall_s=stall_s, ours=ours)
+            transfer = receiver.transfer
             return receiver.run(deadline), None
         except (StepFailed, DeadlineExceeded) as error:
-            return receiver.transfer, error
+            return transfer, error
         except BaseException as error:  # the others wait for this peer's word
             self._session.leave_after(error)
             raise
 
+    def _pause(self, failures: int, deadline: Deadline) -> None:
+        """Who failed at once does not ask at once again; the others wait for its word meanwhile."""
+        left_s = deadline.remaining_s() / (FAILURES_MAX - failures)
+        until = Deadline(pause_before(failures, time.monotonic() - self._began_s, left_s))
+        while not until.passed():
+            self._session.check()
+            time.sleep(min(LOOK_S, max(0.0, until.remaining_s())))
+
     def _done(
         self,
-        table: _Table,
+        table: Table,
         agreement: Agreement,
         transfer: Transfer,
         failure: PcclError | None,
         deadline: Deadline,
-    ) -> _Told:
+    ) -> Told:
         """Says how it went, and hears it of all."""
-        counts = np.zeros((2, len(table.peers)), np.uint64)
-        for rank, peer in enumerate(table.peers):
-            counts[0, rank] = failure is not None and peer == self._session.peer_id
-            counts[1, rank] = peer in transfer.struck
-        with self._step(f"{ENTRY}.done", deadline) as step:
-            step.all_reduce(counts, op="sum")
-        there = step.outcome.contributors
-        return _Told(
-            failed=tuple(rank for rank in range(len(table.peers)) if counts[0, rank]),
-            struck=tuple(peer for rank, peer in enumerate(table.peers) if counts[1, rank]),
-            all_there=all(
-                peer in there or rank in agreement.other_layout
-                for rank, peer in enumerate(table.peers)
-            ),
+        said = words(
+            table,
+            self._session.peer_id,
+            failed=failure is not None,
+            torn=failure is not None and self._state.torn and self._put_back is None,
+            struck=transfer.struck,
+            tried=self._tried[1],
         )
+        with self._step(f"{ENTRY}.done", deadline) as step:
+            step.all_reduce(said, op="sum")
+        return heard(table, agreement, said, step.outcome.contributors)
 
     def _step(self, name: str, deadline: Deadline, gate_s: float | None = None) -> Step:
         left_s = deadline.remaining_s()

@@ -1,4 +1,5 @@
-"""A first sync whose elected founder gives nothing: it is left out, and the others go on.
+"""A sync in which who was elected gives nothing: it is left out where nothing is lost with it, and
+the others go on; else what it holds stays, and who has not got it does not.
 
 Invariant of every story: what members hold in the end is one founder's content, bit for bit, and
 never parts of two.
@@ -38,6 +39,18 @@ class Refuses(pccl.SharedState):
 
     def pin(self, *, precious: bool = False) -> Pin:
         raise pccl.UsageError("this founder gives nothing")
+
+
+class RefusesAtFirst(pccl.SharedState):
+    """Does not give yet."""
+
+    until_s = 0.0
+
+    def pin(self, *, precious: bool = False) -> Pin:
+        self.until_s = self.until_s or time.monotonic() + 2.0
+        if time.monotonic() < self.until_s:
+            raise pccl.UsageError("this founder gives nothing yet")
+        return super().pin(precious=precious)
 
 
 class Silent(pccl.SharedState):
@@ -155,15 +168,106 @@ def test_of_two_that_give_nothing_both_are_passed_over(address: str) -> None:
     assert all(one.holds(2) and one.total == 3 for one in founders)
 
 
-def test_who_holds_a_newer_state_and_gives_nothing_leaves_with_it_as_it_is(address: str) -> None:
-    founders = found(address, {2: Refuses}, revisions={2: 7})
-    odd, others = founders[2], founders[:2]
-    assert isinstance(odd.error, pccl.StepFailed) and odd.closed and odd.holds(2)
-    assert "nobody could fetch revision 7" in str(odd.error)
-    for one in others:
-        assert one.error is None and one.holds(0) and one.total == 2
-        assert one.result is not None and one.result.revision == 0
-        assert one.result.passed_over == (odd.peer,)
+@pytest.mark.parametrize("kind", [Refuses, Damaged])
+def test_a_newer_state_than_all_others_hold_is_not_passed_over_and_all_keep_what_they_had(
+    address: str, kind: type[pccl.SharedState]
+) -> None:
+    founders = found(address, {2: kind}, revisions={2: 7})
+    assert [type(one.error) for one in founders] == [pccl.StepFailed] * 3
+    assert all("could not be brought to all" in str(one.error) for one in founders)
+    assert all(one.holds(one.rank) and not one.closed for one in founders)
+
+
+def test_three_tries_take_time_so_who_refuses_for_two_seconds_is_not_passed_over(
+    address: str,
+) -> None:
+    founders = found(address, {0: RefusesAtFirst})
+    assert [one.error for one in founders] == [None] * 3
+    for one in founders:
+        assert one.result is not None and one.result.passed_over == ()
+        assert one.holds(0) and one.total == 3 and one.took_s > 2.0
+
+
+def synced(comm: pccl.Communicator, state: pccl.SharedState) -> pccl.SyncResult | pccl.PcclError:
+    result: pccl.SyncResult | pccl.PcclError
+    try:
+        result = comm.sync(state, timeout_s=30.0)
+    except pccl.PcclError as error:
+        result = error
+    return result
+
+
+def test_what_a_run_has_learnt_stays_though_more_newcomers_cannot_fetch_it(address: str) -> None:
+    def enters() -> pccl.Communicator:
+        return pccl.connect(address, min_world=1, timeout_s=WAIT_S)
+
+    class RefusesSoon(pccl.SharedState):
+        refuses = False
+
+        def pin(self, *, precious: bool = False) -> Pin:
+            if self.refuses:
+                raise pccl.UsageError("this member gives nothing")
+            return super().pin(precious=precious)
+
+    with ThreadPoolExecutor(3) as pool, enters() as veteran, enters() as second, enters() as third:
+        model = np.full(SIZE, 7, np.int32)
+        state = RefusesSoon({"model": model})
+        veteran.sync(state)
+        with veteran.step("train") as step:
+            step.all_reduce(np.ones(4))
+        with state.update(step):
+            model += 1
+        state.refuses = True
+        fresh = [pccl.SharedState({"model": np.zeros(SIZE, np.int32)}) for _ in range(2)]
+        strangers = [
+            pool.submit(synced, comm, one) for comm, one in zip((second, third), fresh, strict=True)
+        ]
+        time.sleep(1.5)  # both wait at the entry
+        kept = synced(veteran, state)
+        ends = [one.result(WAIT_S) for one in strangers]
+        assert isinstance(kept, pccl.SyncResult) and kept.passed_over == ()
+        assert kept.revision == state.revision == 1 and (model == 8).all()
+        assert not veteran.closed
+        assert all(isinstance(end, pccl.StepFailed) and "left the run" in str(end) for end in ends)
+
+
+def test_who_comes_between_two_tries_counts_and_decides_as_the_others(address: str) -> None:
+    """Two hold the same and give nothing; of the two that want it, one comes after a try."""
+    refused = threading.Event()
+
+    class RefusesAloud(Refuses):
+        def pin(self, *, precious: bool = False) -> Pin:
+            refused.set()
+            return super().pin(precious=precious)
+
+    def enter(kind: type[pccl.SharedState], seed: int, late: bool) -> tuple[Any, bytes, pccl.Peer]:
+        if late:
+            assert refused.wait(WAIT_S)
+        with pccl.connect(address, min_world=2, timeout_s=WAIT_S) as comm:
+            if not late:
+                comm.wait_for(3)
+                comm.barrier()
+            model = content(seed)
+            result = synced(comm, kind({"model": model}))
+            if isinstance(result, pccl.SyncResult):
+                comm.barrier()
+            end = result, model.tobytes(), comm.peer_id
+        return end
+
+    kinds = (RefusesAloud, RefusesAloud, pccl.SharedState, pccl.SharedState)
+    with ThreadPoolExecutor(4) as pool:
+        ends = [
+            one.result(WAIT_S)
+            for one in [
+                pool.submit(enter, kind, (5, 5, 1, 2)[i], i == 3) for i, kind in enumerate(kinds)
+            ]
+        ]
+    assert all(isinstance(result, pccl.SyncResult) for result, _, _ in ends), ends
+    over = {peer for _, _, peer in ends[:2]}
+    assert [set(result.passed_over) for result, _, _ in ends] == [over] * 4
+    assert len({result.sources for result, _, _ in ends}) == 1
+    held = {model for _, model, _ in ends}
+    assert len(held) == 1 and held <= {content(1).tobytes(), content(2).tobytes()}
 
 
 def test_where_the_only_one_that_may_give_gives_nothing_it_is_an_error_on_all(

@@ -135,7 +135,14 @@ def test_if_there_are_only_parts_it_is_an_error_that_says_so() -> None:
     assert one.closed
 
 
-def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_they_said() -> None:
+@pytest.mark.parametrize(
+    ("hold_s", "timeout_s", "held_s"),
+    [(0.3, None, 0.3), (5.0, 1.6, 0.8)],
+    ids=["as it said", "half of the step's time"],
+)
+def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_it_said(
+    hold_s: float, timeout_s: float | None, held_s: float
+) -> None:
     run = FakeRun()
     peers = [sit(run, name) for name in (b"one", b"two", b"new")]
     arrays = [state(5.0), state(5.0), state(-1.0)]
@@ -144,7 +151,7 @@ def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_the
 
     def is_slow_at_the_data_step(step: int, *what: Any) -> None:
         if step == 1:
-            time.sleep(2.0)
+            time.sleep(3.0)
         post(step, *what)
 
     def is_left_out(step: int) -> None:
@@ -162,7 +169,9 @@ def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_the
     def enter(i: int) -> bool:
         began_s, held = time.monotonic(), Held.ALL if i < 2 else Held.NOTHING
         try:
-            return bring(peers[i][0], {}, arrays[i], lambda: held, hold_s=0.3)
+            return bring(
+                peers[i][0], {}, arrays[i], lambda: held, hold_s=hold_s, timeout_s=timeout_s
+            )
         finally:
             took_s[i] = time.monotonic() - began_s
 
@@ -170,7 +179,7 @@ def test_members_wait_for_what_a_newcomer_is_sent_in_one_step_no_longer_than_the
     assert results[:2] == [False, False] and max(took_s[:2]) < 1.5
     assert isinstance(results[2], pccl.CannotCatchUp) and peers[2][0].closed
     byte_count = sum(array.nbytes for array in arrays[2].values())
-    assert results[2].needed_bytes_per_s == pytest.approx(byte_count / 0.3)
+    assert results[2].needed_bytes_per_s == pytest.approx(byte_count / held_s)
     assert bits(arrays[2]) == bits(state(-1.0)), "nothing of it was written"
     assert not peers[0][0].closed and not peers[1][0].closed
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pccl.base.errors import RemoteError, UsageError
-from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree, at_fault
+from pccl.state.agreement import RECORD_BYTES, Record, Strategy, agree, at_fault, withheld
 
 PLAIN = Record(Strategy.POPULAR, True, False, b"l" * 16, b"r" * 32, 5, 1, 100)
 OTHER = replace(PLAIN, root=b"x" * 32)
@@ -24,6 +24,7 @@ RECORDS = st.builds(
     st.integers(0, 3),
     st.integers(0, 1),
     st.integers(0, 9),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -129,7 +130,7 @@ def fault(table: list[Record], *failed: int) -> tuple[int, ...]:
 
 
 def test_a_founder_that_nobody_can_fetch_from_is_left_out_and_not_those_who_tried() -> None:
-    assert fault([founder(7), founder(0, b"x")], 1) == (0,), "of two, who does not give"
+    assert fault([founder(7), founder(7, b"x")], 1) == (0,), "of two, who does not give"
     assert fault([founder(0), founder(0, b"x"), founder(0, b"y")], 1, 2) == (0,)
 
 
@@ -142,6 +143,43 @@ def test_among_members_of_a_run_more_must_fail_than_hold_it_before_they_count_no
     assert fault([PLAIN, OTHER], 1) == (1,)
     third = replace(PLAIN, root=b"y" * 32)
     assert fault([PLAIN, OTHER, third], 1, 2) == (0,)
+
+
+def test_of_founders_none_is_passed_over_who_holds_a_newer_state_than_all_others() -> None:
+    assert fault([founder(7), founder(0, b"x")], 1) == ()
+    assert fault([founder(7), founder(6, b"x"), founder(0, b"y")], 1, 2) == ()
+    assert fault([founder(7), founder(7, b"x"), founder(0, b"y")], 1, 2) == (0,)
+
+
+def test_what_a_run_has_learnt_is_not_given_up_for_strangers_that_cannot_fetch_it() -> None:
+    strangers = [founder(0, b"x"), founder(0, b"x")]
+    assert fault([PLAIN, *strangers], 1, 2) == (1, 2)
+    assert fault([PLAIN, *(replace(one, revision=9) for one in strangers)], 1, 2) == (1, 2)
+    assert fault([PLAIN, OTHER, *strangers], 1, 2, 3) == (0,), "another member has as much"
+    behind = replace(OTHER, revision=4)
+    assert fault([PLAIN, behind, *strangers], 1, 2, 3) == (1, 2, 3), "this one has not"
+    listener = replace(OTHER, strategy=Strategy.RECEIVE_ONLY)
+    assert fault([PLAIN, listener, strangers[0]], 1, 2) == (1, 2)
+    assert fault([founder(0), listener], 1) == (1,) and fault([*strangers, listener], 2) == (2,)
+    assert fault([founder(0), listener, listener], 1, 2) == (), "a member does not leave for those"
+
+
+def test_whose_memory_holds_parts_since_is_nobodys_hope() -> None:
+    table = [PLAIN, OTHER, replace(PLAIN, root=b"y" * 32)]
+    found = agree(table)
+    assert at_fault(table, found, (1, 2), torn=(1,)) == (0,), "one is whole"
+    assert at_fault(table, found, (1, 2), torn=(1, 2)) == (1, 2)
+    parts = [founder(0), founder(0, b"x", torn=True), founder(0, b"y", torn=True)]
+    assert fault(parts, 1, 2) == (0,), "they are put back"
+
+
+def test_who_was_passed_over_is_not_written_over_with_less() -> None:
+    over = replace(PLAIN, strategy=Strategy.RECEIVE_ONLY, passed_over=True)
+    for revision, newer in ((4, (0,)), (5, ()), (6, ())):
+        table = [over, replace(OTHER, revision=revision)]
+        assert withheld(table, agree(table)) == newer
+    table = [replace(over, torn=True), replace(OTHER, revision=4)]
+    assert withheld(table, agree(table)) == (), "parts are worth nothing"
 
 
 def test_nobody_is_left_out_where_nobody_else_may_give() -> None:
@@ -162,7 +200,19 @@ def test_whoever_is_left_out_somebody_stays(table: list[Record], data: st.DataOb
     if not others:
         return
     failed = data.draw(st.lists(st.sampled_from(others), min_size=1, unique=True))
-    out = at_fault(table, found, failed)
+    torn = data.draw(st.lists(st.sampled_from(failed), unique=True))
+    out = at_fault(table, found, failed, torn)
+    if out == found.sources:
+        left = [
+            replace(record, strategy=Strategy.RECEIVE_ONLY)
+            if rank in out
+            else replace(record, torn=rank in torn)
+            for rank, record in enumerate(table)
+            if rank not in found.other_layout
+        ]
+        after = left[agree(left).chosen]
+        assert after.revision >= table[found.chosen].revision and not after.torn
+        assert after.synced or not any(record.synced for record in table)
     assert set(out) in (set(), set(failed), set(found.sources)) and set(out) != set(
         range(len(table))
     )

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pccl.state.fetch import STRIKES_MAX, Fetching, stall_after
+from pccl.state.fetch import STRIKES_MAX, Fetching, pause_before, stall_after
 
 A, B, C = b"aaaa", b"bbbb", b"cccc"
 MIB = 1 << 20
@@ -136,6 +136,12 @@ def test_whatever_happens_every_piece_comes_or_it_is_known_that_it_cannot(
 
 def test_after_a_fetch_in_vain_a_source_may_be_slower() -> None:
     assert [stall_after(failures, 60.0) for failures in range(3)] == [1.0, 4.0, 16.0]
+
+
+def test_who_is_refused_at_once_waits_as_long_as_for_one_that_is_silent() -> None:
+    assert [pause_before(failures, 0.0, 60.0) for failures in range(3)] == [0.0, 1.0, 4.0]
+    assert pause_before(2, 1.5, 60.0) == 2.5 and pause_before(2, 9.0, 60.0) == 0.0
+    assert pause_before(2, 0.0, 3.0) == 1.5, "half of what there is for this fetch"
 
 
 def test_a_fetch_in_vain_leaves_time_to_ask_somebody_else() -> None:
