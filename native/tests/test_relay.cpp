@@ -103,6 +103,18 @@ TEST(withdrawing_a_route_does_not_cut_the_only_lane) {
   CHECK(world.relayed(true));
 }
 
+TEST(a_tunnel_of_which_one_end_does_not_know_the_relay_outlives_a_new_view) {
+  BrokenWorld world(3);
+  world.install_all(1);
+  world.coordinator.say(peer_id(0), frames::Routes{1, 1, {{peer_id(2), peer_id(1)}}});
+  CHECK(world.relayed(true));
+  const auto cut = [&] { return world.engines[2]->stats().executor.lanes_silent; };
+  const std::uint64_t before = cut();
+  world.install_all(2);
+  CHECK(cut() == before);
+  world.sum(1, algorithms);
+}
+
 TEST(a_flush_in_the_middle_of_a_relayed_step_gives_the_input_back_and_the_retry_is_exact) {
   BrokenWorld world(3);
   world.install_all(1);
@@ -126,12 +138,28 @@ TEST(a_flush_in_the_middle_of_a_relayed_step_gives_the_input_back_and_the_retry_
   CHECK(world.relayed(true));
 }
 
-// --- the relay's own door, against plain sockets ---
-
 using rig::Gate;
 using rig::Peer;
 using rig::Wire;
 using rig::id;
+
+TEST(that_an_abandoned_dial_has_failed_does_not_end_the_one_under_way) {
+  Gate relay;  // says nothing
+  BrokenWorld world(3);
+  world.directory[0][1].endpoint.port = relay.port();
+  world.install_all(1);
+  world.coordinator.say(peer_id(0), frames::Routes{1, 1, {{peer_id(2), peer_id(1)}}});
+  std::vector<Wire> wires;
+  for (bool asked = false; !asked && wires.size() < 8;) {
+    wires.push_back(relay.accept());
+    const auto hello = wires.back().next<frames::Hello>();
+    asked = hello && hello->purpose == Purpose::relay;
+  }
+  world.engines[0]->connect_failed_for_test(peer_id(2), 3);
+  CHECK(!relay.rings(500));
+}
+
+// --- the relay's own door, against plain sockets ---
 
 ControlConfig hasty() {
   ControlConfig config;

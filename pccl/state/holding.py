@@ -58,23 +58,23 @@ class Hold:
         """Of what is done while members wait; it may come nearer when the first one answers."""
         name = "pccl-hold"
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._arm(self.deadline)
         self._thread.start()
-        self._arm()
 
     def answered(self, said_s: float) -> None:
         """A member has answered, at that time of the clock, and waits since."""
         with self._turn:
-            if not self._answered:
+            if not self._answered and not self._closed:
                 self._answered = True
                 self.deadline = Deadline(self._hold_s)
                 self.deadline.at_s = said_s + self._hold_s
-                self._arm()
+                self._arm(self.deadline)
                 self._turn.notify_all()
 
-    def _arm(self) -> None:
-        """Has the engine watch this process, until a while after the deadline."""
+    def _arm(self, until: Deadline) -> None:
+        """Has the engine watch this process, until a while after then."""
         with contextlib.suppress(PcclError):  # as in _watch
-            left_s = max(0.0, self.deadline.remaining_s()) + OVERDUE_S
+            left_s = max(0.0, until.remaining_s()) + OVERDUE_S
             self._ticket.step_back_after("it runs no Python any more", left_s)
 
     def _disarm(self) -> None:
@@ -90,7 +90,13 @@ class Hold:
         """Waits until the members have heard, if they are being asked to go on without this peer;
         a second at most."""
         with self._turn:
-            self._turn.wait_for(lambda: not self._asking, 2 * STEP_BACK_S * STEP_BACKS)
+            self._turn.wait_for(self._settled, 2 * STEP_BACK_S * STEP_BACKS)
+
+    def _settled(self) -> bool:
+        """Nobody asks, and nobody is about to: the time may be over, and the other thread not awake
+        yet, whose engine may have asked already."""
+        over = self._closed or self._out or not self._thread.is_alive()
+        return not self._asking and (over or not self.deadline.passed())
 
     def release(self) -> bool:
         """Ends the watch, since this peer has what it needs.  False: it is out already."""
@@ -122,7 +128,9 @@ class Hold:
             while not self._closed and not self._out and not self.deadline.passed():
                 self._turn.wait(self.deadline.remaining_s())
             self._asking = not self._closed and not self._out
-            self._spent += self._asking
+            if self._asking:
+                self._spent += 1
+                self._arm(Deadline(STEP_BACK_S * STEP_BACKS))  # Python runs, and asks itself
             return self._asking
 
     def _step_back(self) -> None:
@@ -137,5 +145,5 @@ class Hold:
             self._asking, self._out = False, decided
             self.deadline = Deadline(self._hold_s)
             if not decided and not self._closed:
-                self._arm()
+                self._arm(self.deadline)
             self._turn.notify_all()

@@ -168,6 +168,10 @@ class Engine final : private ControlHost, private ExecutorHost {
   void close() noexcept;
   /// What a FLUSH does, for tests that play the coordinator.
   Report fence_for_test(Generation generation, Epoch target) { return fence(generation, target); }
+  /// What the control thread says of a dial through a third peer that came to nothing.
+  void connect_failed_for_test(PeerId peer, Incarnation incarnation) {
+    connect_failed(peer, incarnation, true);
+  }
 
  private:
   using Lock = std::unique_lock<std::mutex>;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "pccl/arithmetic.hpp"
 #include "pccl/clock.hpp"
@@ -62,7 +63,13 @@ HeartbeatStatus Engine::status() {
   last_status_ = {};
   executor_.tell_status(last_status_, monotonic_s());
   if (at_entry_ && last_status_.step == no_step) last_status_.waiting = Waiting::gate;
-  if (overdue_.code != SuspectCode::none && monotonic_s() >= overdue_s_) propose(overdue_);
+  // Once in each view: said with every beat while the coordinator is away, it would push what else
+  // waits to be said out of the queue; and a view that has come since may not have heard it.
+  if (overdue_.code != SuspectCode::none && monotonic_s() >= overdue_s_ &&
+      std::exchange(overdue_.epoch, executor_.machine()->view().epoch) !=
+          executor_.machine()->view().epoch) {
+    propose(overdue_);
+  }
   return last_status_;
 }
 

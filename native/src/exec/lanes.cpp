@@ -18,6 +18,9 @@ constexpr double company_s = 1.0;   // how often peer control connections are lo
 constexpr double lane_patience_s = 1.5;
 constexpr double direct_again_s = 30.0;  // while a tunnel works
 constexpr double relay_patience_s = 10.0;  // a dial through one ends before, this way or that
+// No dial fails before twice that (DialRequest::timeout_s), and one that another has replaced is
+// heard of no more after a moment.
+constexpr double relay_abandoned_s = 2.5;
 constexpr std::size_t links_max = 1024;
 constexpr std::size_t lanes_per_link_max = 64;
 // Per visit of a lane: enough to pay for the visit, little enough that slices stay in cache and
@@ -162,6 +165,7 @@ void Executor::lose_tunnels(double now_s) {
   for (auto& [name, link] : links_) {
     if (!link->relayed()) continue;
     const std::optional<PeerId> via = carrier(*link);
+    if (!via) continue;  // the end that has dialled knows it, and sees to it
     const bool here = std::any_of(members.begin(), members.end(),
                                   [&](const Member& member) { return member.peer == via; });
     const bool planned = std::any_of(prepared_.begin(), prepared_.end(),
@@ -335,6 +339,9 @@ void Executor::dial_failed(PeerId peer, Incarnation incarnation, bool relayed, d
   const auto it = links_.find({peer, incarnation});
   if (it == links_.end()) return;
   if (relayed) {
+    // The one under way is not given up so soon: this is of one before it, which it has replaced.
+    const double begun_s = it->second->relay_dialling_s - relay_patience_s;
+    if (now_s < begun_s + relay_abandoned_s) return;
     it->second->relay_dialling_s = 0;
     ++it->second->meeting_turn;
   } else {

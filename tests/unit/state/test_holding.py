@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pccl.base.errors import PcclError
-from pccl.state.holding import OVERDUE_S, STEP_BACK_S, Hold
+from pccl.state.holding import OVERDUE_S, STEP_BACK_S, STEP_BACKS, Hold
 
 
 class Step:
@@ -73,8 +73,38 @@ def test_one_that_is_needed_is_given_as_much_time_again_and_watched_again() -> N
     until(lambda: hold.spent == 2)
     hold.close()
     watched = [after_s for after_s in step.overdue if after_s is not None]
-    assert len(watched) >= 3 and watched[2] == pytest.approx(0.05 + OVERDUE_S, abs=0.3)
-    assert step.asked >= 4 and STEP_BACK_S < OVERDUE_S
+    assert len(watched) >= 4 and watched[3] == pytest.approx(0.05 + OVERDUE_S, abs=0.3)
+    assert step.asked >= 4
+
+
+def test_while_python_asks_the_engine_does_not_speak_for_it() -> None:
+    step = Step(leaves_out=False)
+    hold = Hold(step, 0.05, 31.0)
+    hold.answered(time.monotonic())
+    until(lambda: step.asked > 0)
+    assert len(step.overdue) == 3 and step.overdue[2] is not None
+    assert step.overdue[2] > STEP_BACK_S * STEP_BACKS, "put off before the first word"
+    hold.close()
+
+
+def test_one_whose_time_is_over_is_not_released_before_it_has_been_asked_for() -> None:
+    step = Step()
+    hold = Hold(step, 0.05, 31.0)
+    hold.answered(time.monotonic())
+    with hold._turn:  # so the other thread does not wake up
+        time.sleep(0.1)
+        assert not hold.release()
+    hold.close()
+    assert step.asked == 1
+
+
+@pytest.mark.parametrize("end", ["release", "close"])
+def test_an_answer_that_comes_too_late_has_nothing_watched(end: str) -> None:
+    step = Step()
+    hold = Hold(step, 5.0, 31.0)
+    getattr(hold, end)()
+    hold.answered(time.monotonic())
+    assert step.overdue[-1] is None
 
 
 def test_a_session_that_is_over_needs_no_watch() -> None:
