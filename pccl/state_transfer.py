@@ -124,9 +124,8 @@ def bring(
         held: called when the first step has begun, so once this peer is in.
         digest: of the bulk, 64 bits; called where some hold no more than the bulk.
         late: called where this peer is in, and holds less than members that are in already.
-        hold_s: how long these wait for this peer, if it is a newcomer, in a data step, of whose
-            time-out it is HOLD_PART at most; then it steps back, whatever its program is at, and
-            they go on.  What they say themselves counts only when they come so.
+        hold_s: how long these wait for this peer, if it is a newcomer, in a data step, HOLD_PART of
+            its time-out at most; then it steps back, and they go on.
 
     Returns:
         True: this process's bulk was written.
@@ -140,9 +139,6 @@ def bring(
     names = sorted(arrays)
     buffers = {name: describe_pair(arrays[name], None)[0] for name in names}
     layout = _layout_hash(names, list(buffers.values()))
-    if hold_s is not None:
-        step_s = comm.session.step_timeout_s if timeout_s is None else timeout_s
-        hold_s = min(hold_s, HOLD_PART * step_s)
     key = int.from_bytes(bytes(comm.peer_id)[:8], "little") & (KEY_OF_WHOLE - 1) | 1
     for _ in range(ROUNDS_MAX):
         survey, mine, own = _survey(comm, layout, key, held, timeout_s)
@@ -159,7 +155,7 @@ def bring(
                 "names, dtypes or shapes of this process's state differ from the members'; it has "
                 "left the run"
             )
-        held_s = hold_s if survey.synced and mine is not Held.ALL else None
+        held_s = None if mine is Held.ALL or not survey.synced else _held(comm, hold_s, timeout_s)
         all_of_it = survey.newcomers > 0 or not survey.synced
         given = [buffers[name] for name in names if all_of_it or name in rest]
         told = [] if all_of_it else [digest()]
@@ -179,6 +175,12 @@ def bring(
         if came is _Came.ALL:
             return all_of_it and not source and mine is not Held.ALL
     raise StepFailed(f"all holders of the state died in {ROUNDS_MAX} rounds, one after another")
+
+
+def _held(comm: Communicator, hold_s: float | None, timeout_s: float | None) -> float | None:
+    """Returns how long members wait for this peer: so long that their step is not over with it."""
+    step_s = comm.session.step_timeout_s if timeout_s is None else timeout_s
+    return None if hold_s is None else min(hold_s, HOLD_PART * step_s)
 
 
 def _only_parts(comm: Communicator) -> CorruptResult:

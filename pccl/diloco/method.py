@@ -86,9 +86,8 @@ class OuterOptimizer(ABC):
             nonfinite: raise (on all members), drop_contributor (and count it) or allow.
             hold: called at each entry; while it says True on all members, they stay for newcomers.
             timeout_s: of each step; None takes the communicator's.
-            join_timeout_s: how long members wait for this peer, whenever it is a joiner, to receive
-                parameters and momentum: half of the step's time-out at most.  Then they go on, and
-                it fetches on or has left with CannotCatchUp.  For others their own setting counts.
+            join_timeout_s: how long members wait for this peer as a joiner (for others theirs
+                counts), half of a step's time-out at most; then it fetches on, or is CannotCatchUp.
 
         Raises:
             UsageError: an argument is not as described, or this model is not the members'.
