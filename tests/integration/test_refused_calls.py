@@ -57,6 +57,8 @@ def reduce_exactly(pair: Pair) -> None:
 
 
 X = np.full(4, 3.0)
+TEXT: Any = "64"
+NUMPY_INTEGER: Any = np.int64(64)
 CALLS: dict[str, tuple[Act, Act, str]] = {  # refused on the first peer, well on the second
     "all_reduce": (
         lambda comm: comm.all_reduce(X, op="most"),
@@ -89,8 +91,8 @@ CALLS: dict[str, tuple[Act, Act, str]] = {  # refused on the first peer, well on
         "broadcast(f64[4]",
     ),
     "top_k": (
-        lambda comm: comm.sparse_all_reduce([np.ones(64, np.float32)], top_k="64"),  # type: ignore[arg-type]
-        lambda comm: comm.sparse_all_reduce([np.ones(64, np.float32)], top_k=np.int64(64)),  # type: ignore[arg-type]
+        lambda comm: comm.sparse_all_reduce([np.ones(64, np.float32)], top_k=TEXT),
+        lambda comm: comm.sparse_all_reduce([np.ones(64, np.float32)], top_k=NUMPY_INTEGER),
         "all_gather(u8[",
     ),
     "sparse time-out": (
