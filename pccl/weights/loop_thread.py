@@ -19,6 +19,7 @@ from pccl.base.log import get_logger
 
 T = TypeVar("T")
 START_S = 10.0  # to bind a port, or to learn that it is taken
+LINGER_S = 0.05  # for connections that were cut while they were made to end before their loop does
 _log = get_logger("weights")
 
 
@@ -114,3 +115,5 @@ class LoopThread:
             return
         except PcclError as error:
             self._failure = error
+        finally:
+            await asyncio.sleep(LINGER_S)
