@@ -6,24 +6,11 @@
 #include <functional>
 #include <random>
 
-#include "raw_peer.hpp"
+#include "raw_steps.hpp"
 
 using namespace world;
 
 namespace {
-
-constexpr std::size_t count = 300'000;  // of float32: several slices per shard
-constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, {}, Algorithm::direct, count, false};
-
-std::vector<float> ones() { return std::vector<float>(count, 1.0f); }
-
-StepId post_step(Engine& engine, std::vector<float>& data, bool sealed = true) {
-  const BegunStep begun = engine.begin_step("step", 20);
-  engine.post(post_of(begun.step, 0, data.data(), data.data(), data.size(), Dtype::f32,
-                      ReduceOp::sum, Algorithm::direct));
-  if (sealed) engine.seal(begun.step);
-  return begun.step;
-}
 
 /// What a correct contribution to the engine's shard looks like; its rank is 1 of 2.
 FrameHeader contribution(StepId step) {

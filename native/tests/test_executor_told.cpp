@@ -2,37 +2,31 @@
 // Ownership: each test owns its world.
 // Threads:   the test's, which plays the coordinator, and the engine's.
 // Errors:    CHECKs.
-#include "raw_peer.hpp"
+#include "raw_steps.hpp"
 
 using namespace world;
 
 namespace {
 
-constexpr std::size_t count = 300'000;  // of float32: several slices per shard
-
-constexpr Descriptor summed{Dtype::f32, ReduceOp::sum, {}, Algorithm::direct, count, false};
-
-std::vector<float> ones() { return std::vector<float>(count, 1.0f); }
-
-StepId post_step(Engine& engine, std::vector<float>& data, bool sealed = true) {
-  const BegunStep begun = engine.begin_step("step", 20);
-  engine.post(post_of(begun.step, 0, data.data(), data.data(), data.size(), Dtype::f32,
-                      ReduceOp::sum, Algorithm::direct));
-  if (sealed) engine.seal(begun.step);
-  return begun.step;
-}
+/// An engine in a view with a RawPeer, and the coordinator that it tells.
+struct Told {
+  rig::Gate gate;
+  World world{1, 1, gate.port()};
+  rig::Wire coordinator = gate.accept();
+  Engine& engine = *world.engines[0];
+  Told() {
+    CHECK(coordinator.next<frames::Hello>().has_value());
+    coordinator.write(frames::Frame{frames::Welcome{1}});
+    install_with_raw(world, 1);
+  }
+};
 
 }  // namespace
 
 TEST(what_goes_wrong_in_a_step_is_told_to_the_coordinator) {
-  rig::Gate gate;
-  auto data = ones();
-  World world(1, 1, gate.port());
-  rig::Wire coordinator = gate.accept();
-  CHECK(coordinator.next<frames::Hello>().has_value());
-  coordinator.write(frames::Frame{frames::Welcome{1}});
-  install_with_raw(world, 1);
-  Engine& engine = *world.engines[0];
+  auto data = ones();  // outlives the engine
+  Told told;
+  auto& [gate, world, coordinator, engine] = told;
   RawPeer raw(world, 0);
   const auto suspicion = [&] { return coordinator.next<Suspect>().value_or(Suspect{}); };
 
@@ -92,14 +86,9 @@ TEST(what_goes_wrong_in_a_step_is_told_to_the_coordinator) {
 }
 
 TEST(what_is_to_be_said_later_is_said_while_the_step_is_open_unless_it_was_taken_back) {
-  rig::Gate gate;
-  auto data = ones();
-  World world(1, 1, gate.port());
-  rig::Wire coordinator = gate.accept();
-  CHECK(coordinator.next<frames::Hello>().has_value());
-  coordinator.write(frames::Frame{frames::Welcome{1}});
-  install_with_raw(world, 1);
-  Engine& engine = *world.engines[0];
+  auto data = ones();  // outlives the engine
+  Told told;
+  auto& [gate, world, coordinator, engine] = told;
   const StepId step = post_step(engine, data);
   engine.propose_failure(step, SuspectCode::excluded, "never said", 0.01);
   engine.propose_failure(step, SuspectCode::none, "", 0.01);

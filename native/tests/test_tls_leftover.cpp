@@ -110,23 +110,32 @@ class Leftover {
   std::unique_ptr<Conduit> conduit_;
 };
 
-}  // namespace
-
-TEST(who_is_put_out_has_no_lane_no_byte_and_no_say_in_the_next_view) {
+std::vector<std::shared_ptr<const TlsContext>> three_contexts() {
   const rig_tls::Authority authority;
   std::vector<std::shared_ptr<const TlsContext>> contexts;
   for (int i = 0; i < 3; ++i) contexts.push_back(authority.context());
+  return contexts;
+}
+
+/// Rank 2 is out and is not told: it keeps its certificate, its lanes and what it knows.
+void put_out_2(World& world, const std::vector<std::size_t>& left) {
+  Report report;
+  for (const std::size_t rank : left) fenced(*world.engines[rank], 2, report);
+  world.install(2, left, {}, 2);
+}
+
+}  // namespace
+
+TEST(who_is_put_out_has_no_lane_no_byte_and_no_say_in_the_next_view) {
+  const auto contexts = three_contexts();
   World world(3, 1, 9, false, [&](std::size_t rank) { return contexts[rank]; });
   std::unique_ptr<TlsProxy> before_2 = std::make_unique<TlsProxy>(world.engines[2]->port());
   world.members[2].endpoint.port = before_2->port();
   world.install(1, world.everybody());
   sums(world, world.everybody(), 2);
 
-  // Rank 2 is out and is not told: it keeps its certificate, its lanes and what it knows.
   const std::vector<std::size_t> left = {0, 1};
-  Report report;
-  for (const std::size_t rank : left) fenced(*world.engines[rank], 2, report);
-  world.install(2, left, {}, 2);
+  put_out_2(world, left);
   std::atomic<bool> committed{false};
   std::vector<float> outside(count, -5.0f);
   std::thread outsider([&] {
@@ -172,16 +181,12 @@ TEST(who_is_put_out_has_no_lane_no_byte_and_no_say_in_the_next_view) {
 }
 
 TEST(who_is_put_out_gets_the_room_of_two_however_many_incarnations_it_makes_up) {
-  const rig_tls::Authority authority;
-  std::vector<std::shared_ptr<const TlsContext>> contexts;
-  for (int i = 0; i < 3; ++i) contexts.push_back(authority.context());
+  const auto contexts = three_contexts();
   World world(3, 1, 9, false, [&](std::size_t rank) { return contexts[rank]; });
   world.install(1, world.everybody());
   sums(world, world.everybody(), 2);
   const std::vector<std::size_t> left = {0, 1};
-  Report report;
-  for (const std::size_t rank : left) fenced(*world.engines[rank], 2, report);
-  world.install(2, left, {}, 2);
+  put_out_2(world, left);
   const std::size_t before = world.engines[0]->stats().lanes;
   std::vector<std::unique_ptr<Leftover>> crowd;
   for (Incarnation made_up = 1000; made_up < 1040; ++made_up) {

@@ -51,17 +51,22 @@ def test_a_member_that_claims_a_revision_of_its_own_is_named_and_neither_fetched
         assert not any("asked_to_give" in fact for fact in told[0])
 
 
+def beside_a_dawdler(run: Run) -> tuple[list[PeerProcess], PeerProcess, list[dict[str, Any]]]:
+    """Two members that go on beside a newcomer that has fetched the state and waits for a word."""
+    peers = run.start("trains", 2)
+    peers[0].until("revision", 3)
+    newcomer = run.start_newcomer("dawdler")
+    fetched = newcomer.fact_with("fetched")["fetched"]
+    return peers, newcomer, [peers[0].until("revision", fetched + 2)]
+
+
 @pytest.mark.parametrize("where", ["halt in apply", "halt as it hashes", "keep the GIL"])
 def test_members_wait_no_longer_than_hold_s_whatever_a_newcomer_is_at(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     settings(monkeypatch, HALTS=78, RATE=3 * MB)  # so replaying takes less time than fetching
     with Run(PROGRAM) as run:
-        peers = run.start("trains", 2)
-        peers[0].until("revision", 3)
-        newcomer = run.start_newcomer("dawdler")
-        fetched = newcomer.fact_with("fetched")["fetched"]
-        facts = [peers[0].until("revision", fetched + 2)]
+        peers, newcomer, facts = beside_a_dawdler(run)
         newcomer.say(where)
         told = ended([*peers, newcomer])
     assert any("halting" in fact for fact in told[2])
@@ -76,11 +81,7 @@ def test_members_wait_for_a_newcomer_that_is_stopped_in_its_first_step_no_longer
 ) -> None:
     settings(monkeypatch, HALTS=78)
     with Run(PROGRAM) as run:
-        peers = run.start("trains", 2)
-        peers[0].until("revision", 3)
-        stopped = run.start_newcomer("dawdler")
-        fetched = stopped.fact_with("fetched")["fetched"]
-        facts = [peers[0].until("revision", fetched + 2)]
+        peers, stopped, facts = beside_a_dawdler(run)
         stopped.say("halt as it hashes")
         stopped.fact_with("halting")
         stopped.send(signal.SIGSTOP)  # no thread of its own can look at a clock any more
