@@ -153,7 +153,10 @@ TEST(a_bit_that_turns_inside_a_tunnel_of_one_machine_is_caught) {
     CHECK(coordinator.until(peer_id(end), [&](const HeartbeatStatus& status) {
       return status.down == std::vector<PeerId>{other};
     }));
-    coordinator.say(peer_id(end), frames::Routes{1, 1, {{other, peer_id(1)}}});
+  }
+  // Both have said so: the tunnel of the one that is told first ends the other's complaint, too.
+  for (const std::size_t end : {std::size_t{0}, std::size_t{2}}) {
+    coordinator.say(peer_id(end), frames::Routes{1, 1, {{peer_id(2 - end), peer_id(1)}}});
   }
   CHECK(coordinator.until(peer_id(0), [](const HeartbeatStatus& status) {
     return status.relayed == std::vector<PeerId>{peer_id(2)};
