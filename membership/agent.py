@@ -94,9 +94,9 @@ class MemberAgent:
         return self._config.credentials
 
     @property
-    def group(self) -> int:
-        """The peer group of this process."""
-        return self._config.group
+    def config(self) -> AgentConfig:
+        """What this process asked for."""
+        return self._config
 
     # ---- for the program's threads
 

@@ -15,6 +15,7 @@ from pccl.membership.messages import MEMBERS_MAX
 from pccl.membership.peer import ENGINE_DUE_S
 from pccl.membership.plan import Kind, Phase, Plan
 from pccl.membership.record import ANY_NAME
+from pccl.membership.replicas import whole
 from pccl.membership.ring import keep_apart
 from pccl.membership.view import FIRST_STEP_UNKNOWN, Member, View
 
@@ -43,6 +44,7 @@ class Choosing:
                 return plan, None
         entering = [p for p in core.peers.values() if self._is_entering(p, now_s)]
         ready, times = self._ready(entering, now_s)
+        ready = whole(core.view, ready)
         if core.view is None:
             plan, settled_s = self._first(ready, now_s)
             times += [] if settled_s is None else [settled_s]
@@ -55,7 +57,7 @@ class Choosing:
     def entering(self, now_s: float) -> list[Peer]:
         """Returns the newcomers that wait at an entry and may come in now."""
         waiting = [p for p in self._core.peers.values() if self._is_entering(p, now_s)]
-        return self._ready(waiting, now_s)[0]
+        return whole(self._core.view, self._ready(waiting, now_s)[0])
 
     def could_begin(self, waited_s: float, now_s: float) -> bool:
         """Says whether those who have waited at their entries for so long make a first view, if

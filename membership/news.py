@@ -11,6 +11,7 @@ from pccl.membership.core import Core, Peer, name
 from pccl.membership.flushing import Flushing
 from pccl.membership.messages import TEXT_CHARACTERS_MAX, World
 from pccl.membership.peer import proven
+from pccl.membership.replicas import why_apart
 
 FRESH_BEATS = 2.5  # a newcomer says at every heartbeat at which entry it is
 
@@ -44,12 +45,13 @@ class News:
             self._tell(peer)
 
     def _apart(self, peer: Peer, now_s: float) -> str:
-        """Says who of the same group waits elsewhere, while too few wait here to begin."""
-        core = self._core
-        if core.current() is not None:
-            return ""
+        """Says which parts of its replica do not wait with it; before the first view, who of the
+        same group waits elsewhere, while too few wait here to begin."""
+        core, view = self._core, self._core.current()
         since_s = now_s - FRESH_BEATS * core.config.profile.heartbeat_s
         waiting = [p for p in core.learners() if p.present() and p.entry_seen_s > since_s]
+        if view is not None:
+            return why_apart(view, peer, waiting)
         others = (p for p in waiting if p.entry not in (None, peer.entry) and p.group == peer.group)
         other, least = next(others, None), core.effective_min_world()
         if other is None or sum(p.entry == peer.entry for p in waiting) >= least:

@@ -99,7 +99,7 @@ def connect(
         on_underflow: else steps wait, run after a large enough first view, or raise; alike, too.
         straggler: "wait", or seconds (0.1 on) after which others exclude who is slow; alike, too.
         peer_group: peers of one group reduce among themselves; steps are committed by all groups.
-        seat: members are ranked by seat, others after them as they came; for a fixed world.
+        seat: its place among ranks; of peer groups: its replica, whose parts come in together.
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process; None: as towards the coordinator.

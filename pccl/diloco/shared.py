@@ -100,6 +100,8 @@ class SharedParameters:
             synced: whether this peer holds all of it.
         """
 
+        session = self._comm.session
+
         def held() -> Held:
             if synced:
                 return Held.NOTHING if self._was_out() else Held.ALL
@@ -109,6 +111,8 @@ class SharedParameters:
             fetched = self._keeper is not None and self.state.lineage != 0
             if not self.state.synced and not fetched:
                 return Held.NOTHING
+            if len(set(session.engine.view().groups)) > 1:
+                return Held.NOTHING  # all groups run the same steps, and others fetch nothing
             self._counts[OUTER_STEPS] = self.state.revision  # if no member is left to tell it
             return Held.BULK
 
@@ -121,7 +125,7 @@ class SharedParameters:
             {**self.counters, **rest},
             held,
             digest=digest,
-            late=lambda: _refuse_shards(self._comm, self._comm.session.engine.view().groups),
+            late=lambda: _refuse_shards(self._comm, session.engine.view().groups),
             hold_s=self._join_timeout_s,
             timeout_s=timeout_s,
         )
@@ -169,28 +173,30 @@ class SharedParameters:
 
 def refuse_late_shards(comm: Communicator) -> None:
     """The parts of a replica may come in at different entries, with different parameters, and would
-    wait for one another inside the model for ever.
+    wait for one another inside the model for ever; those of one seat come in together.
 
     Here they disturb nobody yet.  Who the members are may not be known in MEET_S; then it is as the
     peer comes in (`bring`).
 
     Raises:
-        UsageError: this peer comes to a run of several peer groups that has begun; it has left.
+        UsageError: this peer comes without a seat to a run of several peer groups that has begun;
+            it has left.
     """
     session = comm.session
     if session.engine.view().rank >= 0 or not goes_on(session):
         return
     session.agent.wait_until(lambda standing: bool(standing.met), MEET_S)
     groups = (member.group for member in session.agent.standing.met)
-    _refuse_shards(comm, (session.agent.group, *groups))
+    _refuse_shards(comm, (session.agent.config.group, *groups))
 
 
 def _refuse_shards(comm: Communicator, groups: Iterable[int]) -> None:
-    if len(set(groups)) > 1:
+    if len(set(groups)) > 1 and comm.session.agent.config.seat == 0:
         comm.close()
         raise UsageError(
-            "replicas cannot join a sharded run (peer_group=) that has begun; this process has left"
-            " it: begin again with all replicas, from state_dict()"
+            "a replica that joins a sharded run (peer_group=) that has begun needs a seat, so that "
+            "its parts come in together: give all of them one seat=, which no other replica has; "
+            "this process has left the run"
         )
 
 

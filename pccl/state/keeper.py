@@ -241,7 +241,7 @@ def lend_keeper(session: Session, state: SharedState, entry: str) -> StateKeeper
     former = session.keeper
     if isinstance(former, StateKeeper) and former.lent:
         take_back(session, former)
-    if session.keeper is not None or session.agent.group != 0:
+    if session.keeper is not None or session.agent.config.group != 0:
         return None
     keeper = StateKeeper(session, state, automatic=True, lent=entry)
     session.keeper = keeper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pccl.membership.messages import AtEntry, Hold, LinksUp, ViewPlan
+from pccl.membership.messages import AtEntry, Hold, LinksUp, ViewPlan, World
 from tests.unit.membership.hub import FakePeer, Hub
 
 
@@ -57,3 +57,55 @@ def test_seated_members_change_no_places_for_the_sake_of_a_link() -> None:
         peer.beat()
     hub.pass_time(1.0, beating=everybody)
     assert all(peer.last(Hold) is None for peer in everybody)
+
+
+def two_groups(hub: Hub) -> list[FakePeer]:
+    """A run of two replicas, each of a part of group 0 and one of group 1."""
+    everybody = [hub.learner(seat=s, group=g) for s in (1, 2) for g in (0, 1)]
+    enter(everybody)
+    return everybody
+
+
+def test_parts_of_a_replica_come_in_together_and_not_before() -> None:
+    hub = Hub()
+    members = two_groups(hub)
+    first, second = hub.learner(seat=3, group=0), hub.learner(seat=3, group=1)
+    first.say(AtEntry("step", 0))
+    second.say(AtEntry("another", 0))
+    hub.pass_time(0.5, beating=members)
+    assert first.last(ViewPlan) is None
+    waits = first.got(World).waits
+    assert waits == (
+        "waits at 'step' for the other parts of its replica (seat=2), which are not there: "
+        "peer group 1"
+    )
+    second.say(AtEntry("step", 0))
+    planned = first.got(ViewPlan).members
+    assert {first.peer_id, second.peer_id} < {m.peer_id for m in planned}
+    assert second.got(ViewPlan).members == planned
+
+
+def test_parts_of_different_replicas_are_not_taken_for_one() -> None:
+    hub = Hub()
+    members = two_groups(hub)
+    first, second = hub.learner(seat=3, group=0), hub.learner(seat=4, group=1)
+    for peer in (first, second):
+        peer.say(AtEntry("step", 0))
+    hub.pass_time(0.5, beating=members)
+    assert first.last(ViewPlan) is None and second.last(ViewPlan) is None
+
+
+def test_without_a_seat_newcomers_of_several_groups_come_in_one_by_one() -> None:
+    hub = Hub()
+    two_groups(hub)
+    newcomer = hub.learner(group=1)
+    newcomer.say(AtEntry("step", 0))
+    assert newcomer.peer_id in {m.peer_id for m in newcomer.got(ViewPlan).members}
+
+
+def test_a_seat_in_a_run_of_one_group_waits_for_nobody() -> None:
+    hub = Hub()
+    enter([hub.learner(seat=s) for s in (1, 2)])
+    newcomer = hub.learner(seat=3)
+    newcomer.say(AtEntry("step", 0))
+    assert newcomer.peer_id in {m.peer_id for m in newcomer.got(ViewPlan).members}
