@@ -21,6 +21,7 @@ SLOW = [pytest.mark.slow]
 LOST = r"PEER_LOST|STALE_VIEW|ABORTED"  # what is raised by what is left of a broken replica
 OUT_WITHIN_S = 35.0  # after a process was stopped: far less than the group's timeout of 40 s
 LONG = 14  # steps, for runs in which somebody comes in
+ALWAYS = {(1, "backward"), (2, "commit"), (0, "between")}
 pytestmark = pytest.mark.timeout(150)
 
 
@@ -65,6 +66,33 @@ def test_a_replica_that_loses_a_process_is_out_and_the_others_train_on(
             members.result(partner)
     assert committed[1] == list(range(replicas))
     assert committed[STEPS] == [r for r in range(replicas) if r != victim // 10]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "victim", "where"),
+    [
+        pytest.param(replicas, victim, where, marks=[] if (victim, where) in ALWAYS else SLOW)
+        for replicas, victim in ((2, 1), (3, 2), (3, 0))
+        for where in ("begin", "backward", "commit", "between")
+    ],
+)
+def test_a_replica_whose_machine_dies_is_out_and_the_others_train_on(
+    folder: str, replicas: int, victim: int, where: str
+) -> None:
+    """All of its processes are killed at once, or a moment apart while they commit."""
+    lost = processes(victim)
+    rest = [number for number in processes(*range(replicas)) if number not in lost]
+    with Members(train, folder) as members:
+        members.start(*rest, start=replicas)
+        for number in lost:
+            members.start(
+                number, start=replicas, doom=where, doomed_at=3, delay_s=0.001 * (number % 10)
+            )
+        found = [members.result(number) for number in rest]
+        committed = checked(found, members.numbers())
+        assert [members.exit_code(number) for number in lost] == [-signal.SIGKILL] * PARTS
+    assert committed[1] == list(range(replicas))
+    assert committed[STEPS] == [r for r in range(replicas) if r != victim]
 
 
 @pytest.mark.parametrize(
