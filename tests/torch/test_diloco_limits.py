@@ -1,30 +1,20 @@
-"""Low-communication methods: what is not finite, states that differ, restarts, FSDP2.
-
-Numbers of members of the sharded story are 10 r + j: process j of replica r.
-"""
+"""Low-communication methods: what is not finite, states that differ, restarts."""
 
 from __future__ import annotations
 
-import os
-import signal
 import tempfile
 import time
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 import pccl
 from pccl.diloco import AsyncDiLoCo, DiLoCo, NonFiniteContribution, SparseLoCo, StreamingDiLoCo
 from tests.torch.members import Member, Members
-from tests.torch.outer_members import FRAGMENTS, H, change, learn, make, make_model
+from tests.torch.outer_members import FRAGMENTS, H, learn, make, make_model
 
 METHODS = ("diloco", "async", "streaming", "sparse")
 
@@ -213,177 +203,3 @@ def test_who_was_put_out_by_a_collective_of_its_program_comes_in_as_a_joiner(met
         found = [members.result(number) for number in range(3)]
     assert [out for out, *_ in found] == [False, False, True]
     assert len({told[1:] for told in found}) == 1
-
-
-# ---- FSDP2: a peer group for each shard
-
-PARTS = 2
-TOKENS = (1, 3, 4, 3)  # of an inner step of each replica
-
-
-def sharded(
-    me: Member,
-    folder: str,
-    until: int,
-    doomed_at: int,
-    pause_s: float = 0.0,
-    seat: int | None = None,
-    dawdles_s: float = 0.0,
-    patience_s: float = 60.0,
-) -> Any:
-    """Trains one shard of one replica; replica 1 dies as a whole before an outer step."""
-    replica, part = divmod(me.number, 10)
-    store = dist.FileStore(str(Path(folder) / f"replica-{replica}"), PARTS)
-    dist.init_process_group(
-        "gloo", store=store, rank=part, world_size=PARTS, timeout=timedelta(seconds=40)
-    )
-    model = make_model()
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    mesh = DeviceMesh("cpu", list(range(PARTS)))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    time.sleep(dawdles_s)
-    with pccl.connect(me.address, peer_group=part, seat=seat, step_timeout_s=patience_s) as comm:
-        if replica < 2:
-            comm.wait_for(2 * PARTS)
-        try:
-            outer = DiLoCo(comm, model, inner_steps=2, deterministic=True)
-        except (pccl.UsageError, pccl.DeadlineExceeded) as error:
-            return str(error), comm.closed
-        contributors = []
-        while outer.outer_step < until:
-            if replica == 1 and outer.inner_step == doomed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(pause_s)
-            with torch.no_grad():
-                for number, (name, parameter) in enumerate(model.named_parameters()):
-                    whole: Any = parameter
-                    full = change(replica, outer.inner_step, number, shapes[name])
-                    local = whole.to_local()
-                    rows = local.shape[0]
-                    local.sub_(torch.from_numpy(full[part * rows : (part + 1) * rows]))
-            report = outer.step(tokens=TOKENS[replica])
-            if report is not None:
-                contributors.append(len(report.contributors))
-                me.say(report.outer_step)
-        outer.finish()
-        return contributors, [whole_local(p) for p in model.parameters()]
-
-
-def whole_local(parameter: Any) -> Any:
-    return parameter.to_local().detach().numpy().copy()
-
-
-def unsharded(history: Sequence[tuple[int, ...]]) -> list[Any]:
-    """The same run in numpy, of whole models; the replicas that took part in each outer step."""
-    f32, inner_step = np.float32, 0
-    theta = [p.detach().numpy().copy() for p in make_model().parameters()]
-    velocity = [np.zeros_like(t) for t in theta]
-    for replicas in history:
-        weights = {replica: f32(2 * TOKENS[replica]) for replica in replicas}
-        for number, held in enumerate(theta):
-            total = np.zeros_like(held)
-            for replica, weight in weights.items():
-                local = held.copy()
-                for step in (inner_step, inner_step + 1):
-                    local -= change(replica, step, number, held.shape)
-                total = total + (held - local) * weight
-            mean = total / f32(sum(weights.values()))
-            velocity[number] = velocity[number] * f32(0.9) + mean
-            theta[number] = held - f32(0.7) * (velocity[number] * f32(0.9) + mean)
-        inner_step += 2
-    return theta
-
-
-def assert_exact(found: dict[int, Any], history: Sequence[tuple[int, ...]]) -> None:
-    """Each part holds its rows of the model that these replicas have trained, to the bit."""
-    expected = unsharded(history)
-    for number, (contributors, shards) in found.items():
-        taken_part = len(contributors)
-        assert contributors == [len(replicas) for replicas in history][-taken_part:]
-        part = number % 10
-        for held, whole in zip(shards, expected, strict=True):
-            rows = held.shape[0]
-            assert held.tobytes() == whole[part * rows : (part + 1) * rows].tobytes()
-
-
-@pytest.mark.parametrize("lost_after", [5, 2])
-def test_shards_of_fsdp2_replicas_are_reduced_among_those_that_hold_the_same(
-    lost_after: int,
-) -> None:
-    until = 5
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Members(sharded, folder, until, 2 * lost_after) as members,
-    ):
-        members.start(0, 1, 10, 11)
-        numbers = (0, 1, 10, 11) if lost_after >= until else (0, 1)
-        found = {number: members.result(number) for number in numbers}
-    assert_exact(found, [(0, 1)] * lost_after + [(0,)] * (until - lost_after))
-
-
-def test_a_replica_with_a_seat_joins_a_sharded_run_when_all_of_its_parts_are_there() -> None:
-    until = 60
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Members(sharded, folder, until, 2 * until) as members,
-    ):
-        members.start(0, 1, pause_s=0.05, seat=0)
-        members.start(10, 11, pause_s=0.05, seat=1)
-        members.await_step(0, 2)
-        members.start(20, seat=2)
-        members.start(21, seat=2, dawdles_s=1.0)
-        found = {number: members.result(number) for number in (0, 1, 10, 11, 20, 21)}
-    alone = found[0][0].index(3)
-    assert alone > 2 and len(found[20][0]) == len(found[21][0]) == until - alone
-    assert_exact(found, [(0, 1)] * alone + [(0, 1, 2)] * (until - alone))
-
-
-def test_a_replica_takes_the_seat_of_one_that_has_died() -> None:
-    until, lost_after = 60, 4
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Members(sharded, folder, until, 2 * lost_after) as members,
-    ):
-        members.start(0, 1, pause_s=0.05, seat=0)
-        members.start(10, 11, pause_s=0.05, seat=1)
-        members.await_step(0, lost_after + 1)
-        members.start(30, 31, seat=1)
-        found = {number: members.result(number) for number in (0, 1, 30, 31)}
-    alone = until - len(found[30][0])
-    assert lost_after < alone < until
-    history = [(0, 1)] * lost_after + [(0,)] * (alone - lost_after) + [(0, 3)] * (until - alone)
-    assert_exact(found, history)
-
-
-def test_a_part_whose_replica_does_not_come_stays_outside_and_the_others_go_on() -> None:
-    until = 100
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Members(sharded, folder, until, 2 * until) as members,
-    ):
-        members.start(0, 1, 10, 11, pause_s=0.05)
-        members.await_step(0, 2)
-        members.start(20, seat=2, patience_s=3.0)
-        members.start(21, seat=2, dawdles_s=60.0)
-        text, _ = members.result(20)
-        found = {number: members.result(number) for number in (0, 1, 10, 11)}
-    assert "seat" in text
-    assert_exact(found, [(0, 1)] * until)
-
-
-def test_a_replica_that_comes_late_without_a_seat_is_told_so_and_the_others_go_on() -> None:
-    until = 100
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Members(sharded, folder, until, 2 * until) as members,
-    ):
-        members.start(0, 1, 10, 11, pause_s=0.05)
-        members.await_step(0, 2)
-        members.start(20, 21)
-        late = [members.result(number) for number in (20, 21)]
-        found = [members.result(number) for number in (0, 1, 10, 11)]
-    for text, closed in late:
-        assert "needs a seat" in text and closed
-    assert all(contributors == [2] * until for contributors, _ in found)
