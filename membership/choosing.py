@@ -199,6 +199,8 @@ class Choosing:
     ) -> Plan | None:
         core = self._core
         group = sorted(group, key=lambda p: p.incarnation)[: MEMBERS_MAX - len(base)]
+        if kind is Kind.JOIN:
+            group = whole(core.view, group)  # of one that has room for a part, no part comes in
         if not group:
             return None
         first_step = FIRST_STEP_UNKNOWN if base else 0
