@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pccl.membership import choosing
 from pccl.membership.messages import AtEntry, Hold, LinksUp, ViewPlan, World
 from tests.unit.membership.hub import FakePeer, Hub
 
@@ -109,3 +112,13 @@ def test_a_seat_in_a_run_of_one_group_waits_for_nobody() -> None:
     newcomer = hub.learner(seat=3)
     newcomer.say(AtEntry("step", 0))
     assert newcomer.peer_id in {m.peer_id for m in newcomer.got(ViewPlan).members}
+
+
+def test_a_run_with_room_for_one_part_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "MEMBERS_MAX", 5)
+    hub = Hub()
+    two_groups(hub)
+    parts = [hub.learner(seat=3, group=g) for g in (0, 1)]
+    for peer in parts:
+        peer.say(AtEntry("step", 0))
+    assert all(peer.last(ViewPlan) is None for peer in parts)
