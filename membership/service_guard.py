@@ -1,7 +1,7 @@
 """Holds one connection of a secured run to the name that its certificate says.
 
 Invariant: whatever passes `check` was said by who may say it: a trainer as itself, a holder of a
-ticket about the status only.  Everything refused is handed to the audit log, once, and has been told.
+ticket about the status only.  Everything refused has been told, and is in the audit log once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Refusals at a secured run's door are in its audit log: who came from where, and what was wrong."""
+"""Refusals at a secured run's door are in its audit log: from where, and what was wrong."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def test_a_certificate_that_is_over_or_not_yet_valid_is_in_the_log(
 ) -> None:
     ours = laboratory.ca.authority
     with laboratory.coordinator():
-        asyncio.run(
-            say(laboratory.address, material(ours, ours, age_s=age_s), hello(bytes(16)))
-        )
+        asyncio.run(say(laboratory.address, material(ours, ours, age_s=age_s), hello(bytes(16))))
         is_told(laboratory, code, "certificate")
         is_well(laboratory)
 
@@ -95,9 +93,7 @@ def test_a_revoked_certificate_is_in_the_log_with_its_name(laboratory: Laborator
         asyncio.run(say(laboratory.address, thief.material, hello(thief.peer_id)))
         is_told(laboratory, "revoked", "revoked")
         assert refusals(laboratory, "revoked")[0]["peer"] == thief.peer_id.hex()
-        asyncio.run(
-            say(laboratory.address, thief.material, enrolment_codec.encode(Watch(1)))
-        )
+        asyncio.run(say(laboratory.address, thief.material, enrolment_codec.encode(Watch(1))))
         eventually(lambda: len(refusals(laboratory, "revoked")) == 2)
 
 
@@ -112,9 +108,9 @@ def test_plaintext_old_tls_and_nonsense_are_in_the_log_and_no_secret_is(
         with socket.create_connection((where.host, where.port), 10) as plain:
             plain.sendall(frame(ticket.text.encode()))  # somebody who took it for a password
             assert plain.recv(1 << 12)
-        with socket.create_connection((where.host, where.port), 10) as plain:
-            with pytest.raises(ssl.SSLError):
-                context.wrap_socket(plain)
+        old = socket.create_connection((where.host, where.port), 10)
+        with old, pytest.raises(ssl.SSLError):
+            context.wrap_socket(old)
         asyncio.run(say(laboratory.address, None, b"\x92" + ticket.text.encode()))
         is_told(laboratory, "plaintext", "does not speak TLS")
         is_told(laboratory, "handshake", "handshake failed")

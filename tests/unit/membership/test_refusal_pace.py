@@ -1,4 +1,4 @@
-"""Refusals in an audit log: bounded bytes, lines for everybody, and no refusal that is not counted."""
+"""Refusals in an audit log: bounded bytes, lines for everybody, none that is not counted."""
 
 from __future__ import annotations
 
