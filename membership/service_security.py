@@ -83,7 +83,7 @@ class Security:
         self.libraries = _libraries()
         self.audit = Audit(ca.path / AUDIT, clock=clock)
         self._enrolling = Enrolling(ca, self.audit)
-        self._watchers = Watchers()
+        self._watchers = Watchers(self.audit, clock=clock)
         self.door = TlsDoor(
             lambda: self._identity,
             to_plain=frame(coordinator_codec.encode(Refused("secured", PLAIN_TEXT))),
