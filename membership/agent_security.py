@@ -25,6 +25,7 @@ from pccl.membership.agent_denials import Denied
 from pccl.membership.enrolment import (
     DENIALS_MAX,
     ENROLMENT_VERSION,
+    REFUSED_FOR_NOW,
     Denials,
     Enrolled,
     EnrolmentMessage,
@@ -63,7 +64,6 @@ RENEW_AT: Final = 2 / 3  # of a certificate's life
 RETRY_OF_LIFE: Final = 1 / 30  # a renewal that failed is tried again ten times before it is over
 RETRY_S_MAX: Final = 60.0
 TOUCH_S: Final = 10.0  # a coordinator says every two seconds that it is there
-REFUSED_FOR_NOW: Final = "later"
 _log = get_logger("membership")
 
 

@@ -37,6 +37,7 @@ _TAGS: Final = range(64, 80)
 _LABEL: Final = b"pccl enrolment 1"
 _STATUS_LABEL: Final = b"pccl status 1"
 
+REFUSED_FOR_NOW: Final = "later"  # a code, after which to ask again
 REFUSED_TICKET: Final = (
     "no such ticket in this run, or its secret is another one; ask who runs `pccl ca` for a new one"
 )

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from pccl.base.errors import RemoteError
+from pccl.base.private_files import make_private_file
 from pccl.membership.record import Record, record_codec
 from pccl.membership.store import NotSettledYet, StoreError
 
@@ -82,7 +83,7 @@ class SqliteJournal:
         self._refuse_what_looks_new()
         with contextlib.suppress(OSError):  # it is there, or SQLite says what is wrong
             # What opens lanes is in it; its log takes over who may read it.
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(make_private_file(self._path))
         try:
             # The shell moves calls between threads but never makes two at once.
             self._db = sqlite3.connect(

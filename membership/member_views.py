@@ -87,6 +87,9 @@ class Views:
         key = (install.generation, install.epoch)
         if install.generation < self.generation or install.epoch < self.epoch:
             return []
+        asked = self._installing
+        if asked is not None and asked[0] == install.generation and install.epoch < asked[1]:
+            return []  # its coordinator has said a later one, not confirmed yet
         if self._installed == key:
             return [Send(m.Installed(install.epoch))]
         self.follow(install.generation)

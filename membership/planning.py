@@ -289,6 +289,8 @@ class Planning:
         the members hold."""
         warm = self._warm
         same = warm is not None and plan.kind is Kind.JOIN and warm.base == plan.base
+        # A flush that lost nobody, or two reorderings, leave the base as it was, and its epoch old.
+        same = same and warm is not None and warm.view.epoch > self._core.epoch()
         if warm is None or not same or set(warm.candidates) != set(plan.candidates):
             return plan
         self._warm = None

@@ -62,7 +62,13 @@ class CoordinatorOptions:
     record_bytes: int = BYTES_DEFAULT
 
     def __post_init__(self) -> None:
-        """Raises UsageError if members might be given up that are alive and merely cut off."""
+        """Raises UsageError for what contradicts itself, or if members might be given up that are
+        alive and merely cut off."""
+        if self.ca is not None and self.insecure:
+            raise UsageError(
+                "--ca (ca=) secures the run, and --insecure (insecure=True) is for a run that "
+                "nothing secures; give one of them: with --ca any address may be listened on"
+            )
         profiles = PROFILES.values() if self.auto_profile else (self.profile,)
         least_s = max(profile.abandon_least_s for profile in profiles)
         name = "auto" if self.auto_profile else self.profile.name

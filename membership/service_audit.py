@@ -1,11 +1,13 @@
 """The audit log of a secured run: one JSON object a line, in files of bounded size.
 
 Every line has `time` (UTC), `event`, `peer` (hex or ""), `from` (an address) and `reason`; some
-have more.  Admissions, refusals, evictions and renewals are written; floods of refused strangers
-are counted instead of written once they exceed a rate, and the count is written.
+have more.  Admissions, evictions and renewals are written; refusals, which strangers bring about,
+at the pace that `RefusalPace` grants.  `left_out` in a line says how many of that source's were not
+written before it; a line with code `flood` and a `count`, once a minute, what else was not.
 
-Invariant: at most FILES files of BYTES_MAX each, also over restarts; a log that cannot be written
-is said once, and never stops a run.
+Invariant: at most FILES files of BYTES_MAX each, also over restarts; every refusal is a line or in
+one count; no line holds a secret, nor more of what strangers sent than the kind of a message; a log
+that cannot be written is said once, and never stops a run.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from typing import Final
 
 from pccl.base.clock import Clock, system_clock
 from pccl.base.log import get_logger
-from pccl.transport.token_bucket import TokenBucket
+from pccl.membership.refusal_pace import LeftOut, RefusalPace
+from pccl.transport.handshake_pace import address_group
 
 BYTES_MAX: Final = 8 << 20
 FILES: Final = 5
-REFUSALS_BURST: Final = 100
-REFUSALS_PER_S: Final = 10.0
+LEFT_OUT_BYTES: Final = 24  # of what says how many were left out
 TEXT_CHARACTERS_MAX: Final = 300
 _log = get_logger("membership")
 
@@ -37,8 +39,7 @@ class Audit:
         self._file = -1
         self._bytes = 0
         self._broken = False
-        self._refusals = TokenBucket(burst=REFUSALS_BURST, rate_per_s=REFUSALS_PER_S, now_s=clock())
-        self._unwritten = 0
+        self._refusals = RefusalPace(clock())
 
     def admitted(self, peer_id: bytes, host: str, reason: str) -> None:
         self._write("admitted", peer_id, host, reason)
@@ -61,33 +62,35 @@ class Audit:
         self._write("left", peer_id, "", "as it had asked to")
 
     def refused(self, code: str, peer_id: bytes, host: str, reason: str) -> None:
-        """What strangers bring about: written at a bounded rate."""
-        if self._refusals.take(self._clock()) > 0:
-            self._unwritten += 1
-            return
-        if self._unwritten:
-            count, self._unwritten = self._unwritten, 0
-            self._write("refused", b"", "", "too many to be written", code="flood", count=count)
-        self._write("refused", peer_id, host, reason, code=code)
+        """What strangers bring about: written at a bounded pace, and else counted."""
+        self.sum_up()
+        line = _line("refused", peer_id, host, reason, code=code)
+        size = len(_encoded(line)) + LEFT_OUT_BYTES
+        left_out = self._refusals.grant(address_group(host), size, self._clock())
+        if left_out is not None:
+            self._append(_encoded({**line, "left_out": left_out} if left_out else line))
+
+    def sum_up(self) -> None:
+        """Writes of how many refusals a minute's lines do not tell, once that minute has passed."""
+        self._tell(self._refusals.due(self._clock()))
 
     def close(self) -> None:
-        if self._unwritten:
-            count, self._unwritten = self._unwritten, 0
-            self._write("refused", b"", "", "too many to be written", code="flood", count=count)
+        self._tell(self._refusals.rest())
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
+    def _tell(self, left_out: LeftOut | None) -> None:
+        if left_out is None:
+            return
+        text = f"too many to be written; {left_out.busiest_count} of them from the busiest source"
+        more: dict[str, str | int] = {"code": "flood", "count": left_out.count}
+        self._write("refused", b"", left_out.busiest, text, **more, sources=left_out.sources)
+
     def _write(self, event: str, peer_id: bytes, host: str, reason: str, **more: str | int) -> None:
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "event": event,
-            "peer": peer_id.hex(),
-            "from": host,
-            "reason": reason[:TEXT_CHARACTERS_MAX],
-            **more,
-        }
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        self._append(_encoded(_line(event, peer_id, host, reason, **more)))
+
+    def _append(self, data: bytes) -> None:
         try:
             if self._file < 0:
                 self._open()
@@ -117,3 +120,20 @@ class Audit:
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _line(
+    event: str, peer_id: bytes, host: str, reason: str, **more: str | int
+) -> dict[str, str | int]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "event": event,
+        "peer": peer_id.hex(),
+        "from": host,
+        "reason": reason[:TEXT_CHARACTERS_MAX],
+        **more,
+    }
+
+
+def _encoded(line: dict[str, str | int]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"

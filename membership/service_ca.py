@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from pccl.base.errors import RemoteError, UsageError
 from pccl.base.ids import ID_BYTES
+from pccl.base.private_files import make_private_file
 from pccl.membership.enrolment import LIFE_S_MAX, Token
 from pccl.membership.service_ledger import Ledger, LedgerError
 from pccl.transport.authority import (
@@ -120,8 +121,9 @@ def init_ca(
                 f"{path} is not empty; `pccl ca init` makes a CA in a folder of its own"
             )
         path.chmod(0o700)
-        _write_new(path / KEY, key_pem(key), 0o600)
-        _write_new(path / CERTIFICATE, pem(certificate), 0o644)
+        _write_new(path / KEY, key_pem(key))
+        _write_new(path / CERTIFICATE, pem(certificate))
+        (path / CERTIFICATE).chmod(0o644)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     ledger = Ledger.create(path / LEDGER, run_id, life_s, ",".join(endpoints))
@@ -178,8 +180,8 @@ def parse_ca(key_text: bytes, certificate_text: bytes) -> tuple[Ed25519PrivateKe
     return key, certificate
 
 
-def _write_new(file: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _write_new(file: Path, data: bytes) -> None:
+    descriptor = make_private_file(file)
     with open(descriptor, "wb") as opened:
         opened.write(data)
         opened.flush()

@@ -104,6 +104,7 @@ class CoordinatorService:
             clock=clock,
             on_misfit=machine.dropped_frame,
             tls=None if security is None else security.door,
+            on_refused=None if security is None else security.refused,
         )
         self._connections: dict[int, _Connection] = {}
         self._next_conn = 1
@@ -352,10 +353,8 @@ class CoordinatorService:
         if self._security is None:
             await self._converse(channel, first, None)
         elif (guard := await self._security.enter(channel, first)) is not None:
-            try:
+            with guard:
                 await self._converse(channel, guard.first, guard)
-            finally:
-                guard.end()
 
     async def _converse(self, channel: Channel, first: bytes, guard: Guard | None) -> None:
         native = native_frames.is_native(first)

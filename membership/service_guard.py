@@ -1,14 +1,16 @@
 """Holds one connection of a secured run to the name that its certificate says.
 
 Invariant: whatever passes `check` was said by who may say it: a trainer as itself, a holder of a
-ticket about the status only.  Everything refused is in the audit log, and has been told.
+ticket about the status only.  Everything refused has been told, and is in the audit log once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
+from pccl.base.errors import RemoteError
 from pccl.membership.departures import LEFT
 from pccl.membership.events import NativeFrame, PeerMessage
 from pccl.membership.identity_limits import Identity
@@ -53,7 +55,7 @@ def objection_to(
 
 
 class Guard:
-    """One connection's, from when it may speak until it ends."""
+    """One connection's, from when it may speak until it ends: a context around the conversation."""
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Guard:
         self._host = channel.remote_host
         self._group = address_group(self._host)
         self._counted = False
+        self._refused = False  # and written
 
     @property
     def peer_id(self) -> bytes:
@@ -93,7 +96,7 @@ class Guard:
         said = event.msg if isinstance(event, PeerMessage) else event.frame
         objection = objection_to(said, self._name, native_only=self._native_only)
         if objection is not None:
-            self._audit.refused(objection[0], self.peer_id, self._host, objection[1])
+            self._refuse(*objection)
             refuse_either(self._channel, body, *objection)
 
     def let_in(self, *, native: bool) -> None:
@@ -110,15 +113,30 @@ class Guard:
         elif isinstance(answer, Evicted):
             self._audit.evicted(self.peer_id, answer.text)
         else:
-            self._audit.refused(answer.code, self.peer_id, self._host, answer.text)
+            self._refuse(answer.code, answer.text)
 
     def bucket(self, *, native: bool) -> TokenBucket:
         """What holds all connections of this identity to one rate of messages."""
         return self._identity.bucket(native=native)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """The connection has ended, or, by RemoteError, ends for what it sent."""
+        if isinstance(error, RemoteError) and not self._refused:
+            self._refuse("message", error.reason)
         self._identity.connections -= 1
         if self._counted:
             self._members[self._group] -= 1
             if self._members[self._group] <= 0:
                 del self._members[self._group]
+
+    def _refuse(self, code: str, text: str) -> None:
+        self._refused = True
+        self._audit.refused(code, self.peer_id, self._host, text)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from pccl.base.errors import PcclError, RemoteError
+from pccl.base.private_files import make_private_file
 from pccl.membership import ledger_rows as rows
 from pccl.membership.enrolment import Token
 from pccl.transport.join_ticket import SECRET_BYTES, TOKEN_ID_BYTES
@@ -86,7 +87,7 @@ class Ledger:
     def create(cls, path: Path, run_id: bytes, life_s: float, endpoints: str) -> Ledger:
         """Makes the file, for its owner alone.  Raises LedgerError if there is one."""
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            os.close(make_private_file(path))
             db = sqlite3.connect(path, isolation_level=None)
             try:
                 db.executescript(f"BEGIN EXCLUSIVE;{_SCHEMA}")

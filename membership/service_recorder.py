@@ -27,6 +27,7 @@ from typing import Final
 
 from pccl.base.clock import Clock, system_clock
 from pccl.base.log import get_logger
+from pccl.base.private_files import make_private_file
 from pccl.membership import flight
 from pccl.membership.coordinator import Coordinator
 from pccl.membership.events import Effect, Event
@@ -199,7 +200,7 @@ class Recorder:
     def _begin_file(self) -> int:
         with contextlib.suppress(FileNotFoundError):
             self._path.replace(self._path.with_name(self._path.name + ".1"))
-        file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        file = make_private_file(self._path)
         fcntl.flock(file, fcntl.LOCK_EX)  # of a file that nobody else has seen
         os.write(file, flight.MAGIC)
         self._written = len(flight.MAGIC)

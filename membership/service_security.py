@@ -83,7 +83,7 @@ class Security:
         self.libraries = _libraries()
         self.audit = Audit(ca.path / AUDIT, clock=clock)
         self._enrolling = Enrolling(ca, self.audit)
-        self._watchers = Watchers()
+        self._watchers = Watchers(self.audit, clock=clock)
         self.door = TlsDoor(
             lambda: self._identity,
             to_plain=frame(coordinator_codec.encode(Refused("secured", PLAIN_TEXT))),
@@ -111,12 +111,24 @@ class Security:
 
     # ------------------------------------------------------------------ who may speak
 
+    def refused(self, host: str, code: str, reason: str) -> None:
+        """Somebody did not come through the door, before it could say who it is."""
+        self.audit.refused(code, b"", host, reason)
+
     async def enter(self, channel: Channel, first: bytes) -> Guard | None:
         """Returns what guards a new connection; None if it wanted nothing more.
 
         Raises:
-            RemoteError: it may not, and has been told.
+            RemoteError: it may not, and has been told if that is more than what it sent.
         """
+        try:
+            return await self._enter_as(channel, first)
+        except RemoteError as error:
+            if not channel.closed:  # else it was told, and the log before
+                self.audit.refused("message", b"", channel.remote_host, error.reason)
+            raise
+
+    async def _enter_as(self, channel: Channel, first: bytes) -> Guard | None:
         if channel.secured is None:
             assert self._plain_engines
             if not native_frames.is_native(first):
@@ -200,6 +212,7 @@ class Security:
             on_denied(self._denied)
         while True:
             await asyncio.sleep(WATCH_S)
+            self.audit.sum_up()
             if self._clock() >= self._renew_at_s:
                 self._identity = self._new_identity()
                 self._renew_at_s = self._clock() + self.life_s * RENEWED_AT

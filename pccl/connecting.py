@@ -8,9 +8,7 @@ that hanging up takes) having left nothing behind: no thread, no socket, no plac
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +18,6 @@ from pccl.arguments import (
     addresses_of,
     check_number,
     check_seconds,
-    check_text,
     find_ticket,
     optional_number,
     optional_seconds,
@@ -36,6 +33,7 @@ from pccl.membership.agent import AgentConfig, MemberAgent, Seat
 from pccl.membership.agent_security import Credentials
 from pccl.membership.messages import GROUP_MAX, SEAT_MAX
 from pccl.outcome import Peer
+from pccl.reaching import Whereabouts
 from pccl.session import WAIT_QUIET_S, Session
 from pccl.state.checkpoint import Checkpoints
 from pccl.state.keeper import check_state, keep_state
@@ -43,12 +41,9 @@ from pccl.state.shared import SharedState
 from pccl.transport.address import (
     Address,
     is_loopback,
-    is_wildcard,
     literal_to_dial,
-    parse_address,
 )
 from pccl.transport.engine import Engine, error_of
-from pccl.transport.engine_api import EngineLike
 from pccl.transport.engine_tls import in_words
 from pccl.transport.join_ticket import JoinTicket
 from pccl.transport.native_core import load_native
@@ -103,7 +98,7 @@ def connect(
         drain_on_sigterm_s: on SIGTERM `leave` with this deadline; main thread only.
         timeout_s: for everything until admission.
         listen: host:port where peers reach this process; None: as towards the coordinator.
-        advertise: host or host:port under which peers reach it, if that differs (NAT).
+        advertise: host or host:port where peers reach it, if that differs (NAT): see `reaching`.
         reachable: False where no peer can dial it, as behind NAT; two such meet at a third peer.
         lanes: connections per pair of peers; 0 chooses.
         insecure: allows an unencrypted listener that other machines can reach.
@@ -124,7 +119,7 @@ def connect(
     waits = _waits(step_timeout_s, drain_on_sigterm_s)
     kept = state, check_state(state, checkpoint_dir)
     joining = find_ticket(ticket)
-    where = _Where.parse(listen, advertise, reachable)
+    where = Whereabouts.parse(listen, advertise, reachable)
     wires = _Transport.parse(where, insecure, lanes, spin_us, shared_memory, transport, joining)
     config = AgentConfig(
         addresses=addresses_of(address, joining),
@@ -237,33 +232,10 @@ def admit(
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
-    """Where peers find this process, as far as the program says."""
-
-    at: Address | None  # None: the address used towards the coordinator
-    advertised: Address | None
-    reachable: bool
-
-    @classmethod
-    def parse(cls, listen: str | None, advertise: str | None, reachable: bool) -> Self:
-        if advertise is not None and not reachable:
-            raise UsageError(
-                "advertise= says where peers reach this process, reachable=False that they "
-                "cannot; give one of them"
-            )
-        at = advertised = None
-        if listen is not None:
-            at = _literal(parse_address(check_text("listen", listen), port_min=0))
-        if advertise is not None:
-            advertised = _parse_advertise(check_text("advertise", advertise))
-        return cls(at, advertised, bool(reachable))
-
-
-@dataclass(frozen=True, slots=True)
 class _Transport:
     """How this process talks with its peers, as far as the program says."""
 
-    where: _Where
+    where: Whereabouts
     insecure: bool
     lanes: int
     spin_us: int
@@ -273,7 +245,7 @@ class _Transport:
     @classmethod
     def parse(
         cls,
-        where: _Where,
+        where: Whereabouts,
         insecure: bool,
         lanes: int,
         spin_us: int,
@@ -298,6 +270,7 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
     where = transport.where
     at = where.at or Address(local_host, 0)
     _require_allowed(at.host, transport.insecure)
+    told = where.told(at.host, local_host)
     material = None if config.credentials is None else config.credentials.material
     by_memory = material is None if transport.shared_memory is None else transport.shared_memory
     engine = Engine(
@@ -311,18 +284,12 @@ def _make_engine(transport: _Transport, config: AgentConfig, local_host: str) ->
         tls=material,
         ucx=transport.ucx,
     )
-    seat = seat_of(engine, at.host, where.advertised) if where.reachable else Seat(engine, "", 0)
-    home = Address(literal_to_dial(at.host), engine.port) if where.reachable else None
+    seat = Seat(engine, "", 0)
+    if told is not None:
+        seat = Seat(engine, told.host, told.port or engine.port)
+    home = None if told is None else Address(literal_to_dial(at.host), engine.port)
     secured = "" if material is None else in_words(load_native())
     return replace(seat, renewed=engine.set_tls, home=home, carried_by=secured)
-
-
-def seat_of(engine: EngineLike, listen_host: str, advertised: Address | None) -> Seat:
-    """Returns where peers find an engine that listens on `listen_host`."""
-    if advertised is not None:
-        return Seat(engine, advertised.host, advertised.port or engine.port)
-    # A wildcard tells nobody where to go: the coordinator then takes the address it sees.
-    return Seat(engine, "" if is_wildcard(listen_host) else listen_host, engine.port)
 
 
 def _refusal(agent: MemberAgent, config: AgentConfig) -> BaseException:
@@ -369,26 +336,3 @@ def _require_allowed(host: str, insecure: bool) -> None:
             "reach it; join a secured run (ticket=...), pass insecure=True on a network you trust, "
             "or listen='127.0.0.1:0' for peers on this machine only"
         )
-
-
-def _parse_advertise(text: str) -> Address:
-    try:
-        return Address(str(ipaddress.ip_address(text.strip("[]"))), 0)
-    except ValueError:
-        pass
-    bare_name = ":" not in text
-    return _literal(parse_address(f"{text}:0" if bare_name else text, port_min=0))
-
-
-def _literal(address: Address) -> Address:
-    """Resolves a host name once, because peers and the engine use literal addresses."""
-    try:
-        ipaddress.ip_address(address.host)
-        return address
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UsageError(f"{address.host!r} cannot be resolved: {error.strerror}") from error
-    return Address(str(found[0][4][0]), address.port)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pccl.base.errors import UsageError
+from pccl.base.private_files import make_private_file
 from pccl.outcome import Peer
 from pccl.transport.identity import peer_id_of_raw
 
@@ -73,7 +74,7 @@ def _write_new(file: Path, key: Ed25519PrivateKey) -> None:
 
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = make_private_file(file)
     except FileExistsError:
         return  # another process was faster: its key is as good
     with os.fdopen(descriptor, "wb") as opened:

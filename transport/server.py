@@ -41,6 +41,8 @@ MISFITS_LOGGED_PER_S = 10.0  # a flood of them must not become a flood of lines
 _log = get_logger("transport")
 
 Serve = Callable[[Channel, bytes], Awaitable[None]]
+Refused = Callable[[str, str, str], None]
+"""Is told the address, a word for the kind of fault, and the reason."""
 
 
 class FrameServer:
@@ -59,7 +61,9 @@ class FrameServer:
         clock: Clock = system_clock,
         on_misfit: Callable[[], None] = lambda: None,
         tls: TlsDoor | None = None,
+        on_refused: Refused | None = None,
     ) -> None:
+        """`on_refused` hears of each that does not come as far as `serve` for its own fault."""
         self.limits = limits or ControlLimits()
         self.clock = clock
         self.drops: Counter[str] = Counter()
@@ -67,6 +71,7 @@ class FrameServer:
         self._serve = serve
         self._on_misfit = on_misfit
         self._tls = tls
+        self._on_refused = on_refused
         self._doors = Doors(self._take, lambda: self.drops.update(["descriptors"]))
         self._tasks: set[asyncio.Task[None]] = set()
         most = self.limits.half_open_max
@@ -178,7 +183,7 @@ class FrameServer:
             if not channel.closed:  # else it has been told, and what it was told may still leave
                 channel.abort(str(error))
         except DeadlineExceeded:
-            self._drop(remote, "silent", "it did not say who it is")
+            self._refuse(remote, channel.remote_host, "silent", "it did not say who it is")
             channel.abort("it did not say who it is")
         except asyncio.CancelledError:
             channel.abort("the listener has no more use for it")
@@ -198,13 +203,13 @@ class FrameServer:
         try:
             return await self._tls.open(connection, host, self.limits, self.clock)
         except NotTls as error:
-            self._drop(remote, "plaintext", error.reason)
+            self._refuse(remote, host, "plaintext", error.reason)
         except BadHandshake as error:
-            self._drop(remote, "handshake", error.reason)
+            self._refuse(remote, host, "handshake", error.reason, error.code)
         except DeadlineExceeded as error:
-            self._drop(remote, "silent", str(error))
+            self._refuse(remote, host, "silent", str(error))
         except RemoteError as error:
-            self._drop(remote, "certificate", error.reason)
+            self._refuse(remote, host, "certificate", error.reason)
         return None
 
     async def _first_frame(self, channel: Channel) -> bytes | None:
@@ -221,6 +226,11 @@ class FrameServer:
     def _has_spoken(self, task: asyncio.Task[None]) -> None:
         self._silent.leave(task)
         self._unproven.leave(task)
+
+    def _refuse(self, remote: str, host: str, reason: str, text: str, code: str = "") -> None:
+        if self._on_refused is not None:
+            self._on_refused(host, code or reason, text)
+        self._drop(remote, reason, text)
 
     def _drop(self, remote: str, reason: str, text: str) -> None:
         self.drops[reason] += 1

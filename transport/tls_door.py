@@ -29,6 +29,14 @@ from pccl.transport.tls_session import TlsSession, handshake
 from pccl.transport.tls_turns import PEEK_BYTES, HandshakeTurns, first_bytes
 
 STREAM_BUFFER_BYTES: Final = 1 << 16
+_CODES: Final = {  # by OpenSSL's X509_V_ERR_
+    10: "expired",
+    18: "ca",  # signed by itself
+    19: "ca",  # by a chain that ends in one that nobody here trusts
+    20: "ca",  # by one that is not there
+    21: "ca",
+    7: "ca",  # by another key of the CA's name
+}
 
 
 class NotTls(RemoteError):
@@ -36,7 +44,15 @@ class NotTls(RemoteError):
 
 
 class BadHandshake(RemoteError):
-    """A TLS handshake failed, or a certificate was none of this run."""
+    """A TLS handshake failed; `code` says by what kind of fault, for who keeps a list of them."""
+
+    def __init__(self, error: ssl.SSLError) -> None:
+        self.code = "handshake"
+        text = f"a TLS handshake failed: {error.reason or error}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            self.code = _CODES.get(error.verify_code, "certificate")
+            text = f"its certificate is not believed: {error.verify_message}"
+        super().__init__(text)
 
 
 class TlsDoor:
@@ -105,7 +121,7 @@ class TlsDoor:
             )
         except ssl.SSLError as error:  # why, was queued for the other end
             writer.close()
-            raise BadHandshake(f"a TLS handshake failed: {error}") from error
+            raise BadHandshake(error) from error
         except TimeoutError as error:
             writer.transport.abort()
             raise DeadlineExceeded("its TLS handshake did not end in time") from error

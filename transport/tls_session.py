@@ -27,12 +27,20 @@ class TlsSession:
     Cost: some 10 us per call, and 0.2 us per KiB.
     """
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
+    ) -> None:
+        """`server_hostname`: whom a dialler wants, for contexts that check it."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self.ready = False
         self.ended = False  # the other end has said that nothing more comes
         self._handshake_bytes = 0
+
+    @property
+    def certificate(self) -> bytes:
+        """The other end's, DER; b"" if it showed none, or has not yet."""
+        return self._tls.getpeercert(binary_form=True) or b""
 
     def start(self) -> None:
         """A dialler's first step; `take` then has its greeting."""
@@ -63,7 +71,7 @@ class TlsSession:
             parts.append(part)
         return b"".join(parts)
 
-    def seal(self, data: bytes) -> bytes:
+    def seal(self, data: bytes | memoryview) -> bytes:
         """Returns what to send for `data`."""
         view = memoryview(data)
         while view:
@@ -88,7 +96,7 @@ class TlsSession:
         """
         if not self.ready or self._tls.version() != VERSION:
             raise RemoteError(f"a connection without {VERSION}")
-        theirs = self._tls.getpeercert(binary_form=True) or b""
+        theirs = self.certificate
         if len(theirs) > CERTIFICATE_BYTES_MAX:
             raise RemoteError(f"a certificate of {len(theirs)} bytes")
         return Secured(theirs, own)

@@ -27,7 +27,7 @@ from pccl.transport.handshake_pace import FairPlaces, KnownHosts, SilentPlaces
 from pccl.transport.tls import HANDSHAKE_RECORD
 from pccl.transport.tls_turns import HandshakeTurns, first_bytes, remote_host
 from pccl.weights.frames import Message
-from pccl.weights.stream import FIRST_FRAME_BYTES_MAX, READ_BYTES, Stream, StreamEnded
+from pccl.weights.stream import FIRST_FRAME_BYTES_MAX, Stream, StreamEnded, accept_stream
 
 CONNECTIONS_MAX: Final = 4096
 HALF_OPEN_MAX: Final = 64
@@ -124,7 +124,9 @@ class Door:
             if self._encrypts:
                 await self._wait_for_turn(connection, host)
             async with asyncio.timeout(FIRST_WORD_S):
-                stream = await self._accept(connection)
+                stream = await accept_stream(
+                    connection, self._context(), frame_bytes_max=FIRST_FRAME_BYTES_MAX
+                )
                 first = await stream.receive(FIRST_WORD_S)
             task = asyncio.current_task()
             assert task is not None
@@ -146,7 +148,7 @@ class Door:
             if stream is None:
                 connection.close()
             else:
-                stream.close()
+                await stream.end()
 
     async def _wait_for_turn(self, connection: socket.socket, host: str) -> None:
         async with asyncio.timeout(FIRST_WORD_S):
@@ -156,16 +158,6 @@ class Door:
         if said[0] != HANDSHAKE_RECORD:
             raise RemoteError("it does not speak TLS, and this door is secured")
         await self._turns.take(host, FIRST_WORD_S)
-
-    async def _accept(self, connection: socket.socket) -> Stream:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, connection, ssl=self._context()
-        )
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        return Stream(reader, writer, frame_bytes_max=FIRST_FRAME_BYTES_MAX)
 
 
 def require_allowed(host: str, insecure: bool) -> None:

@@ -200,8 +200,8 @@ class Fetcher:
                     with way.bound(self._control):
                         await self._talk(self._control, backoff)
                 finally:
-                    self._control.close()
-                    self._control = None
+                    ended, self._control = self._control, None
+                    await ended.end()
             except (StreamEnded, DeadlineExceeded, RemoteError) as error:
                 self.trouble = f"the publisher at {self._publisher}: {error}"
             for update in list(self._asked):

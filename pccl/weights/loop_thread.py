@@ -1,6 +1,8 @@
 """An event loop on a daemon thread of its own, for publisher and receiver.
 
-Invariant: after `stop` returns True the thread has ended and everything it owned is closed.
+Invariant: after `stop` returns True the thread has ended and everything it owned is closed.  What
+`live` owns ends within it: connections by `Stream.end`, which waits for their transports; nothing
+is left to the end of the loop.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from pccl.base.log import get_logger
 
 T = TypeVar("T")
 START_S = 10.0  # to bind a port, or to learn that it is taken
-LINGER_S = 0.05  # for connections that were cut while they were made to end before their loop does
 _log = get_logger("weights")
 
 
@@ -29,6 +30,7 @@ class LoopThread:
     def __init__(self, live: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._live = live
         self._process = os.getpid()
+        self._stopping = False
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,7 +90,8 @@ class LoopThread:
         if os.getpid() != self._process:
             return True
         loop, task = self._loop, self._task
-        if loop is not None and task is not None:
+        if loop is not None and task is not None and not self._stopping:
+            self._stopping = True  # a second word would cut off what the first one ends in order
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
@@ -115,5 +118,3 @@ class LoopThread:
             return
         except PcclError as error:
             self._failure = error
-        finally:
-            await asyncio.sleep(LINGER_S)

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self
 from pccl.arguments import check_seconds
 from pccl.base.clock import Deadline
 from pccl.base.errors import Closed, DeadlineExceeded, RemoteError, UsageError
+from pccl.reaching import check_advertised
 from pccl.transport.address import Address, is_loopback, parse_address
 from pccl.weights.applying import apply_updates, digest_of
 from pccl.weights.channels import ENROL_S, Channels
@@ -91,7 +92,8 @@ class Receiver:
             relay: whether other receivers may fetch from this one.
             listen: host:port for them; port 0: any.  Receivers on other machines need an address
                 that they can reach.
-            advertise: the host under which they reach it; "": as the publisher sees it.
+            advertise: the host under which they reach it, without a port; "": as the publisher sees
+                it.  No wildcard, and loopback only with a publisher there.
             insecure: allows a listener that other machines can reach, unencrypted.
             ahead_bytes_max: of updates fetched before a `pull` asks for them.
             keep_bytes_max: of applied updates kept for others.
@@ -106,6 +108,10 @@ class Receiver:
         """
         publisher = parse_address(address)
         where = parse_address(listen, port_min=0)
+        if advertise:
+            bare = advertise.strip("[]")
+            advertise = parse_address(f"[{bare}]:1" if bare.count(":") > 1 else f"{bare}:1").host
+            check_advertised(advertise, advertise, local=is_loopback(publisher.host))
         channels = Channels.parse(context, ticket, coordinator, identity, publishes=False)
         if relay and not channels.ticketed:
             require_allowed(where.host, insecure)

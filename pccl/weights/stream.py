@@ -1,33 +1,43 @@
-"""One connection between a publisher and a receiver, or between two receivers.
+"""One connection between a publisher and a receiver, or between two receivers; over TLS if asked.
+
+TLS is a session of bytes over a plain connection, so that whoever is cut off, also in the middle of
+a handshake, leaves nothing that closes by itself and later than its event loop.
 
 Messages are frames; a chunk is raw bytes behind its head, and is not copied into frames.  Every
 receive has a deadline, every send either waits for room within one (`send`) or refuses to queue
 more than a limit (`post`), so that one slow reader costs its own connection and nothing else.
 
-Invariant: after `close` nothing is sent; whatever the other end does, only StreamEnded, RemoteError
-and DeadlineExceeded leave this module.
+Invariant: after `close` nothing is sent, and after `end` nothing of the connection is left;
+whatever the other end does, only StreamEnded, RemoteError and DeadlineExceeded leave this module.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import struct
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pccl.base.config import ControlLimits
 from pccl.base.errors import DeadlineExceeded, PcclError, RemoteError
 from pccl.transport.address import Address
 from pccl.transport.framing import HEAD_BYTES, frame
 from pccl.transport.keep_alive import keep_alive
+from pccl.transport.tls_session import TlsSession, handshake
 from pccl.weights.channels import PLAIN, Way
 from pccl.weights.frames import Message, codec
+
+if TYPE_CHECKING:
+    import socket
 
 _LIMITS: Final = ControlLimits()
 FRAME_BYTES_MAX: Final = 300 << 10  # a manifest with all its digests
 FIRST_FRAME_BYTES_MAX: Final = _LIMITS.first_frame_bytes_max
 QUEUE_BYTES_MAX: Final = 8 << 20  # manifests and answers that a receiver does not read
 READ_BYTES: Final = 1 << 20
+END_S: Final = 1.0  # a transport that was aborted has ended after a turn or two of its loop
 _HEAD: Final = struct.Struct("<III")
 _CHECKED: Final = struct.Struct("<II")
 
@@ -45,7 +55,12 @@ class Stream:
         writer: asyncio.StreamWriter,
         *,
         frame_bytes_max: int = FRAME_BYTES_MAX,
+        tls: TlsSession | None = None,
+        said: bytes = b"",
     ) -> None:
+        """`tls`: its handshake is done, and `said` came behind it."""
+        self._tls = tls
+        self._opened = bytearray(said)  # by TLS, and not yet asked for
         self._reader = reader
         self._writer = writer
         self._frame_bytes_max = frame_bytes_max
@@ -65,8 +80,7 @@ class Stream:
     @property
     def certificate(self) -> bytes:
         """The other end's, DER; "" where it has shown none."""
-        tls = self._writer.get_extra_info("ssl_object")
-        return b"" if tls is None else tls.getpeercert(binary_form=True) or b""
+        return b"" if self._tls is None else self._tls.certificate
 
     def trust(self) -> None:
         """From here on frames may be as long as any: the other end has said who it is."""
@@ -80,7 +94,7 @@ class Stream:
         if transport.get_write_buffer_size() > QUEUE_BYTES_MAX:
             transport.abort()
             return False
-        self._writer.write(frame(codec.encode(message)))
+        self._write(frame(codec.encode(message)))
         return True
 
     async def send(
@@ -95,9 +109,9 @@ class Stream:
             async with asyncio.timeout(timeout_s), self._sending:
                 if self._writer.transport.is_closing():
                     raise StreamEnded("the connection is closed")
-                self._writer.write(frame(codec.encode(message)))
+                self._write(frame(codec.encode(message)))
                 if len(payload):
-                    self._writer.write(payload)
+                    self._write(payload)
                 await self._writer.drain()
         except TimeoutError as error:
             raise DeadlineExceeded(f"the other end took nothing for {timeout_s:g} s") from error
@@ -131,15 +145,61 @@ class Stream:
     async def _exactly(self, count: int, timeout_s: float) -> bytes:
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._reader.readexactly(count)
+                return await self._read(count)
         except TimeoutError as error:
             raise DeadlineExceeded(f"nothing whole came within {timeout_s:g} s") from error
         except (OSError, asyncio.IncompleteReadError) as error:
             raise StreamEnded("the other end closed the connection") from error
 
+    async def _read(self, count: int) -> bytes:
+        if self._tls is None:
+            return await self._reader.readexactly(count)
+        while len(self._opened) < count:
+            sealed = b"" if self._tls.ended else await self._reader.read(READ_BYTES)
+            if not sealed:
+                raise asyncio.IncompleteReadError(bytes(self._opened), count)
+            try:
+                self._opened += self._tls.feed(sealed)
+            except ssl.SSLError:
+                self.close()  # the session is over
+                raise
+            if more := self._tls.take():  # keys are renewed now and then
+                self._writer.write(more)
+        found = bytes(self._opened[:count])
+        del self._opened[:count]
+        return found
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._writer.write(data if self._tls is None else self._tls.seal(data))
+
     def close(self) -> None:
-        """Ends the connection at once; what is queued is dropped."""
+        """Ends the connection at once; what is queued is dropped.  For who does not own it, too."""
         self._writer.transport.abort()
+
+    async def end(self) -> None:
+        """Closes it, and returns when it has ended; its owner's last word."""
+        await _cut(self._writer)
+
+
+async def accept_stream(
+    connection: socket.socket, context: ssl.SSLContext | None, *, frame_bytes_max: int
+) -> Stream:
+    """Makes a stream of an accepted connection, which it owns from then on; after an error the
+    caller closes it.
+
+    Raises:
+        OSError: it broke, or TLS failed; the other end was told why, as far as TLS tells it.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    if context is None:
+        return Stream(reader, writer, frame_bytes_max=frame_bytes_max)
+    session = TlsSession(context, server_side=True)
+    said = await _shaken(reader, writer, session, dials=False)
+    return Stream(reader, writer, frame_bytes_max=frame_bytes_max, tls=session, said=said)
 
 
 async def open_stream(address: Address, *, timeout_s: float, way: Way = PLAIN) -> Stream:
@@ -152,23 +212,56 @@ async def open_stream(address: Address, *, timeout_s: float, way: Way = PLAIN) -
     """
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(
-                address.host, address.port, limit=READ_BYTES, ssl=way.context
-            )
+            stream = await _dial(address, way.context)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{address} does not answer within {timeout_s:g} s") from error
     except OSError as error:
         raise StreamEnded(f"{address}: {error.strerror or error}") from error
-    name = writer.get_extra_info("sockname")
-    if name is not None and name == writer.get_extra_info("peername"):
-        # Linux connects a socket to itself when it draws the very port it dials.
-        writer.transport.abort()
-        raise StreamEnded(f"{address}: nobody listens there")
-    stream = Stream(reader, writer)
     if way.check is not None:
         try:
             way.check(stream.certificate)
         except RemoteError:
-            stream.close()
+            await stream.end()
             raise
     return stream
+
+
+async def _dial(address: Address, context: ssl.SSLContext | None) -> Stream:
+    reader, writer = await asyncio.open_connection(address.host, address.port, limit=READ_BYTES)
+    name = writer.get_extra_info("sockname")
+    if name is not None and name == writer.get_extra_info("peername"):
+        # Linux connects a socket to itself when it draws the very port it dials.
+        await _cut(writer)
+        raise ConnectionRefusedError("nobody listens there")
+    if context is None:
+        return Stream(reader, writer)
+    session = TlsSession(context, server_side=False, server_hostname=address.host)
+    said = await _shaken(reader, writer, session, dials=True)
+    return Stream(reader, writer, tls=session, said=said)
+
+
+async def _shaken(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session: TlsSession, *, dials: bool
+) -> bytes:
+    """Shakes hands; if that fails, or is cancelled, returns when the connection has ended."""
+    try:
+        return await handshake(reader, writer, session, dials=dials)
+    except ssl.SSLError:
+        writer.close()  # what tells the other end why is queued, and is short
+        await _cut(writer, at_once=False)
+        raise
+    except BaseException:
+        await _cut(writer)
+        raise
+
+
+async def _cut(writer: asyncio.StreamWriter, *, at_once: bool = True) -> None:
+    """Returns when a connection has ended: at once, or when it is rid of what is queued."""
+    if at_once:
+        writer.transport.abort()
+    with contextlib.suppress(OSError):  # whatever it ended by; TimeoutError is one
+        try:
+            async with asyncio.timeout(END_S):
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()

@@ -48,7 +48,7 @@ async def take_from(
     except _NotHeld as error:
         return Trouble.GONE, str(error)
     finally:
-        stream.close()
+        await stream.end()
     return Trouble.NONE, ""
 
 

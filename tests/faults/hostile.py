@@ -9,7 +9,8 @@ here than elsewhere is what they do to the run.
     ./dev hostile [--connections 10000] [--turns 6] [--calm S] [--quick] [--json FILE]
 
 Exits with 1 if somebody got in, a sum was wrong, a member was put out or a step was retried, a
-quantile of the members' step time here is above RATIO_MAX times that elsewhere, if weights that
+quantile of the members' step time here is above RATIO_MAX times that elsewhere, or their median
+above RATIO_MAX times that in calm, if weights that
 were published came wrong, or not for PULLS_S_MAX, or if memory or descriptors of anybody grew and
 did not shrink again.
 """
@@ -23,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -49,8 +49,11 @@ PEERS, COUNT = 4, 1 << 16
 CONNECTIONS, TURNS, CALM_S = 10_000, 6, 10.0
 QUICK = {"connections": 360, "turns": 1, "calm_s": 3.0}
 RATIO_MAX = 2.0
-FLOOR_S = 0.02  # below it a quotient says more about the scheduler than about the run
-QUANTILES = (0.5, 0.99)
+# Below it a quotient says nothing of the run.  A median of thousands of steps, some milliseconds
+# each, is of the run alone; one step of a hundred waits for the scheduler, which gives 20 programs
+# turns of several milliseconds on a few processors.
+FLOORS_S = {0.5: 0.001, 0.99: 0.02}
+BARS = ((0.5, "elsewhere"), (0.5, "calm"), (0.99, "elsewhere"))
 JOIN_CONNECTIONS = 1000  # while one joins
 QUIET_S = 8.0  # after the last enemy: everything half open has ended
 WAIT_S = 60.0
@@ -74,7 +77,7 @@ class Result:
     unconnected: int = 0
     join_s: dict[str, float] = field(default_factory=dict)  # of a newcomer with a ticket
     fetch_s: dict[str, float] = field(default_factory=dict)  # of a new receiver of weights
-    pulls: Counter[str] = field(default_factory=Counter)  # of weights
+    pulls: dict[str, int] = field(default_factory=dict)  # of weights
     pause_s: dict[str, float] = field(default_factory=dict)  # the longest between two of these
     grown: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes, descriptors
     connections: dict[str, Any] = field(default_factory=dict)
@@ -82,13 +85,13 @@ class Result:
 
     def ratio(self, q: float, without: str) -> float:
         here_s, without_s = (quantile(self.steps_s[kind], q) for kind in ("here", without))
-        return max(here_s, FLOOR_S) / max(without_s, FLOOR_S)
+        return max(here_s, FLOORS_S[q]) / max(without_s, FLOORS_S[q])
 
     def passed(self) -> bool:
         return (
             all(self.steps_s.values())
             and not self.violations
-            and all(self.ratio(q, "elsewhere") <= RATIO_MAX for q in QUANTILES)
+            and all(self.ratio(q, without) <= RATIO_MAX for q, without in BARS)
         )
 
 
@@ -186,7 +189,7 @@ def _turn(
     if ended_s - began_s > TURN_S_MAX:
         result.violations.append(f"a turn took {ended_s - began_s:.0f} s")
     pauses_s = pair.pauses_s(began_s, ended_s)
-    result.pulls[kind] += len(pauses_s) - 1
+    result.pulls[kind] = result.pulls.get(kind, 0) + len(pauses_s) - 1
     result.pause_s[kind] = max(result.pause_s.get(kind, 0.0), *pauses_s)
     if max(pauses_s) > PULLS_S_MAX:
         result.violations.append(f"no weights came for {max(pauses_s):.1f} s, enemies {kind}")
@@ -274,7 +277,7 @@ def show(console: Console, result: Result) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("members' step", *KINDS_OF_TURNS, "here / elsewhere", "bar", "here / calm"):
         table.add_column(name, justify="right")
-    for q in QUANTILES if all(result.steps_s.values()) else ():
+    for q in FLOORS_S if all(result.steps_s.values()) else ():
         table.add_row(
             f"p{q * 100:g}",
             *(f"{1e3 * quantile(result.steps_s[kind], q):.2f} ms" for kind in KINDS_OF_TURNS),

@@ -27,6 +27,7 @@ import pccl
 import pccl.weights
 
 SIZE = 1 << 16
+KEPT_BYTES_MAX = 4 << 20  # of updates: what they grow beyond that, they have lost sight of
 PAUSE_S = 0.2  # between two revisions
 PULL_S = 60.0
 START_S = 60.0
@@ -55,7 +56,9 @@ def tell(**fact: Any) -> None:
 
 
 def publish(coordinator: str, over: threading.Event) -> None:
-    with pccl.weights.Publisher(coordinator=coordinator) as publisher:
+    with pccl.weights.Publisher(
+        coordinator=coordinator, history_bytes_max=KEPT_BYTES_MAX
+    ) as publisher:
         tell(address=publisher.address, peer=publisher._channels.own_id.hex())
         while not over.wait(PAUSE_S):
             revision = publisher.revision + 1
@@ -65,7 +68,9 @@ def publish(coordinator: str, over: threading.Event) -> None:
 
 def receive(coordinator: str, address: str, over: threading.Event) -> None:
     into = empty_state()
-    with pccl.weights.Receiver(address, coordinator=coordinator) as receiver:
+    with pccl.weights.Receiver(
+        address, coordinator=coordinator, keep_bytes_max=KEPT_BYTES_MAX
+    ) as receiver:
         door = f"127.0.0.1:{receiver._fetcher._port}"
         tell(address=door, peer=receiver._channels.own_id.hex())
         while not over.is_set():

@@ -1,6 +1,7 @@
 """One peer, perhaps behind a NAT: `nat_peer.py ADDRESS PROGRAM INDEX COUNT`, PROGRAM `public` or
-`behind`.  It trains a state with the others until PCCL_TEST_UNTIL members take part, and then a few
-steps more; what the state and the sums hold can be found in any bytes that hold them."""
+`behind`; ADDRESS "" is the ticket's.  It trains a state with the others until PCCL_TEST_UNTIL
+members take part, and then a few steps more; what the state and the sums hold can be found in any
+bytes that hold them."""
 
 from __future__ import annotations
 
@@ -40,9 +41,10 @@ def main() -> None:
     weights = first_state() if founds else np.zeros(SIZE, np.int64)
     state = pccl.SharedState({"weights": weights})
     with pccl.connect(
-        address,
+        address or None,
         min_world=2,
         reachable=program == "public",
+        advertise=os.environ.get("PCCL_TEST_ADVERTISE"),
         timeout_s=60,
         insecure="PCCL_TICKET" not in os.environ,
         state=state,

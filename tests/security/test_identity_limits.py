@@ -165,7 +165,8 @@ def test_members_come_first_however_their_address_is_written(
         with pytest.raises(RemoteError):
             security._guard(channel, None, ASKED, b"somebody")
         assert first_of_two() == 1  # it misbehaves
-        guard.end()
+        with guard:
+            pass  # its connection, from begin to end
         assert not security._members
     finally:
         security.close()

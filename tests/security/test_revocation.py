@@ -94,13 +94,14 @@ def test_no_door_of_weights_gives_a_revoked_key_anything(laboratory: Laboratory)
                     with pytest.raises(StreamEnded):
                         while True:
                             await stream._exactly(1 << 20, SOON_S)
+                    await stream.end()
                 for at in doors:
                     for first in (fetch, Join(PROTOCOL, peer_id, "", 0)):
                         stream = await open_stream(parse_address(at), timeout_s=5, way=way)
                         await stream.send(first, timeout_s=5)
                         with pytest.raises(StreamEnded):
                             await stream.receive(5)
-                        stream.close()
+                        await stream.end()
 
             asyncio.run(story())
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import pccl
-from pccl.connecting import admit, seat_of
+from pccl.connecting import admit
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
 from pccl.membership import messages as m
 from pccl.membership.agent import AgentConfig, MemberAgent, Seat
-from pccl.transport.address import Address, parse_addresses
+from pccl.reaching import Whereabouts
+from pccl.transport.address import is_loopback, parse_address, parse_addresses
 from pccl.transport.channel import Channel
 from tests.unit.face.fake_run import FakeEngine, FakeRun
 
@@ -280,6 +281,10 @@ def test_an_engine_that_cannot_listen_is_the_callers_error(coordinators: Any) ->
         ({"address": ["127.0.0.1:1", 7]}, "address must be a text"),
         ({"listen": 48601}, "listen must be a text"),
         ({"advertise": 48601}, "advertise must be a text"),
+        ({"advertise": "0.0.0.0"}, r"advertise='0\.0\.0\.0', leads nobody anywhere; give an"),
+        ({"advertise": "0.0.0.0:48148"}, "leads nobody anywhere; give an address of this"),
+        ({"advertise": "::"}, "leads nobody anywhere"),
+        ({"advertise": "[::]:7"}, "leads nobody anywhere"),
         ({"min_world": "x"}, "min_world must be an integer"),
         ({"min_world": 2000}, "min_world must be within 1 to 1024, not 2000"),
         ({"peer_group": "a"}, "peer_group must be an integer"),
@@ -303,20 +308,42 @@ def test_bad_arguments_are_refused_before_anything_is_dialled(
     assert agent_threads() == []
 
 
+def told(listen: str, advertise: str | None, local: str = "10.0.0.7") -> str:
+    return str(Whereabouts.parse(None, advertise, True).told(listen, local))
+
+
 def test_peers_find_an_engine_where_it_listens_or_where_it_says() -> None:
-    engine = FakeEngine(FakeRun(), b"p" * 16, 0)
-    found = [
-        seat_of(engine, "10.0.0.7", None),
-        seat_of(engine, "0.0.0.0", None),
-        seat_of(engine, "::", Address("203.0.113.9", 0)),
-        seat_of(engine, "10.0.0.7", Address("203.0.113.9", 99)),
-    ]
-    assert [(seat.data_host, seat.data_port) for seat in found] == [
-        ("10.0.0.7", 4000),
-        ("", 4000),
-        ("203.0.113.9", 4000),
-        ("203.0.113.9", 99),
-    ]
+    assert told("10.0.0.7", None) == "10.0.0.7:0"
+    assert told("0.0.0.0", None) == ":0", "the coordinator takes the address it sees"
+    assert told("::", "203.0.113.9") == "203.0.113.9:0"
+    assert told("10.0.0.7", "203.0.113.9:99") == "203.0.113.9:99"
+    assert told("::", "[2001:db8::7]:99") == "[2001:db8::7]:99"
+    assert Whereabouts.parse(None, None, False).told("::1", "::1") is None
+
+
+@pytest.mark.parametrize("advertise", ["127.0.0.1", "127.3.2.1:99", "[::1]:99", "::1"])
+def test_loopback_is_not_advertised_where_the_coordinator_is_elsewhere(advertise: str) -> None:
+    for local in ("10.0.0.7", "2001:db8::7"):
+        with pytest.raises(pccl.UsageError, match="to itself; give an address of this machine"):
+            told("0.0.0.0", advertise, local)
+    for local in ("127.0.0.1", "::1"):
+        assert is_loopback(parse_address(told("0.0.0.0", advertise, local), port_min=0).host)
+
+
+def test_a_name_is_advertised_by_its_address_of_the_listeners_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resolver(host: str, port: int, **_: Any) -> list[Any]:
+        kind = (socket.SOCK_STREAM, 6, "")
+        four = "10.0.0.7" if host == "host-a" else "127.0.1.1"
+        six = (socket.AF_INET6, *kind, ("2001:db8::7", port, 0, 0))
+        return [six, (socket.AF_INET, *kind, (four, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    assert told("0.0.0.0", "host-a:99") == "10.0.0.7:99"
+    assert told("::", "host-a:99") == "[2001:db8::7]:99"
+    with pytest.raises(pccl.UsageError, match=r"'own-name', which is 127\.0\.1\.1, leads each"):
+        told("10.0.0.7", "own-name")
 
 
 def test_an_identity_is_new_unless_a_file_keeps_it(tmp_path: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pccl.membership import service_audit
-from pccl.membership.service_audit import FILES, REFUSALS_BURST, Audit
+from pccl.membership.refusal_pace import BYTES_BURST, SOURCE_BURST
+from pccl.membership.service_audit import FILES, Audit
 
 PEER = b"p" * 16
 BYTES = 4096
@@ -61,18 +62,42 @@ def test_a_flood_of_refusals_is_counted_and_drives_no_admission_out(tmp_path: Pa
     now = [0.0]
     path = tmp_path / "audit.log"
     audit = Audit(path, clock=lambda: now[0])
-    audit.admitted(PEER, "10.0.0.1:1", "")
-    for number in range(5000):
-        audit.refused("ticket", b"", f"10.0.0.2:{number}", "no such ticket")
-    now[0] = 10.0
-    audit.refused("ticket", b"", "10.0.0.3:1", "no such ticket")
+    audit.admitted(PEER, "10.0.0.1", "")
+    for _ in range(5000):
+        audit.refused("ticket", b"", "10.0.0.2", "no such ticket")
+    audit.refused("ticket", b"", "10.0.0.3", "no such ticket")  # another has lines of its own
+    now[0] = 59.0
+    audit.refused("ticket", b"", "10.0.0.2", "no such ticket")
     audit.close()
     written = lines(path)
     assert written[0]["event"] == "admitted"
-    floods = [entry for entry in written if entry.get("code") == "flood"]
-    single = [entry for entry in written if entry["event"] == "refused" and entry not in floods]
-    assert len(single) <= REFUSALS_BURST + 2
-    assert sum(entry["count"] for entry in floods) + len(single) == 5001
+    *first, other, last = written[1:]
+    assert len(first) == SOURCE_BURST and not any("left_out" in entry for entry in written[:-1])
+    assert other["from"] == "10.0.0.3" and other["code"] == "ticket"
+    assert last["from"] == "10.0.0.2" and last["left_out"] == 5000 - SOURCE_BURST
+
+
+def test_what_no_line_tells_is_summed_up_once_a_minute_and_at_the_end(tmp_path: Path) -> None:
+    now = [0.0]
+    path = tmp_path / "audit.log"
+    audit = Audit(path, clock=lambda: now[0])
+    for number in range(3000):  # each from elsewhere: no source says a second word
+        audit.refused("ca", b"", f"10.1.{number >> 8}.{number & 255}", "not believed")
+    audit.sum_up()
+    now[0] = 61.0
+    audit.sum_up()
+    audit.sum_up()
+    audit.refused("ca", b"", "10.9.9.9", "not believed")
+    for _ in range(40):
+        audit.refused("ca", b"", "10.9.9.9", "not believed")
+    audit.close()
+    written = lines(path)
+    floods = [entry for entry in written if entry["code"] == "flood"]
+    assert [flood["count"] for flood in floods][1:] == [41 - SOURCE_BURST]
+    assert floods[1]["from"] == "10.9.9.9" and floods[1]["sources"] == 1
+    singles = len(written) - len(floods)
+    assert sum(flood["count"] for flood in floods) + singles == 3041
+    assert path.stat().st_size < 2 * BYTES_BURST
 
 
 def test_reasons_of_strangers_are_cut_and_cannot_forge_a_line(tmp_path: Path) -> None:

@@ -207,6 +207,15 @@ def test_a_lost_connection_is_re_attached_and_everything_unconfirmed_said_again(
     ]
 
 
+def test_a_coordinator_takes_no_epoch_back_that_the_engine_has_not_confirmed_yet() -> None:
+    story = Story()
+    story.attach()
+    assert story.hear(install(5)) == [e.InstallView(install(5))]
+    assert story.hear(install(4)) == []
+    # Another coordinator knows better: what the old one said last may never come into force.
+    assert story.hear(install(4, 2)) == [e.InstallView(install(4, 2))]
+
+
 def test_a_restarted_coordinators_install_of_the_same_epoch_reaches_the_engine() -> None:
     story = Story()
     story.attach()

@@ -17,6 +17,7 @@ from pccl.membership.messages import (
     StatusRequest,
     ViewPlan,
 )
+from pccl.transport.native_frames import Suspect, SuspectCode
 from tests.unit.membership.hub import FakePeer, Hub
 
 
@@ -107,6 +108,28 @@ def test_a_learner_is_warmed_up_anew_in_each_view() -> None:
     a.install()
     assert states(hub, a) == ["learner"]
     assert len(learner.got(ViewPlan).members) == 2
+
+
+def test_links_that_were_warm_before_a_flush_bring_nobody_into_an_older_epoch() -> None:
+    """The flush loses nobody, so the members are the same, and only the epoch is another."""
+    hub = Hub()
+    a, b = hub.members(2)
+    learner = hub.learner()
+    warm = warmed(hub, [a, b], learner)
+    a.tell(Suspect(1, 6, SuspectCode.DEADLINE, (), "step 6: 5 s are over"))
+    for peer in (a, b):
+        peer.report(watermark=6)
+    for peer in (a, b):
+        assert peer.install().epoch > warm
+    learner.say(AtEntry("step", 0))
+    plan = learner.got(ViewPlan)
+    assert plan.epoch > a.epoch and all(peer.last(Hold) is None for peer in (a, b))
+    for peer in (a, b, learner):
+        peer.say(LinksUp(plan.epoch))
+    for peer in (a, b):
+        assert peer.got(Hold).epoch == plan.epoch
+        peer.say(HoldFrom(plan.epoch, 8))
+    assert a.got(Activate).epoch == plan.epoch
 
 
 def test_a_learner_that_cannot_be_reached_is_tried_again_later_and_later() -> None:
