@@ -179,11 +179,11 @@ void bind_outcome(nb::module_& module) {
            "committed_below"_a, "decisions"_a)
       .def_prop_ro("epoch", [](const Machine& self) { return self.view().epoch; })
       .def("exclude", [](Machine& self, Generation generation, Epoch epoch,
-                         const std::string& text) {
+                         const std::string& text, int code) {
         Effects effects;
-        self.exclude(generation, epoch, text, effects);
+        self.exclude(generation, epoch, text, static_cast<SuspectCode>(code), effects);
         return to_python(effects);
-      }, "generation"_a, "epoch"_a, "text"_a)
+      }, "generation"_a, "epoch"_a, "text"_a, "code"_a)
       .def("refusal", [](Machine& self) {
         switch (self.refusal()) {
           case Refusal::none: return "";

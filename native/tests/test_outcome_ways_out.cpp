@@ -207,6 +207,16 @@ TEST(exclusion_gives_inputs_back_fails_what_is_open_and_stops_all) {
   CHECK(!peer.begin());
 }
 
+TEST(who_is_put_out_for_what_it_called_is_told_so_and_remembers_no_failure) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == 0);
+  peer.exclude(2, 1, SuspectCode::descriptor);
+  CHECK(peer.all<Undo>().size() == 1);
+  CHECK(peer.all<Failed>().size() == 1);
+  CHECK(peer.all<Failed>()[0].code == SuspectCode::descriptor);
+  CHECK(peer.machine.fence(1, 3).failed.empty());  // the others go on with that step
+}
+
 TEST(exclusion_between_steps_is_told_once) {
   Peer peer = pair_of(0, 1);
   peer.exclude(2);

@@ -132,8 +132,9 @@ class OutcomeMachine {
   void cancel_plan(Generation generation, Epoch epoch, Effects& effects);
   Status install(const View& view, StepId committed_below, const std::vector<Decision>& decisions,
                  Effects& effects);
-  /// In no view from `epoch` on, but still admitted: everything open is undone and fails.
-  void exclude(Generation generation, Epoch epoch, const std::string& text, Effects& effects);
+  /// In no view from `epoch` on, but still admitted: everything open is undone and fails by `code`.
+  void exclude(Generation generation, Epoch epoch, const std::string& text, SuspectCode code,
+               Effects& effects);
 
   // --- questions ---
   [[nodiscard]] const View& view() const noexcept { return view_; }

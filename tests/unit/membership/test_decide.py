@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pccl.membership.decide import Accusation, Outcome, UnknownView, decide
+from pccl.membership.decide import Outcome, UnknownView, decide
 from pccl.membership.messages import StepDecision, StepOutcome
+from pccl.membership.misfits import Accusation
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import FailedStep, OpenStep, Report, SuspectCode
 
