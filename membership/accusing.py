@@ -1,6 +1,6 @@
 """What members say of each other's calls, and what becomes of newcomers by it.
 
-Invariant: who is put out by what others say is new; `misfits` has the rule.
+Invariant: only newcomers are put out by what others say; `misfits` has the rule.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 from pccl.membership.core import ACCUSATIONS_MAX, Core, Peer, name
 from pccl.membership.decide import Outcome
 from pccl.membership.events import Lost
-from pccl.membership.misfits import Accusation, Standing
+from pccl.membership.misfits import Accusation, is_hearsay
 from pccl.membership.view import View
 from pccl.transport.native_frames import Suspect, SuspectCode
 
@@ -41,7 +41,7 @@ def accused(core: Core, peer: Peer, frame: Suspect, attempt: View) -> None:
     if len(core.accusations) < ACCUSATIONS_MAX:
         core.accusations.append(said)
     differ = frame.code == SuspectCode.DESCRIPTOR
-    if not (differ and Standing(attempt, frame.step).is_hearsay(said)):
+    if not (differ and is_hearsay(attempt, said)):
         core.want_flush(f"step {frame.step}: {SuspectCode(frame.code).name.lower()}")
 
 

@@ -1,38 +1,34 @@
 """Who goes when peers have called different things in one step: newcomers that fit in with nobody.
 
-A member that differs from the others ends a step for all, since nobody can say who is right.  But a
-newcomer has to fit in: the members were there before it, and the run that they make is what it
-joined.  So where it alone differs, it is put out and the others run the step without it.
+Members that differ end a step for all, since nobody can say who is right.  But a newcomer has to
+fit in: the members were there before it, and the run that they make is what it joined.  So where
+it alone differs, it is put out and the others run the step without it.
 
-Standing is what the coordinator knows by itself, never what a peer says: the first step of each
-member.  *New* is who came in after the first of those that are left and whose first step is fewer
-than `NEW_FOR_STEPS` back (joining takes several steps where front ends bring the state); all others
-are *established*, provided that a step of theirs was ever committed.  What follows from it:
+Whose word counts is what the coordinator knows by itself: the *eldest* of a group, those whose
+first step is the earliest.  Everybody says to everybody what it calls, so whoever differs from
+anybody differs from an eldest one or stands by while two eldest differ; they see it, and say so.
+They also say who is *new*: who came in after they last began a step of this name.  (The number of
+steps since it came in would say less, for front ends of newcomers take several to bring the state.)
+What follows from it:
 
-    established and established differ    nobody goes, the step fails on all
-    established and new differ            the newcomer goes, whichever of them said so
-    new and new differ                    nothing, as long as an established member of their group
-                                          is there: it will say which of them does not fit; else
-                                          both go
+    two eldest differ                             the step fails on all
+    an eldest one, and one that is not new        the step fails on all
+    an eldest one, and a new one                  the new one is put out
+    two others, whatever they say                 nothing: no flush, and a step to run again
 
-Established members that differ show by what they say of each other, and by their manifests.  So a
-newcomer that lies has nobody put out but itself, and newcomers of a group of newcomers.
+So what a newcomer says has no weight at all.  Nobody is new unless a step of the eldest committed.
 
 Pure functions on values; peers are named by their incarnation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final
 
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import OpenStep, Report
-
-NEW_FOR_STEPS: Final = 16
-"""So many steps after its first one a member is new.  A newcomer's program may begin by steps that
-its front end makes: who is there, how large the state is, the state, its digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +39,47 @@ class Accusation:
     code: int
     text: str
     accuser: int = 0  # incarnation
-    suspects: tuple[bytes, ...] = ()  # peer ids
+    suspects: tuple[bytes, ...] = ()  # of a mismatch: who differs, the accuser's id, who is new
 
 
-class Standing:
-    """Who is new and who is established among the participants of one step."""
+class Eldest:
+    """Who has been there for longest, in each group, of the participants of one step."""
 
     def __init__(self, view: View, step: int) -> None:
-        members = [m for m in view.members if m.first_step <= step]
-        self.founded = min((m.first_step for m in members), default=step)
-        self.members: Mapping[int, Member] = {m.incarnation: m for m in members}
-        self._by_id = {m.peer_id: m.incarnation for m in members}
-        self.new = frozenset(
-            m.incarnation
-            for m in members
-            if m.first_step > self.founded and step - m.first_step < NEW_FOR_STEPS
-        )
+        self.members: Mapping[int, Member] = {
+            m.incarnation: m for m in view.members if m.first_step <= step
+        }
+        self.first: dict[int, int] = {}  # step, by group
+        for member in self.members.values():
+            known = self.first.get(member.group, member.first_step)
+            self.first[member.group] = min(known, member.first_step)
 
-    def established(self, group: int) -> bool:
-        """Says whether an established member of this group takes part."""
-        return any(m.group == group and i not in self.new for i, m in self.members.items())
+    def __contains__(self, incarnation: int) -> bool:
+        member = self.members.get(incarnation)
+        return member is not None and member.first_step == self.first[member.group]
 
-    def pairs(self, accusation: Accusation) -> Iterator[tuple[int, int]]:
-        """Who differs from whom, by this word: each time the accuser and one other; or itself, if
-        it names nobody that takes part."""
-        accuser = accusation.accuser
-        others = [self._by_id[p] for p in accusation.suspects if p in self._by_id]
-        if accuser in self.members:
-            yield from ((accuser, other) for other in others or [accuser])
+    def differ(self, accusation: Accusation) -> list[int]:
+        """Returns who has called something else than the accuser, by its word."""
+        own = self.members[accusation.accuser].peer_id
+        named = accusation.suspects
+        return self._named(named[: named.index(own)] if own in named else named)
 
-    def is_hearsay(self, accusation: Accusation) -> bool:
-        """Says whether this is between newcomers alone, of whom an established member will know
-        better: nothing follows from it."""
-        pairs = list(self.pairs(accusation))
-        return bool(pairs) and all(self._between_newcomers(*pair) for pair in pairs)
+    def new_to(self, accusation: Accusation) -> set[int]:
+        """Returns who is new by the word of an accuser that is not."""
+        accuser = self.members[accusation.accuser]
+        named = accusation.suspects
+        told = named[named.index(accuser.peer_id) :] if accuser.peer_id in named else ()
+        since = accuser.first_step
+        return {i for i in self._named(told) if self.members[i].first_step > since}
 
-    def _between_newcomers(self, one: int, other: int) -> bool:
-        group = self.members[one].group
-        both = one != other and {one, other} <= self.new
-        return both and self.established(group)
+    def _named(self, ids: Sequence[bytes]) -> list[int]:
+        return [i for i, m in self.members.items() if m.peer_id in ids]
+
+
+def is_hearsay(view: View, accusation: Accusation) -> bool:
+    """Says whether nothing follows from what was said: an eldest member sees as much, and will say
+    who does not fit in."""
+    return accusation.accuser not in Eldest(view, accusation.step)
 
 
 def misfits(
@@ -91,7 +89,7 @@ def misfits(
     reports: Mapping[int, Report],
     accusations: Sequence[Accusation],
 ) -> dict[int, str] | None:
-    """Returns the newcomers whose calls in `step` fit in with nobody's, and what to tell them.
+    """Returns the newcomers whose calls in `step` do not fit in, and what to tell them.
 
     Args:
         view: of the attempt.
@@ -102,41 +100,42 @@ def misfits(
         None if newcomers are not to blame: the step fails on all.  An empty mapping if nothing has
         been said that counts.
     """
-    standing = Standing(view, step)
-    if not standing.new or not _has_committed(standing, step, reports):
-        return None
+    eldest = Eldest(view, step)
+    heard = [a for a in accusations if a.accuser in eldest]
+    new: set[int] = set().union(*(eldest.new_to(a) for a in heard))
     manifests = _manifests(view, held)
-    settled: dict[int, bytes] = {}  # what established members of each group have called
-    for incarnation, manifest in manifests.items():
-        member = standing.members.get(incarnation)
-        if member is None or incarnation in standing.new:
-            continue
-        if settled.setdefault(member.group, manifest) != manifest:
-            return None
+    called: dict[int, bytes] = {}  # by the eldest of each group
+    for incarnation in sorted(manifests):
+        if incarnation in eldest:
+            group = eldest.members[incarnation].group
+            if called.setdefault(group, manifests[incarnation]) != manifests[incarnation]:
+                return None
+    if heard and not _has_committed(eldest, new, step, reports):
+        return None
     found: dict[int, str] = {}
-    for accusation in accusations:
-        for pair in standing.pairs(accusation):
-            if not standing.new.intersection(pair):
-                return None  # established members differ among themselves
-            if not standing.is_hearsay(accusation):
-                for one in standing.new.intersection(pair):
-                    found[one] = max(found.get(one, ""), accusation.text, key=len)
-    for incarnation in sorted(standing.new & set(manifests)):
-        member, own = standing.members[incarnation], manifests[incarnation]
-        if settled.get(member.group, own) != own:
-            found.setdefault(incarnation, _told_of(member, accusations))
+    for accusation in heard:
+        differ = eldest.differ(accusation)
+        if not differ or not new.issuperset(differ):
+            return None
+        for one in differ:
+            found[one] = max(found.get(one, ""), accusation.text, key=len)
+    for incarnation in sorted(new & set(manifests)):
+        own = manifests[incarnation]
+        if called.get(eldest.members[incarnation].group, own) != own:
+            found.setdefault(incarnation, _told_of(eldest.members[incarnation], accusations))
     return found
 
 
-def _has_committed(standing: Standing, step: int, reports: Mapping[int, Report]) -> bool:
-    """Says whether a survivor among the first has seen a step of theirs committed."""
+def _has_committed(
+    eldest: Eldest, new: AbstractSet[int], step: int, reports: Mapping[int, Report]
+) -> bool:
+    """Says whether a survivor that is not new has seen a step of its own committed."""
     for incarnation, report in reports.items():
-        member = standing.members.get(incarnation)
-        if member is None or member.first_step != standing.founded:
+        if incarnation in new or incarnation not in eldest.members:
             continue
-        decided = min(report.watermark, step) - standing.founded
-        failed = sum(standing.founded <= f.step < step for f in report.failed)
-        if decided > failed or any(s < step for s in report.committed):
+        first = eldest.members[incarnation].first_step
+        failed = sum(first <= f.step < step for f in report.failed)
+        if min(report.watermark, step) - first > failed or any(s < step for s in report.committed):
             return True
     return False
 
@@ -146,7 +145,7 @@ def _manifests(view: View, held: Mapping[int, OpenStep | None]) -> dict[int, byt
     return {
         i: o.manifest
         for i, o in held.items()
-        if o is not None and o.sealed and not o.waiting and o.epoch == view.epoch
+        if o is not None and o.sealed and not o.waiting and o.epoch == view.epoch and i in view
     }
 
 

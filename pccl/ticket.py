@@ -27,6 +27,7 @@ from pccl.base.errors import (
     ViewChanged,
     WorldTooSmall,
 )
+from pccl.base.numbers import whole_number
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.descriptor import Descriptor
 from pccl.collectives.placed import Placed, Seat
@@ -77,9 +78,9 @@ class Ticket:
             while self._next_tag in self._tags:
                 self._next_tag += 1
             return self._next_tag
-        if isinstance(tag, bool) or not hasattr(tag, "__index__"):
+        number = whole_number(tag)
+        if number is None:
             raise UsageError(f"tag must be an integer, not {tag!r}")
-        number = int(tag.__index__())
         if not 0 <= number <= TAG_MAX:
             raise UsageError(f"tag must be within 0 to {TAG_MAX}, not {number}")
         if number in self._tags:

@@ -132,6 +132,12 @@ nb::tuple install(OutcomeMachine& machine, Generation generation, Epoch epoch,
   return nb::make_tuple(status == Status::ok, to_python(effects));
 }
 
+nb::list newcomers_to(const OutcomeMachine& self, StepId step) {
+  nb::list peers;
+  for (const PeerId& peer : self.newcomers_to(step)) peers.append(to_python(peer));
+  return peers;
+}
+
 }  // namespace
 
 void bind_outcome(nb::module_& module) {
@@ -198,6 +204,7 @@ void bind_outcome(nb::module_& module) {
       .def_prop_ro("frozen", &Machine::frozen)
       .def_prop_ro("watermark", &Machine::watermark)
       .def_prop_ro("next_step", &Machine::next_step)
+      .def("newcomers_to", &newcomers_to, "step"_a)
       .def("participants", [](const Machine& self, StepId step) {
         nb::list peers;
         for (const Member& member : self.participants(step)) peers.append(to_python(member.peer));

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 import pccl
-from pccl.membership.misfits import NEW_FOR_STEPS
 from tests.integration.peer_program import tell
 
 SIZE = 1000
@@ -56,14 +55,19 @@ def called(kind: str, since: int) -> str:
     """What a member calls that has taken part in so many steps."""
     if kind != "changes":
         return kind
-    return "op" if since > NEW_FOR_STEPS else "fits"
+    return "op" if since > 1 else "fits"
+
+
+def await_line(asked: threading.Event) -> None:
+    sys.stdin.readline()
+    asked.set()
 
 
 def member(comm: pccl.Communicator, index: int, count: int, kind: str = "fits") -> None:
     """Reduces until somebody is asked to end; an error is told, and is not expected."""
     since = 0
     asked = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
+    threading.Thread(target=await_line, args=[asked], daemon=True).start()
     tell(peer=comm.peer_id.hex())
     history, done, retries, told = hashlib.sha256(), 0, 0, 0
     try:
