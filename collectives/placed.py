@@ -10,13 +10,13 @@ changed nothing.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pccl.base.errors import UsageError
 from pccl.base.ids import short_id
+from pccl.base.numbers import whole_number
 from pccl.collectives.buffers import Buffer
 from pccl.collectives.descriptor import Descriptor
 from pccl.collectives.dtypes import Dtype
@@ -77,11 +77,8 @@ def check_root(root: Any, name: str = "root") -> int | bytes:
                 f"{name} must be a rank or a peer id of 16 bytes, not {short_id(root)}"
             )
         return bytes(root)
-    try:
-        rank = -1 if isinstance(root, bool) else operator.index(root)
-    except TypeError:  # also of an array, which has an index only if it is one integer
-        rank = -1
-    if rank < 0:
+    rank = whole_number(root)
+    if rank is None or rank < 0:
         raise UsageError(f"{name} must be a rank (0, 1, ...) or a peer id, not {root!r}")
     return rank
 
@@ -89,11 +86,12 @@ def check_root(root: Any, name: str = "root") -> int | bytes:
 def check_counts(counts: Any, name: str) -> tuple[int, ...]:
     """Returns rows per rank.  Raises UsageError unless all are whole numbers >= 0."""
     try:
-        rows = tuple(int(count.__index__()) for count in counts)
-    except (TypeError, AttributeError):
-        raise UsageError(
-            f"{name} must be whole numbers, one for each rank, not {counts!r}"
-        ) from None
+        found = [whole_number(count) for count in counts]
+    except TypeError:
+        found = [None]
+    rows = tuple(count for count in found if count is not None)
+    if len(rows) < len(found):
+        raise UsageError(f"{name} must be whole numbers, one for each rank, not {counts!r}")
     if any(count < 0 for count in rows):
         raise UsageError(f"{name} must not be negative: {rows}")
     return rows

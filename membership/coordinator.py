@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import assert_never
 
 from pccl.membership import rules
+from pccl.membership.accusing import accused
 from pccl.membership.admission import NOT_IN_THE_RUN, Admission
-from pccl.membership.core import ACCUSATIONS_MAX, Connection, CoordinatorConfig, Peer
-from pccl.membership.decide import Accusation, UnknownView
+from pccl.membership.core import Connection, CoordinatorConfig, Peer
+from pccl.membership.decide import UnknownView
 from pccl.membership.departures import Departures
 from pccl.membership.events import (
     Close,
@@ -381,9 +382,7 @@ class Coordinator:
             if frame.epoch >= peer.excluded_epoch:  # else of the time before it was left out
                 core.exclude(peer, f"it steps back from step {frame.step}: {frame.text}")
         else:
-            if len(core.accusations) < ACCUSATIONS_MAX:
-                core.accusations.append(Accusation(frame.step, frame.code, frame.text))
-            core.want_flush(f"step {frame.step}: {SuspectCode(frame.code).name.lower()}")
+            accused(core, peer, frame, next(v for v in views if v.epoch == frame.epoch))
 
     # -------------------------------------------------------------- levels
 

@@ -22,6 +22,7 @@ from pccl.membership.message_parts import (
     demand,
 )
 from pccl.transport.codec import message
+from pccl.transport.native_frames import SuspectCode
 
 
 @message(32)
@@ -207,12 +208,16 @@ class Recall:
 @message(43)
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """You are in no view from `epoch` on, but stay admitted, as a learner; open steps fail."""
+    """You are in no view from `epoch` on, but stay admitted, as a learner; open steps fail by
+    `code`: the others did not wait, or what was called here did not fit in."""
 
     generation: int
     epoch: int
     text: str
+    code: int = int(SuspectCode.EXCLUDED)
 
     def __post_init__(self) -> None:
         check_epoch(self.epoch)
+        known = (SuspectCode.EXCLUDED, SuspectCode.DESCRIPTOR)
+        demand(self.code in known, f"code {self.code} excludes nobody")
         check_text(self.text, "text", TEXT_CHARACTERS_MAX)

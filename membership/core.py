@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pccl.base.config import LAN, TimeProfile
-from pccl.membership.decide import Accusation
 from pccl.membership.events import Close, Effect, Log, Lost, Persist, Send, SendNative
 from pccl.membership.flaps import Flaps
 from pccl.membership.messages import (
@@ -29,6 +28,7 @@ from pccl.membership.messages import (
     Install,
     Underflow,
 )
+from pccl.membership.misfits import Accusation
 from pccl.membership.peer import Connection as Connection
 from pccl.membership.peer import Peer as Peer
 from pccl.membership.peer import name as name
@@ -42,7 +42,7 @@ from pccl.membership.record import (
     Record,
 )
 from pccl.membership.view import View
-from pccl.transport.native_frames import EvictedFrame, Flush, Frame
+from pccl.transport.native_frames import EvictedFrame, Flush, Frame, SuspectCode
 
 EPOCHS_RESERVED = 64  # epochs named per durable write at most; a restart skips what was not used
 LONG_PAUSE_S = 5.0  # every connection may have been given up, and be dialled again seconds later
@@ -282,11 +282,11 @@ class Core:
         self.send(peer, self.install_message(self.activation.view, note))
 
     def send_excluded(self, peer: Peer) -> None:
-        """Tells a peer that it was left out of a view and stays admitted, until it shows that it
-        knows: then no older view is in force there."""
+        """Tells a peer that it was left out of a view and stays admitted, until it knows."""
         if peer.epoch < peer.excluded_epoch and not self.is_member(peer.incarnation):
             text = peer.excluded_text[:TEXT_CHARACTERS_MAX] or "the others went on without it"
-            self.send(peer, Excluded(self.generation, peer.excluded_epoch, text))
+            code = SuspectCode.DESCRIPTOR if peer.unfit else SuspectCode.EXCLUDED
+            self.send(peer, Excluded(self.generation, peer.excluded_epoch, text, int(code)))
 
     def activate_message(self, entering: Activation) -> Activate:
         return Activate(
@@ -375,7 +375,7 @@ class Core:
         if peer.drain_cut_s is not None:
             peer.leaving_s = self.now_s  # it wants to go anyway
         else:
-            peer.excluding = reason
+            peer.excluding, peer.unfit = reason, False
         self.log("warning", f"peer {name(peer)} is excluded: {reason}")
         self.want_flush(f"{name(peer)}: {reason}")
         return True

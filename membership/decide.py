@@ -25,7 +25,8 @@ Two refinements:
   an attempt of an epoch older than `views` (before the latest flush) that is not carried is never
   committed.
 * A step that cannot end well is failed for everybody instead of being run again for ever: one
-  whose deadline passed or whose participants disagree about the operation; after
+  whose deadline passed or whose participants disagree about the operation (unless only newcomers
+  do not fit in: `misfits`); after
   `CORRUPT_ATTEMPTS_MAX` attempts, one whose digests keep differing; and one that holds an operation
   whose shape depends on the members (`OpenStep.bound`) when one of those is gone.  What the reports
   cannot show (an operation that is posted later, a root that is lost) those who would have to run
@@ -44,8 +45,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pccl.base.ids import short_id
+from pccl.membership.bound import missing_of_bound
 from pccl.membership.messages import DECISIONS_MAX, StepDecision, StepOutcome
+from pccl.membership.misfits import Accusation, misfits
 from pccl.membership.view import FIRST_STEP_UNKNOWN, View
 from pccl.transport.native_frames import OpenStep, Report, SuspectCode
 
@@ -55,7 +57,10 @@ FAILING: Final = (  # what fails a step that is not complete everywhere; the fir
     SuspectCode.DEADLINE,
     SuspectCode.VIEW_CHANGED,
 )
-CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike three times in one step; a bug does
+CORRUPT_ATTEMPTS_MAX: Final = 3  # a flipped bit does not strike a step three times; a bug does
+PUT_OUTS_MAX: Final = 8
+"""So often newcomers are put out of a step.  It takes that many only where members are too few
+without newcomers; when none of those fits in, the members' call may be the one that is wrong."""
 
 
 class UnknownView(Exception):
@@ -67,15 +72,6 @@ class UnknownView(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Accusation:
-    """A SUSPECT that named a step before or during the flush."""
-
-    step: int
-    code: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """All that a flush decides about steps."""
 
@@ -84,9 +80,16 @@ class Outcome:
     minority: tuple[int, ...]  # hold other bits than most: to be evicted
     inconsistent: tuple[int, ...]  # their report contradicts the others': to be evicted
     corrupt: tuple[int, ...]  # steps run again because of unequal digests
-    circular: bool = (
-        False  # the reports blame everybody, so not all that they blame are taken to err
-    )
+    misfits: tuple[tuple[int, int, str], ...] = ()  # newcomers to put out, the step, what differs
+    circular: bool = False  # all are blamed, so not all that are blamed are taken to err
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """How often each step was run again already, for unequal digests and without newcomers."""
+
+    corrupt: Mapping[int, int]
+    put_outs: Mapping[int, int]
 
 
 def decide(
@@ -96,6 +99,7 @@ def decide(
     accusations: Sequence[Accusation] = (),
     carried: Sequence[StepDecision] = (),
     corrupt_attempts: Mapping[int, int] | None = None,
+    put_outs: Mapping[int, int] | None = None,
     witnesses: Mapping[int, Report] | None = None,
 ) -> Outcome:
     """Applies the rule to every step that is open somewhere.
@@ -106,6 +110,7 @@ def decide(
         accusations: SUSPECT frames with a step, in order of arrival.
         carried: COMMIT and FAIL of earlier flushes that a reporter has not installed.
         corrupt_attempts: how often each step was already run again for unequal digests.
+        put_outs: how often, without newcomers that did not fit in.
         witnesses: likewise, of peers that leave: they know what committed, but nobody needs them to
             hold a result.
 
@@ -118,9 +123,12 @@ def decide(
         for attempt in report.open:
             if attempt.epoch > newest and not attempt.waiting:
                 raise UnknownView(incarnation, attempt.epoch)
-    words = (accusations, carried, corrupt_attempts or {})
+    words = (accusations, carried, Spoiled(corrupt_attempts or {}, put_outs or {}))
     outcome = _apply(views, reports, *words, witnesses or {})
-    if {*outcome.minority, *outcome.inconsistent} != set(reports):
+    blamed = {*outcome.minority, *outcome.inconsistent}
+    if blamed | {i for i, _, _ in outcome.misfits} == set(reports):
+        outcome = replace(outcome, misfits=())  # whom they do not fit in with has to go as well
+    if blamed != set(reports):
         return outcome
     # Everybody is blamed for something, which honest peers with one fault among them cannot bring
     # about.  Somebody has to go on with the run, else one liar could end it.
@@ -138,7 +146,7 @@ def _apply(
     reports: Mapping[int, Report],
     accusations: Sequence[Accusation],
     carried: Sequence[StepDecision],
-    attempts: Mapping[int, int],
+    spoiled: Spoiled,
     witnesses: Mapping[int, Report],
 ) -> Outcome:
     """Applies the rule, and says who contradicts it, each step by itself."""
@@ -152,6 +160,7 @@ def _apply(
     minority: set[int] = set()
     inconsistent: set[int] = set()
     corrupt: list[int] = []
+    unfit: dict[int, tuple[int, str]] = {}
     for step in _undecided_steps(reports, final):
         if step in final:
             decisions.append(final[step])
@@ -165,9 +174,10 @@ def _apply(
             if not knowing or set(knowing) - set(liars):
                 decisions.append(_decision(step, StepOutcome.COMMIT))
                 continue
-        verdict = _judge(by_epoch, held, step, accusations, attempts.get(step, 0))
+        verdict = _judge(by_epoch, reports, held, step, accusations, spoiled)
         decisions.append(verdict.decision)
         minority.update(verdict.minority)
+        unfit |= {i: (step, text) for i, text in (verdict.misfits or {}).items()}
         if verdict.corrupt:
             corrupt.append(step)
     return Outcome(
@@ -176,6 +186,7 @@ def _apply(
         minority=tuple(sorted(minority)),
         inconsistent=tuple(sorted(inconsistent)),
         corrupt=tuple(corrupt),
+        misfits=tuple((i, *what) for i, what in sorted(unfit.items())),
     )
 
 
@@ -291,54 +302,43 @@ class _Verdict:
     decision: StepDecision
     minority: tuple[int, ...] = ()
     corrupt: bool = False
+    misfits: Mapping[int, str] | None = None
 
 
 def _judge(
     by_epoch: Mapping[int, View],
+    reports: Mapping[int, Report],
     held: Mapping[int, OpenStep | None],
     step: int,
     accusations: Sequence[Accusation],
-    corrupt_attempts: int,
+    spoiled: Spoiled,
 ) -> _Verdict:
     """Decides a step of which nobody knows that it committed."""
     results = _complete_results(by_epoch, held, step)
-    if results:
-        if any(len({o.manifest for o in group.values()}) > 1 for group in results):
-            told = [
-                a.text for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)
-            ]
-            text = max(told, key=len, default="peers posted different operations in one step")
-            return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DESCRIPTOR, text))
+    differ = any(len({o.manifest for o in group.values()}) > 1 for group in results)
+    told = [a for a in accusations if (a.step, a.code) == (step, SuspectCode.DESCRIPTOR)]
+    unfit: Mapping[int, str] | None = {}
+    if differ or (told and not results):
+        view = by_epoch.get(_newest_attempt(held))
+        again = spoiled.put_outs.get(step, 0) < PUT_OUTS_MAX
+        unfit = misfits(view, step, held, reports, told) if view is not None and again else None
+    if differ and not unfit:
+        text = _words(told, step, SuspectCode.DESCRIPTOR)
+        text = text or "peers posted different operations in one step"
+        return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.DESCRIPTOR, text))
+    if results and not differ:
         if any(len({o.digest for o in group.values()}) > 1 for group in results):
-            return _judge_corruption(results, step, corrupt_attempts)
+            return _judge_corruption(results, step, spoiled.corrupt.get(step, 0))
         return _Verdict(_decision(step, StepOutcome.COMMIT))
     for code in FAILING:
         accused = _words(accusations, step, code)
-        if accused is not None:
-            return _Verdict(_decision(step, StepOutcome.FAIL, code, accused))
-    gone = _bound_to(by_epoch, held)
+        if accused is not None and not (code == SuspectCode.DESCRIPTOR and unfit is not None):
+            return _Verdict(_decision(step, StepOutcome.FAIL, code, accused), misfits=unfit)
+    gone = missing_of_bound(by_epoch, {i: o for i, o in held.items() if i not in (unfit or ())})
     if gone:
-        return _Verdict(_decision(step, StepOutcome.FAIL, SuspectCode.VIEW_CHANGED, gone))
-    return _Verdict(_decision(step, StepOutcome.RETRY))
-
-
-def _bound_to(by_epoch: Mapping[int, View], held: Mapping[int, OpenStep | None]) -> str:
-    """Says who is missing of a step that can only be done by the members it was posted for: those
-    of one group."""
-    for i, attempt in held.items():
-        view = by_epoch.get(attempt.epoch) if attempt is not None and attempt.bound else None
-        if attempt is None or view is None:
-            continue
-        group_of = {m.incarnation: m.group for m in view.members}
-        names = {m.incarnation: short_id(m.peer_id) for m in view.members}
-        together = [j for j in view.participants(attempt.step) if group_of[j] == group_of.get(i)]
-        missing = [names[j] for j in together if j not in held]
-        if missing:
-            return (
-                f"the step holds operations whose shapes depend on the {len(together)} members "
-                f"of epoch {view.epoch}, and peer {', '.join(missing)} is gone; post them again"
-            )
-    return ""
+        decision = _decision(step, StepOutcome.FAIL, SuspectCode.VIEW_CHANGED, gone)
+        return _Verdict(decision, misfits=unfit)
+    return _Verdict(_decision(step, StepOutcome.RETRY), misfits=unfit)
 
 
 def _words(accusations: Sequence[Accusation], step: int, code: SuspectCode) -> str | None:
@@ -356,9 +356,7 @@ def _complete_results(
     were complete in it, and a survivor starts another attempt only after a flush that decided; so
     an attempt of mixed epochs was never committed.
     """
-    epochs = [o.epoch for o in held.values() if o is not None and not o.waiting]
-    view = by_epoch.get(max(epochs, default=-1))
-    if view is None:
+    if (view := by_epoch.get(_newest_attempt(held))) is None:
         return ()
     group_of = {m.incarnation: m.group for m in view.members}
     results: dict[int, dict[int, OpenStep]] = {}
@@ -370,6 +368,11 @@ def _complete_results(
             return ()
         results.setdefault(group_of[i], {})[i] = o
     return tuple(results.values())
+
+
+def _newest_attempt(held: Mapping[int, OpenStep | None]) -> int:
+    epochs = [o.epoch for o in held.values() if o is not None and not o.waiting]
+    return max(epochs, default=-1)
 
 
 def _judge_corruption(

@@ -31,7 +31,7 @@ def perform_on_engine(effect: EngineEffect, engine: EngineLike) -> None:
         case e.CancelView(generation, epoch):
             engine.cancel_plan(generation, epoch)
         case e.ExcludeEngine(x):
-            engine.exclude(x.generation, x.epoch, x.text)
+            engine.exclude(x.generation, x.epoch, x.text, x.code)
         case e.InstallView(i):
             decisions = [(d.step, int(d.outcome), d.code, d.text) for d in i.decisions]
             engine.install(

@@ -21,8 +21,8 @@ target) is decided at most once, for `Core.new_epoch` never repeats one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
 
+from pccl.membership.accusing import SpoiledSteps, put_out
 from pccl.membership.core import Core, Peer, name
 from pccl.membership.decide import Outcome, decide
 from pccl.membership.departures import departed
@@ -34,8 +34,6 @@ from pccl.membership.underflow import fail_retries, tell_pause, too_few
 from pccl.membership.unheard import Unheard
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import Flush, Report
-
-CORRUPT_STEPS_MAX: Final = 64  # steps whose unequal digests are counted at a time
 
 
 @dataclass(slots=True)
@@ -54,7 +52,7 @@ class Flushing:
         self.deadline_s: float | None = None  # None exactly while idle
         self._asking: _Asking | None = None
         self._unheard = Unheard(core)
-        self._corrupt: dict[int, int] = {}
+        self._spoiled = SpoiledSteps()
         # Members of an earlier coordinator have time to come back, and to answer when they are,
         # before a flush goes on without them.
         window_s = core.config.profile.reattach_window_s if core.peers else 0.0
@@ -249,17 +247,19 @@ class Flushing:
             reports,
             accusations=core.accusations,
             carried=[c.decision for c in carried],
-            corrupt_attempts=self._corrupt,
+            corrupt_attempts=self._spoiled.corrupt,
+            put_outs=self._spoiled.put_outs,
             witnesses=witnesses,
         )
         if outcome.circular:
             core.log("error", "the reports blame every member; some that they blame stay")
-        self._count_corruption(outcome)
+        self._spoiled.count(outcome)
         whys = dict.fromkeys(outcome.minority, "its results differ from the others'")
         whys |= dict.fromkeys(outcome.inconsistent, "its report contradicts the others'")
         for incarnation, why in whys.items():
             core.peers[incarnation].gone = why
             core.effects.append(Lost(core.peers[incarnation].peer_id, why))
+        put_out(core, outcome)
         survivors = [i for i in reports if core.peers[i].present()]
         outcome = self._stop_below_floor(self._say_why_late(outcome, carried), survivors)
         self._install(asking, survivors, outcome, carried, now_s)
@@ -286,14 +286,6 @@ class Flushing:
         assert core.view is not None
         views = [*core.history, core.view]
         return views if core.activation is None else [*views, core.activation.view]
-
-    def _count_corruption(self, outcome: Outcome) -> None:
-        for step in outcome.corrupt:
-            self._corrupt[step] = self._corrupt.get(step, 0) + 1
-        for step in [s for s in self._corrupt if s < outcome.committed_below]:
-            self._corrupt.pop(step)
-        while len(self._corrupt) > CORRUPT_STEPS_MAX:
-            self._corrupt.pop(min(self._corrupt))
 
     def _install(
         self,
@@ -367,7 +359,7 @@ class Flushing:
         core.log("warning", f"{text}; the run begins anew with the next first view")
         joiners = core.joiners() if not self._resolved() else ()
         core.forget_run()
-        self._corrupt.clear()
+        self._spoiled = SpoiledSteps()
         self._end(left)
         for incarnation in joiners:
             if (joiner := core.peers.get(incarnation)) is not None:

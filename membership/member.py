@@ -146,7 +146,7 @@ class Member:
         if self.phase is Phase.ENDED:
             return []
         if _due(self._leave_by_s, now_s):
-            text = "the coordinator did not confirm that this process left"
+            text = "this process has left; the coordinator gave no answer: ended or stopped"
             return self._end(self._way_out(), text)
         if _due(self._give_up_at_s, now_s):
             return self._give_up(now_s)

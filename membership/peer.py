@@ -68,6 +68,7 @@ class Peer:
     excluding: str | None = None  # why the next view is to be without it, though it stays admitted
     excluded_epoch: int = 0  # of the view that it was left out of though it stayed admitted
     excluded_text: str = ""
+    unfit: bool = False  # it is, or was last, left out since what it called fitted nobody
     silent: bool = False  # its lease has ended, but it may come back until a view excludes it
     admitted_s: float = 0.0
     warm_epoch: int = 0  # of the view to whose members all its links are up

@@ -94,8 +94,8 @@ class Engine:
     ) -> None:
         """`paused`: 0 runs, 1 waits at the gate, 2 `begin_step` fails with code underflow."""
 
-    def exclude(self, generation: int, epoch: int, text: str) -> None:
-        """Back among the learners: open steps are undone and fail with code 7, a later install as a
+    def exclude(self, generation: int, epoch: int, text: str, code: int) -> None:
+        """Back among the learners: open steps are undone and fail with `code`, a later install as a
         newcomer lets it in again.  Without an open step the next `begin_step` fails with code
         excluded, once."""
 
@@ -256,11 +256,14 @@ class OutcomeMachine:
         committed_below: int,
         decisions: Sequence[tuple[int, int, int, str]],
     ) -> tuple[bool, list[tuple[Any, ...]]]: ...
-    def exclude(self, generation: int, epoch: int, text: str) -> list[tuple[Any, ...]]: ...
+    def exclude(
+        self, generation: int, epoch: int, text: str, code: int
+    ) -> list[tuple[Any, ...]]: ...
     def refusal(self) -> str:
         """Why `begin` will go on saying no: left, underflow, excluded (told once), or nothing."""
 
     def participants(self, step: int) -> list[bytes]: ...
+    def newcomers_to(self, step: int) -> list[bytes]: ...
     @property
     def epoch(self) -> int: ...
     @property

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pccl.base.errors import UsageError
+from pccl.base.numbers import whole_number
 from pccl.membership.messages import STRAGGLER_WAIT, Underflow
 from pccl.transport.address import Address, parse_addresses
 from pccl.transport.join_ticket import JoinTicket, parse_ticket
@@ -34,9 +35,9 @@ def optional_seconds(name: str, value: Any) -> float | None:
 
 def check_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Returns an integer, numpy's too, within its limits."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = whole_number(value)
+    if number is None:
         raise UsageError(f"{name} must be an integer, not {value!r}")
-    number = int(value.__index__())
     if number < least or (most is not None and number > most):
         within = f"at least {least}" if most is None else f"within {least} to {most}"
         raise UsageError(f"{name} must be {within}, not {number}")

@@ -27,6 +27,7 @@ from pccl.base.errors import (
     ViewChanged,
     WorldTooSmall,
 )
+from pccl.base.numbers import whole_number
 from pccl.collectives.buffers import Buffer, SpanSet
 from pccl.collectives.descriptor import Descriptor
 from pccl.collectives.placed import Placed, Seat
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 TAG_MAX = (1 << 32) - 1
 TEXT_CHARACTERS_MAX = 200
+THIS_PROCESS = " (this process)"
 _AGREE = "make shape, dtype, op, tag and options agree on all peers"
 
 
@@ -76,9 +78,9 @@ class Ticket:
             while self._next_tag in self._tags:
                 self._next_tag += 1
             return self._next_tag
-        if isinstance(tag, bool) or not hasattr(tag, "__index__"):
+        number = whole_number(tag)
+        if number is None:
             raise UsageError(f"tag must be an integer, not {tag!r}")
-        number = int(tag.__index__())
         if not 0 <= number <= TAG_MAX:
             raise UsageError(f"tag must be within 0 to {TAG_MAX}, not {number}")
         if number in self._tags:
@@ -314,8 +316,9 @@ class Ticket:
         """Takes note of a decision and releases the engine's step once.  The lock is held."""
         if result is not None and result.state != STEP_OPEN:
             if result.state != STEP_COMMITTED:
-                self._error = failure_of(result.code, result.text, self.begun.step)
-                if result.code == SuspectCode.EXCLUDED:
+                own = str(self.session.peer_id)
+                self._error = failure_of(result.code, result.text, self.begun.step, own)
+                if result.code == SuspectCode.EXCLUDED or self._put_out(result.code):
                     self.session.was_excluded()
             self._decision = result
         if self._decision is not None and self._waiters == 0 and not self._released:
@@ -324,11 +327,17 @@ class Ticket:
             self.session.engine.release_step(self.begun.step)
             self.session.forget(self)
 
+    def _put_out(self, code: int) -> bool:
+        """Says whether the members run this step without this peer, whose calls did not fit in."""
+        return code == SuspectCode.DESCRIPTOR and self.session.engine.view().rank < 0
 
-def failure_of(code: int, text: str, step: int) -> PcclError:
-    """Returns the error of a step that all members decided to fail."""
+
+def failure_of(code: int, text: str, step: int, own: str = "") -> PcclError:
+    """Returns the error of a step that all members decided to fail; `own` is this peer's name."""
     match code:
         case SuspectCode.DESCRIPTOR:
+            if own:
+                text = text.replace(f"peer {own} posted", f"peer {own}{THIS_PROCESS} posted")
             return DescriptorMismatch(f"{text}; {_AGREE}", step=step)
         case SuspectCode.DIGEST:
             return CorruptResult(text, step=step)

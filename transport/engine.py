@@ -196,8 +196,8 @@ class Engine(LetterCalls):
             self._native.install, generation, epoch, members, paused, committed_below, decisions
         )
 
-    def exclude(self, generation: int, epoch: int, text: str) -> None:
-        self._call(self._native.exclude, generation, epoch, text)
+    def exclude(self, generation: int, epoch: int, text: str, code: int) -> None:
+        self._call(self._native.exclude, generation, epoch, text, code)
 
     def fail(self, code: str, text: str) -> None:
         self._call(self._native.fail, code, text)

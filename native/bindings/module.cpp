@@ -297,7 +297,10 @@ void bind_membership(nb::class_<Engine>& engine) {
            nb::call_guard<nb::gil_scoped_release>())
       .def("install", &install, "generation"_a, "epoch"_a, "members"_a, "paused"_a,
            "committed_below"_a, "decisions"_a)
-      .def("exclude", &Engine::exclude, "generation"_a, "epoch"_a, "text"_a,
+      .def("exclude",
+           [](Engine& self, Generation generation, Epoch epoch, const std::string& text, int code) {
+             self.exclude(generation, epoch, text, static_cast<SuspectCode>(code));
+           }, "generation"_a, "epoch"_a, "text"_a, "code"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("fail", &Engine::fail, "code"_a, "text"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("view", [](Engine& self) {

@@ -132,6 +132,19 @@ nb::tuple install(OutcomeMachine& machine, Generation generation, Epoch epoch,
   return nb::make_tuple(status == Status::ok, to_python(effects));
 }
 
+nb::list exclude(OutcomeMachine& self, Generation generation, Epoch epoch,
+                 const std::string& text, int code) {
+  Effects effects;
+  self.exclude(generation, epoch, text, static_cast<SuspectCode>(code), effects);
+  return to_python(effects);
+}
+
+nb::list newcomers_to(const OutcomeMachine& self, StepId step) {
+  nb::list peers;
+  for (const PeerId& peer : self.newcomers_to(step)) peers.append(to_python(peer));
+  return peers;
+}
+
 }  // namespace
 
 void bind_outcome(nb::module_& module) {
@@ -178,12 +191,7 @@ void bind_outcome(nb::module_& module) {
       .def("install", &install, "generation"_a, "epoch"_a, "members"_a, "paused"_a,
            "committed_below"_a, "decisions"_a)
       .def_prop_ro("epoch", [](const Machine& self) { return self.view().epoch; })
-      .def("exclude", [](Machine& self, Generation generation, Epoch epoch,
-                         const std::string& text) {
-        Effects effects;
-        self.exclude(generation, epoch, text, effects);
-        return to_python(effects);
-      }, "generation"_a, "epoch"_a, "text"_a)
+      .def("exclude", &exclude, "generation"_a, "epoch"_a, "text"_a, "code"_a)
       .def("refusal", [](Machine& self) {
         switch (self.refusal()) {
           case Refusal::none: return "";
@@ -198,6 +206,7 @@ void bind_outcome(nb::module_& module) {
       .def_prop_ro("frozen", &Machine::frozen)
       .def_prop_ro("watermark", &Machine::watermark)
       .def_prop_ro("next_step", &Machine::next_step)
+      .def("newcomers_to", &newcomers_to, "step"_a)
       .def("participants", [](const Machine& self, StepId step) {
         nb::list peers;
         for (const Member& member : self.participants(step)) peers.append(to_python(member.peer));

@@ -126,7 +126,7 @@ class Story {
     const View next = view();
     decides_ = true;
     if (below(6) == 0) {
-      machine_.exclude(next.generation, next.epoch, "out", effects_);
+      machine_.exclude(next.generation, next.epoch, "out", SuspectCode::excluded, effects_);
       if (machine_.next_step() == 0) ends_.clear();  // as a newcomer it knows no step
       return true;
     }

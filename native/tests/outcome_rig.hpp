@@ -74,9 +74,10 @@ struct Peer {
     did.clear();
     return machine.install(view, committed_below, decisions, did);
   }
-  void exclude(Epoch epoch, Generation generation = 1) {
+  void exclude(Epoch epoch, Generation generation = 1,
+               SuspectCode code = SuspectCode::excluded) {
     did.clear();
-    machine.exclude(generation, epoch, "too slow", did);
+    machine.exclude(generation, epoch, "too slow", code, did);
   }
   template <class Kind>
   [[nodiscard]] std::vector<Kind> all() const {

@@ -207,6 +207,29 @@ TEST(exclusion_gives_inputs_back_fails_what_is_open_and_stops_all) {
   CHECK(!peer.begin());
 }
 
+TEST(who_is_put_out_for_what_it_called_is_told_so_and_remembers_no_failure) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == 0);
+  peer.exclude(2, 1, SuspectCode::descriptor);
+  CHECK(peer.all<Undo>().size() == 1);
+  CHECK(peer.all<Failed>().size() == 1);
+  CHECK(peer.all<Failed>()[0].code == SuspectCode::descriptor);
+  CHECK(peer.machine.fence(1, 3).failed.empty());  // the others go on with that step
+}
+
+TEST(who_came_in_after_the_last_step_of_that_name_is_new_to_the_entry) {
+  Peer peer = pair_of(0, 1);
+  CHECK(peer.begin() == 0);
+  CHECK(peer.machine.newcomers_to(0).empty());  // nobody knows of another one
+  peer.activate(view_of(2, {{0}, {1}, {2}}), 1);
+  CHECK(peer.begin() == 1);
+  CHECK(peer.machine.newcomers_to(1) == std::vector{peer_id(2)});
+  CHECK(peer.machine.newcomers_to(0).empty());
+  CHECK(peer.begin() == 2);
+  CHECK(peer.machine.newcomers_to(2).empty());  // it has taken part in one
+  CHECK(peer.machine.newcomers_to(7).empty());  // not open
+}
+
 TEST(exclusion_between_steps_is_told_once) {
   Peer peer = pair_of(0, 1);
   peer.exclude(2);

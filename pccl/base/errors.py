@@ -27,7 +27,8 @@ do next.  `except pccl.PcclError` catches them all; none of them leaves the libr
         └── OutcomeUnknown   ... while a step's outcome had still to be decided
 
 Invariant: errors that end a step on one member end it with the same class on every member, except
-Excluded, Left, Evicted, OutOfMemory and CoordinatorLost, which are about this process alone.
+Excluded, Left, Evicted, OutOfMemory, CoordinatorLost and the DescriptorMismatch of a newcomer that
+is put out, which are about this process alone.
 """
 
 from collections.abc import Sequence
@@ -136,8 +137,12 @@ class StepFailed(PcclError):
 
 
 class DescriptorMismatch(StepFailed):
-    """Peers posted different operations under one tag; the text names both peers and what each
-    posted.  Make shape, dtype, op and tag agree on all peers."""
+    """Peers posted different operations under one tag; the text names both peers, what each posted,
+    and which of them this process is.  Make shape, dtype, op and tag agree on all peers.
+
+    Raised on all members; but a newcomer that alone differs from the members is *put out*, as the
+    text then says: the members run the step again without it and raise nothing.  Its inputs are as
+    before, and it is in no view; a later step comes in again."""
 
     def __init__(self, reason: str, *, step: int | None = None, peers: Sequence[str] = ()) -> None:
         super().__init__(reason, step=step)

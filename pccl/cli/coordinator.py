@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -242,12 +243,23 @@ def _run(work: Coroutine[None, None, None], listen: Address) -> int:
         print_error(str(error))
         return MISUSED
     except OSError as error:
-        print_error(
-            f"cannot listen on {listen}: {explain(error)}; another coordinator may be running "
-            "there, or choose another address with --listen"
-        )
+        print_error(f"cannot listen on {listen}: {explain(error)}; {_instead(error)}")
         return MISUSED
     return 0
+
+
+def _instead(error: OSError) -> str:
+    """What to do where the coordinator cannot listen."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "another coordinator may be running there, or choose another port with --listen"
+        case errno.EADDRNOTAVAIL:
+            return (
+                "that address is none of this machine's: choose one that is with --listen "
+                "(0.0.0.0 is all of them)"
+            )
+        case _:
+            return "choose another address with --listen"
 
 
 def _raise_descriptor_limit() -> None:

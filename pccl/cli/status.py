@@ -75,6 +75,9 @@ RULES: Final = {
 """What a run goes by, in the words of the options; and what null says."""
 
 
+WAIT_SHOWN_S: Final = 2.0  # a step that has not moved for so long is worth a line
+
+
 def show(document: Mapping[str, Any], console: Console) -> None:
     """Prints a status document for people; parts that it lacks are left out."""
     console.print(
@@ -93,7 +96,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     held_back = [row for row in _rows(document, "learners") if row.get("held_back")]
     for line in (
         *map(_link, _rows(document, "links")),
-        *map(_wait, _rows(document, "waits")),
+        *map(_wait, filter(_is_long, _rows(document, "waits"))),
         *map(_held_back, held_back),
     ):
         console.print(line, markup=False, soft_wrap=True)
@@ -151,8 +154,14 @@ def _held_back(row: Mapping[str, Any]) -> str:
     return f"{name} {_text(row['held_back'])}"
 
 
+def _is_long(row: Mapping[str, Any]) -> bool:
+    """A healthy step waits as well, for as long as it takes; --json has those, too."""
+    still_s = row.get("still_s")
+    return not isinstance(still_s, int | float) or still_s >= WAIT_SHOWN_S
+
+
 def _wait(row: Mapping[str, Any]) -> str:
-    """Whom one member's oldest open step waits for."""
+    """Whom one member's oldest open step waits for, in which nothing has moved for a while."""
     others = row.get("of")
     names = ", ".join(map(_text, others)) if isinstance(others, list) else _text(others)
     return (

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pccl.base.errors import CorruptResult, NonFiniteContribution, UsageError
+from pccl.base.numbers import whole_number
 from pccl.collectives.nonfinite import NonFinite
 from pccl.communicator import Communicator
 from pccl.outcome import Outcome, Peer
@@ -85,9 +86,9 @@ class Reduced:
 
 def check_tokens(tokens: int) -> int:
     """Returns a number of tokens.  Raises UsageError if it is none."""
-    if isinstance(tokens, bool) or not hasattr(tokens, "__index__"):
+    number = whole_number(tokens)
+    if number is None:
         raise UsageError(f"tokens must be an integer, not {tokens!r}")
-    number = int(tokens.__index__())
     if not 0 <= number <= TOKENS_MAX:
         raise UsageError(f"tokens must be within 0 to {TOKENS_MAX}, not {number}")
     return number

@@ -160,9 +160,9 @@ class Run:
         over = self._over
         if isinstance(over, Aborted) and kind.ends_group:
             return Aborted(over.reason, op=op)  # whatever its own end looks like from below
-        if kind is Aborted and over is not None:
-            kind = PeerLost  # this end has closed because of the loss
-        elif kind is PcclDistError and self._missing():
+        if kind is Aborted and over is not None:  # this end has closed because of the loss
+            return PeerLost(over.reason, op=op, epoch=over.epoch, ranks=over.ranks)
+        if kind is PcclDistError and self._missing():
             kind = PeerLost
         said: PcclDistError
         text = in_torchs_terms(str(error), self._members)

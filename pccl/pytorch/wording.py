@@ -26,6 +26,7 @@ _PEER: Final = re.compile(
 )
 NAMED_MAX: Final = 8
 SEE_THERE: Final = " (its own error says why)"
+THIS_PROCESS: Final = " (this process)"  # whoever reads of ranks knows its own
 AGREE: Final = "make shape, dtype, op, tag and options agree on all peers"
 _STEP: Final = re.compile(r"\bstep \d+: ")  # counted by the library, for its own programs
 _WRONG: Final = (  # for a group: nobody comes in, and no view is tried again
@@ -66,7 +67,7 @@ def gone(ranks: Sequence[int], world: int) -> str:
 
 def by_ranks(text: str, members: Sequence[bytes]) -> str:
     """Returns what an error of the library says, of ranks and of what they called."""
-    text = _STEP.sub("", text.replace(AGREE, CALL_ALIKE))
+    text = _STEP.sub("", text.replace(AGREE, CALL_ALIKE).replace(THIS_PROCESS, ""))
     called = as_called(name_ranks(text, members))
     return called.replace(" posted nothing", f" posted nothing{SEE_THERE}")
 

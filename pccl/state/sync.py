@@ -200,6 +200,12 @@ class Sync:
             restored=self._restored,
             passed_over=table.passed_over,
         )
+        if self._session.peer_id in result.received and not right.synced:
+            _log.info(
+                "the state that this process came with is replaced by that of peer %s: all are "
+                "new, and where no state counts for more, the lowest rank's does",
+                peers[agreement.chosen],
+            )
         if result.repaired:
             _log.warning(
                 "the state of peer %s was not what the others hold at revision %d, and has been "

@@ -53,7 +53,11 @@ def test_different_operations_are_an_error_on_all_peers_that_names_both(
             assert any(name in fact["text"] for name in names[1:]), fact
             for word in words_of(kind):
                 assert word in fact["text"], (word, fact)
-        assert len({fact["text"] for fact in facts}) == 1  # all are told the same
+        told = {fact["text"].replace(" (this process)", "") for fact in facts}
+        assert len(told) == 1  # but for which of both each of them is
+        for name, fact in zip(names, facts, strict=True):
+            named = f"peer {name} " in fact["text"]
+            assert (f"peer {name} (this process) posted" in fact["text"]) == named, fact
     end_silently(peers)
 
 

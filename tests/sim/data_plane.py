@@ -353,7 +353,9 @@ class DataPlane:
         if shape != attempt.shape:
             if not attempt.accused:
                 attempt.accused = True
-                ids = (self.world.by_incarnation[sender].peer_id,)
+                assert self.engine.machine is not None
+                new = self.engine.machine.newcomers_to(step)
+                ids = (self.world.by_incarnation[sender].peer_id, self.peer.peer_id, *new)
                 text = f"step {step}: shapes {attempt.shape} and {shape}"
                 suspect = Suspect(attempt.epoch, step, SuspectCode.DESCRIPTOR, ids, text)
                 self.engine.control.suspect(suspect)

@@ -258,12 +258,14 @@ class SimEngine:
         self.control.beat()
         self.emit(ViewInstalled(epoch))
 
-    def exclude(self, generation: int, epoch: int, text: str) -> None:
+    def exclude(self, generation: int, epoch: int, text: str, code: int) -> None:
         if self.failed is not None:
             return
         self._saw(generation)
         before = self.epoch
-        self.perform(self.machine.exclude(generation, epoch, text))
+        # Whatever the program is told, the others go on with its steps.
+        assert code in (SuspectCode.EXCLUDED, SuspectCode.DESCRIPTOR)
+        self.perform(self.machine.exclude(generation, epoch, text, SuspectCode.EXCLUDED))
         if self.epoch > before:
             self.members, self._pending = (), None
             self.world.note("{} is excluded from epoch {} on", self.peer, epoch)

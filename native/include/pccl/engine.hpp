@@ -127,9 +127,10 @@ class Engine final : private ControlHost, private ExecutorHost {
   void cancel_plan(Generation generation, Epoch epoch);
   void install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
                const std::vector<Decision>& decisions);
-  /// Back among the learners: what is open fails with SuspectCode::excluded, or the next begin_step
-  /// tells; after that it waits as a newcomer's.
-  void exclude(Generation generation, Epoch epoch, const std::string& text);
+  /// Back among the learners: what is open fails with `code`, or the next begin_step tells; after
+  /// that it waits as a newcomer's.
+  void exclude(Generation generation, Epoch epoch, const std::string& text,
+               SuspectCode code = SuspectCode::excluded);
   /// Every present and later wait ends with this failure; inputs of open steps are given back.
   void fail(const std::string& code, const std::string& text);
   [[nodiscard]] View view(int& rank, std::uint32_t& group);

@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "pccl/types.hpp"
@@ -34,7 +35,7 @@ class EntryNames {
     auto found = recent_.find(name_hash);
     if (found == recent_.end()) {
       const auto before = older_.find(name_hash);
-      const Seen seen = before == older_.end() ? Seen{step, 0} : before->second;
+      const Seen seen = before == older_.end() ? Seen{step, 0, 0} : before->second;
       if (recent_.size() >= names_max) {
         some_forgotten_ = some_forgotten_ || !older_.empty();
         older_ = std::move(recent_);
@@ -46,7 +47,7 @@ class EntryNames {
     if (step > seen.step) {
       const std::uint64_t newest = step - seen.step;
       const std::uint64_t shrunk = newest / 8 + 1;
-      seen = {step, std::max(newest, seen.distance - std::min(seen.distance, shrunk))};
+      seen = {step, std::max(newest, seen.distance - std::min(seen.distance, shrunk)), newest};
     }
   }
 
@@ -65,6 +66,15 @@ class EntryNames {
     return std::max({std::uint64_t{1}, since, seen.distance});
   }
 
+  /// The step at which the program came to this name before it came to it last, if it is known.
+  [[nodiscard]] std::optional<StepId> before(std::uint64_t name_hash) const {
+    auto found = recent_.find(name_hash);
+    if (found == recent_.end()) return std::nullopt;
+    const Seen& seen = found->second;
+    if (seen.newest == 0) return std::nullopt;
+    return seen.step - seen.newest;
+  }
+
   void forget() {
     recent_.clear();
     older_.clear();
@@ -75,6 +85,7 @@ class EntryNames {
   struct Seen {
     StepId step = 0;
     std::uint64_t distance = 0;  // the greatest, decaying; 0: it came once so far
+    std::uint64_t newest = 0;    // since it came before; 0: likewise
   };
 
   /// Of a name that came once or never, as far as it is remembered.

@@ -139,7 +139,7 @@ class Executor final : public FrameSink, private LettersHost {
   void cancel_plan(Generation generation, Epoch epoch);
   Status install(const View& view, const std::vector<MemberEntry>& members, StepId committed_below,
                  const std::vector<Decision>& decisions, double now_s);
-  void exclude(Generation generation, Epoch epoch, const std::string& text);
+  void exclude(Generation generation, Epoch epoch, const std::string& text, SuspectCode code);
 
   // --- sockets ---
   void adopt(const LaneHello& hello, std::unique_ptr<Conduit> conduit, double now_s);

@@ -132,8 +132,9 @@ class OutcomeMachine {
   void cancel_plan(Generation generation, Epoch epoch, Effects& effects);
   Status install(const View& view, StepId committed_below, const std::vector<Decision>& decisions,
                  Effects& effects);
-  /// In no view from `epoch` on, but still admitted: everything open is undone and fails.
-  void exclude(Generation generation, Epoch epoch, const std::string& text, Effects& effects);
+  /// In no view from `epoch` on, but still admitted: everything open is undone and fails by `code`.
+  void exclude(Generation generation, Epoch epoch, const std::string& text, SuspectCode code,
+               Effects& effects);
 
   // --- questions ---
   [[nodiscard]] const View& view() const noexcept { return view_; }
@@ -148,6 +149,9 @@ class OutcomeMachine {
   [[nodiscard]] Generation generation() const noexcept { return generation_; }
   /// Members of the current view that take part in `step`, in rank order.
   [[nodiscard]] std::vector<Member> participants(StepId step) const;
+  /// Who cannot have taken part when this program last came to the entry of this open step: they
+  /// are new to it.  Nobody, if it has not come to it before.
+  [[nodiscard]] std::vector<PeerId> newcomers_to(StepId step) const;
   /// DONEs this peer sent lately, for a lane that died: newest last.
   [[nodiscard]] const std::deque<SendDone>& sent() const noexcept { return sent_; }
 
@@ -177,6 +181,7 @@ class OutcomeMachine {
     Digest digest;
     std::uint32_t group = 0;
     std::vector<Member> participants;  // of all groups
+    std::optional<StepId> before;  // when this program last came to an entry of that name
   };
   struct Pending {
     View view;

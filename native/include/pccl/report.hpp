@@ -94,6 +94,13 @@ struct Suspect {
   SuspectCode code = SuspectCode::none;
   std::vector<PeerId> peers;
   std::string text;
+
+  /// After the accuser's own id follow those that are new to this entry, as it knows.
+  void name_newcomers(const PeerId& self, const std::vector<PeerId>& newcomers) {
+    if (newcomers.empty()) return;
+    peers.push_back(self);
+    peers.insert(peers.end(), newcomers.begin(), newcomers.end());
+  }
 };
 
 }  // namespace pccl

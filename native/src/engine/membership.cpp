@@ -69,11 +69,12 @@ void Engine::install(const View& view, const std::vector<MemberEntry>& members,
   emit({EngineEvent::Kind::installed, view.epoch, 0, {}, {}});
 }
 
-void Engine::exclude(Generation generation, Epoch epoch, const std::string& text) {
+void Engine::exclude(Generation generation, Epoch epoch, const std::string& text,
+                     SuspectCode code) {
   check_usable();
   with_turn([&](Lock&) {
     excluded_text_ = text;
-    executor_.exclude(generation, epoch, text);
+    executor_.exclude(generation, epoch, text, code);
     after_change();
   });
   control_->beat_now();

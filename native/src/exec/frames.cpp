@@ -271,7 +271,9 @@ void Executor::check_seals(StepRecord& step) {
 void Executor::accuse(StepRecord& step, Link& link, std::string text) {
   if (step.accused) return;
   step.accused = true;
-  host_.suspect({step.epoch, step.id, SuspectCode::descriptor, {link.peer}, std::move(text)});
+  Suspect suspicion{step.epoch, step.id, SuspectCode::descriptor, {link.peer}, std::move(text)};
+  suspicion.name_newcomers(self_, machine_->newcomers_to(step.id));
+  host_.suspect(std::move(suspicion));
 }
 
 /// The frame is of an attempt that ended here: lanes are not in order among each other.

@@ -140,10 +140,11 @@ Status Executor::install(const View& view, const std::vector<MemberEntry>& membe
   return status;
 }
 
-void Executor::exclude(Generation generation, Epoch epoch, const std::string& text) {
+void Executor::exclude(Generation generation, Epoch epoch, const std::string& text,
+                       SuspectCode code) {
   if (!machine_ || abandoned_) return;
   Effects effects;
-  machine_->exclude(generation, epoch, text, effects);
+  machine_->exclude(generation, epoch, text, code, effects);
   perform(std::move(effects));
   if (machine_->rank() < 0) letters_.end_all(LetterEnd::excluded);
   purge_early();

@@ -125,7 +125,7 @@ Status OutcomeMachine::install(const View& view, StepId committed_below,
 }
 
 void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::string& text,
-                             Effects& effects) {
+                             SuspectCode code, Effects& effects) {
   // Said again, or overtaken by a view that has let this peer in since.
   if (generation < generation_ || epoch <= view_.epoch) return;
   generation_ = generation;
@@ -133,7 +133,7 @@ void OutcomeMachine::exclude(Generation generation, Epoch epoch, const std::stri
   while (!open_.empty()) {
     const auto& [id, step] = *open_.begin();
     if (!step.waiting) effects.emplace_back(Undo{id});
-    effects.emplace_back(Failed{id, SuspectCode::excluded, text});
+    effects.emplace_back(Failed{id, code, text});
     open_.erase(open_.begin());
   }
   adopt({generation, epoch, {}, Pause::none});

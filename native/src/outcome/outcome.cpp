@@ -134,8 +134,19 @@ std::optional<StepId> OutcomeMachine::begin(std::uint64_t name_hash, Effects& ef
   const StepId id = next_step_++;
   Step& step = open_[id];
   step.name_hash = name_hash;
+  step.before = names_.before(name_hash);
   start(id, step, effects);
   return id;
+}
+
+std::vector<PeerId> OutcomeMachine::newcomers_to(StepId id) const {
+  std::vector<PeerId> found;
+  const auto it = open_.find(id);
+  if (it == open_.end() || !it->second.before) return found;
+  for (const Member& member : it->second.participants) {
+    if (member.first_step > *it->second.before) found.push_back(member.peer);
+  }
+  return found;
 }
 
 void OutcomeMachine::start(StepId id, Step& step, Effects& effects) {
@@ -224,6 +235,9 @@ void OutcomeMachine::judge(StepId id, Effects& effects) {
     suspicion.text = suspicion.code == SuspectCode::digest
                          ? "results of one step differ between peers"
                          : "peers posted different operations in one step";
+    if (suspicion.code == SuspectCode::descriptor) {
+      suspicion.name_newcomers(self_, newcomers_to(id));
+    }
     effects.emplace_back(Accuse{std::move(suspicion)});
     return;
   }

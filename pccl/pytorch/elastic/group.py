@@ -229,7 +229,7 @@ class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
 
         Raises:
             Mismatch: members called different collectives, or posted different reductions, twice;
-                said on all of them.
+                said on all of them.  Once, if this one is new and does not fit in with the others.
             PcclDistError: too many steps failed one after the other; or this process is out of
                 the run and does not rejoin.
         """
@@ -282,7 +282,7 @@ class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
         if isinstance(error, DeadlineExceeded) and REFUSED in str(error) and self._state:
             self._state.advance(self._begun_with)
         if isinstance(error, DescriptorMismatch):
-            self._count_mismatch(error)
+            self._count_mismatch(error, put_out=run.communicator.session.engine.view().rank < 0)
         if isinstance(error, (Excluded, *OUT)):
             run.synced = False
             if self.replica.divided and not run.out:  # one part of a replica is behind
@@ -301,10 +301,11 @@ class ElasticGroup(ElasticCalls, ProcessGroupPccl):  # type: ignore[misc]
                 "wrap the model by elastic_ddp or elastic_fsdp, or call group.reduce_gradient"
             )
 
-    def _count_mismatch(self, error: BaseException) -> None:
-        """Once it may be that members went different ways when one was lost; twice it is a bug."""
+    def _count_mismatch(self, error: BaseException, put_out: bool = False) -> None:
+        """Once it may be that members went different ways when one was lost; twice it is a bug, and
+        so it is where the others go on without this member."""
         self._mismatches += isinstance(error, (DescriptorMismatch, Mismatch))
-        if self._mismatches > 1:
+        if put_out or self._mismatches > 1:
             self.run.leave_at_once("members called different collectives")
             raise self.run.translate(error, "commit") from error
 

@@ -39,7 +39,11 @@ def test_a_run_in_trouble_says_who_waits_for_whom_and_what_is_led_around() -> No
 
 def test_a_healthy_run_has_no_such_lines() -> None:
     hub = Hub()
-    hub.members(2)
+    a, b = hub.members(2)
+    waits = (WaitOn(b.peer_id, WaitKind.POST),)
+    a.status = {"step": 7, "waiting": Waiting.PEERS, "waits": waits}
+    hub.pass_time(1.0, beating=[a, b])
+    assert hub.status()["waits"], "as every step does for a moment"
     assert "link " not in shown(hub) and "waits in step" not in shown(hub)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pccl
 from pccl.connecting import admit
@@ -289,6 +290,8 @@ def test_an_engine_that_cannot_listen_is_the_callers_error(coordinators: Any) ->
         ({"min_world": 2000}, "min_world must be within 1 to 1024, not 2000"),
         ({"peer_group": "a"}, "peer_group must be an integer"),
         ({"lanes": "2"}, "lanes must be an integer"),
+        ({"lanes": np.array([1, 2])}, "lanes must be an integer"),
+        ({"peer_group": torch.tensor([1, 2])}, "peer_group must be an integer"),
         ({"spin_us": -7}, "spin_us must be within -1"),
         ({"straggler": 0.01}, r"straggler must be at least 0\.1 s"),
         ({"straggler": "soon"}, "straggler must be 'wait' or seconds"),

@@ -302,6 +302,9 @@ def test_a_step_is_named_once_in_what_it_ends_with_and_a_mismatch_says_what_to_d
     late = failure_of(SuspectCode.DEADLINE, "'step' was not done after 8 s on peer 264434c8", 5)
     assert str(late) == "step 5: 'step' was not done after 8 s on peer 264434c8"
     differs = failure_of(SuspectCode.DESCRIPTOR, "tag 0: ...", 5)
+    text = "tag 0: peer 264434c8 posted f32[2], peer 0a0b0c0d posted f32[3]"
+    own = str(failure_of(SuspectCode.DESCRIPTOR, text, 5, "0a0b0c0d"))
+    assert "peer 264434c8 posted f32[2], peer 0a0b0c0d (this process) posted f32[3]" in own
     assert str(differs).startswith("step 5: tag 0: ...; make shape, dtype, op, tag and options")
     bad = failure_of(SuspectCode.NONFINITE, "peer 264434c8: its contribution ...", 5)
     assert isinstance(bad, pccl.NonFiniteContribution)

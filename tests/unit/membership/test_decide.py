@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pccl.membership.decide import Accusation, Outcome, UnknownView, decide
+from pccl.membership.decide import Outcome, UnknownView, decide
 from pccl.membership.messages import StepDecision, StepOutcome
+from pccl.membership.misfits import Accusation
 from pccl.membership.view import Member, View
 from pccl.transport.native_frames import FailedStep, OpenStep, Report, SuspectCode
 
@@ -209,8 +210,8 @@ def test_a_contribution_that_is_no_number_says_why_a_step_failed_before_a_deadli
 
 def test_a_mismatch_fails_the_step_with_the_words_that_say_most() -> None:
     accusations = [
-        Accusation(STEP, SuspectCode.DESCRIPTOR, "differs"),
-        Accusation(STEP, SuspectCode.DESCRIPTOR, "A posted f32[4], B posted f32[5]"),
+        Accusation(STEP, SuspectCode.DESCRIPTOR, "differs", A),
+        Accusation(STEP, SuspectCode.DESCRIPTOR, "A posted f32[4], B posted f32[5]", B),
     ]
     outcome = decide([THREE], {A: INCOMPLETE, B: INCOMPLETE}, accusations=accusations)
     assert outcome.decisions[0].outcome == StepOutcome.FAIL
