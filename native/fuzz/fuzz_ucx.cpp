@@ -149,6 +149,7 @@ std::unique_ptr<UcpLibrary> library() {
   made->worker_query = [](ucp::Worker, ucp::WorkerAttr* attr) {
     attr->address = const_cast<std::byte*>(address.data());
     attr->address_length = address.size();
+    attr->max_am_header = 4096;
     return ucp::Ucs::ok;
   };
   made->worker_release_address = &nothing<ucp::Worker, ucp::Address*>;
