@@ -55,7 +55,6 @@ struct Ucp {
 
 void* const request = &Ucp::now;  // any address that is none of an error
 void* const error = reinterpret_cast<void*>(std::intptr_t{-3});
-
 template <class... Args>
 ucp::Ucs fine(Args...) {
   return ucp::Ucs::ok;

@@ -1,7 +1,7 @@
 // native/tests/test_ucx_rendezvous.cpp — a peer that dies or stops while UCX fetches its messages.
 //
 // Every message goes by rendezvous here: UCX holds memory of both ends for as long as it lasts.
-// Memory that a stream gives back is filled with poison and kept, so a write that comes later shows.
+// Memory that a stream gives back is filled with poison and kept: a write that comes later shows.
 // Skipped without UCX (PCCL_UCX_LIB, the system).
 //
 // Ownership: each test owns its end.
@@ -100,7 +100,7 @@ constexpr int rounds = check::sanitized ? 2 : 8;
 
 }  // namespace
 
-TEST(messages_that_are_being_fetched_from_a_killed_process_are_let_go_and_their_memory_not_written) {
+TEST(what_is_fetched_from_a_killed_process_is_let_go_and_its_memory_not_written) {
   std::vector<double> took_s;
   for (int i = 0; i < rounds; ++i) {
     ConduitEnd end;
@@ -122,7 +122,7 @@ TEST(messages_that_are_being_fetched_from_a_killed_process_are_let_go_and_their_
   check_slowest(took_s, "SIGKILL to nothing left");
 }
 
-TEST(messages_that_are_being_fetched_from_a_stopped_process_are_let_go_and_what_comes_later_is_not_written) {
+TEST(what_is_fetched_from_a_stopped_process_is_let_go_and_what_comes_later_not_written) {
   std::vector<double> took_s;
   for (int i = 0; i < rounds; ++i) {
     ConduitEnd end;

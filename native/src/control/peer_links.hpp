@@ -10,9 +10,9 @@
 //
 // A peer that nobody can dial is called over it: see CALL in docs/PROTOCOL.md.
 //
-// Who dials here may be in no view: a newcomer of which this peer hears in a moment, or one that was
-// put out and keeps its certificate.  A peer has two of these incarnations here at a time, whatever
-// it calls them, and none for longer than stranger_age_s.
+// Who dials here may be in no view: a newcomer of which this peer hears in a moment, or one that
+// was put out and keeps its certificate.  A peer has two of these incarnations here at a time,
+// whatever it calls them, and none for longer than stranger_age_s.
 //
 // Ownership: owns the connections.
 // Threads:   the control thread only.
