@@ -31,7 +31,7 @@ def ucx_peers(world: int) -> list[Who]:
 
 def ucx_version() -> str:
     """Returns the version of the libucp that peers will load; exits with 2 if there is none."""
-    for name in libraries(os.environ, sys.prefix):
+    for name in libraries(os.environ, sys.prefix, sys.base_prefix):
         try:
             library = ctypes.CDLL(name)
         except OSError:

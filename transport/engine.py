@@ -107,7 +107,7 @@ class Engine(LetterCalls):
                 spin_us=spin_us,
                 host_key=host_key,
                 shared_memory=shared_memory,
-                ucx_libraries=libraries(os.environ, sys.prefix) if ucx else [],
+                ucx_libraries=libraries(os.environ, sys.prefix, sys.base_prefix) if ucx else [],
                 **secured,
             )
         except self._error_type as error:

@@ -29,17 +29,19 @@ MISSING: Final = (
 )
 
 
-def libraries(environment: Mapping[str, str], prefix: str) -> list[str]:
+def libraries(environment: Mapping[str, str], *prefixes: str) -> list[str]:
     """Returns what to load, in order: what is named, the system's, conda's, the wheel's.
 
     Args:
         environment: the process's; a library named in PCCL_UCX_LIB is the only one.
-        prefix: of this Python, which may be a conda environment.
+        prefixes: of this Python, its own before that which it was made from: one of them is a
+            conda environment's if this Python is conda's, whether that is activated or not.
     """
     if named := environment.get(VARIABLE):
         return [named]
     found = [LIBRARY]
-    for place in dict.fromkeys((environment.get("CONDA_PREFIX", ""), prefix)):
+    # What this program runs in comes before what its shell has activated.
+    for place in dict.fromkeys((*prefixes, environment.get("CONDA_PREFIX", ""))):
         path = Path(place, "lib", LIBRARY)
         if place and path.exists():
             found.append(str(path))

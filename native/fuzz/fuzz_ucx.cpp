@@ -55,7 +55,6 @@ struct Ucp {
 
 void* const request = &Ucp::now;  // any address that is none of an error
 void* const error = reinterpret_cast<void*>(std::intptr_t{-3});
-
 template <class... Args>
 ucp::Ucs fine(Args...) {
   return ucp::Ucs::ok;
@@ -149,6 +148,7 @@ std::unique_ptr<UcpLibrary> library() {
   made->worker_query = [](ucp::Worker, ucp::WorkerAttr* attr) {
     attr->address = const_cast<std::byte*>(address.data());
     attr->address_length = address.size();
+    attr->max_am_header = 4096;
     return ucp::Ucs::ok;
   };
   made->worker_release_address = &nothing<ucp::Worker, ucp::Address*>;

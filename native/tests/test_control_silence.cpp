@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <vector>
+
 #include "control_rig.hpp"
 
 namespace {
@@ -44,6 +46,44 @@ TEST(a_peer_whose_beats_stop_is_silent_and_its_connection_ends) {
   CHECK(wire.ends());
   CHECK(a.host.look([](auto& seen) { return seen.silent; }) ==
         (std::vector<PeerId>{id<PeerId>(2)}));
+}
+
+TEST(of_a_peer_two_incarnations_that_nobody_knows_are_heard_for_a_while_and_those_known_for_good) {
+  ControlConfig config = strict();
+  config.peer_silence_s = patience_s;
+  config.stranger_age_s = 0.5;
+  Peer a(1, config);
+  PeerEndpoint member;
+  member.peer = id<PeerId>(77);
+  member.incarnation = 70;
+  a.host.met.push_back(member);
+  a.admit(nowhere);
+  const auto call = [&](Incarnation incarnation, std::uint8_t peer = 77) {
+    auto hello = a.hello(Purpose::peer_control);
+    hello.incarnation = incarnation;
+    hello.peer = id<PeerId>(peer);
+    Wire wire = Wire::dial(a.control.port());
+    wire.write(hello);
+    return wire;
+  };
+  CHECK(eventually([&] { return call(1, 78).next<frames::Welcome>().has_value(); }));
+  Wire known = call(70);
+  CHECK(known.next<frames::PeerBeat>().has_value());
+  const double began_s = monotonic_s();
+  std::vector<Wire> made_up;
+  for (Incarnation incarnation = 71; incarnation < 81; ++incarnation) {
+    made_up.push_back(call(incarnation));
+    CHECK(made_up.back().next<frames::PeerBeat>().has_value());
+  }
+  const double all_s = monotonic_s() - began_s;
+  for (std::size_t i = 0; i < 8; ++i) CHECK(made_up[i].ends());
+  CHECK(monotonic_s() - began_s < 0.5 || all_s > 0.25);  // at once: for want of room
+  for (std::size_t i = 8; i < 10; ++i) {
+    CHECK(made_up[i].ends());
+    CHECK(monotonic_s() - began_s >= 0.5);
+  }
+  for (int i = 0; i < 10; ++i) CHECK(known.next<frames::PeerBeat>().has_value());
+  CHECK(a.host.look([](auto& seen) { return seen.silent.empty(); }));
 }
 
 TEST(two_peers_that_beat_are_never_silent_and_one_that_is_stopped_is_silent_to_the_other) {

@@ -2,41 +2,18 @@
 // Ownership: each test owns both ends.
 // Threads:   one.
 // Errors:    CHECKs.
-#include <spawn.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
-#include <cstdlib>
 #include <set>
-#include <string>
 
 #include "conduit_rig.hpp"
-#include "ucx_rig.hpp"
+#include "ucx_sender.hpp"
 
 using namespace pccl;
 
 namespace {
-
-constexpr const char* sender_variable = "PCCL_TEST_UCX_SENDER";
-constexpr int sender_fd = 100;
-
-/// A process that sends without end: a new one, since UCX has threads that a forked one would lack.
-pid_t start_sender(Fd connected) {
-  posix_spawn_file_actions_t actions;
-  CHECK(::posix_spawn_file_actions_init(&actions) == 0);
-  CHECK(::posix_spawn_file_actions_adddup2(&actions, connected.get(), sender_fd) == 0);
-  std::string program = "/proc/self/exe";
-  std::string test = "a_process_that_sends_until_it_is_killed";
-  const std::array<char*, 3> arguments{program.data(), test.data(), nullptr};
-  CHECK(::setenv(sender_variable, "1", 1) == 0);
-  pid_t child = -1;
-  CHECK(::posix_spawn(&child, program.c_str(), &actions, nullptr, arguments.data(), environ) == 0);
-  CHECK(::unsetenv(sender_variable) == 0);
-  (void)::posix_spawn_file_actions_destroy(&actions);
-  return child;
-}
 
 /// Two ends in one process, each with a worker of its own.
 struct Pair {
@@ -170,25 +147,6 @@ TEST(more_ready_conduits_than_events_have_their_turns_one_after_another) {
   CHECK(told.size() == count);
 }
 
-// Only what start_sender starts runs it.
-TEST(a_process_that_sends_until_it_is_killed) {
-  if (std::getenv(sender_variable) == nullptr) return;
-  ConduitEnd end;
-  end.worker = ucx_worker();
-  if (!end.worker) return;
-  end.conduit = end.worker->conduit(make_socket_conduit(Fd(sender_fd)));
-  end.begin();
-  const auto bytes = pattern(50'000'000, 8);
-  std::vector<std::byte> none;
-  std::size_t sent = 0;
-  const double until_s = monotonic_s() + 2 * conduit_patience_s;
-  while (!end.closed && monotonic_s() < until_s) {
-    end.send(bytes, sent);
-    end.turn(10);
-    end.receive(none, 1000);  // a conduit hears the answer to its question here
-  }
-}
-
 TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_second) {
   ConduitEnd end;
   end.worker = ucx_worker();
@@ -211,7 +169,7 @@ TEST(a_process_that_is_killed_amid_a_message_closes_the_other_end_within_a_secon
     end.receive(there, 1 << 20);
   }
   CHECK(end.closed && monotonic_s() - killed_s < 1.0);
-  const auto whole = pattern(50'000'000, 8);
+  const auto whole = sent_by_sender();
   CHECK(there.size() < whole.size() && std::equal(there.begin(), there.end(), whole.begin()));
   end.conduit.reset();
   while (end.worker->report().streams > 0 && monotonic_s() < until_s) end.turn(1);

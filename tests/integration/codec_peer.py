@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import pccl
+from tests.integration.peer_wire import wire
 
 KINDS = ("int8", "int4", "fp8")
 LIMITS = {"int8": 127, "int4": 7}
@@ -238,7 +239,9 @@ def main() -> int:
     address, program, index, count = sys.argv[1:5]
     min_world = None if program == "loop" else int(count)
     try:
-        with pccl.connect(address, timeout_s=20, step_timeout_s=60, min_world=min_world) as comm:
+        with pccl.connect(
+            address, timeout_s=20, step_timeout_s=60, min_world=min_world, **wire()
+        ) as comm:
             tell(peer=comm.peer_id.hex(), pid=os.getpid())
             comm.wait_for(int(count), timeout_s=30)
             PROGRAMS[program](comm, int(index), int(count))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import pccl
+from tests.integration.peer_wire import wire
 
 SIZES = (0, 1, 7, 70_001)
 LARGE = 400_000
@@ -332,13 +333,6 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, int, int], None]] = {
     "changing": changing,
     "seated": seated,
 }
-
-
-def wire() -> dict[str, Any]:
-    """Returns what the story says of the transport; over UCX all of it goes by UCX."""
-    if os.environ.get("PEER_TRANSPORT") != "ucx":
-        return {}
-    return {"transport": "ucx", "shared_memory": False}
 
 
 def main() -> int:

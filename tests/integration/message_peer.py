@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import pccl
+from tests.integration.peer_wire import wire
 
 SIZES = (0, 1, 1000, 65_536, 65_537, 700_001)
 LARGE = 16 << 20  # 64 MiB of int32
@@ -211,7 +212,7 @@ PROGRAMS: dict[str, Callable[[pccl.Communicator, Peers], None]] = {
 def main() -> int:
     address, program, _, count = sys.argv[1:5]
     try:
-        with pccl.connect(address, timeout_s=20, step_timeout_s=60) as comm:
+        with pccl.connect(address, timeout_s=20, step_timeout_s=60, **wire()) as comm:
             comm.wait_for(int(count), timeout_s=30)
             peers = comm.all_reduce(np.ones(1)).contributors
             assert len(peers) == int(count)

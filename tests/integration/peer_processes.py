@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pccl.membership.service import CoordinatorThread
+from tests.integration.peer_wire import asked_for_ucx, went_by_ucx
 
 PROGRAM = Path(__file__).with_name("peer_program.py")
 WAIT_S = 60.0
@@ -33,6 +34,7 @@ class PeerProcess:
         within: Sequence[str] = (),
     ) -> None:
         """`within`: words before the command, which say where to run it."""
+        self.over_ucx = asked_for_ucx()
         command = [sys.executable, str(file), address, program, str(index), str(count)]
         self.process = subprocess.Popen(
             [*within, *command],
@@ -117,6 +119,11 @@ class PeerProcess:
             reader.join(WAIT_S)
         return code
 
+    def stayed_on_tcp(self) -> bool:
+        """Tells whether it came to its end without UCX although that was asked for."""
+        ended = self.process.returncode == 0
+        return self.over_ucx and ended and not went_by_ucx("".join(self._errors))
+
     def errors(self) -> str:
         return "".join(self._errors)[-4000:]
 
@@ -153,6 +160,8 @@ class Run:
         for peer in self.peers:
             peer.discard()
         self.coordinator.stop()
+        if kind is None and len(self.peers) > 1:
+            assert not any(peer.stayed_on_tcp() for peer in self.peers)
 
     @property
     def address(self) -> str:

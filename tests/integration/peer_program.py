@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 import threading
@@ -18,19 +17,11 @@ from typing import Any
 import numpy as np
 
 import pccl
+from tests.integration.peer_wire import wire
 
 OPS = ("sum", "avg", "prod", "min", "max")
 SIZES = (0, 1, 7, 1000, 70_001)  # none, fewer than peers, odd, and more than one slice
 CODES = "f8 f4 f2 i1 u1 i2 u2 i4 u4 i8 u8 ?".split()
-
-
-def wire() -> dict[str, Any]:
-    """Returns what the story says of the transport; over UCX alone all of it goes by UCX."""
-    told = os.environ.get("PEER_TRANSPORT", "")
-    if not told.startswith("ucx"):
-        return {}
-    logging.basicConfig(level=logging.WARNING)  # what UCX chose is told there
-    return {"transport": "ucx", "shared_memory": None if "memory" in told else False}
 
 
 def tell(**facts: Any) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 import pccl
 from pccl.sparse import exchange
+from tests.integration.peer_wire import wire
 
 SHAPES = [(64, 128), (64, 64), (30,)]
 TOP = 16
@@ -147,7 +148,7 @@ def main() -> None:
     if "dense" in words:
         exchange.dense_is_cheaper = lambda *_: True
     try:
-        with pccl.connect(address, timeout_s=30.0) as comm:
+        with pccl.connect(address, timeout_s=30.0, **wire()) as comm:
             tell(peer=str(comm.peer_id))
             comm.wait_for(count)
             if "nan" in words:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import pccl
+from tests.integration.peer_wire import wire
 from tests.integration.state_kinds import (
     Halting,
     Liar,
@@ -134,7 +135,9 @@ def trains(address: str, index: int, count: int) -> None:
         checkpoints = pccl.Checkpoints(
             Path(disks) / str(index), every=5, copies=None if copies is None else int(copies)
         )
-    with pccl.connect(address, state=state, min_world=founders, checkpoint_dir=checkpoints) as comm:
+    with pccl.connect(
+        address, state=state, min_world=founders, checkpoint_dir=checkpoints, **wire()
+    ) as comm:
         tell(peer=str(comm.peer_id))
         if founders is not None:
             comm.wait_for(founders)
@@ -156,7 +159,7 @@ def hopeless(address: str, index: int, count: int) -> None:
     """A newcomer that gives up after a few seconds, says why, and that it is no worse for it."""
     size, pace = int(os.environ["PCCL_TEST_SIZE"]), float(os.environ["PCCL_TEST_PACE"])
     state = pccl.SharedState(fresh(77, size), pace=pace)
-    with pccl.connect(address, state=state, step_timeout_s=15.0) as comm:
+    with pccl.connect(address, state=state, step_timeout_s=15.0, **wire()) as comm:
         tell(peer=str(comm.peer_id))
         try:
             with comm.step("outer") as step:
@@ -205,7 +208,7 @@ def small_disk(address: str, index: int, count: int) -> None:
 
 @contextlib.contextmanager
 def connected(address: str, count: int, timeout_s: float = 60.0) -> Any:
-    with pccl.connect(address, min_world=min(2, count), timeout_s=timeout_s) as comm:
+    with pccl.connect(address, min_world=min(2, count), timeout_s=timeout_s, **wire()) as comm:
         comm.wait_for(count)
         tell(peer=str(comm.peer_id))
         yield comm

@@ -40,7 +40,7 @@ def _found() -> bool:
     # In a process of its own: UCX stays in one that has loaded it.
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if any(map(_loads, libraries(os.environ, sys.prefix))) else 1)
+        os._exit(0 if any(map(_loads, libraries(os.environ, sys.prefix, sys.base_prefix))) else 1)
     return os.waitpid(pid, 0)[1] == 0
 
 

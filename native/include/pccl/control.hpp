@@ -103,6 +103,7 @@ struct ControlConfig {
   std::uint32_t half_open_max = 64;       // handshakes under way, of those who are no members
   double peer_beat_s = 0.5;
   double peer_silence_s = 1.5;            // without a beat: the way is cut; at least 20 round trips
+  double stranger_age_s = 15.0;           // so long has peer control who is in no view or plan
   std::shared_ptr<const TlsContext> tls{};  // of a secured run: every connection needs it
 };
 

@@ -16,6 +16,7 @@ namespace {
 
 constexpr double round_trips_min = 20;  // of any patience: a lost beat is repeated by TCP
 constexpr std::size_t links_max = 2 * frames::peers_max;  // a pair that dialled at once has two
+constexpr std::size_t strange_incarnations_max = 2;  // as of lanes: one may be about to come
 
 }  // namespace
 
@@ -27,6 +28,9 @@ void PeerLinks::adopt(FramedSocket socket, PeerId peer, Incarnation incarnation,
       return !old.dialled && old.peer == peer && old.incarnation == incarnation;
     });
   }
+  // Whom this side dials it knows.
+  const bool strange = !dialled && !known(peer, incarnation);
+  if (strange) make_room_for(peer);
   const std::uint64_t serial = ++context_.serial;
   set_liveness_options(socket.fd());
   socket.set_body_bytes_max(frames::read_body_bytes_max);
@@ -36,8 +40,42 @@ void PeerLinks::adopt(FramedSocket socket, PeerId peer, Incarnation incarnation,
   }
   if (links_.empty()) next_beat_s_ = now_s + context_.config.peer_beat_s;
   Link& link = links_[serial];
-  link = Link{std::move(socket), peer, incarnation, dialled, now_s};
+  link = Link{std::move(socket), peer, incarnation, dialled, now_s,
+              strange ? now_s : no_deadline};
   if (!beat(serial, link, context_.host.status())) links_.erase(serial);
+}
+
+bool PeerLinks::known(PeerId peer, Incarnation incarnation) const {
+  PeerEndpoint endpoint;
+  return context_.host.endpoint_of(peer, incarnation, endpoint);
+}
+
+/// The eldest of those that nobody has heard of goes.
+void PeerLinks::make_room_for(PeerId peer) {
+  auto eldest = links_.end();
+  std::size_t count = 0;
+  for (auto link = links_.begin(); link != links_.end(); ++link) {
+    Link& one = link->second;
+    if (one.peer != peer || !one.strange()) continue;
+    if (known(peer, one.incarnation)) {  // by now
+      one.strange_since_s = no_deadline;
+      continue;
+    }
+    ++count;
+    if (eldest == links_.end() || one.strange_since_s < eldest->second.strange_since_s) {
+      eldest = link;
+    }
+  }
+  if (count >= strange_incarnations_max) links_.erase(eldest);
+}
+
+void PeerLinks::drop_strangers(double now_s) {
+  for (auto& [serial, link] : links_) {
+    if (link.strange() && known(link.peer, link.incarnation)) link.strange_since_s = no_deadline;
+  }
+  std::erase_if(links_, [&](const auto& entry) {
+    return now_s - entry.second.strange_since_s >= context_.config.stranger_age_s;
+  });
 }
 
 bool PeerLinks::has(PeerId peer, Incarnation incarnation) const noexcept {
@@ -138,6 +176,7 @@ void PeerLinks::on_time(double now_s) {
   forgive_lag(now_s);
   if (links_.empty() || now_s < next_beat_s_) return;
   judge(now_s);
+  drop_strangers(now_s);
   next_beat_s_ = now_s + std::max(context_.config.peer_beat_s, interval_s_min);
   const HeartbeatStatus status = context_.host.status();
   for (auto link = links_.begin(); link != links_.end();) {

@@ -10,6 +10,10 @@
 //
 // A peer that nobody can dial is called over it: see CALL in docs/PROTOCOL.md.
 //
+// Who dials here may be in no view: a newcomer of which this peer hears in a moment, or one that
+// was put out and keeps its certificate.  A peer has two of these incarnations here at a time,
+// whatever it calls them, and none for longer than stranger_age_s.
+//
 // Ownership: owns the connections.
 // Threads:   the control thread only.
 // Errors:    a connection that fails in any way is closed.
@@ -59,7 +63,13 @@ class PeerLinks {
     Incarnation incarnation = 0;
     bool dialled = false;
     double heard_s = 0;
+    double strange_since_s = no_deadline;  // the host does not know it
+    [[nodiscard]] bool strange() const noexcept { return strange_since_s < no_deadline; }
   };
+  using Links = std::unordered_map<std::uint64_t, Link>;
+  [[nodiscard]] bool known(PeerId peer, Incarnation incarnation) const;
+  void make_room_for(PeerId peer);
+  void drop_strangers(double now_s);
   void forgive_lag(double now_s) noexcept;
   void judge(double now_s);
   [[nodiscard]] bool silent(const Link& link, double now_s) const noexcept;
@@ -67,7 +77,7 @@ class PeerLinks {
   bool hear(std::uint64_t serial, Link& link, std::uint32_t bits, double now_s);
 
   Context& context_;
-  std::unordered_map<std::uint64_t, Link> links_;
+  Links links_;
   std::vector<Called> calls_;
   double next_beat_s_ = 0;
   double ran_s_ = 0;  // when timers were last looked at

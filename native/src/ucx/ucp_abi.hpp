@@ -66,7 +66,7 @@ struct WorkerParams {
 };
 
 struct WorkerAttr {
-  enum : std::uint64_t { has_address = 2, has_address_flags = 4 };
+  enum : std::uint64_t { has_address = 2, has_address_flags = 4, has_max_am_header = 8 };
   enum : std::uint32_t { net_only = 1 };
   std::uint64_t field_mask;
   int thread_mode;

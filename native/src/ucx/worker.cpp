@@ -36,6 +36,16 @@ ucp::Ucs prefer(const UcpLibrary& library, ucp::Config* config, const std::strin
   return library.config_modify(config, variable.c_str() + std::string_view("UCX_").size(), value);
 }
 
+// Far above what UCX says of itself: a few hundred bytes, and some tens of thousands.
+constexpr std::size_t address_bytes_max = 1 << 20;
+constexpr std::size_t am_header_bytes_max = 0xffffffff;
+
+std::string failure(const UcpLibrary& library, const char* call, ucp::Ucs status) {
+  return "UCX " + library.version + ": " + call + " failed with status " +
+         std::to_string(static_cast<int>(status)) +
+         " (UCX_TLS and UCX_NET_DEVICES choose among its transports)";
+}
+
 // Then others are asked again for each lane.
 constexpr std::size_t out_of_reach_max = 1024;
 
@@ -62,9 +72,7 @@ bool UcxWorkerImpl::open(bool loopback, std::string& obstacle) {
   using ucp::Ucs;
   const auto fails = [&](const char* call, Ucs status) {
     if (status == Ucs::ok) return false;
-    obstacle = "UCX " + library_->version + ": " + call + " failed with status " +
-               std::to_string(static_cast<int>(status)) + " (UCX_TLS and UCX_NET_DEVICES choose "
-               "among its transports)";
+    obstacle = failure(*library_, call, status);
     return true;
   };
   ucp::Config* config = nullptr;
@@ -99,10 +107,40 @@ bool UcxWorkerImpl::open(bool loopback, std::string& obstacle) {
     obstacle = "UCX " + library_->version + " takes no handlers of active messages";
     return false;
   }
-  ucp::WorkerAttr attr{};
-  attr.field_mask = ucp::WorkerAttr::has_address | ucp::WorkerAttr::has_address_flags;
-  attr.address_flags = ucp::WorkerAttr::net_only;
-  if (fails("ucp_worker_query", library_->worker_query(ucp_.worker, &attr))) return false;
+  return learn_address(obstacle);
+}
+
+/// How others reach it.  The first that UCX writes by itself into a structure of ours: one whose
+/// structures are others is found out here, before it is trusted with memory.
+bool UcxWorkerImpl::learn_address(std::string& obstacle) {
+  using ucp::WorkerAttr;
+  constexpr int untouched = 0x5a;
+  WorkerAttr attr;
+  std::memset(&attr, untouched, sizeof attr);
+  WorkerAttr before;
+  std::memcpy(&before, &attr, sizeof attr);
+  attr.field_mask = WorkerAttr::has_address | WorkerAttr::has_address_flags |
+                    WorkerAttr::has_max_am_header;
+  attr.address_flags = WorkerAttr::net_only;
+  const ucp::Ucs status = library_->worker_query(ucp_.worker, &attr);
+  if (status != ucp::Ucs::ok) {
+    obstacle = failure(*library_, "ucp_worker_query", status);
+    return false;
+  }
+  const bool asked = attr.address != before.address && attr.address != nullptr &&
+                     attr.address_length > 0 && attr.address_length <= address_bytes_max &&
+                     attr.max_am_header >= sizeof(UcxStream::Header) &&
+                     attr.max_am_header <= am_header_bytes_max;
+  // What was not asked for is as it was.
+  before.field_mask = attr.field_mask;
+  before.address_flags = attr.address_flags;
+  before.address = attr.address;
+  before.address_length = attr.address_length;
+  before.max_am_header = attr.max_am_header;
+  if (!asked || std::memcmp(&attr, &before, sizeof attr) != 0) {
+    obstacle = "UCX " + library_->version + " has other structures than those of UCX 1.13";
+    return false;
+  }
   const auto* bytes = static_cast<const std::byte*>(attr.address);
   address_.assign(bytes, bytes + attr.address_length);
   library_->worker_release_address(ucp_.worker, attr.address);

@@ -58,6 +58,7 @@ class UcxWorkerImpl final : public UcxWorker {
   ucp::Ucs hear(unsigned id, const void* header, std::size_t header_size, void* data,
                 std::size_t bytes, const ucp::ReceivedParam* param) noexcept;
   bool handle(unsigned id, ucp::Received callback) noexcept;
+  bool learn_address(std::string& obstacle);
   void settle(UcxStream& stream) noexcept;
   [[nodiscard]] bool any_ready() const noexcept;
   [[nodiscard]] bool gave_up(const std::string& machine) const noexcept;

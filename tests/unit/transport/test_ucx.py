@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,53 @@ from pccl.transport import ucx
 from pccl.transport.engine_events import StepDecided, UcxChose, parse_event
 
 
-def test_a_named_library_is_the_only_one_and_conda_comes_before_the_wheel(tmp_path: Path) -> None:
-    assert ucx.libraries({ucx.VARIABLE: "/there/libucp.so"}, str(tmp_path)) == ["/there/libucp.so"]
-    conda, prefix = tmp_path / "conda", tmp_path / "prefix"
-    for place in (conda, prefix):
-        (place / "lib").mkdir(parents=True)
-        (place / "lib" / ucx.LIBRARY).touch()
-    found = ucx.libraries({"CONDA_PREFIX": str(conda)}, str(prefix))
-    assert found[:3] == [
-        ucx.LIBRARY,
-        str(conda / "lib" / ucx.LIBRARY),
-        str(prefix / "lib" / ucx.LIBRARY),
-    ]
-    assert ucx.libraries({}, str(tmp_path / "none"))[0] == ucx.LIBRARY
+def _with_library(folder: Path) -> Path:
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / ucx.LIBRARY).touch()
+    return folder
+
+
+def _of_wheel(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    """A wheel lies there; returns its library."""
+    module = _with_library(folder / "libucx")
+    (module / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "libucx", raising=False)
+    return str(module / "lib" / ucx.LIBRARY)
+
+
+def test_a_named_library_is_the_only_one(tmp_path: Path) -> None:
+    own = str(_with_library(tmp_path))
+    assert ucx.libraries({ucx.VARIABLE: "/there/libucp.so"}, own) == ["/there/libucp.so"]
+
+
+def test_the_system_s_comes_first_then_conda_s_then_the_wheel_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = _of_wheel(monkeypatch, tmp_path / "site")
+    own, base, active = (_with_library(tmp_path / name) for name in ("own", "base", "active"))
+    found = ucx.libraries({"CONDA_PREFIX": str(active)}, str(own), str(base))
+    of_conda = [str(place / "lib" / ucx.LIBRARY) for place in (own, base, active)]
+    assert found == [ucx.LIBRARY, *of_conda, wheel]
+
+
+def test_a_conda_environment_that_nobody_activated_is_found_by_its_own_prefix_and_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = _of_wheel(monkeypatch, tmp_path / "site")
+    conda = str(_with_library(tmp_path / "conda"))
+    library = str(Path(conda, "lib", ucx.LIBRARY))
+    # Its own Python; a virtual environment made by that; and the same, activated.
+    assert ucx.libraries({}, conda, conda) == [ucx.LIBRARY, library, wheel]
+    assert ucx.libraries({}, str(tmp_path / "venv"), conda) == [ucx.LIBRARY, library, wheel]
+    activated = {"CONDA_PREFIX": conda}
+    assert ucx.libraries(activated, conda, conda) == [ucx.LIBRARY, library, wheel]
+
+
+def test_what_is_not_there_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = _of_wheel(monkeypatch, tmp_path / "site")
+    empty = {ucx.VARIABLE: "", "CONDA_PREFIX": ""}
+    assert ucx.libraries(empty, str(tmp_path / "none")) == [ucx.LIBRARY, wheel]
 
 
 def test_only_the_want_of_a_library_is_an_error_of_connecting() -> None:
