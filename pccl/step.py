@@ -165,7 +165,8 @@ class Step(StepCollectives):
 
         Args:
             array: numpy array, torch CPU tensor or other shared memory; C-contiguous; element
-                count, dtype, op and tag alike on all members.  Borrowed until the step ends.
+                count, dtype, op and tag alike on all members; shapes are not compared, [2, 3] is as
+                good as [3, 2].  Borrowed until the step ends.
                 Complex numbers have sum and avg, 8-bit floats nothing.
             op: sum, avg (or mean), prod (or product), min or max.
             tag: names the operation within the step; None numbers operations in program order.

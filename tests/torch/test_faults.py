@@ -112,6 +112,8 @@ def test_a_stopped_first_rank_ends_the_call_of_every_other(how: str) -> None:
         for rank in (1, 2):
             first, second, third, kept = ranks.hear(rank)
             assert "[pccl:PEER_LOST" in first[1] and "rank 0" in first[1], first
+            assert "rank 0, whose process ran the coordinator" in first[1], first
+            assert "is closed" not in first[1] and "has left" not in first[1], first
             assert first[2] < 30.0, first
             assert second[0] == third[0] == "StaleView" and kept[1] == "True"
             assert ranks.exit_code(rank) == 0
