@@ -25,7 +25,7 @@ from pccl.arguments import (
     parse_underflow,
 )
 from pccl.base.errors import ConnectError, PcclError, UsageError
-from pccl.base.log import get_logger, warn_aloud
+from pccl.base.log import get_logger
 from pccl.communicator import Communicator
 from pccl.drain_signal import DrainOnSigterm
 from pccl.identity import load_or_make_key, peer_id_of, this_host_key
@@ -203,7 +203,7 @@ def admit(
         quiet_s = min(WAIT_QUIET_S, config.connect_timeout_s)
         if not agent.wait_until(lambda now: now.admitted is not None, quiet_s):
             why = agent.standing.waits or f"no answer from {', '.join(map(str, config.addresses))}"
-            warn_aloud(_log, f"not admitted for {quiet_s:g} s: {why}")
+            _log.warning("not admitted for %g s: %s", quiet_s, why)
         # The agent keeps the time itself; the margin lets its own, better text come first.
         left_s = config.connect_timeout_s - quiet_s + 1.0
         agent.wait_until(lambda now: now.admitted is not None, left_s)
