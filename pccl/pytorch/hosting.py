@@ -39,6 +39,7 @@ PROFILE = replace(LAN, initial_settle_s=0.02, lease_s=6.0, suspect_grace_s=3.0, 
 RETIRE_S = 5.0  # the others are told within a flush, which takes 2 s at most
 POLL_S = 0.03
 STATUS_S = 1.0
+STOP_S = 2.0
 TICKET_S = 86_400.0  # for enrolling; who is in renews its certificate without it
 _retiring: set[threading.Thread] = set()
 
@@ -134,7 +135,7 @@ def retire(coordinator: Hosted) -> None:
 def join_retired() -> None:
     """Waits until the coordinators that retire have ended, which is bounded."""
     for thread in list(_retiring):
-        thread.join(RETIRE_S + STATUS_S)
+        thread.join(RETIRE_S + STATUS_S + STOP_S)  # a question may begin as the time ends
 
 
 def _retire(coordinator: Hosted, pid: int) -> None:

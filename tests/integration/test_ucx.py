@@ -23,7 +23,7 @@ from pccl.membership.service import CoordinatorThread
 from pccl.membership.service_status import fetch_status_now
 from pccl.transport.address import parse_address
 from pccl.transport.ucx import libraries
-from tests.integration.peer_processes import Run
+from tests.integration.peer_processes import TCP_WILL_DO, Run
 
 COLLECTIVES = Path(__file__).with_name("collective_peer.py")
 
@@ -88,6 +88,7 @@ def test_where_the_ports_of_ucx_are_closed_all_goes_on_by_tcp(verdict: str) -> N
         "VERDICT": verdict,
         "PYTHON": sys.executable,
         "STORY": story,
+        TCP_WILL_DO: "1",
     }
     done = subprocess.run(
         ["unshare", "-n", "sh", "-c", CLOSED],

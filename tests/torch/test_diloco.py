@@ -125,13 +125,13 @@ def test_an_entry_that_fails_on_all_is_passed_later_and_nothing_is_lost(method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_joiner_whose_entry_fails_on_all_comes_in_when_it_tries_again(method: str) -> None:
+def test_a_joiner_whose_entry_does_not_fit_in_comes_in_when_it_tries_again(method: str) -> None:
     with Members(train, method, 60) as members:
         members.start(0, 1, start=2, pause_s=0.02)
         members.await_step(0, 4)
         members.start(2, pause_s=0.02, spoil_entry_at=1)
         found = results(members, 0, 1, 2)
-    assert [len(one.failed) for one in found] == [1, 1, 1]
+    assert [len(one.failed) for one in found] == [0, 0, 1]  # the members run it without this one
     assert len({one.parameters[-1].tobytes() for one in found}) == 1
     assert len({one.digests[60] for one in found}) == 1
     assert [len(contributors) for _, _, contributors, _ in found[0].history][-1] == 3

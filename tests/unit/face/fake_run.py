@@ -11,6 +11,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -315,7 +316,7 @@ class FakeAgent:
             admitted=m.Admitted(b"r" * 16, 1, 1, 1, b"s" * 16, 1, 0.25, 3.0, 0, 1)
         )
         self.credentials = None  # the run is not secured
-        self.group = 0
+        self.config = SimpleNamespace(group=0, seat=0)
         self.on_stream: Callable[[int, bytes], None] | None = None
         self.steps_decided = 0
         self.wanted: list[int] = []
